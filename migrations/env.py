@@ -1,0 +1,23 @@
+"""Alembic's entry: `outbox-relay migrate` hands over a connection; `alembic upgrade head` opens its own."""
+
+from alembic import context
+from sqlalchemy import create_engine
+
+from outbox import models, settings, sqlite
+
+options = {"target_metadata": models.metadata, "version_table": models.VERSION_TABLE}
+
+if context.is_offline_mode():
+    context.configure(dialect_name="sqlite", literal_binds=True, **options)
+    with context.begin_transaction():
+        context.run_migrations()
+elif (given := context.config.attributes.get("connection")) is not None:
+    context.configure(connection=given, **options)
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    engine = create_engine(settings.load().database_url or "sqlite:///outbox.db")
+    sqlite.prepare(engine)
+    with engine.begin() as connection:
+        context.configure(connection=connection, **options)
+        context.run_migrations()

@@ -1,0 +1,179 @@
+"""What a document, an id and a name may be: checked and serialised once, at write.
+
+The relay splices the stored text into its requests as it is, so nothing may reach the table that means something
+else on the wire. The limits of ids and index names are those of Elasticsearch (`MetadataCreateIndexService`,
+`IndexRequest`); the ones of JSON text are those of its parser.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from outbox.errors import InvalidDocument, InvalidName, shortened
+
+MAX_ID_BYTES = 512
+MAX_INDEX_NAME_BYTES = 255
+MAX_DEPTH = 100
+
+_ILLEGAL_IN_INDEX = re.compile(r'[\\/*?"<>| ,#:\x00-\x1f\x7f]')
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
+
+
+class _Unfit(Exception):
+    """A value that cannot be stored; `path` is completed on the way out."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.path: list[str] = []
+
+
+def serialise(document: Mapping[str, Any], *, max_bytes: int) -> str:
+    """The document as JSON text on one line, in the form the relay will send it.
+
+    Accepts mappings, sequences, `str`, `int` (64 bits), `float`, `bool`, `None`, `datetime` and `date` (as ISO
+    8601), `UUID`, `Decimal` (as a number, all digits kept) and `Enum` (its value).
+    Raises `InvalidDocument` that names the field, for NaN and infinities, NUL, lone surrogates, keys that are no
+    strings, anything else, and for more than `max_bytes` bytes.
+    """
+    if not isinstance(document, Mapping):
+        raise InvalidDocument(f"a document must be a mapping, this is {shortened(document)}; pass a dict")
+    try:
+        _check(document, 0)
+        data = orjson.dumps(document, default=_default, option=_OPTIONS)
+    except _Unfit as unfit:
+        field = ".".join(reversed(unfit.path))
+        raise InvalidDocument(f"document field {shortened(field)}: {unfit}") from None
+    except orjson.JSONEncodeError as error:
+        raise InvalidDocument(f"the document cannot become JSON: {error}") from None
+    if len(data) > max_bytes:
+        raise InvalidDocument(
+            f"the document has {len(data):,} bytes of JSON, more than OUTBOX_MAX_DOCUMENT_BYTES={max_bytes:,}; "
+            "send fewer or shorter fields, or raise the setting"
+        )
+    return data.decode()
+
+
+def _check(value: Any, depth: int) -> None:
+    """Raise `_Unfit` for what orjson would accept and change, or refuse without saying where."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise _Unfit("contains NUL (U+0000), which search engines and databases mangle; remove it")
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise _Unfit("contains a lone surrogate, which is no Unicode text; decode it properly") from None
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise _Unfit(f"is {value}, which JSON cannot express; use None or leave the field out")
+    elif value is None or isinstance(value, int):
+        if value is not None and not -(2**63) <= value < 2**64:
+            raise _Unfit("is an integer of more than 64 bits; send it as a string")
+    elif isinstance(value, Decimal):
+        if not value.is_finite():
+            raise _Unfit(f"is {value}, which JSON cannot express; use None or leave the field out")
+    elif isinstance(value, enum.Enum):
+        _check(value.value, depth)
+    elif isinstance(value, Mapping):
+        if depth >= MAX_DEPTH:
+            raise _Unfit(f"is nested more than {MAX_DEPTH} levels deep (or contains itself)")
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise _Unfit(f"has the key {shortened(key)}, which is no string; use str()")
+            try:
+                _check(key, depth)
+                _check(item, depth + 1)
+            except _Unfit as unfit:
+                unfit.path.append(key)
+                raise
+    elif isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+        if depth >= MAX_DEPTH:
+            raise _Unfit(f"is nested more than {MAX_DEPTH} levels deep (or contains itself)")
+        for position, item in enumerate(value):
+            try:
+                _check(item, depth + 1)
+            except _Unfit as unfit:
+                unfit.path.append(str(position))
+                raise
+    elif type(value).__module__ not in ("datetime", "uuid"):
+        raise _Unfit(
+            f"is of type {type(value).__name__}, which has no JSON form; convert it to str, int, float, list or dict"
+        )
+
+
+def _default(value: Any) -> Any:
+    """What orjson does not write by itself; `_check` has already refused the rest."""
+    if isinstance(value, Decimal):
+        return orjson.Fragment(str(value))
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, str):  # subclasses, passed through so that none of them is written in a way of its own
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"type is not JSON serializable: {type(value).__name__}")
+
+
+def check_document_id(document_id: str) -> None:
+    """Raises `InvalidName` unless it is a non-empty string of at most 512 bytes without NUL or surrogates."""
+    if not isinstance(document_id, str):
+        raise InvalidName(f"document id {shortened(document_id)} is no string; use str()")
+    if not document_id:
+        raise InvalidName("the document id is empty; flush the session first if it comes from the database")
+    size = _utf8_size("document id", document_id)
+    if size > MAX_ID_BYTES:
+        raise InvalidName(
+            f"document id {shortened(document_id)} has {size} bytes; Elasticsearch allows {MAX_ID_BYTES}; hash it"
+        )
+
+
+def check_index_name(name: str) -> None:
+    """Raises `InvalidName` unless Elasticsearch accepts it as the name of an index."""
+    if not isinstance(name, str):
+        raise InvalidName(f"index name {shortened(name)} is no string")
+    if not name or name in (".", ".."):
+        raise InvalidName(f"index name {shortened(name)} is not allowed; use letters, e.g. 'contacts'")
+    if name != name.lower():
+        raise InvalidName(
+            f"index name {shortened(name)} has upper-case letters (Elasticsearch allows lower case only); "
+            f"use {shortened(name.lower())}"
+        )
+    if name[0] in "-_+.":
+        raise InvalidName(f"index name {shortened(name)} starts with {name[0]!r}; start it with a letter")
+    if illegal := _ILLEGAL_IN_INDEX.search(name):
+        raise InvalidName(f"index name {shortened(name)} contains {illegal[0]!r}; use letters, digits and '-'")
+    # 11 bytes are left for the "-000001" of the physical index, and for its growth.
+    if _utf8_size("index name", name) > MAX_INDEX_NAME_BYTES - 11:
+        raise InvalidName(f"index name {shortened(name)} is longer than {MAX_INDEX_NAME_BYTES - 11} bytes")
+
+
+def check_tenant_id(tenant_id: str | None) -> None:
+    """Raises `InvalidName` unless it is None or a printable string of 1 to 255 characters."""
+    if tenant_id is None:
+        return
+    if not isinstance(tenant_id, str):
+        raise InvalidName(f"tenant id {shortened(tenant_id)} is no string; use str()")
+    if not 0 < len(tenant_id) <= 255 or not tenant_id.isprintable():
+        raise InvalidName(f"tenant id {shortened(tenant_id)} must be 1 to 255 printable characters")
+
+
+def _utf8_size(what: str, text: str) -> int:
+    if "\x00" in text:
+        raise InvalidName(f"{what} {shortened(text)} contains NUL (U+0000); remove it")
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidName(f"{what} {shortened(text)} contains a lone surrogate; decode it properly") from None

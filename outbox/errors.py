@@ -1,0 +1,52 @@
+"""Every exception that outbox-relay raises on purpose.
+
+    OutboxError
+    ├── InvalidInput            what the application passed cannot be stored; nothing was stored
+    │   ├── InvalidDocument     … the document: NaN, NUL, lone surrogate, too large, not serialisable
+    │   └── InvalidName         … the document id, index name or tenant id
+    ├── ConfigurationError      a setting is missing or wrong, or the database is of another kind
+    │   └── SchemaError         the outbox tables are missing or at another revision
+    ├── DatabaseUnavailable     the database cannot be opened, is locked for too long or is full
+    └── DestinationError        the search engine refused or did not answer an administrative call
+
+The text of each says what happened, names the value (shortened) and ends with what to do. A destination that
+is away, or that refuses a document, raises nothing: that is an `Outcome` (see `outbox.destinations.base`).
+"""
+
+
+class OutboxError(Exception):
+    """The root: catch this to catch everything that the outbox raises on purpose."""
+
+
+class InvalidInput(OutboxError, ValueError):
+    """What the application passed cannot be stored. Nothing was stored, the session is still usable."""
+
+
+class InvalidDocument(InvalidInput):
+    """The document cannot become JSON that Elasticsearch reads, or it is too large."""
+
+
+class InvalidName(InvalidInput):
+    """The document id, index name or tenant id is not one that Elasticsearch accepts."""
+
+
+class ConfigurationError(OutboxError):
+    """A setting is missing or wrong. The command line prints it as one line and exits with 2."""
+
+
+class SchemaError(ConfigurationError):
+    """The outbox tables are missing, or at another revision than this version needs."""
+
+
+class DatabaseUnavailable(OutboxError):
+    """The database cannot be opened, stayed locked for too long, or has no room left."""
+
+
+class DestinationError(OutboxError):
+    """An administrative call to the search engine failed: it refused, or it did not answer."""
+
+
+def shortened(value: object, limit: int = 60) -> str:
+    """`repr(value)`, cut to `limit` characters, for use in error texts."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,0 +1,173 @@
+"""Every knob, once: its unit, range, default and the reason for it. The only reader of the environment.
+
+A setting `batch_rows` is the variable `OUTBOX_BATCH_ROWS`, or a line of the same name in a file `.env` in the
+working directory. Times are seconds (fractions allowed) unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from outbox.errors import ConfigurationError
+
+PREFIX = "OUTBOX_"
+S = TypeVar("S", bound="WriteSettings")
+
+
+class WriteSettings(BaseSettings):
+    """What the write side reads inside the application.
+
+    Few on purpose: a mistake in a setting of the relay must not be able to fail an application's write.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        extra="ignore",
+        hide_input_in_errors=True,  # the input of a failed validation may be a URL with a password
+        populate_by_name=True,
+        frozen=True,
+    )
+
+    enabled: bool = Field(True, description="false: repository calls check nothing and store nothing")
+    max_document_bytes: int = Field(
+        5_000_000, ge=1_000, le=90_000_000, description="largest document that is stored, bytes of JSON"
+    )
+
+
+class Settings(WriteSettings):
+    """Everything the relay and the command line read."""
+
+    # Where from, where to
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of the application's database, e.g. sqlite:///app.db"
+    )
+    elasticsearch_url: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        validation_alias=AliasChoices("OUTBOX_ELASTICSEARCH_URL", "ELASTICSEARCH_URL"),
+        description="address of Elasticsearch; several nodes of one cluster, separated by commas",
+    )
+    elasticsearch_api_key: SecretStr | None = Field(None, description="API key (base64 form)")
+    elasticsearch_username: str | None = Field(None, description="user name, if no API key is given")
+    elasticsearch_password: SecretStr | None = Field(None, description="password of that user")
+    elasticsearch_ca_certs: Path | None = Field(
+        None, description="file with the certificate authority of the cluster; default: the system's"
+    )
+
+    # Throughput
+    batch_rows: int = Field(1_000, ge=1, le=10_000, description="rows in one claim and one request, at most")
+    batch_bytes: int = Field(
+        5_000_000, ge=10_000, le=90_000_000, description="bytes of documents in one request, about"
+    )
+    concurrency: int = Field(2, ge=1, le=50, description="requests in flight at the same time")
+
+    # Leases and timeouts: a request must be over before its lease is
+    lease: float = Field(60.0, ge=1, le=3_600, description="s for which a claim holds; then others may take it")
+    request_timeout: float = Field(20.0, gt=0, le=600, description="s to wait for one answer")
+    bulk_timeout: float = Field(
+        5.0, gt=0, le=300, description="s that Elasticsearch itself waits for a shard that is away"
+    )
+    shutdown_timeout: float = Field(
+        25.0, ge=0, le=600, description="s after SIGTERM to finish requests in flight; the rest is released"
+    )
+    poll_interval: float = Field(
+        1.0, ge=0.01, le=60, description="s between looks that nothing announced: due retries, missed signals"
+    )
+
+    # Retries of a document's own failures (outages spend none)
+    max_retries: int = Field(3, ge=0, le=20, description="retries before a row is dead; 0: none")
+    retry_backoff: float = Field(
+        2.0, gt=0, le=600, description="s before the first retry; doubled for each further one"
+    )
+    lone_after: int = Field(
+        10, ge=2, le=1_000, description="deliveries without an answer after which a row is claimed alone"
+    )
+
+    # Breakers: pauses of a destination or an index that is away
+    breaker_first_pause: float = Field(1.0, gt=0, le=60, description="s before the first probe")
+    breaker_longest_pause: float = Field(30.0, gt=0, le=600, description="s between probes, at most")
+
+    # Housekeeping
+    retention_hours: float = Field(24.0, ge=0, le=8_760, description="h for which finished rows are kept")
+    stats_retention_days: float = Field(90.0, ge=1, le=3_650, description="d for which statistics are kept")
+    heartbeat_interval: float = Field(
+        5.0, ge=0.1, le=300, description="s between signs of life; 6 missed ones: listed as gone"
+    )
+    reap_interval: float = Field(2.0, ge=0.1, le=300, description="s between looks for expired leases")
+    gc_deletes: str = Field(
+        "24h",
+        pattern=r"^\d+(ms|s|m|h|d)$",
+        description="how long Elasticsearch remembers deletes of an index (index.gc_deletes)",
+    )
+
+    # Logs
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
+    log_format: Literal["text", "json"] = Field("text", description="one line of text or of JSON an entry")
+    log_operations: bool = Field(True, description="one '[ES] …' line for every operation that was answered")
+
+    @field_validator("elasticsearch_url", mode="before")
+    @classmethod
+    def _split_urls(cls, value: object) -> object:
+        return tuple(url.strip() for url in value.split(",") if url.strip()) if isinstance(value, str) else value
+
+    @field_validator("elasticsearch_url")
+    @classmethod
+    def _with_scheme(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError("each address must start with http:// or https://")
+        return urls
+
+
+@lru_cache(maxsize=1)
+def write_settings() -> WriteSettings:
+    """The write side's settings, read once a process.
+
+    Raises `ConfigurationError` that names the variable; never its value.
+    """
+    return _read(WriteSettings)
+
+
+def load(**overrides: object) -> Settings:
+    """Read all settings; `overrides` (from the command line) win over the environment, `None` means not given.
+
+    Raises `ConfigurationError` that names the variable and what is wrong with it; never its value.
+    """
+    return _read(Settings, **{name: value for name, value in overrides.items() if value is not None})
+
+
+def _read(kind: type[S], **overrides: object) -> S:
+    try:
+        return kind(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else "?"
+        name = field if field.isupper() else variable(field)
+        raise ConfigurationError(f"{name}: {first['msg']}") from None
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"{PREFIX}{name.upper()}"
+
+
+def unknown_variables(environ: dict[str, str] | None = None) -> list[str]:
+    """One line for each `OUTBOX_…` variable that no setting reads: most likely a misspelt one."""
+    known = {variable(name) for name in Settings.model_fields} | _READ_ELSEWHERE
+    lines = []
+    for name in sorted(os.environ if environ is None else environ):
+        if name.startswith(PREFIX) and name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.75)
+            hint = f"; did you mean {near[0]}?" if near else "; 'outbox-relay settings' lists them"
+            lines.append(f"{name} is no setting of outbox-relay and has no effect{hint}")
+    return lines
+
+
+_READ_ELSEWHERE = {"OUTBOX_TEST_ELASTICSEARCH_URL"}
