@@ -106,9 +106,7 @@ events = Table(
     Index("ix_outbox_events_waiting", "available_at", "id", sqlite_where=text(WAITING)),
     Index("ix_outbox_events_held", "index_name", "document_id", "id", sqlite_where=text(HELD)),
     Index("ix_outbox_events_leases", "lease_expires_at", sqlite_where=text("state = 'claimed'")),
-    Index(
-        "ix_outbox_events_dead", "index_name", "document_id", "id", sqlite_where=text("state = 'dead'")
-    ),
+    Index("ix_outbox_events_dead", "index_name", "document_id", "id", sqlite_where=text("state = 'dead'")),
     Index("ix_outbox_events_done", "finished_at", sqlite_where=text("state = 'done'")),
     sqlite_autoincrement=True,  # without it SQLite gives the id of a deleted row to the next one
     comment="one row for each change that the search index has to follow",
@@ -173,10 +171,7 @@ stats = Table(
     Column("tenant_id", Text, nullable=False),
     Column("action", Text, nullable=False),
     *(Column(name, _INSTANT, nullable=False, server_default="0") for name in COUNTERS),
-    *(
-        Column(f"latency_le_{bound}ms", _INSTANT, nullable=False, server_default="0")
-        for bound in LATENCY_BOUNDS_MS
-    ),
+    *(Column(f"latency_le_{bound}ms", _INSTANT, nullable=False, server_default="0") for bound in LATENCY_BOUNDS_MS),
     PrimaryKeyConstraint("minute", "index_name", "entity", "tenant_id", "action"),
     sqlite_with_rowid=False,
     comment="what became of the rows, by minute; kept when the rows are gone",

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Dialect, Insert, Table
 from sqlalchemy.orm import Session
 
 from outbox import documents, models
-from outbox.errors import InvalidInput, shortened
+from outbox.errors import InvalidDocument, InvalidInput, shortened
 from outbox.models import Action, now_ms
 from outbox.settings import WriteSettings, write_settings
 
@@ -82,7 +82,7 @@ class OutboxRepository:
             documents.check_document_id(document_id)
             try:
                 contents.append((document_id, documents.serialise(document, max_bytes=limit)))
-            except documents.InvalidDocument as error:
+            except InvalidDocument as error:
                 raise type(error)(f"{index}/{shortened(document_id)}: {error}") from None
         if not contents:
             return []
@@ -104,9 +104,7 @@ class OutboxRepository:
         connection.exec_driver_sql(_insert_documents(connection), texts)
         return [event_id, *ids]
 
-    def _insert(
-        self, action: Action, index: str, document_id: str, tenant_id: str | None, content: str | None
-    ) -> int:
+    def _insert(self, action: Action, index: str, document_id: str, tenant_id: str | None, content: str | None) -> int:
         self._session.flush()
         connection = self._connection()
         size = 0 if content is None else len(content.encode())

@@ -31,7 +31,7 @@ def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_
     For sessions that only read, take no lock: `engine.execution_options(outbox_begin="DEFERRED")`.
     An `AsyncEngine` (aiosqlite) is prepared in the same way. Raises `ValueError` for other databases.
     """
-    sync_engine: Engine = getattr(engine, "sync_engine", engine)
+    sync_engine = engine if isinstance(engine, Engine) else engine.sync_engine
     if sync_engine.dialect.name != "sqlite":
         raise ValueError(f"sqlite.prepare() is for SQLite, this engine speaks {sync_engine.dialect.name}")
 
@@ -47,5 +47,6 @@ def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_
 
     @event.listens_for(sync_engine, "begin")
     def on_begin(connection: Connection) -> None:
-        mode = connection.get_execution_options().get("outbox_begin", "IMMEDIATE")
-        connection.exec_driver_sql(f"BEGIN {mode}")
+        options = connection.get_execution_options()
+        if options.get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql(f"BEGIN {options.get('outbox_begin', 'IMMEDIATE')}")

@@ -86,9 +86,7 @@ def upgrade() -> None:
             nullable=False,
             comment="failures of the document itself",
         ),
-        sa.Column(
-            "deliveries", sa.Integer(), server_default="0", nullable=False, comment="times it was claimed"
-        ),
+        sa.Column("deliveries", sa.Integer(), server_default="0", nullable=False, comment="times it was claimed"),
         sa.Column(
             "available_at",
             sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
@@ -220,12 +218,8 @@ def upgrade() -> None:
         sa.Column("entity", sa.Text(), nullable=False),
         sa.Column("tenant_id", sa.Text(), nullable=False),
         sa.Column("action", sa.Text(), nullable=False),
-        sa.Column(
-            "done", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), server_default="0", nullable=False
-        ),
-        sa.Column(
-            "dead", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), server_default="0", nullable=False
-        ),
+        sa.Column("done", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), server_default="0", nullable=False),
+        sa.Column("dead", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), server_default="0", nullable=False),
         sa.Column(
             "retried",
             sa.BigInteger().with_variant(sa.Integer(), "sqlite"),

@@ -1,0 +1,47 @@
+"""`outbox-relay`: the command line. One file for each group of commands; `wiring` puts the parts together."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from outbox import __version__
+from outbox.errors import ConfigurationError, DatabaseUnavailable, OutboxError
+
+
+class Main(click.Group):
+    """Turns errors into one line: exit 2 for what must be set right first, 1 for what failed."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except OutboxError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2 if isinstance(error, (ConfigurationError, DatabaseUnavailable)) else 1)
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="outbox-relay")
+def main() -> None:
+    """Keep Elasticsearch exactly in step with your database.
+
+    \b
+    First:       outbox-relay migrate         create or update the outbox tables
+    Then:        outbox-relay run             deliver, until stopped
+    Look:        outbox-relay status          depth, age, relays, what is paused
+                 outbox-relay check           is everything as it should be?
+    In trouble:  outbox-relay dead list       what was given up, and why
+                 outbox-relay pause|resume    stop and restart all relays
+
+    Settings are environment variables OUTBOX_… or lines of a file .env; 'outbox-relay settings' lists them.
+
+    Exit codes: 0 done · 1 something failed, or needs attention · 2 wrong usage, settings or database.
+    """
+
+
+from outbox.cli import control, dead, look, run  # noqa: E402  (they register themselves on the group)
+
+for module in (run, look, dead, control):
+    for each in module.commands:
+        main.add_command(each)

@@ -1,0 +1,74 @@
+"""pause, resume, purge and epoch: what holds for all relays."""
+
+from __future__ import annotations
+
+import getpass
+
+import click
+
+from outbox.cli.wiring import database_option, destination_of, load_settings, open_store, yes_option
+from outbox.models import EPOCH_STEP, now_ms
+
+
+@click.command()
+@click.option("--reason", required=True, help="Why; shown by status.")
+@database_option
+def pause(reason: str, database_url: str | None) -> None:
+    """Keep all relays from claiming rows. Applications go on writing; nothing is lost."""
+    with open_store(load_settings(database_url=database_url)) as store:
+        store.pause(reason, getpass.getuser(), now_ms())
+    click.echo("paused; 'outbox-relay resume' lets the relays go on")
+
+
+@click.command()
+@database_option
+def resume(database_url: str | None) -> None:
+    """Let relays claim rows again."""
+    with open_store(load_settings(database_url=database_url)) as store:
+        click.echo("resumed" if store.resume() else "was not paused")
+
+
+@click.command()
+@click.option("--index", metavar="INDEX", help="Only rows of this index.")
+@yes_option
+@database_option
+def purge(index: str | None, yes: bool, database_url: str | None) -> None:
+    """Remove all pending rows for good. The index then misses those changes."""
+    with open_store(load_settings(database_url=database_url)) as store:
+        if not yes:
+            click.confirm(f"Remove {store.counts()['pending']:,} pending rows for good?", abort=True)
+        click.echo(f"{store.purge(index):,} rows are removed")
+
+
+@click.group()
+def epoch() -> None:
+    """The upper part of every version; advance it after a restore from backup."""
+
+
+@epoch.command(name="show")
+@database_option
+def show_epoch(database_url: str | None) -> None:
+    """Show the epoch."""
+    with open_store(load_settings(database_url=database_url)) as store:
+        click.echo(store.control().epoch)
+
+
+@epoch.command()
+@yes_option
+@database_option
+def advance(yes: bool, database_url: str | None) -> None:
+    """Make all rows from now on newer than anything in the indexes.
+
+    Needed after the database was restored from a backup. Reads every version in the indexes first.
+    """
+    loaded = load_settings(database_url=database_url)
+    with open_store(loaded) as store:
+        destination = destination_of(loaded)
+        highest = max((destination.highest_version(name) for name in store.targets()), default=0)
+        destination.close()
+        if not yes:
+            click.confirm(f"The epoch is {store.control().epoch}. Advance it?", abort=True)
+        click.echo(f"the epoch is {store.advance_epoch(highest // EPOCH_STEP, now_ms())} now")
+
+
+commands = [pause, resume, purge, epoch]

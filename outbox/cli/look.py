@@ -1,0 +1,128 @@
+"""status, show and settings: look, change nothing."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from outbox.cli.wiring import database_option, json_option, load_settings, open_store
+from outbox.errors import OutboxError
+from outbox.models import now_ms
+from outbox.settings import Settings, variable
+
+
+@click.command()
+@json_option
+@database_option
+def status(as_json: bool, database_url: str | None) -> None:
+    """Show how many rows wait, how long, and who delivers them."""
+    with open_store(load_settings(database_url=database_url)) as store:
+        now = now_ms()
+        oldest, control, relays = store.oldest_unfinished(), store.control(), store.relays()
+        facts: dict[str, Any] = {
+            **store.counts(),
+            "oldest_pending_seconds": None if oldest is None else max(0.0, (now - oldest) / 1000),
+            "paused": None
+            if control.paused_at is None
+            else {"since": iso(control.paused_at), "by": control.paused_by, "reason": control.pause_reason},
+            "epoch": control.epoch,
+            "breakers": [breaker for relay in relays for breaker in relay["breakers"]],
+            "relays": [{**relay, "silent_seconds": (now - relay["heartbeat_at"]) / 1000} for relay in relays],
+        }
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    age = f", the oldest for {facts['oldest_pending_seconds']:,.1f} s" if oldest is not None else ""
+    click.echo(f"{facts['pending'] + facts['claimed']:>12,} wait{age} ({facts['claimed']:,} in flight)")
+    click.echo(f"{facts['done']:>12,} done and not yet pruned")
+    click.echo(f"{facts['dead']:>12,} dead" + ("  → outbox-relay dead list" if facts["dead"] else ""))
+    if facts["paused"]:
+        paused = facts["paused"]
+        click.echo(f"PAUSED since {paused['since']} by {paused['by']}: {paused['reason']}  → outbox-relay resume")
+    for breaker in facts["breakers"]:
+        name = breaker["index"] or "destination"
+        click.echo(f"WAITING for {name} since {iso(breaker['since'])}: {breaker['reason']}")
+    for relay in relays:
+        silent = (now - relay["heartbeat_at"]) / 1000
+        click.echo(f"relay {relay['id']} on {relay['host']}, pid {relay['pid']}, last sign of life {silent:.0f} s ago")
+    if not relays:
+        click.echo("no relay runs  → outbox-relay run")
+
+
+@click.command()
+@click.argument("event_id", type=int, metavar="ID")
+@json_option
+@database_option
+def show(event_id: int, as_json: bool, database_url: str | None) -> None:
+    """Show one row of the outbox: its job, its history and its result."""
+    with open_store(load_settings(database_url=database_url)) as store:
+        row = store.event(event_id)
+    if row is None:
+        raise OutboxError(f"row {event_id} does not exist; finished rows are removed after OUTBOX_RETENTION_HOURS")
+    document = row.pop("document")
+    facts = {
+        "job": {
+            "action": row["action"],
+            "index": row["index_name"],
+            "id": row["document_id"],
+            "document": json.loads(document) if _is_json(document) else document,
+            "tenantId": row["tenant_id"],
+        },
+        "result": {
+            "success": row["state"] == "done",
+            "action": row["action"],
+            "index": row["index_name"],
+            "id": row["document_id"],
+            "syncedAt": iso(row["finished_at"]) if row["state"] == "done" else None,
+        },
+        "row": row,
+    }
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    click.echo(f"row {event_id}: {row['action']} {row['index_name']}/{row['document_id']}, {row['state']}")
+    for name, value in row.items():
+        if value is not None:
+            click.echo(f"  {name:<18}{iso(value) if name.endswith('_at') else value}")
+    if document:
+        click.echo(f"  {'document':<18}{document}")
+
+
+@click.command(name="settings")
+@json_option
+def settings_(as_json: bool) -> None:
+    """List every setting with its default and what it means."""
+    rows = [
+        {"variable": variable(name), "default": _default(info.default), "meaning": info.description}
+        for name, info in Settings.model_fields.items()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for row in rows:
+        click.echo(f"{row['variable']} (default: {row['default']})\n    {row['meaning']}")
+
+
+def iso(milliseconds: int | None) -> str | None:
+    """An instant of the tables as people write it, in UTC."""
+    if milliseconds is None:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _default(value: Any) -> str:
+    return "none" if value is None or value == () else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_json(document: str | None) -> bool:
+    try:
+        json.loads(document or "")
+    except ValueError:
+        return False
+    return True
+
+
+commands = [status, show, settings_]

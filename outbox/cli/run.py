@@ -1,0 +1,115 @@
+"""migrate and run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from loguru import logger
+
+from outbox import __version__, logs, schema
+from outbox.cli.wiring import database_option, destination_of, engine_of, load_settings
+from outbox.maintenance import Maintenance
+from outbox.models import now_ms
+from outbox.presence import Presence
+from outbox.relay import Relay, Totals
+from outbox.store import Store
+
+
+@click.command()
+@click.option("--sql", is_flag=True, help="Print the SQL that creates the tables, and change nothing.")
+@database_option
+def migrate(sql: bool, database_url: str | None) -> None:
+    """Create the outbox tables, or bring them up to date. Safe to repeat."""
+    if sql:
+        click.echo(schema.upgrade_sql())
+        return
+    engine = engine_of(load_settings(database_url=database_url), create=True)
+    before, after = schema.upgrade(engine)
+    engine.dispose()
+    if before == after:
+        click.echo(f"{engine.url.database}: already at revision {after}")
+    else:
+        click.echo(f"{engine.url.database}: outbox tables are at revision {after} now")
+
+
+@click.command()
+@click.option("--drain", is_flag=True, help="Stop when nothing is pending or claimed; exit 1 if rows died.")
+@click.option("--concurrency", type=click.IntRange(1, 50), help="Instead of OUTBOX_CONCURRENCY.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Instead of OUTBOX_LOG_FORMAT.")
+@database_option
+def run(drain: bool, concurrency: int | None, log_format: str | None, database_url: str | None) -> None:
+    """Deliver outbox rows until stopped (SIGTERM, Ctrl-C), or with --drain until none is left.
+
+    Several relays may work on one database. The first signal finishes or releases what is in flight and exits 0,
+    a second one exits at once; nothing is lost either way.
+    """
+    loaded = load_settings(database_url=database_url, concurrency=concurrency, log_format=log_format)
+    destination = destination_of(loaded)
+    logs.set_up(loaded)
+    engine = engine_of(loaded)
+    schema.require_head(engine)
+    store = Store(engine)
+    control = store.control()
+    if drain and control.paused_at is not None:
+        raise click.UsageError(f"the outbox is paused ({control.pause_reason}); run 'outbox-relay resume' first")
+    relay_id = store.enlist(socket.gethostname(), os.getpid(), __version__, now_ms())
+    presence = Presence(Path(str(engine.url.database)), relay_id)
+    relay = Relay(store, destination, loaded, relay_id=relay_id)
+    maintenance = Maintenance(engine, relay_id, loaded, relay.breakers)
+    _on_signals(relay.stop)
+    maintenance.start()
+    logger.info(f"relay {relay_id} delivers {store.unfinished():,} rows of {engine.url.database}")
+    if control.paused_at is not None:
+        logger.warning(f"paused by {control.paused_by} ({control.pause_reason}); 'outbox-relay resume' lets it go on")
+    totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
+    maintenance.stop()
+    store.delist([relay_id])
+    presence.end()
+    store.close()
+    destination.close()
+    logger.info(f"relay {relay_id} ends: {totals.done:,} done, {totals.dead:,} dead")
+    if drain and totals.dead:
+        click.echo(f"{totals.dead:,} rows are dead: see 'outbox-relay dead list'", err=True)
+        sys.exit(1)
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    def first(number: int, _frame: Any) -> None:
+        stop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, lambda *_: os._exit(128 + number))
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, first)
+
+
+def _with_progress(relay: Relay, store: Store) -> Totals:
+    """Drain with a progress bar instead of a line an operation."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    logs.without_operations()
+    with Progress(
+        TextColumn("delivering"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as bar:
+        task = bar.add_task("rows", total=store.unfinished())
+
+        def show(totals: Totals) -> None:
+            settled = totals.done + totals.dead
+            bar.update(task, completed=settled, total=settled + store.unfinished())
+
+        return relay.run(drain=True, progress=show)
+
+
+commands = [migrate, run]

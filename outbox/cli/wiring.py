@@ -1,0 +1,100 @@
+"""Settings become a database engine and a destination: the only place where the parts meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from loguru import logger
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from outbox import schema, settings, sqlite
+from outbox.destinations.base import Destination
+from outbox.errors import ConfigurationError
+from outbox.settings import Settings
+from outbox.store import Store
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings, with a warning for variables that look like one and are none."""
+    loaded = settings.load(**overrides)
+    for line in settings.unknown_variables():
+        logger.warning(line)
+    return loaded
+
+
+def engine_of(loaded: Settings, *, create: bool = False) -> Engine:
+    """The prepared engine of the application's database. Raises `ConfigurationError`.
+
+    The file must exist unless `create`: a misspelt path must not become an empty database.
+    """
+    if loaded.database_url is None:
+        raise ConfigurationError("no database: set OUTBOX_DATABASE_URL, e.g. sqlite:////var/lib/app/app.db")
+    try:
+        url = make_url(loaded.database_url)
+    except ArgumentError:
+        raise ConfigurationError(
+            "OUTBOX_DATABASE_URL is no SQLAlchemy URL; e.g. sqlite:////var/lib/app/app.db"
+        ) from None
+    if url.get_backend_name() != "sqlite":
+        raise ConfigurationError(
+            f"OUTBOX_DATABASE_URL: {url.get_backend_name()} is not supported yet, only sqlite:///… is"
+        )
+    if not url.database or url.database == ":memory:":
+        raise ConfigurationError(
+            "OUTBOX_DATABASE_URL must name a file: other processes cannot see a database in memory"
+        )
+    engine = create_engine(url.set(drivername="sqlite"))
+    if not create and not url.database.startswith("file:") and not _exists(url.database):
+        raise ConfigurationError(f"database {url.database} does not exist; check OUTBOX_DATABASE_URL")
+    sqlite.prepare(engine)
+    return engine
+
+
+def _exists(path: str) -> bool:
+    from pathlib import Path
+
+    return Path(path).is_file()
+
+
+def destination_of(loaded: Settings) -> Destination:
+    """The configured destination. Raises `ConfigurationError` when none is: never silently another one."""
+    if not loaded.elasticsearch_url:
+        raise ConfigurationError("no destination: set OUTBOX_ELASTICSEARCH_URL, e.g. http://localhost:9200")
+    # Here, not above: commands that need no destination start without loading its client.
+    from outbox.destinations.elasticsearch import ElasticsearchDestination
+
+    password = loaded.elasticsearch_password
+    return ElasticsearchDestination(
+        loaded.elasticsearch_url,
+        api_key=loaded.elasticsearch_api_key.get_secret_value() if loaded.elasticsearch_api_key else None,
+        basic_auth=(loaded.elasticsearch_username, password.get_secret_value() if password else "")
+        if loaded.elasticsearch_username
+        else None,
+        ca_certs=loaded.elasticsearch_ca_certs,
+        request_timeout=loaded.request_timeout,
+        bulk_timeout=loaded.bulk_timeout,
+        connections=loaded.concurrency,
+        gc_deletes=loaded.gc_deletes,
+    )
+
+
+@contextmanager
+def open_store(loaded: Settings) -> Iterator[Store]:
+    """The outbox tables, at the revision this version needs."""
+    engine = engine_of(loaded)
+    schema.require_head(engine)
+    store = Store(engine)
+    try:
+        yield store
+    finally:
+        store.close()
+        engine.dispose()
+
+
+database_option = click.option("--database-url", metavar="URL", help="Instead of OUTBOX_DATABASE_URL.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")

@@ -1,0 +1,1 @@
+"""Where documents go. `base` is the contract; each other file is one search engine that keeps it."""

@@ -1,0 +1,99 @@
+"""Loguru, set up once; and the `[ES] …` lines, of which there is one for every operation that was answered."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import orjson
+from loguru import logger
+
+from outbox.settings import Settings
+
+_TEXT = "{time:YYYY-MM-DD HH:mm:ss} {level: <7} {message}"
+
+
+class _Output:
+    """How the lines look; `set_up` chooses."""
+
+    json = False
+    operations = True
+
+
+def set_up(settings: Settings, stream: TextIO | None = None) -> None:
+    """Send all logs to `stream` (default: standard error), as text or JSON lines."""
+    _Output.json = settings.log_format == "json"
+    _Output.operations = settings.log_operations
+    logger.remove()
+    logger.add(
+        stream or sys.stderr,
+        level=settings.log_level,
+        format=_as_json if _Output.json else _TEXT,
+        colorize=None if stream is None and not _Output.json else False,
+        backtrace=False,
+        diagnose=False,  # it prints the values of variables, secrets included
+    )
+
+
+def _as_json(record: Any) -> str:
+    entry = {
+        "time": record["time"].astimezone(UTC).isoformat(timespec="milliseconds"),
+        "level": record["level"].name,
+        "message": record["message"],
+        **record["extra"],
+    }
+    if record["exception"]:
+        entry["exception"] = repr(record["exception"].value)
+    # Loguru formats what it gets: braces must survive it.
+    return orjson.dumps(entry).decode().replace("{", "{{").replace("}", "}}").replace("<", "\\u003c") + "\n"
+
+
+def operations(answered: Iterable[tuple[str, str, str, int, str | None]]) -> None:
+    """Log answered operations: (action, index, document id, event id, error or None), in one call.
+
+    A call of loguru a line would cost more than the rest of the relay's work on the row.
+    """
+    if not _Output.operations:
+        return
+    now = datetime.now(UTC if _Output.json else None)
+    done: list[str] = []
+    failed: list[str] = []
+    for action, index, document_id, event_id, error in answered:
+        (failed if error else done).append(_line(now, action, index, document_id, event_id, error))
+    if done:
+        logger.opt(raw=True).info("".join(done))
+    if failed:
+        logger.opt(raw=True).error("".join(failed))
+
+
+def _line(now: datetime, action: str, index: str, document_id: str, event_id: int, error: str | None) -> str:
+    if _Output.json:
+        entry: dict[str, Any] = {
+            "time": now.isoformat(timespec="milliseconds"),
+            "level": "ERROR" if error else "INFO",
+            "message": f"[ES] Error {action}" if error else f"[ES] {action.upper()}",
+            "action": action,
+            "index": index,
+            "id": document_id,
+            "event": event_id,
+        }
+        if error:
+            entry["error"] = error
+        return orjson.dumps(entry).decode() + "\n"
+    if error:
+        return f"{now:%Y-%m-%d %H:%M:%S} ERROR   [ES] Error {action} {index}/{safe(document_id)}: {safe(error)}\n"
+    return f"{now:%Y-%m-%d %H:%M:%S} INFO    [ES] {action.upper()} {index}/{safe(document_id)}\n"
+
+
+def safe(text: str) -> str:
+    """Ids and errors come from elsewhere: none of them may begin a line of its own or colour the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_operations() -> None:
+    """Leave the `[ES] …` lines out: a progress bar stands in their place."""
+    _Output.operations = False

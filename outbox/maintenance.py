@@ -1,0 +1,90 @@
+"""What a relay does beside delivering: APScheduler jobs on a thread and a connection of their own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from loguru import logger
+from sqlalchemy import Engine
+
+from outbox import presence
+from outbox.errors import DatabaseUnavailable
+from outbox.models import now_ms
+from outbox.settings import Settings
+from outbox.store import Store
+
+CHECKPOINT_EVERY_S = 20
+PRUNE_EVERY_S = 60
+HEARTBEATS_MISSED = 6
+
+
+class Maintenance:
+    """Heartbeat, reap, prune, checkpoint and statistics of one relay, until `stop`."""
+
+    def __init__(
+        self, engine: Engine, relay: int, settings: Settings, breakers: Callable[[], Sequence[Mapping[str, Any]]]
+    ) -> None:
+        self._engine, self._relay, self._settings, self._breakers = engine, relay, settings, breakers
+        logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # a late job is no news
+        self._scheduler = BackgroundScheduler(
+            executors={"default": ThreadPoolExecutor(1)},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+            timezone="UTC",
+        )
+        for job, seconds in (
+            (self.heartbeat, settings.heartbeat_interval),
+            (self.reap, settings.reap_interval),
+            (self.prune, PRUNE_EVERY_S),
+            (self.checkpoint, CHECKPOINT_EVERY_S),
+        ):
+            self._scheduler.add_job(self._guarded, "interval", seconds=seconds, args=[job], id=job.__name__)
+        self._store: Store | None = None
+
+    def start(self) -> None:
+        """Start the jobs. What a killed relay left behind is given back at once."""
+        self._store = Store(self._engine)
+        self._guarded(self.reap)
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Let the running job finish, then no more."""
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=True)
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def heartbeat(self, store: Store) -> None:
+        store.heartbeat(self._relay, self._breakers(), now_ms())
+
+    def reap(self, store: Store) -> None:
+        now = now_ms()
+        others = [relay for relay in store.relays() if relay["id"] != self._relay]
+        dead = presence.gone(Path(str(self._engine.url.database)), [relay["id"] for relay in others])
+        released = store.reap(now, int(self._settings.lease * 1000), dead_relays=dead)
+        if released:
+            logger.warning(f"{released:,} rows given back whose relay did not finish them in time or was killed")
+        silent = now - int(self._settings.heartbeat_interval * HEARTBEATS_MISSED * 1000)
+        store.delist([*dead, *(relay["id"] for relay in others if relay["heartbeat_at"] < silent)])
+
+    def prune(self, store: Store) -> None:
+        before = now_ms() - int(self._settings.retention_hours * 3_600_000)
+        while store.prune(before) == 5_000:
+            pass  # in chunks, so that nobody waits long for the write lock
+        store.prune_stats(now_ms() - int(self._settings.stats_retention_days * 86_400_000))
+
+    def checkpoint(self, store: Store) -> None:
+        store.checkpoint()
+
+    def _guarded(self, job: Callable[[Store], None]) -> None:
+        if self._store is None:
+            return
+        try:
+            job(self._store)
+        except DatabaseUnavailable as error:
+            logger.warning(f"{job.__name__} skipped: {error}")

@@ -1,0 +1,398 @@
+"""The loop: claim, load, plan, apply, decide, record."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from loguru import logger
+
+from outbox import logs, plan, transition
+from outbox.breaker import Breaker
+from outbox.destinations.base import Destination, Outcome, OutcomeKind
+from outbox.errors import DatabaseUnavailable, DestinationError
+from outbox.models import State, now_ms
+from outbox.plan import Fold
+from outbox.settings import Settings
+from outbox.store import Claim, Store
+from outbox.transition import Policy, Transition
+from outbox.wakeup import Wakeup
+
+LEASE_MARGIN_MS = 5_000
+MOST_ROWS_AT_TRIAL = 50
+
+_SILENT = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.BLOCKED, OutcomeKind.OVERLOADED, OutcomeKind.SPLIT})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of the destination. `rest`: rows of the same document that follow one by one, after an unfold."""
+
+    claim: Claim
+    folds: Sequence[Fold] = ()
+    rest: Sequence[Fold] = ()
+    unknown_indexes: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came back for a request."""
+
+    request: Request
+    outcomes: Sequence[Outcome] = ()
+    targets: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a relay has settled since it started."""
+
+    done: int = 0
+    dead: int = 0
+    lost_claims: int = 0
+
+
+class Relay:
+    """Delivers what is due to a destination until told to stop. Any number of them may share a database.
+
+    All work on the database is done by the thread that calls `run` or `run_once`; only requests run in others.
+    """
+
+    def __init__(self, store: Store, destination: Destination, settings: Settings, *, relay_id: int = 0) -> None:
+        self._store, self._destination, self._settings, self._id = store, destination, settings, relay_id
+        self._lease_ms = int(settings.lease * 1000)
+        self._policy = Policy(
+            settings.max_retries, int(settings.retry_backoff * 1000), int(settings.breaker_longest_pause * 1000)
+        )
+        self._breaker = self._new_breaker()
+        self._index_breakers: dict[str, Breaker] = {}
+        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._in_flight: dict[int, Request] = {}
+        self._stopping = False
+        self.totals = Totals()
+
+    # -- the flow -----------------------------------------------------------------------------------------------
+
+    def run_once(self, now: int | None = None) -> int:
+        """Claim one batch, deliver it, and record what became of every row.
+
+        Returns the number of rows settled (done or dead); 0 means that nothing was due, or nothing could be
+        delivered. Raises nothing for a destination that is away: the claim is released and the breaker opens.
+        """
+        at = now_ms() if now is None else now
+        before = self.totals.done + self.totals.dead
+        request = self._next_request(at)
+        requests = [request] if request else []
+        while requests:
+            requests += self._settle(self._send(requests.pop()), now_ms() if now is None else now)
+        return self.totals.done + self.totals.dead - before
+
+    def run(self, *, drain: bool = False, progress: Callable[[Totals], None] | None = None) -> Totals:
+        """Deliver until `stop`; with `drain` until nothing is pending or claimed, by whomever.
+
+        `progress` is called after every batch. After `stop`, requests in flight have `shutdown_timeout` to finish;
+        what is left then is released.
+        """
+        workers = _Workers(self._settings.concurrency, self._send, self._answers)
+        wakeup = Wakeup(self._store.commits_elsewhere)
+        while not self._stopping:
+            pause = self._settings.poll_interval
+            try:
+                while len(self._in_flight) < self._settings.concurrency and (request := self._next_request(now_ms())):
+                    self._start(request, workers)
+                if drain and not self._in_flight and not self._store.unfinished():
+                    break
+                if answer := wakeup.wait(self._answers, pause, lambda: self._stopping):
+                    self._finish(answer, workers)
+                    if progress:
+                        progress(self.totals)
+            except DatabaseUnavailable as error:
+                logger.warning(f"{error}; the relay tries again in {pause:g} s, nothing is lost")
+                time.sleep(pause)
+        self._shut_down(workers)
+        return self.totals
+
+    def stop(self) -> None:
+        """Ask `run` to end. Safe in a signal handler and from other threads."""
+        self._stopping = True
+
+    def breakers(self) -> list[dict[str, Any]]:
+        """What is paused, why and since when: one entry for each open breaker."""
+        named: list[tuple[str, str | None, Breaker]] = [("destination", None, self._breaker)]
+        named += [("index", name, breaker) for name, breaker in list(self._index_breakers.items())]
+        return [
+            {"scope": scope, "index": name, "reason": b.reason, "since": b.opened_at, "next_probe": b.retry_at}
+            for scope, name, b in named
+            if b.is_open
+        ]
+
+    # -- claim, load, plan --------------------------------------------------------------------------------------
+
+    def _next_request(self, now: int) -> Request | None:
+        """The next request worth sending: a batch that is due, or a trial of what was away."""
+        rows = self._settings.batch_rows
+        if self._breaker.is_open:
+            if self._in_flight or not self._breaker.probe_due(now):
+                return None
+            rows = min(rows, MOST_ROWS_AT_TRIAL)  # a cluster that answers slowly may manage a small request
+        claim = self._claim_trial(now) or self._claim(now, rows)
+        return self._plan(claim) if claim else None
+
+    def _claim(self, now: int, rows: int, *, only: str | None = None) -> Claim | None:
+        paused = [name for name, breaker in self._index_breakers.items() if breaker.is_open and name != only]
+        return self._store.claim(
+            relay=self._id,
+            now=now,
+            lease_ms=self._lease_ms,
+            longest_wait=max(self._policy.longest_wait_ms, self._lease_ms),
+            rows=rows,
+            bytes_=self._settings.batch_bytes,
+            leave_out=paused,
+            only=only,
+            lone_after=self._settings.lone_after,
+        )
+
+    def _claim_trial(self, now: int) -> Claim | None:
+        """One row of an index that was blocked and should be tried again."""
+        for name, breaker in self._index_breakers.items():
+            if breaker.probe_due(now) and (claim := self._claim(now, 1, only=name)):
+                breaker.failed("no answer to the last trial yet", now)  # not again before its next pause is over
+                return claim
+        return None
+
+    def _plan(self, claim: Claim) -> Request:
+        unknown = sorted({event.index_name for event in claim.events} - claim.targets.keys())
+        if unknown:
+            return Request(claim, unknown_indexes=unknown)
+        return Request(claim, plan.fold(claim.events, self._store.load(claim), claim.targets, claim.epoch))
+
+    # -- apply --------------------------------------------------------------------------------------------------
+
+    def _send(self, request: Request) -> Answer:
+        """Runs in a worker: no database here."""
+        if request.unknown_indexes:
+            answer = Answer(request)
+            for name in request.unknown_indexes:
+                try:
+                    answer.targets[name] = self._destination.ensure_index(name)
+                except DestinationError as error:
+                    answer.refused[name] = str(error)
+            if answer.refused and (why := self._destination.ping()):
+                answer.outcomes = [Outcome(OutcomeKind.UNAVAILABLE, "unavailable", why)]
+            return answer
+        return Answer(request, self._destination.apply([fold.action for fold in request.folds]))
+
+    # -- decide, record -----------------------------------------------------------------------------------------
+
+    def _settle(self, answer: Answer, now: int) -> list[Request]:
+        """Record what an answer means. Returns the requests that have to follow it."""
+        request, claim = answer.request, answer.request.claim
+        if request.unknown_indexes:
+            return self._settle_indexes(answer, now)
+        following: list[Request] = []
+        transitions: list[Transition] = []
+        split: list[Fold] = []
+        for fold, outcome in zip(request.folds, answer.outcomes, strict=True):
+            if outcome.kind is OutcomeKind.SPLIT:
+                split.append(fold)
+            elif transition.needs_unfolding(fold.events, outcome, self._policy):
+                first, *rest = self._unfold(claim, fold)
+                following.append(Request(claim, [first], rest))
+            else:
+                explained = outcome.kind is OutcomeKind.CONFLICT and self._store.explained(
+                    fold.events[-1], outcome.version, claim.epoch
+                )
+                transitions += transition.decide(fold.events, outcome, self._policy, now, explained=explained)
+        if split:
+            middle = len(split) // 2
+            following += [Request(claim, half) for half in (split[:middle], split[middle:]) if half]
+        if request.rest:
+            following += self._continue(request, transitions, now)
+        self._note_health(request, answer.outcomes, now)
+        self._record(claim, transitions, now)
+        self._log(request.folds, answer.outcomes)
+        return [renewed for follower in following if (renewed := self._renewed(follower, now))]
+
+    def _settle_indexes(self, answer: Answer, now: int) -> list[Request]:
+        """Note where unknown indexes are; rows of those that cannot be had wait."""
+        for name, target in answer.targets.items():
+            self._store.register_index(name, target)
+        claim = replace(answer.request.claim, targets=self._store.targets())
+        blocked = [event for event in claim.events if event.index_name in answer.refused]
+        away = answer.outcomes[0] if answer.outcomes else None
+        transitions: list[Transition] = []
+        for event in blocked:
+            outcome = away or Outcome(OutcomeKind.BLOCKED, "index_unavailable", answer.refused[event.index_name])
+            transitions += transition.decide([event], outcome, self._policy, now)
+        if away:
+            self._destination_failed(away, now)
+        else:
+            for name, why in answer.refused.items():
+                self._index_failed(name, why, now)
+        self._record(claim, transitions, now)
+        ready = replace(claim, events=tuple(event for event in claim.events if event.index_name not in answer.refused))
+        return [self._plan(ready)] if ready.events else []
+
+    def _unfold(self, claim: Claim, fold: Fold) -> list[Fold]:
+        """The rows of a fold one by one, in the order of their ids: only the guilty one may die."""
+        documents = self._store.load(claim)
+        return [plan.fold([event], documents, claim.targets, claim.epoch)[0] for event in fold.events]
+
+    def _continue(self, request: Request, transitions: Sequence[Transition], now: int) -> list[Request]:
+        """After one row of an unfolded document: the next, or none if this one has to be tried again first."""
+        if all(transition.state is not State.PENDING for transition in transitions):
+            return [Request(request.claim, [request.rest[0]], request.rest[1:])]
+        self._store.release(request.claim, _ids(request.rest), now, undelivered=True)
+        return []
+
+    def _record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> None:
+        if not transitions:
+            return
+        lost = self._store.record(claim, transitions, now)
+        if lost:
+            logger.warning(f"{lost:,} rows were claimed by another relay meanwhile; it decides what becomes of them")
+        self.totals.lost_claims += lost
+        self.totals.done += sum(t.state is State.DONE for t in transitions)
+        self.totals.dead += sum(t.state is State.DEAD for t in transitions)
+        unexplained = [t for t in transitions if t.error_type == transition.UNEXPLAINED]
+        if unexplained:
+            first = unexplained[0].event
+            logger.critical(
+                f"{len(unexplained):,} rows are dead, first {first.index_name}/{logs.safe(first.document_id)}: "
+                f"{unexplained[0].error}"
+            )
+
+    def _renewed(self, request: Request, now: int) -> Request | None:
+        """The request with a lease that outlasts it; None when its rows are another relay's by now."""
+        margin = int(self._settings.request_timeout * 1000) + LEASE_MARGIN_MS
+        if request.claim.lease_expires_at - now >= margin:
+            return request
+        claim = self._store.renew(request.claim, _ids([*request.folds, *request.rest]), now + self._lease_ms)
+        if claim is None:
+            logger.warning("a lease ended before its rows were sent; whoever has them now delivers them")
+            return None
+        return replace(request, claim=claim)
+
+    def _log(self, folds: Sequence[Fold], outcomes: Sequence[Outcome]) -> None:
+        logs.operations(
+            (event.action, event.index_name, event.document_id, event.id, _error_to_log(outcome))
+            for fold, outcome in zip(folds, outcomes, strict=True)
+            if outcome.kind not in _SILENT
+            for event in fold.events[-1:]
+        )
+
+    # -- breakers -----------------------------------------------------------------------------------------------
+
+    def _new_breaker(self) -> Breaker:
+        return Breaker(int(self._settings.breaker_first_pause * 1000), int(self._settings.breaker_longest_pause * 1000))
+
+    def _note_health(self, request: Request, outcomes: Sequence[Outcome], now: int) -> None:
+        away = next((outcome for outcome in outcomes if outcome.kind is OutcomeKind.UNAVAILABLE), None)
+        if away:
+            self._destination_failed(away, now)
+        elif outcomes:
+            closed_after = self._breaker.succeeded(now)
+            if closed_after is not None:
+                waiting = self._store.unfinished()
+                logger.info(f"destination answers again after {_span(closed_after)}, resuming with {waiting:,} rows")
+        for fold, outcome in zip(request.folds, outcomes, strict=True):
+            if outcome.kind is OutcomeKind.BLOCKED:
+                self._index_failed(fold.action.index, f"{outcome.error_type}: {outcome.error}", now)
+            elif outcome.kind is OutcomeKind.APPLIED and fold.action.index in self._index_breakers:
+                open_for = self._index_breakers.pop(fold.action.index).succeeded(now)
+                logger.info(f"index {fold.action.index} takes rows again after {_span(open_for or 0)}")
+
+    def _destination_failed(self, outcome: Outcome, now: int) -> None:
+        if self._breaker.failed(f"{outcome.error_type}: {outcome.error}", now):
+            logger.warning(
+                f"destination unreachable ({logs.safe(outcome.error or '?')}), pausing; "
+                f"{self._store.unfinished():,} rows wait, no attempt is spent"
+            )
+
+    def _index_failed(self, name: str, reason: str, now: int) -> None:
+        breaker = self._index_breakers.setdefault(name, self._new_breaker())
+        if breaker.failed(reason, now):
+            logger.warning(f"index {name} takes no rows ({logs.safe(reason)}), pausing it; other indexes flow on")
+
+    # -- threads ------------------------------------------------------------------------------------------------
+
+    def _start(self, request: Request, workers: _Workers) -> None:
+        self._in_flight[id(request)] = request
+        workers.submit(request)
+
+    def _finish(self, answer: Answer, workers: _Workers) -> None:
+        try:
+            following = self._settle(answer, now_ms())
+        except DatabaseUnavailable:
+            self._answers.put(answer)  # the answer stands; it is recorded when the database takes it
+            raise
+        del self._in_flight[id(answer.request)]
+        for request in following:
+            self._start(request, workers)
+
+    def _shut_down(self, workers: _Workers) -> None:
+        deadline = time.monotonic() + self._settings.shutdown_timeout
+        while self._in_flight and (left := deadline - time.monotonic()) > 0:
+            try:
+                answer = self._answers.get(timeout=left)
+            except queue.Empty:
+                break
+            try:
+                following = self._settle(answer, now_ms())
+                del self._in_flight[id(answer.request)]
+            except DatabaseUnavailable as error:
+                logger.warning(f"{error}; rows of the last requests are delivered again by the next relay")
+                break
+            for request in following:
+                self._store.release(request.claim, _ids([*request.folds, *request.rest]), now_ms(), undelivered=True)
+        for request in self._in_flight.values():
+            try:
+                self._store.release(request.claim, [e.id for e in request.claim.events], now_ms(), undelivered=False)
+            except DatabaseUnavailable as error:
+                logger.warning(f"{error}; rows in flight come back when their lease expires")
+        workers.stop()
+
+
+class _Workers:
+    """Threads that send requests and put the answers into a queue. Daemons: a hanging request delays no exit."""
+
+    def __init__(self, number: int, send: Callable[[Request], Answer], answers: queue.SimpleQueue[Answer]) -> None:
+        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._send, self._answers, self._number = send, answers, number
+        for position in range(number):
+            threading.Thread(target=self._work, name=f"outbox-send-{position}", daemon=True).start()
+
+    def submit(self, request: Request) -> None:
+        self._requests.put(request)
+
+    def stop(self) -> None:
+        for _ in range(self._number):
+            self._requests.put(None)
+
+    def _work(self) -> None:
+        while request := self._requests.get():
+            try:
+                answer = self._send(request)
+            except Exception as error:
+                logger.opt(exception=True).error("a request failed in a way that no destination may; its rows wait")
+                lost = Outcome(OutcomeKind.UNAVAILABLE, type(error).__name__, str(error))
+                answer = Answer(request, [lost] * len(request.folds))
+            self._answers.put(answer)
+
+
+def _ids(folds: Sequence[Fold]) -> list[int]:
+    return [event.id for fold in folds for event in fold.events]
+
+
+def _error_to_log(outcome: Outcome) -> str | None:
+    return outcome.error if outcome.kind in (OutcomeKind.REJECTED, OutcomeKind.FAILED) else None
+
+
+def _span(milliseconds: int) -> str:
+    minutes, seconds = divmod(round(milliseconds / 1000), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

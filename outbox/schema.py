@@ -1,0 +1,86 @@
+"""The revision of the outbox tables: bring it up to date, print how, or refuse to work on another one."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from outbox.errors import DatabaseUnavailable, SchemaError
+from outbox.models import VERSION_TABLE, metadata
+
+_PACKAGE = Path(__file__).parent
+
+
+def upgrade(engine: Engine) -> tuple[str | None, str]:
+    """Bring the outbox tables to the newest revision. Returns the revision before and after."""
+    before = revision(engine)
+    with engine.begin() as connection:
+        command.upgrade(_config(connection=connection), "head")
+    return before, head()
+
+
+def upgrade_sql() -> str:
+    """The SQL that creates the tables from nothing, for a database administrator to run."""
+    output = io.StringIO()
+    command.upgrade(_config(output=output), "head", sql=True)
+    return output.getvalue()
+
+
+def revision(engine: Engine) -> str | None:
+    """The revision the database is at; None without outbox tables. Raises `DatabaseUnavailable`."""
+    try:
+        with engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+            return context.get_current_revision()
+    except DBAPIError as error:
+        raise DatabaseUnavailable(
+            f"database {engine.url.database} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
+        ) from error
+
+
+def head() -> str:
+    """The revision that this version of outbox-relay needs."""
+    return str(ScriptDirectory.from_config(_config()).get_current_head())
+
+
+def require_head(engine: Engine) -> None:
+    """Raises `SchemaError` unless the database is at the revision that this version needs."""
+    at, needed = revision(engine), head()
+    name = engine.url.database
+    if at is None and not _has_tables(engine):
+        raise SchemaError(f"database {name} has no outbox tables: run 'outbox-relay migrate'")
+    if at is not None and at < needed:
+        raise SchemaError(f"database {name} is at revision {at}, this relay needs {needed}: run 'outbox-relay migrate'")
+    if at is not None and at > needed:
+        raise SchemaError(
+            f"database {name} is at revision {at}, newer than this relay knows ({needed}): upgrade outbox-relay"
+        )
+
+
+def include_object(_object: Any, name: str | None, type_: str, _reflected: bool, _compare_to: Any) -> bool:
+    """For `context.configure(include_object=...)` in an application's own Alembic that leaves the outbox tables
+    to `outbox-relay migrate`: autogenerate must not drop them."""
+    return not (type_ == "table" and name is not None and (name in metadata.tables or name == VERSION_TABLE))
+
+
+def _has_tables(engine: Engine) -> bool:
+    """An application may have created them by its own migrations: then there is no revision to compare."""
+    with engine.connect() as connection:
+        return engine.dialect.has_table(connection, "outbox_events")
+
+
+def _config(*, output: io.StringIO | None = None, **attributes: Any) -> Config:
+    shipped = _PACKAGE / "_migrations"  # in the wheel; an editable install has only the checkout's
+    scripts = shipped if shipped.is_dir() else _PACKAGE.parent / "migrations"
+    config = Config(output_buffer=output) if output else Config()
+    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+    config.attributes.update(attributes)
+    return config

@@ -1,0 +1,693 @@
+"""Every SQL statement of the relay and of its operators: one function each, named by what it means to the table."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import CursorResult, Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from outbox.errors import DatabaseUnavailable
+from outbox.models import (
+    EPOCH_STEP,
+    FRESH,
+    HELD,
+    LATENCY_BOUNDS_MS,
+    WAITING,
+    Event,
+    State,
+    version,
+)
+from outbox.transition import Transition
+
+_EVENT = ", ".join(Event._fields)
+MAX_ERROR_CHARS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Rows that are this relay's to deliver, until `lease_expires_at`, as long as they carry `token`."""
+
+    token: str
+    events: tuple[Event, ...]
+    epoch: int
+    targets: Mapping[str, str]
+    lease_expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What holds for all relays."""
+
+    epoch: int
+    highest_pruned_version: int
+    paused_at: int | None
+    paused_by: str | None
+    pause_reason: str | None
+
+
+class Store:
+    """The outbox tables, over one connection of its own. For one thread at a time.
+
+    Every method is one short transaction. Raises `DatabaseUnavailable` when the database is locked for longer than
+    its busy timeout, full, or gone; nothing was changed then.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        try:
+            self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        except DBAPIError as error:
+            raise DatabaseUnavailable(
+                f"database {engine.url.database} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
+            ) from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # -- claiming -----------------------------------------------------------------------------------------------
+
+    def commits_elsewhere(self) -> int:
+        """A number that changes when another connection commits, and never by a commit of this one."""
+        return int(self._run("PRAGMA data_version").scalar_one())
+
+    def anything_due(self, now: int, longest_wait: int) -> bool:
+        """A look that takes no lock."""
+        return bool(
+            self._run(
+                f"SELECT EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH})"
+                f" OR EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_waiting WHERE {WAITING}"
+                " AND (available_at <= ? OR available_at > ?))",
+                now,
+                now + longest_wait,
+            ).scalar_one()
+        )
+
+    def claim(
+        self,
+        *,
+        relay: int,
+        now: int,
+        lease_ms: int,
+        longest_wait: int,
+        rows: int,
+        bytes_: int,
+        leave_out: Iterable[str] = (),
+        only: str | None = None,
+        lone_after: int = 10,
+    ) -> Claim | None:
+        """Take up to `rows` due rows (about `bytes_` of documents), in order and without a gap for each document.
+
+        Indexes share a batch evenly, so that a backlog of one does not starve the others. `leave_out` and `only`
+        name indexes. A row that was delivered `lone_after` times without an answer is claimed alone.
+        None when nothing could be claimed, or the outbox is paused.
+        """
+        if not self.anything_due(now, longest_wait):
+            return None
+        while True:
+            with self._write(durable=True):
+                control = self.control()
+                if control.paused_at is not None:
+                    return None
+                candidates = self._due(now, longest_wait, rows, leave_out, only)
+                chosen, blocked = _choose(candidates, bytes_, lone_after)
+                if blocked:
+                    self._park(blocked, now, longest_wait)
+                if chosen:
+                    return self._take(chosen, control.epoch, relay, now, lease_ms)
+            if not blocked:
+                return None
+
+    def _due(self, now: int, longest_wait: int, rows: int, leave_out: Iterable[str], only: str | None) -> Sequence[Any]:
+        """Candidates in the order of their ids, each with the nearest earlier unfinished row of its document."""
+        left_out = json.dumps(sorted(leave_out))
+        return self._run(
+            f"""
+            WITH RECURSIVE
+            lane (name) AS (  -- the indexes that have fresh rows: one index seek each
+                SELECT min(index_name) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}
+                UNION ALL
+                SELECT (SELECT min(index_name) FROM outbox_events INDEXED BY ix_outbox_events_fresh
+                        WHERE {FRESH} AND index_name > lane.name)
+                FROM lane WHERE lane.name IS NOT NULL
+            ),
+            open_lane (name) AS MATERIALIZED (
+                SELECT name FROM lane WHERE name IS NOT NULL AND name NOT IN (SELECT value FROM json_each(:left_out))
+                AND (:only IS NULL OR name = :only)
+            ),
+            due (id) AS MATERIALIZED (
+                SELECT f.id FROM open_lane JOIN outbox_events AS f ON f.id IN (
+                    SELECT id FROM outbox_events INDEXED BY ix_outbox_events_fresh
+                    WHERE {FRESH} AND index_name = open_lane.name ORDER BY id
+                    LIMIT max(1, :rows / (SELECT count(*) FROM open_lane))
+                )
+                UNION ALL
+                SELECT id FROM (
+                    SELECT id FROM outbox_events INDEXED BY ix_outbox_events_waiting
+                    WHERE {WAITING} AND (available_at <= :now OR available_at > :too_far)
+                    AND index_name NOT IN (SELECT value FROM json_each(:left_out))
+                    AND (:only IS NULL OR index_name = :only)
+                    ORDER BY available_at, id LIMIT :rows
+                )
+            )
+            SELECT c.id, c.index_name, c.document_id, c.deliveries,
+                   coalesce(c.document_bytes,
+                            (SELECT length(CAST(d.document AS BLOB)) FROM outbox_documents d WHERE d.event_id = c.id),
+                            0) AS bytes,
+                   (SELECT max(h.id) FROM outbox_events AS h INDEXED BY ix_outbox_events_held
+                    WHERE ({HELD.replace("state", "h.state").replace("available_at", "h.available_at")})
+                    AND h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id) AS behind
+            FROM due JOIN outbox_events AS c ON c.id = due.id ORDER BY c.id LIMIT :rows
+            """,
+            {"left_out": left_out, "only": only, "rows": rows, "now": now, "too_far": now + longest_wait},
+        ).fetchall()
+
+    def _park(self, blocked: Sequence[int], now: int, longest_wait: int) -> None:
+        """Rows behind an unfinished one take over its time: otherwise they fill every look and starve others."""
+        held = HELD.replace("state", "h.state").replace("available_at", "h.available_at")
+        self._run(
+            f"""
+            UPDATE outbox_events SET available_at = coalesce((
+                SELECT max(:soonest, min(:latest, iif(h.state = 'claimed', h.lease_expires_at, h.available_at)))
+                FROM outbox_events AS h INDEXED BY ix_outbox_events_held
+                WHERE ({held}) AND h.index_name = outbox_events.index_name
+                AND h.document_id = outbox_events.document_id AND h.id < outbox_events.id
+                ORDER BY h.id LIMIT 1), :soonest)
+            WHERE id IN (SELECT value FROM json_each(:ids))
+            """,
+            {"ids": json.dumps(blocked), "soonest": now + 1, "latest": now + longest_wait},
+        )
+
+    def _take(self, ids: Sequence[int], epoch: int, relay: int, now: int, lease_ms: int) -> Claim:
+        token, expires = secrets.token_hex(8), now + lease_ms
+        taken = self._run(
+            f"""
+            UPDATE outbox_events SET state = 'claimed', claim_token = ?, claimed_by = ?, lease_expires_at = ?,
+                   deliveries = deliveries + 1
+            WHERE id IN (SELECT value FROM json_each(?)) RETURNING {_EVENT}
+            """,
+            token,
+            relay,
+            expires,
+            json.dumps(ids),
+        ).fetchall()  # an unread cursor would keep the write lock
+        events = tuple(sorted(map(Event._make, taken)))  # RETURNING promises no order
+        return Claim(token, events, epoch, self.targets(), expires)
+
+    def targets(self) -> dict[str, str]:
+        """The physical index that the rows of each index go to."""
+        return {row[0]: row[1] for row in self._run("SELECT index_name, physical_index FROM outbox_indexes")}
+
+    def register_index(self, name: str, target: str) -> None:
+        """Note where the rows of an index go; whoever was first decides."""
+        with self._write(durable=True):
+            self._run(
+                "INSERT INTO outbox_indexes (index_name, physical_index) SELECT ?, ?"
+                " WHERE NOT EXISTS (SELECT 1 FROM outbox_indexes WHERE index_name = ?)",
+                name,
+                target,
+                name,
+            )
+
+    def load(self, claim: Claim) -> dict[int, bytes]:
+        """The documents of a claim by event id: UTF-8 text as it was stored. Takes no lock."""
+        ids = json.dumps([event.id for event in claim.events])
+        return {
+            row[0]: row[1]
+            for row in self._run(
+                "SELECT event_id, CAST(document AS BLOB) FROM outbox_documents"
+                " WHERE event_id IN (SELECT value FROM json_each(?))",
+                ids,
+            )
+        }
+
+    def renew(self, claim: Claim, ids: Sequence[int], expires: int) -> Claim | None:
+        """Extend the lease of the rows. None if one of them is no longer this claim's: nothing may be sent then."""
+        with self._write(durable=False):
+            renewed = self._run(
+                "UPDATE outbox_events SET lease_expires_at = ?"
+                " WHERE id IN (SELECT value FROM json_each(?)) AND claim_token = ?",
+                expires,
+                json.dumps(list(ids)),
+                claim.token,
+            ).rowcount
+        return replace(claim, lease_expires_at=expires) if renewed == len(ids) else None
+
+    # -- recording ----------------------------------------------------------------------------------------------
+
+    def record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> int:
+        """Write what became of rows of a claim, but only where the claim still holds.
+
+        A row whose `claim_token` changed meanwhile (its lease expired and another relay took it) is left alone and
+        counted in `lost_claims`: whoever holds it now decides. Returns the number of such rows.
+        """
+        same: dict[tuple[Any, ...], list[Transition]] = defaultdict(list)
+        for transition in transitions:
+            same[transition[1:]].append(transition)
+        lost: list[Transition] = []
+        with self._write(durable=False):
+            for group in same.values():
+                lost += self._move(claim.token, group, now)
+            self._release_followers(transitions, now)
+            self._count(transitions, lost, now)
+        return len(lost)
+
+    def _move(self, token: str, group: Sequence[Transition], now: int) -> list[Transition]:
+        to = group[0]
+        ids = [transition.event.id for transition in group]
+        finished = to.state in (State.DONE, State.DEAD)
+        parameters = {
+            "state": to.state.value,
+            "outcome": to.result.value if to.result else None,
+            "attempts": to.attempts,
+            "available_at": None if finished else to.available_at,
+            "finished_at": now if finished else None,
+            "error_type": to.error_type,
+            "error": printable(to.error),
+            "ids": json.dumps(ids),
+            "token": token,
+        }
+        moved = self._run(
+            """
+            UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
+                   available_at = :available_at, finished_at = :finished_at, claim_token = NULL, claimed_by = NULL,
+                   lease_expires_at = NULL, error_type = coalesce(:error_type, error_type),
+                   error = coalesce(:error, error)
+            WHERE id IN (SELECT value FROM json_each(:ids)) AND claim_token = :token
+            """,
+            parameters,
+        ).rowcount
+        if moved == len(ids):
+            return []
+        # Rare: find out which. Those that are now in the state we wrote, at this moment, are ours.
+        kept = {
+            row[0]
+            for row in self._run(
+                "SELECT id FROM outbox_events WHERE id IN (SELECT value FROM json_each(:ids))"
+                " AND state = :state AND claim_token IS NULL"
+                " AND (finished_at IS :finished_at AND available_at IS :available_at)",
+                parameters,
+            )
+        }
+        missing = [transition for transition in group if transition.event.id not in kept]
+        return missing or list(group)[: len(ids) - moved]
+
+    def _release_followers(self, transitions: Sequence[Transition], now: int) -> None:
+        """Wake the rows that were parked behind documents that are now settled: the next batch of each."""
+        if not self._run(
+            f"SELECT EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_waiting WHERE {WAITING}"
+            " AND available_at > ?)",
+            now,
+        ).scalar_one():
+            return
+        waiting = {_document(transition) for transition in transitions if transition.state is State.PENDING}
+        settled = {_document(transition) for transition in transitions} - waiting
+        held = HELD.replace("state", "w.state").replace("available_at", "w.available_at")
+        for index_name, document_id in settled:
+            self._run(
+                f"""
+                UPDATE outbox_events SET available_at = :now WHERE id IN (
+                    SELECT w.id FROM outbox_events AS w INDEXED BY ix_outbox_events_held
+                    WHERE ({held}) AND w.index_name = :index AND w.document_id = :document AND w.state = 'pending'
+                    ORDER BY w.id LIMIT 1000)
+                """,
+                {"now": now, "index": index_name, "document": document_id},
+            )
+
+    def _count(self, transitions: Sequence[Transition], lost: Sequence[Transition], now: int) -> None:
+        lost_ids = {transition.event.id for transition in lost}
+        counts: dict[tuple[str, str, str, str], dict[str, int]] = {}
+        for transition in transitions:
+            event, state = transition.event, transition.state
+            key = (event.index_name, event.entity or "", event.tenant_id or "", event.action)
+            count = counts.setdefault(key, defaultdict(int))
+            if event.id in lost_ids:
+                count["lost_claims"] += 1
+            elif state is State.DONE:
+                latency = max(0, now - event.created_at)
+                count["done"] += 1
+                count["latency_sum_ms"] += latency
+                if transition.result == "superseded":
+                    count["superseded"] += 1
+                for bound in LATENCY_BOUNDS_MS:
+                    if latency <= bound:
+                        count[f"latency_le_{bound}ms"] += 1
+                        break
+            elif state is State.DEAD:
+                count["dead"] += 1
+            elif transition.attempts > event.attempts:
+                count["retried"] += 1
+        minute = now - now % 60_000
+        for key, count in counts.items():
+            if count:
+                columns = list(count)
+                added = ", ".join(f"{column} = {column} + excluded.{column}" for column in columns)
+                self._run(
+                    f"INSERT INTO outbox_stats (minute, index_name, entity, tenant_id, action, {', '.join(columns)})"
+                    f" VALUES ({', '.join('?' * (5 + len(columns)))}) ON CONFLICT DO UPDATE SET {added}",
+                    minute,
+                    *key,
+                    *count.values(),
+                )
+
+    def release(self, claim: Claim, ids: Sequence[int], now: int, *, undelivered: bool) -> int:
+        """Give rows back at once, attempts unchanged. `undelivered`: nothing was sent, the delivery does not count."""
+        with self._write(durable=False):
+            return int(
+                self._run(
+                    "UPDATE outbox_events SET state = 'pending', available_at = ?, claim_token = NULL,"
+                    " claimed_by = NULL, lease_expires_at = NULL, deliveries = deliveries - ?"
+                    " WHERE id IN (SELECT value FROM json_each(?)) AND claim_token = ?",
+                    now,
+                    int(undelivered),
+                    json.dumps(list(ids)),
+                    claim.token,
+                ).rowcount
+            )
+
+    def explained(self, event: Event, reported: int | None, epoch: int) -> bool:
+        """Whether a delivery of this outbox accounts for the version that a conflict reports.
+
+        True for a version of a row of the same document that was delivered (the row itself: at least twice), and
+        for versions up to the highest that was pruned.
+        """
+        if reported is None:
+            return False
+        if reported <= self.control().highest_pruned_version:
+            return True
+        reported_epoch, id_ = divmod(reported, EPOCH_STEP)
+        if reported_epoch > epoch:
+            return False
+        found = self._run(
+            "SELECT deliveries FROM outbox_events WHERE id = ? AND index_name = ? AND document_id = ?",
+            id_,
+            event.index_name,
+            event.document_id,
+        ).scalar_one_or_none()
+        return found is not None and found >= (2 if id_ == event.id else 1)
+
+    # -- maintenance --------------------------------------------------------------------------------------------
+
+    def reap(self, now: int, lease_ms: int, *, dead_relays: Iterable[int] = ()) -> int:
+        """Give back the rows whose lease has expired, or whose relay is known to be dead. Returns their number."""
+        with self._write(durable=False):
+            return int(
+                self._run(
+                    "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
+                    " claimed_by = NULL, lease_expires_at = NULL"
+                    " WHERE state = 'claimed' AND (lease_expires_at <= :now OR lease_expires_at > :too_far"
+                    " OR claimed_by IN (SELECT value FROM json_each(:dead)))",
+                    {"now": now, "too_far": now + 2 * lease_ms, "dead": json.dumps(list(dead_relays))},
+                ).rowcount
+            )
+
+    def prune(self, before: int, limit: int = 5_000) -> int:
+        """Remove up to `limit` rows that were done before that instant. Returns their number.
+
+        A document's newest done row stays while an earlier one is dead: it tells that a retry comes too late.
+        """
+        with self._write(durable=False):
+            ids = [
+                row[0]
+                for row in self._run(
+                    "SELECT id FROM outbox_events AS e INDEXED BY ix_outbox_events_done"
+                    " WHERE state = 'done' AND finished_at < ? AND NOT EXISTS ("
+                    "  SELECT 1 FROM outbox_events AS d INDEXED BY ix_outbox_events_dead WHERE d.state = 'dead'"
+                    "  AND d.index_name = e.index_name AND d.document_id = e.document_id AND d.id < e.id)"
+                    " ORDER BY finished_at LIMIT ?",
+                    before,
+                    limit,
+                )
+            ]
+            return self._remove(ids)
+
+    def prune_stats(self, before: int) -> int:
+        """Remove statistics of minutes before that instant."""
+        with self._write(durable=False):
+            return int(self._run("DELETE FROM outbox_stats WHERE minute < ?", before).rowcount)
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the database, as far as no reader is in the way."""
+        self._run("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    # -- relays -------------------------------------------------------------------------------------------------
+
+    def enlist(self, host: str, pid: int, software: str, now: int) -> int:
+        """Enter a relay in the list. Returns its id."""
+        with self._write(durable=False):
+            return int(
+                self._run(
+                    "INSERT INTO outbox_relays (host, pid, version, started_at, heartbeat_at) VALUES (?, ?, ?, ?, ?)",
+                    host,
+                    pid,
+                    software,
+                    now,
+                    now,
+                ).lastrowid
+            )
+
+    def heartbeat(self, relay: int, breakers: Sequence[Mapping[str, Any]], now: int) -> None:
+        """Say that a relay is alive, and what it has paused."""
+        with self._write(durable=False):
+            self._run(
+                "UPDATE outbox_relays SET heartbeat_at = ?, breakers = ? WHERE id = ?",
+                now,
+                json.dumps(list(breakers)),
+                relay,
+            )
+
+    def delist(self, relays: Iterable[int]) -> None:
+        """Take relays off the list."""
+        with self._write(durable=False):
+            self._run(
+                "DELETE FROM outbox_relays WHERE id IN (SELECT value FROM json_each(?))", json.dumps(list(relays))
+            )
+
+    def relays(self) -> list[dict[str, Any]]:
+        """All listed relays."""
+        rows = self._run("SELECT * FROM outbox_relays ORDER BY id").mappings()
+        return [{**row, "breakers": json.loads(row["breakers"])} for row in rows]
+
+    # -- what operators ask and do ------------------------------------------------------------------------------
+
+    def control(self) -> Control:
+        """What holds for all relays; the defaults when the row is missing (tables created without a migration)."""
+        row = self._run(
+            "SELECT epoch, highest_pruned_version, paused_at, paused_by, pause_reason FROM outbox_control"
+        ).one_or_none()
+        return Control(*tuple(row)) if row else Control(1, 0, None, None, None)
+
+    def counts(self) -> dict[str, int]:
+        """Number of rows by state."""
+        found = self._run("SELECT state, count(*) FROM outbox_events GROUP BY state")
+        return {state.value: 0 for state in State} | {row[0]: row[1] for row in found}
+
+    def unfinished(self) -> int:
+        """Rows that are pending or claimed."""
+        return int(
+            self._run(
+                f"SELECT (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH})"
+                f" + (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_held WHERE {HELD})"
+            ).scalar_one()
+        )
+
+    def oldest_unfinished(self) -> int | None:
+        """When the oldest row that is pending or claimed was written."""
+        oldest: int | None = self._run(
+            "SELECT created_at FROM outbox_events WHERE id = (SELECT min(id) FROM ("
+            f" SELECT min(id) AS id FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}"
+            f" UNION ALL SELECT min(id) FROM outbox_events INDEXED BY ix_outbox_events_held WHERE {HELD}))"
+        ).scalar_one_or_none()
+        return oldest
+
+    def pause(self, reason: str, by: str, now: int) -> None:
+        """Keep all relays from claiming."""
+        with self._write(durable=True):
+            self._run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
+            self._run("UPDATE outbox_control SET paused_at = ?, paused_by = ?, pause_reason = ?", now, by, reason)
+
+    def resume(self) -> bool:
+        """Let relays claim again. False if they were not paused."""
+        with self._write(durable=True):
+            return bool(
+                self._run(
+                    "UPDATE outbox_control SET paused_at = NULL, paused_by = NULL, pause_reason = NULL"
+                    " WHERE paused_at IS NOT NULL"
+                ).rowcount
+            )
+
+    def advance_epoch(self, above: int, now: int) -> int:
+        """Make the epoch one above `above` and the current one, and release every claim. Returns the new epoch."""
+        with self._write(durable=True):
+            self._run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
+            epoch = max(self.control().epoch, above) + 1
+            self._run("UPDATE outbox_control SET epoch = ?", epoch)
+            self._run(
+                "UPDATE outbox_events SET state = 'pending', available_at = ?, claim_token = NULL,"
+                " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'",
+                now,
+            )
+        return epoch
+
+    def event(self, event_id: int) -> dict[str, Any] | None:
+        """One row with its document, or None."""
+        row = (
+            self._run(
+                "SELECT e.*, d.document FROM outbox_events AS e LEFT JOIN outbox_documents AS d ON d.event_id = e.id"
+                " WHERE e.id = ?",
+                event_id,
+            )
+            .mappings()
+            .one_or_none()
+        )
+        return dict(row) if row else None
+
+    def dead(
+        self,
+        *,
+        ids: Sequence[int] = (),
+        index: str | None = None,
+        tenant: str | None = None,
+        error_type: str | None = None,
+        limit: int = -1,
+    ) -> list[dict[str, Any]]:
+        """Dead rows in the order of their ids, narrowed by what is given."""
+        rows = self._run(
+            """
+            SELECT * FROM outbox_events WHERE state = 'dead'
+            AND (:ids = '[]' OR id IN (SELECT value FROM json_each(:ids)))
+            AND (:index IS NULL OR index_name = :index) AND (:tenant IS NULL OR tenant_id = :tenant)
+            AND (:error_type IS NULL OR error_type = :error_type) ORDER BY id LIMIT :limit
+            """,
+            {
+                "ids": json.dumps(list(ids)),
+                "index": index,
+                "tenant": tenant,
+                "error_type": error_type,
+                "limit": limit,
+            },
+        )
+        return [dict(row) for row in rows.mappings()]
+
+    def retry_dead(self, ids: Sequence[int], now: int) -> dict[str, int]:
+        """Put dead rows back to pending, at their old place in the order.
+
+        A row whose document has a later row that is done is superseded: what it said is history.
+        Returns how many went which way.
+        """
+        with self._write(durable=True):
+            listed = json.dumps(list(ids))
+            superseded = self._run(
+                "UPDATE outbox_events SET state = 'done', outcome = 'superseded', finished_at = :now WHERE id IN ("
+                "  SELECT d.id FROM outbox_events AS d JOIN ("  # one pass over the later rows, whatever their number
+                "    SELECT index_name, document_id, max(id) AS id FROM outbox_events WHERE state = 'done'"
+                "    AND id > (SELECT min(value) FROM json_each(:ids)) AND (index_name, document_id) IN ("
+                "      SELECT index_name, document_id FROM outbox_events"
+                "      WHERE id IN (SELECT value FROM json_each(:ids)))"
+                "    GROUP BY index_name, document_id) AS later USING (index_name, document_id)"
+                "  WHERE d.state = 'dead' AND d.id < later.id AND d.id IN (SELECT value FROM json_each(:ids)))",
+                {"now": now, "ids": listed},
+            ).rowcount
+            retried = self._run(
+                "UPDATE outbox_events SET state = 'pending', attempts = 0, available_at = ?, finished_at = NULL"
+                " WHERE state = 'dead' AND id IN (SELECT value FROM json_each(?))",
+                now,
+                listed,
+            ).rowcount
+        return {"retried": int(retried), "superseded": int(superseded)}
+
+    def discard_dead(self, ids: Sequence[int]) -> int:
+        """Remove dead rows for good. Returns their number."""
+        with self._write(durable=True):
+            listed = self._run(
+                "SELECT id FROM outbox_events WHERE state = 'dead' AND id IN (SELECT value FROM json_each(?))",
+                json.dumps(list(ids)),
+            )
+            return self._remove([row[0] for row in listed])
+
+    def purge(self, index: str | None = None) -> int:
+        """Remove all pending rows (of one index) for good. Returns their number."""
+        with self._write(durable=True):
+            listed = self._run(
+                "SELECT id FROM outbox_events WHERE state = 'pending' AND (:index IS NULL OR index_name = :index)",
+                {"index": index},
+            )
+            return self._remove([row[0] for row in listed])
+
+    def _remove(self, ids: Sequence[int]) -> int:
+        """Delete rows, and remember the highest version among them that may stand in an index."""
+        listed = json.dumps(ids)
+        highest = self._run(
+            "SELECT max(id) FROM outbox_events WHERE deliveries > 0 AND id IN (SELECT value FROM json_each(?))", listed
+        ).scalar_one()
+        if highest:
+            self._run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
+            self._run(
+                "UPDATE outbox_control SET highest_pruned_version = max(highest_pruned_version, ?)",
+                version(self.control().epoch, highest),
+            )
+        self._run("DELETE FROM outbox_documents WHERE event_id IN (SELECT value FROM json_each(?))", listed)
+        return int(self._run("DELETE FROM outbox_events WHERE id IN (SELECT value FROM json_each(?))", listed).rowcount)
+
+    # -- the connection -----------------------------------------------------------------------------------------
+
+    def _run(self, sql: str, *parameters: Any) -> CursorResult[*tuple[Any, ...]]:
+        given = parameters[0] if len(parameters) == 1 and isinstance(parameters[0], dict) else parameters
+        try:
+            return self._connection.exec_driver_sql(sql, given or None)
+        except OperationalError as error:
+            raise DatabaseUnavailable(f"database: {error.orig}") from error
+
+    @contextmanager
+    def _write(self, *, durable: bool) -> Iterator[None]:
+        """A short write transaction. `durable`: on disk when it returns, with everything committed before it."""
+        self._run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        self._run("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._run("ROLLBACK")
+            raise
+        self._run("COMMIT")
+
+
+def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[list[int], list[int]]:
+    """Split candidates, in the order of their ids, into those to claim and those that wait behind another row."""
+    chosen: list[int] = []
+    taken: set[int] = set()
+    blocked: list[int] = []
+    blocked_documents: set[tuple[str, str]] = set()
+    size = 0
+    for id_, index_name, document_id, deliveries, row_bytes, behind in candidates:
+        document = (index_name, document_id)
+        if document in blocked_documents or (behind is not None and behind not in taken):
+            blocked_documents.add(document)
+            blocked.append(id_)
+            continue
+        if deliveries >= lone_after:
+            if not chosen:
+                return [id_], blocked
+            break
+        if chosen and size + row_bytes > bytes_:
+            break
+        chosen.append(id_)
+        taken.add(id_)
+        size += row_bytes
+    return chosen, blocked
+
+
+def _document(transition: Transition) -> tuple[str, str]:
+    return transition.event.index_name, transition.event.document_id
+
+
+def printable(error: str | None) -> str | None:
+    """At most 2,000 characters, control characters escaped, so that no error can forge a line."""
+    if error is None or error.isprintable():
+        return error and error[:MAX_ERROR_CHARS]
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in error[:MAX_ERROR_CHARS])
+    return escaped[:MAX_ERROR_CHARS]

@@ -1,0 +1,110 @@
+"""Pure: what an outcome means for the rows it speaks of. The README's outcome table is this file in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from outbox.destinations.base import Outcome, OutcomeKind
+from outbox.models import Action, Event, Result, State
+
+UNEXPLAINED = "unexplained_version"
+UNEXPLAINED_REMEDY = (
+    "nothing in this outbox wrote it: the database was restored from a backup, or something else writes to the "
+    "index; run 'outbox-relay epoch advance', then 'outbox-relay dead retry --error-type unexplained_version'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How often and how soon a document's own failure is tried again. Times in milliseconds."""
+
+    max_retries: int = 3
+    backoff_ms: int = 2_000
+    longest_pause_ms: int = 30_000
+
+    def retry_pause(self, failures: int) -> int:
+        """Pause after the n-th failure: 2, 4, 8 s by default."""
+        return self.backoff_ms << (failures - 1)
+
+    def overload_pause(self, deliveries: int) -> int:
+        """Pause after the n-th delivery that found the destination overloaded: 1, 2, 4 … 30 s by default."""
+        return int(min(self.longest_pause_ms, 1_000 * 2 ** min(deliveries - 1, 20)))
+
+    @property
+    def longest_wait_ms(self) -> int:
+        """What lies further ahead than this was put there by another clock, and is due."""
+        return max(self.retry_pause(max(self.max_retries, 1)), self.longest_pause_ms)
+
+
+class Transition(NamedTuple):
+    """The next state of one row. `available_at` only for pending, `result` only for done."""
+
+    event: Event
+    state: State
+    result: Result | None = None
+    available_at: int | None = None
+    attempts: int = 0
+    error_type: str | None = None
+    error: str | None = None
+
+
+def needs_unfolding(events: Sequence[Event], outcome: Outcome, policy: Policy) -> bool:
+    """Whether the rows must be delivered one by one, since only the guilty one may die."""
+    if len(events) == 1:
+        return False
+    failures = max(event.attempts for event in events) + 1
+    return outcome.kind is OutcomeKind.REJECTED or (
+        outcome.kind is OutcomeKind.FAILED and failures > policy.max_retries
+    )
+
+
+def decide(
+    events: Sequence[Event], outcome: Outcome, policy: Policy, now: int, *, explained: bool = False
+) -> list[Transition]:
+    """The next state of each row of a fold; the last row is the one whose version was sent.
+
+    `explained` says of a conflict whether a delivery of this outbox accounts for the version it reports.
+    """
+    *earlier, last = events
+    kind = outcome.kind
+    if kind is OutcomeKind.APPLIED or (kind is OutcomeKind.CONFLICT and explained):
+        done = [Transition(event, State.DONE, Result.COALESCED, attempts=event.attempts) for event in earlier]
+        result = _applied(last) if kind is OutcomeKind.APPLIED else Result.SUPERSEDED
+        return [*done, Transition(last, State.DONE, result, attempts=last.attempts)]
+    if kind is OutcomeKind.CONFLICT:
+        error = f"the index holds version {outcome.version}: {UNEXPLAINED_REMEDY}"
+        return [
+            Transition(event, State.DEAD, attempts=event.attempts, error_type=UNEXPLAINED, error=error)
+            for event in events
+        ]
+    if kind is OutcomeKind.REJECTED:
+        return [
+            Transition(event, State.DEAD, None, None, event.attempts, outcome.error_type, outcome.error)
+            for event in events
+        ]
+    if kind is OutcomeKind.FAILED:
+        return [_failed(event, outcome, policy, now) for event in events]
+    if kind is OutcomeKind.OVERLOADED:
+        due = now + policy.overload_pause(max(event.deliveries for event in events))
+    elif kind is OutcomeKind.BLOCKED:
+        due = now + policy.longest_pause_ms  # the breaker of the index decides when; this is for other relays
+    else:
+        due = now
+    return [
+        Transition(event, State.PENDING, None, due, event.attempts, outcome.error_type, outcome.error)
+        for event in events
+    ]
+
+
+def _applied(event: Event) -> Result:
+    return Result.DELETED if event.action == Action.DELETE else Result.APPLIED
+
+
+def _failed(event: Event, outcome: Outcome, policy: Policy, now: int) -> Transition:
+    failures = event.attempts + 1
+    if failures > policy.max_retries:
+        return Transition(event, State.DEAD, None, None, failures, outcome.error_type, outcome.error)
+    due = now + policy.retry_pause(failures)
+    return Transition(event, State.PENDING, None, due, failures, outcome.error_type, outcome.error)
