@@ -1,0 +1,83 @@
+"""Real parts for all tests: a SQLite file, the outbox tables in it, and one Elasticsearch node for the session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine
+
+from outbox import schema, sqlite
+from outbox.destinations.elasticsearch import ElasticsearchDestination
+from tests.support.node import Node, unavailable_reason
+from tests.support.outbox import Outbox
+from tests.support.proxy import FaultProxy
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-elasticsearch",
+        action="store_true",
+        default=os.environ.get("CI") == "true",
+        help="fail instead of skipping when no Elasticsearch node can be had (default with CI=true)",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("OUTBOX_") or name == "ELASTICSEARCH_URL":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)  # no .env of the checkout either
+
+
+@pytest.fixture(scope="session")
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """One real Elasticsearch for all tests; each test uses index names of its own or wipes."""
+    if reason := unavailable_reason():
+        if request.config.getoption("--require-elasticsearch"):
+            pytest.fail(f"no Elasticsearch: {reason}")
+        pytest.skip(f"no Elasticsearch: {reason}")
+    running = Node.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def clean_node(node: Node) -> Node:
+    node.wipe()
+    return node
+
+
+@pytest.fixture
+def proxy(clean_node: Node) -> Iterator[FaultProxy]:
+    """Stands between the relay and the node, and provokes faults on the wire."""
+    running = FaultProxy(clean_node.url)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def destination(proxy: FaultProxy) -> Iterator[ElasticsearchDestination]:
+    made = ElasticsearchDestination([proxy.url], request_timeout=3)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """A prepared engine on a file with the outbox tables."""
+    made = create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+    sqlite.prepare(made)
+    schema.upgrade(made)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def outbox(engine: Engine) -> Iterator[Outbox]:
+    made = Outbox(engine)
+    yield made
+    made.close()

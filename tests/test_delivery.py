@@ -1,0 +1,548 @@
+"""From a committed row to a real Elasticsearch, and what every answer on the wire means for the row."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.models import EPOCH_STEP, now_ms
+from tests.support.node import Node
+from tests.support.outbox import Outbox
+from tests.support.proxy import FaultProxy, Request, anything, bulk, cut, hang, refuse, reply, rewrite, swallow
+
+pytestmark = pytest.mark.elasticsearch
+
+SECOND = 1_000
+
+
+def item(answer: Any, position: int) -> dict[str, Any]:
+    return next(iter(answer["items"][position].values()))
+
+
+def failing_item(status: int, error_type: str, reason: str = "provoked", position: int = 0) -> Any:
+    def change(answer: Any) -> Any:
+        failed = {"_id": item(answer, position)["_id"], "status": status}
+        failed["error"] = {"type": error_type, "reason": reason}
+        answer["items"][position] = {next(iter(answer["items"][position])): failed}
+        return answer
+
+    return rewrite(change)
+
+
+# -- the seed's unit tests and scenarios, as far as they index and delete ------------------------------------------
+
+
+def test_index_job_creates_the_document(outbox: Outbox, destination: ElasticsearchDestination, node: Node) -> None:
+    row = outbox.index("contacts", "contact-123", {"name": "Ada"}, tenant_id="t1")
+    outbox.drain(destination)
+    assert node.get("contacts", "contact-123") == {"name": "Ada"}
+    assert node.version("contacts", "contact-123") == EPOCH_STEP + row
+    assert (outbox.state(row), outbox.outcome(row)) == ("done", "applied")
+
+
+def test_index_job_replaces_the_document(outbox: Outbox, destination: ElasticsearchDestination, node: Node) -> None:
+    outbox.index("contacts", "c1", {"name": "Ada", "old": True})
+    outbox.drain(destination)
+    outbox.index("contacts", "c1", {"name": "Grace"})
+    outbox.drain(destination)
+    assert node.get("contacts", "c1") == {"name": "Grace"}
+
+
+def test_delete_job_removes_the_document(outbox: Outbox, destination: ElasticsearchDestination, node: Node) -> None:
+    outbox.index("contacts", "c1", {"name": "Ada"})
+    outbox.drain(destination)
+    row = outbox.delete("contacts", "c1")
+    outbox.drain(destination)
+    assert node.get("contacts", "c1") is None
+    assert outbox.outcome(row) == "deleted"
+
+
+def test_delete_of_a_missing_document_succeeds(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    row = outbox.delete("contacts", "never-there")
+    outbox.drain(destination)
+    assert outbox.outcome(row) == "deleted"
+    assert node.indexes() == ["contacts-000001"]  # the delete created no index beside it
+
+
+def test_bad_request_is_not_retried(outbox: Outbox, destination: ElasticsearchDestination, node: Node) -> None:
+    outbox.index("contacts", "c1", {"age": 36})
+    outbox.drain(destination)
+    row = outbox.index("contacts", "c2", {"age": "thirty-six"})
+    outbox.drain(destination)
+    dead = outbox.row(row)
+    assert (dead["state"], dead["attempts"], dead["error_type"]) == ("dead", 0, "document_parsing_exception")
+    assert "age" in dead["error"]
+
+
+def test_retries_wait_two_four_and_eight_seconds_and_then_the_row_is_dead(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    row = outbox.index("contacts", "c1", {})
+    proxy.on(bulk, failing_item(500, "some_exception"))
+    now = now_ms()
+    for pause in (2, 4, 8):
+        outbox.drain(destination, now)
+        assert outbox.row(row)["available_at"] == now + pause * SECOND
+        outbox.drain(destination, now + pause * SECOND - 1)
+        assert outbox.state(row) == "pending"
+        now += pause * SECOND
+    outbox.drain(destination, now)
+    assert outbox.state(row) == "dead"
+    assert sum(request.is_bulk for request in proxy.requests) == 4
+
+
+def test_bulk_operations_of_many_documents_arrive(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    outbox.index_many("contacts", [(f"c{n}", {"n": n}) for n in range(2_500)])
+    outbox.drain(destination)
+    assert node.documents("contacts") == {f"c{n}": {"n": n} for n in range(2_500)}
+    assert outbox.counts()["done"] == 2_500
+
+
+# -- coalescing and order ------------------------------------------------------------------------------------------
+
+
+def test_rows_of_one_document_become_one_operation(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    rows = [outbox.index("contacts", "c1", {"n": n}) for n in range(3)]
+    outbox.drain(destination)
+    assert [outbox.outcome(row) for row in rows] == ["coalesced", "coalesced", "applied"]
+    sent = [request for request in proxy.requests if request.is_bulk]
+    assert len(sent) == 1
+    assert sent[0].body.count(b"\n") == 2
+    assert node.get("contacts", "c1") == {"n": 2}
+
+
+def test_rejected_fold_kills_only_the_guilty_row(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    outbox.index("contacts", "other", {"age": 1})
+    outbox.drain(destination)
+    good = outbox.index("contacts", "c1", {"age": 2})
+    bad = outbox.index("contacts", "c1", {"age": "x"})
+    outbox.drain(destination)
+    assert (outbox.outcome(good), outbox.state(bad)) == ("applied", "dead")
+    assert node.get("contacts", "c1") == {"age": 2}
+
+
+def test_relay_killed_between_unfolded_rows_leaves_the_dead_letter(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    outbox.index("contacts", "other", {"age": 1})
+    outbox.drain(destination)
+    bad = outbox.index("contacts", "c1", {"age": "x"})
+    also_bad = outbox.index("contacts", "c1", {"age": "y"})
+    seen: list[int] = []
+
+    def second_unfolded(request: Request) -> bool:
+        if request.is_bulk:
+            seen.append(1)
+        return len(seen) == 3  # the fold, the first row, then this
+
+    proxy.on(second_unfolded, refuse)
+    outbox.relay(destination).run_once()
+    assert outbox.state(bad) == "dead"  # recorded before the next row was sent
+    proxy.clear()
+    outbox.drain(destination, now_ms() + 60 * SECOND)
+    assert outbox.state(also_bad) == "dead"
+
+
+def test_one_bad_document_among_999_good_delays_none(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    outbox.index("contacts", "typed", {"n": 1})
+    outbox.drain(destination)
+    rows = outbox.index_many("contacts", [(f"c{n}", {"n": "bad" if n == 500 else n}) for n in range(1_000)])
+    outbox.drain(destination)
+    assert outbox.state(rows[500]) == "dead"
+    assert outbox.counts() == {"pending": 0, "claimed": 0, "done": 1_000, "dead": 1}
+    assert len(node.documents("contacts")) == 1_000
+
+
+def test_document_waits_for_its_own_retry_and_others_do_not(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    outbox.index("contacts", "c1", {"n": 1})
+    proxy.on(bulk, failing_item(500, "some_exception"), times=1)
+    now = now_ms()
+    outbox.drain(destination, now)
+    later = outbox.index("contacts", "c1", {"n": 2})
+    other = outbox.index("contacts", "c2", {"n": 3})
+    outbox.drain(destination, now + 1)
+    assert (outbox.state(later), outbox.state(other)) == ("pending", "done")
+    outbox.drain(destination, now + 2 * SECOND)
+    assert outbox.state(later) == "done"
+    assert node.get("contacts", "c1") == {"n": 2}
+
+
+def test_document_with_ten_thousand_rows_starves_no_other(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    outbox.index("contacts", "hot", {"n": -1})
+    proxy.on(bulk, failing_item(500, "some_exception"), times=1)
+    now = now_ms()
+    outbox.drain(destination, now)  # its first row waits for its retry
+    outbox.index_many("contacts", [("hot", {"n": n}) for n in range(10_000)])
+    other = outbox.index("contacts", "cold", {})
+    outbox.relay(destination).run_once(now + 1)
+    assert outbox.state(other) == "done"
+    outbox.drain(destination, now + 60 * SECOND)
+    assert outbox.counts()["done"] == 10_002
+    assert node.get("contacts", "hot") == {"n": 9_999}
+
+
+# -- versions ------------------------------------------------------------------------------------------------------
+
+
+def test_relay_killed_after_acknowledgement_redelivers_without_change(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    outbox.drain(destination)
+    outbox.raw("UPDATE outbox_events SET state = 'pending', available_at = 1, outcome = NULL, finished_at = NULL")
+    outbox.drain(destination)
+    assert (outbox.state(row), outbox.outcome(row)) == ("done", "superseded")
+    assert node.version("contacts", "c1") == EPOCH_STEP + row
+
+
+def test_answer_lost_after_the_node_applied_it_is_redelivered_and_explained(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    proxy.on(bulk, swallow, times=1)
+    now = now_ms()
+    outbox.relay(destination).run_once(now)
+    assert node.get("contacts", "c1") == {"name": "Ada"}
+    assert (outbox.state(row), outbox.row(row)["attempts"]) == ("pending", 0)
+    outbox.drain(destination, now + 60 * SECOND)
+    assert outbox.outcome(row) == "superseded"
+
+
+def test_restored_backup_that_issues_ids_again_is_not_called_superseded(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    outbox.index("contacts", "c1", {"lost": "timeline"})
+    outbox.drain(destination)
+    outbox.raw("DELETE FROM outbox_events")
+    outbox.raw("DELETE FROM sqlite_sequence WHERE name = 'outbox_events'")
+    row = outbox.index("contacts", "c1", {"after": "restore"})
+    outbox.drain(destination)
+    assert (outbox.state(row), outbox.row(row)["error_type"]) == ("dead", "unexplained_version")
+    assert "epoch advance" in outbox.row(row)["error"]
+
+    store = outbox.store()
+    store.advance_epoch(destination.highest_version("contacts") // EPOCH_STEP, now_ms())
+    store.retry_dead([row], now_ms())
+    outbox.drain(destination)
+    assert node.get("contacts", "c1") == {"after": "restore"}
+
+
+def test_version_of_a_pruned_row_is_explained(outbox: Outbox, destination: ElasticsearchDestination) -> None:
+    first = outbox.index("contacts", "c1", {"n": 1})
+    outbox.index("contacts", "c1", {"n": 2})
+    outbox.drain(destination)
+    outbox.raw("UPDATE outbox_events SET state = 'pending', available_at = 1 WHERE id = :id", id=first)
+    outbox.store().prune(now_ms() + SECOND)
+    outbox.drain(destination)
+    assert outbox.outcome(first) == "superseded"
+
+
+def test_document_of_an_earlier_system_with_a_high_internal_version_is_replaced(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    for n in range(20):
+        node.request("PUT", "/contacts/_doc/c1", {"legacy": n})
+    outbox.index("contacts", "c1", {"name": "Ada"})
+    outbox.drain(destination)
+    assert node.get("contacts", "c1") == {"name": "Ada"}
+    assert node.indexes() == ["contacts"]  # adopted as it is
+    assert node.request("GET", "/contacts/_settings")[1]["contacts"]["settings"]["index"]["gc_deletes"] == "24h"
+
+
+def test_epoch_advanced_while_a_row_waits_keeps_the_order(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    outbox.index("contacts", "c1", {"n": 1})
+    proxy.on(bulk, failing_item(500, "some_exception"), times=1)
+    now = now_ms()
+    outbox.drain(destination, now)
+    outbox.index("contacts", "c1", {"n": 2})
+    outbox.store().advance_epoch(1, now)
+    outbox.drain(destination, now + 60 * SECOND)
+    assert node.get("contacts", "c1") == {"n": 2}
+
+
+def test_dead_row_whose_document_has_moved_on_is_superseded_by_its_retry(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    outbox.index("contacts", "other", {"age": 1})
+    outbox.drain(destination)
+    bad = outbox.index("contacts", "c1", {"age": "x"})
+    outbox.drain(destination)
+    outbox.index("contacts", "c1", {"age": 3})
+    outbox.drain(destination)
+    assert outbox.store().retry_dead([bad], now_ms()) == {"retried": 0, "superseded": 1}
+    assert node.get("contacts", "c1") == {"age": 3}
+
+
+# -- two relays ----------------------------------------------------------------------------------------------------
+
+
+def test_relay_whose_lease_expired_cannot_overwrite_the_outcome(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    row = outbox.index("contacts", "c1", {"n": 1})
+    now = now_ms()
+    slow, store = outbox.relay(destination, 1), outbox.store()
+    request = slow._next_request(now)
+    assert request is not None
+    answer = slow._send(request)
+    if request.unknown_indexes:  # first use of the index
+        (request,) = slow._settle(answer, now)
+        answer = slow._send(request)
+    assert store.reap(now + 61 * SECOND, 60 * SECOND) == 1
+    outbox.drain(destination, now + 61 * SECOND)
+    before = outbox.row(row)
+    slow._settle(answer, now + 62 * SECOND)
+    assert outbox.row(row) == before
+    assert slow.totals.lost_claims == 1
+
+
+def test_two_relays_share_the_work_without_doubles(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    outbox.index("contacts", "first", {})
+    outbox.drain(destination)
+    proxy.requests.clear()
+    outbox.index_many("contacts", [(f"c{n}", {}) for n in range(300)])
+    one, two = outbox.relay(destination, 1, batch_rows=100), outbox.relay(destination, 2, batch_rows=100)
+    while one.run_once() + two.run_once():
+        pass
+    sent = b"".join(request.body for request in proxy.requests if request.is_bulk)
+    assert sent.count(b'"_id"') == 300
+
+
+# -- faults of a request -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(reply(503), id="503"),
+        pytest.param(reply(429), id="429"),
+        pytest.param(reply(500), id="500"),
+        pytest.param(reply(401), id="401"),
+        pytest.param(reply(302, headers={"Location": "http://127.0.0.1:1/"}), id="redirect"),
+        pytest.param(reply(200, b"<html>hi</html>", {"Content-Type": "text/html"}), id="html"),
+        pytest.param(reply(200, b"{}", {"X-Elastic-Product": "Other"}), id="not-elasticsearch"),
+        pytest.param(reply(200, b'{"items":'), id="not-json"),
+        pytest.param(refuse, id="closed"),
+        pytest.param(cut(20), id="truncated"),
+        pytest.param(hang, id="timeout"),
+    ],
+)
+def test_failed_request_spends_no_attempt_and_is_delivered_after(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy, fault: Any
+) -> None:
+    rows = outbox.index_many("contacts", [("c1", {"n": 1}), ("c2", {"n": 2})])
+    outbox.index("deals", "d1", {})
+    now = now_ms()
+    proxy.on(bulk, fault)
+    relay = outbox.relay(destination)
+    relay.run_once(now)
+    assert [outbox.row(row)["attempts"] for row in rows] == [0, 0]
+    assert [outbox.state(row) for row in rows] == ["pending", "pending"]
+    assert relay.breakers()[0]["scope"] == "destination"
+    proxy.clear()
+    while relay.run_once(now + 60 * SECOND):
+        pass
+    assert relay.breakers() == []
+    assert outbox.counts() == {"pending": 0, "claimed": 0, "done": 3, "dead": 0}
+    assert node.documents("contacts") == {"c1": {"n": 1}, "c2": {"n": 2}}
+
+
+def test_outage_claims_nothing_until_the_probe_is_due(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    row = outbox.index("contacts", "c1", {})
+    proxy.down()
+    relay, now = outbox.relay(destination), now_ms()
+    relay.run_once(now)
+    deliveries = outbox.row(row)["deliveries"]
+    for _ in range(5):
+        relay.run_once(now + 1)
+    assert outbox.row(row)["deliveries"] == deliveries
+    proxy.up()
+    while relay.run_once(now + 60 * SECOND):
+        pass
+    assert outbox.state(row) == "done"
+
+
+def test_too_large_request_is_halved_until_it_passes(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    rows = outbox.index_many("contacts", [(f"c{n}", {"text": "x" * (5_000 if n == 3 else 10)}) for n in range(8)])
+    proxy.on(lambda request: request.is_bulk and len(request.body) > 4_000, reply(413))
+    outbox.drain(destination)
+    assert [outbox.state(row) for row in rows].count("done") == 7
+    assert (outbox.state(rows[3]), outbox.row(rows[3])["error_type"]) == ("dead", "http_413")
+
+
+def test_400_for_everything_kills_no_document(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    rows = outbox.index_many("contacts", [(f"c{n}", {}) for n in range(8)])
+    outbox.store().register_index("contacts", "contacts-000001")
+    proxy.on(anything, reply(400, b"<html>The plain HTTP request was sent to HTTPS port</html>"))
+    now = now_ms()
+    outbox.drain(destination, now)
+    assert {outbox.state(row) for row in rows} == {"pending"}
+    assert outbox.counts()["dead"] == 0
+
+
+def test_short_answer_settles_only_what_it_speaks_of(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    rows = outbox.index_many("contacts", [("c1", {}), ("c2", {}), ("c3", {})])
+    proxy.on(bulk, rewrite(lambda answer: {**answer, "items": answer["items"][:1]}), times=1)
+    now = now_ms()
+    outbox.relay(destination).run_once(now)
+    assert [outbox.state(row) for row in rows] == ["done", "pending", "pending"]
+    outbox.drain(destination, now + 60 * SECOND)
+    assert [outbox.state(row) for row in rows] == ["done", "done", "done"]
+
+
+def test_answer_in_another_order_settles_nothing_wrongly(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    rows = outbox.index_many("contacts", [("c1", {}), ("c2", {})])
+    proxy.on(bulk, rewrite(lambda answer: {**answer, "items": answer["items"][::-1]}), times=1)
+    outbox.relay(destination).run_once()
+    assert [outbox.state(row) for row in rows] == ["pending", "pending"]
+
+
+def test_item_429_backs_off_without_spending_an_attempt(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    rows = outbox.index_many("contacts", [("c1", {}), ("c2", {})])
+    proxy.on(bulk, failing_item(429, "es_rejected_execution_exception"), times=1)
+    now = now_ms()
+    outbox.drain(destination, now)
+    assert (outbox.state(rows[1]), outbox.row(rows[0])["available_at"]) == ("done", now + SECOND)
+    assert outbox.row(rows[0])["attempts"] == 0
+    outbox.drain(destination, now + SECOND)
+    assert outbox.state(rows[0]) == "done"
+
+
+# -- one broken index ----------------------------------------------------------------------------------------------
+
+
+def closed(node: Node) -> None:
+    node.request("POST", "/contacts-000001/_close")
+
+
+def write_blocked(node: Node) -> None:
+    node.request("PUT", "/contacts-000001/_settings", {"index.blocks.write": True})
+
+
+def at_flood_stage(node: Node) -> None:
+    node.request("PUT", "/contacts-000001/_settings", {"index.blocks.read_only_allow_delete": True})
+
+
+def mend(node: Node) -> None:
+    node.request("POST", "/contacts-000001/_open")
+    blocks = {"index.blocks.write": None, "index.blocks.read_only_allow_delete": None}
+    node.request("PUT", "/contacts-000001/_settings", blocks)
+
+
+@pytest.mark.parametrize("broken", [closed, write_blocked, at_flood_stage])
+def test_broken_index_holds_only_its_own_rows(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, broken: Any
+) -> None:
+    outbox.index("contacts", "c1", {})
+    outbox.drain(destination)
+    broken(node)
+    held = outbox.index_many("contacts", [("c2", {}), ("c3", {})])
+    flowing = outbox.index_many("deals", [("d1", {}), ("d2", {})])
+    relay, now = outbox.relay(destination), now_ms()
+    while relay.run_once(now):
+        pass
+    assert [outbox.state(row) for row in flowing] == ["done", "done"]
+    assert [(outbox.state(row), outbox.row(row)["attempts"]) for row in held] == [("pending", 0)] * 2
+    assert [(b["scope"], b["index"]) for b in relay.breakers()] == [("index", "contacts")]
+    outbox.index("contacts", "c4", {})
+    more = outbox.index("deals", "d3", {})
+    while relay.run_once(now + 1):
+        pass
+    assert outbox.state(more) == "done"
+    mend(node)
+    while relay.run_once(now + 60 * SECOND):
+        pass
+    assert set(node.documents("contacts")) == {"c1", "c2", "c3", "c4"}
+    assert relay.breakers() == []
+
+
+def test_missing_index_is_not_created_anew_behind_its_alias(
+    outbox: Outbox, proxy: FaultProxy, node: Node, destination: ElasticsearchDestination
+) -> None:
+    outbox.index("contacts", "c1", {})
+    outbox.drain(destination)
+    node.request("DELETE", "/contacts-000001")
+    fresh = ElasticsearchDestination([proxy.url], request_timeout=3)  # has not looked at the index yet
+    rows = [outbox.delete("contacts", "c1"), outbox.index("contacts", "c2", {})]
+    flowing = outbox.index("deals", "d1", {})
+    outbox.drain(fresh)
+    fresh.close()
+    assert [outbox.state(row) for row in [*rows, flowing]] == ["pending", "pending", "done"]
+    assert node.indexes() == ["deals-000001"]
+
+
+def test_alias_on_two_indexes_is_blocked_and_said(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    for name in ("a", "b"):
+        node.request("PUT", f"/{name}", {"aliases": {"contacts": {}}})
+    row = outbox.index("contacts", "c1", {})
+    relay = outbox.relay(destination)
+    relay.run_once()
+    assert outbox.state(row) == "pending"
+    assert "points to 2 indexes" in relay.breakers()[0]["reason"]
+
+
+# -- rows that another program wrote -------------------------------------------------------------------------------
+
+
+def test_payloads_that_cannot_be_sent_die_alone(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    good = outbox.index("contacts", "good", {"n": 1})
+    forged = '{"a":1}\n{"delete":{"_index":"contacts-000001","_id":"good"}}'
+    bad = [
+        outbox.put_raw("contacts", "x" * 513, "{}"),
+        outbox.put_raw("contacts", "newline", forged),
+        outbox.put_raw("contacts", "broken", '{"n":'),
+        outbox.put_raw("contacts", "array", "[1]"),
+        outbox.put_raw("contacts", "", "{}"),
+    ]
+    missing = outbox.index("contacts", "missing", {})
+    outbox.raw("DELETE FROM outbox_documents WHERE event_id = :id", id=missing)
+    outbox.drain(destination)
+    assert [outbox.state(row) for row in [*bad, missing]] == ["dead"] * 6
+    assert outbox.state(good) == "done"
+    assert node.documents("contacts") == {"good": {"n": 1}}
+
+
+def test_large_rows_of_unknown_size_are_measured_at_the_claim(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    for n in range(4):
+        outbox.put_raw("contacts", f"c{n}", json.dumps({"text": "x" * 40_000}))
+    outbox.drain(destination, batch_bytes=100_000)
+    assert [len(request.body) > 100_000 for request in proxy.requests if request.is_bulk] == [False, False]
