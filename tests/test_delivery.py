@@ -69,7 +69,7 @@ def test_delete_of_a_missing_document_succeeds(
     assert node.indexes() == ["contacts-000001"]  # the delete created no index beside it
 
 
-def test_bad_request_is_not_retried(outbox: Outbox, destination: ElasticsearchDestination, node: Node) -> None:
+def test_bad_request_is_not_retried(outbox: Outbox, destination: ElasticsearchDestination) -> None:
     outbox.index("contacts", "c1", {"age": 36})
     outbox.drain(destination)
     row = outbox.index("contacts", "c2", {"age": "thirty-six"})
@@ -133,7 +133,7 @@ def test_rejected_fold_kills_only_the_guilty_row(
 
 
 def test_relay_killed_between_unfolded_rows_leaves_the_dead_letter(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
 ) -> None:
     outbox.index("contacts", "other", {"age": 1})
     outbox.drain(destination)
@@ -230,6 +230,7 @@ def test_restored_backup_that_issues_ids_again_is_not_called_superseded(
 ) -> None:
     outbox.index("contacts", "c1", {"lost": "timeline"})
     outbox.drain(destination)
+    outbox.raw("DELETE FROM outbox_documents")
     outbox.raw("DELETE FROM outbox_events")
     outbox.raw("DELETE FROM sqlite_sequence WHERE name = 'outbox_events'")
     row = outbox.index("contacts", "c1", {"after": "restore"})
@@ -296,7 +297,7 @@ def test_dead_row_whose_document_has_moved_on_is_superseded_by_its_retry(
 
 
 def test_relay_whose_lease_expired_cannot_overwrite_the_outcome(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ElasticsearchDestination
 ) -> None:
     row = outbox.index("contacts", "c1", {"n": 1})
     now = now_ms()
@@ -386,7 +387,7 @@ def test_outage_claims_nothing_until_the_probe_is_due(
 
 
 def test_too_large_request_is_halved_until_it_passes(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
 ) -> None:
     rows = outbox.index_many("contacts", [(f"c{n}", {"text": "x" * (5_000 if n == 3 else 10)}) for n in range(8)])
     proxy.on(lambda request: request.is_bulk and len(request.body) > 4_000, reply(413))
@@ -396,7 +397,7 @@ def test_too_large_request_is_halved_until_it_passes(
 
 
 def test_400_for_everything_kills_no_document(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
 ) -> None:
     rows = outbox.index_many("contacts", [(f"c{n}", {}) for n in range(8)])
     outbox.store().register_index("contacts", "contacts-000001")

@@ -86,7 +86,7 @@ def test_document_that_is_no_mapping_is_refused() -> None:
 
 
 def test_document_above_the_limit_is_refused_with_its_size() -> None:
-    with pytest.raises(InvalidDocument, match="1,008 bytes .* OUTBOX_MAX_DOCUMENT_BYTES=1,000"):
+    with pytest.raises(InvalidDocument, match=r"1,008 bytes .* OUTBOX_MAX_DOCUMENT_BYTES=1,000"):
         serialise({"a": "x" * 1_000}, max_bytes=1_000)
 
 

@@ -81,7 +81,7 @@ def test_outer_rollback_after_a_released_savepoint_keeps_nothing(
     assert rows(engine) == []
 
 
-def test_entity_is_flushed_before_its_row_is_inserted(sessions: sessionmaker[Session], engine: Engine) -> None:
+def test_entity_is_flushed_before_its_row_is_inserted(sessions: sessionmaker[Session]) -> None:
     with sessions() as session:
         session.add(Contact(name="Ada"))
         OutboxRepository(session).delete("contacts", "other")

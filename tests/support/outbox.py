@@ -26,7 +26,8 @@ class Outbox:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.sessions: sessionmaker[Session] = sessionmaker(engine)
-        self._stores: list[Store] = []
+        self._look = Store(engine)
+        self._stores = [self._look]
 
     def index(self, index: str, document_id: str, document: Mapping[str, Any], tenant_id: str | None = None) -> int:
         with self.sessions.begin() as session:
@@ -78,7 +79,7 @@ class Outbox:
             pass
 
     def row(self, event_id: int) -> dict[str, Any]:
-        found = self.store().event(event_id)
+        found = self._look.event(event_id)
         assert found is not None, f"row {event_id} is gone"
         return found
 
@@ -90,7 +91,10 @@ class Outbox:
         return None if outcome is None else str(outcome)
 
     def counts(self) -> dict[str, int]:
-        return self.store().counts()
+        return self._look.counts()
+
+    def relays(self) -> list[dict[str, Any]]:
+        return self._look.relays()
 
     def close(self) -> None:
         for each in self._stores:

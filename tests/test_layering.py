@@ -1,0 +1,71 @@
+"""Each room imports only what the design allows it: the table below is the design's."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import outbox
+
+ROOT = Path(outbox.__file__).parent
+
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "settings": {"errors"},
+    "models": {"errors"},
+    "sqlite": set(),
+    "logs": {"settings"},
+    "documents": {"settings", "errors"},
+    "repository": {"models", "documents", "settings", "errors"},
+    "store": {"models", "transition", "errors"},
+    "plan": {"models", "destinations.base"},
+    "destinations": set(),
+    "destinations.base": {"errors"},
+    "destinations.elasticsearch": {"destinations.base", "errors"},
+    "transition": {"models", "destinations.base"},
+    "breaker": set(),
+    "wakeup": {"errors"},
+    "presence": set(),
+    "maintenance": {"store", "settings", "presence", "models", "errors"},
+    "relay": {
+        "errors", "settings", "models", "logs", "store", "plan", "destinations.base", "transition", "breaker", "wakeup",
+    },
+    "schema": {"models", "errors"},
+    "check": {"destinations.base", "store", "settings", "schema", "models", "errors"},
+}  # fmt: skip
+
+
+def modules() -> list[str]:
+    paths = (path.relative_to(ROOT).with_suffix("") for path in ROOT.rglob("*.py") if "_migrations" not in path.parts)
+    names = (".".join(part for part in path.parts if part != "__init__") for path in paths)
+    return sorted(name for name in names if name and not name.startswith("cli"))
+
+
+def imported(module: str) -> set[str]:
+    path = ROOT / Path(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    found: set[str] = set()
+    for statement in ast.walk(ast.parse(path.read_text())):
+        if isinstance(statement, ast.Import):
+            found |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom) and statement.module:
+            children = {f"{statement.module}.{alias.name}" for alias in statement.names}
+            found |= {child for child in children if child.removeprefix("outbox.") in modules()} or {statement.module}
+    return {name.removeprefix("outbox.") for name in found if name.startswith("outbox.")}
+
+
+def test_every_module_has_its_line_in_the_table() -> None:
+    assert set(modules()) == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_module_imports_only_what_it_may(module: str) -> None:
+    if module not in modules():
+        pytest.skip("covered by the test above")
+    assert imported(module) <= ALLOWED[module]
+
+
+def test_nobody_imports_the_command_line() -> None:
+    assert not [module for module in modules() if any(name.startswith("cli") for name in imported(module))]

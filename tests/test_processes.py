@@ -1,0 +1,313 @@
+"""Real relay processes: killed, stopped, resumed, told to end. The database and the index must not notice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox.models import EPOCH_STEP
+from tests.support.node import Node
+from tests.support.outbox import Outbox
+from tests.support.proxy import FaultProxy, bulk, hang, hold_answer
+
+pytestmark = pytest.mark.elasticsearch
+COMMAND = [sys.executable, "-c", "from outbox.cli import main; main()"]
+
+
+def until(condition: Callable[[], Any], what: str, timeout: float = 60) -> Any:
+    """Wait for what another process does; fails with `what` when it never does."""
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.01)
+    return result
+
+
+class Relays:
+    """Starts relay processes on one database, and ends those that a test leaves."""
+
+    def __init__(self, outbox: Outbox, url: str, directory: Path) -> None:
+        self._environment = {
+            **os.environ,
+            "OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}",
+            "OUTBOX_ELASTICSEARCH_URL": url,
+            "OUTBOX_REQUEST_TIMEOUT": "5",
+            "OUTBOX_BREAKER_FIRST_PAUSE": "0.1",
+            "OUTBOX_BREAKER_LONGEST_PAUSE": "0.5",
+            "OUTBOX_REAP_INTERVAL": "0.2",
+        }
+        self._directory = directory
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str, **given: str) -> subprocess.Popen[str]:
+        with (self._directory / f"relay-{len(self.started)}.log").open("w") as log:
+            process = subprocess.Popen(
+                [*COMMAND, "run", *arguments], env=self._environment | given, stderr=log, text=True, cwd=self._directory
+            )
+        self.started.append(process)
+        return process
+
+    def call(self, *arguments: str, stdin: str | None = None, **given: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env=self._environment | given,
+            capture_output=True,
+            text=True,
+            input=stdin,
+            cwd=self._directory,
+            timeout=120,
+            check=False,
+        )
+
+    def log(self, position: int = 0) -> str:
+        return (self._directory / f"relay-{position}.log").read_text()
+
+
+@pytest.fixture
+def relays(outbox: Outbox, proxy: FaultProxy, tmp_path: Path) -> Iterator[Relays]:
+    running = Relays(outbox, proxy.url, tmp_path)
+    yield running
+    for process in running.started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        process.wait()
+
+
+def test_relay_killed_between_answer_and_record_loses_and_doubles_nothing(
+    outbox: Outbox, relays: Relays, proxy: FaultProxy, node: Node
+) -> None:
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    proxy.on(bulk, hold_answer, times=1)
+    first = relays.start()
+    assert proxy.held.wait(60)
+    assert node.get("contacts", "c1") == {"name": "Ada"}  # applied …
+    assert outbox.state(row) == "claimed"  # … but not recorded
+    first.kill()
+    first.wait()
+    proxy.release()
+
+    relays.start()
+    until(lambda: outbox.state(row) == "done", "the next relay settles the row, long before the lease ends")
+    assert outbox.outcome(row) == "superseded"
+    assert node.version("contacts", "c1") == EPOCH_STEP + row
+
+
+def test_relay_stopped_past_its_lease_and_resumed_overwrites_nothing(
+    outbox: Outbox, relays: Relays, proxy: FaultProxy, node: Node
+) -> None:
+    old = outbox.index("contacts", "c1", {"n": 1})
+    proxy.on(bulk, hold_answer, times=1)
+    sleeper = relays.start(OUTBOX_LEASE="2", OUTBOX_REQUEST_TIMEOUT="60")
+    assert proxy.held.wait(60)
+    sleeper.send_signal(signal.SIGSTOP)
+    relays.start(OUTBOX_LEASE="2")
+    until(lambda: outbox.state(old) == "done", "the lease ends and the other relay takes the row")
+    new = outbox.index("contacts", "c1", {"n": 2})
+    until(lambda: outbox.state(new) == "done", "the other relay goes on")
+    before = outbox.row(old)
+
+    proxy.release()
+    sleeper.send_signal(signal.SIGCONT)
+    until(lambda: "claimed by another relay" in relays.log(0), "the sleeper notices that its claim is lost")
+    assert outbox.row(old) == before
+    assert node.get("contacts", "c1") == {"n": 2}
+
+
+def test_sigterm_finishes_what_is_in_flight_and_exits_0(outbox: Outbox, relays: Relays, proxy: FaultProxy) -> None:
+    row = outbox.index("contacts", "c1", {})
+    proxy.on(bulk, hold_answer, times=1)
+    relay = relays.start()
+    assert proxy.held.wait(60)
+    relay.terminate()
+    proxy.release()
+    assert relay.wait(30) == 0
+    assert outbox.state(row) == "done"
+    assert outbox.relays() == []
+
+
+def test_sigterm_releases_what_does_not_finish_in_time(outbox: Outbox, relays: Relays, proxy: FaultProxy) -> None:
+    row = outbox.index("contacts", "c1", {})
+    proxy.on(bulk, hang)
+    relay = relays.start(OUTBOX_SHUTDOWN_TIMEOUT="0.2", OUTBOX_REQUEST_TIMEOUT="60")
+    proxy.wait_for(bulk)
+    relay.terminate()
+    assert relay.wait(30) == 0
+    assert (outbox.state(row), outbox.row(row)["attempts"]) == ("pending", 0)
+
+
+def test_second_signal_exits_at_once(outbox: Outbox, relays: Relays, proxy: FaultProxy) -> None:
+    row = outbox.index("contacts", "c1", {})
+    proxy.on(bulk, hang)
+    relay = relays.start(OUTBOX_SHUTDOWN_TIMEOUT="600", OUTBOX_REQUEST_TIMEOUT="600")
+    proxy.wait_for(bulk)
+    relay.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        relay.wait(0.5)
+    relay.send_signal(signal.SIGINT)
+    assert relay.wait(30) == 128 + signal.SIGINT
+    proxy.clear()
+    relays.start()
+    until(lambda: outbox.state(row) == "done", "another relay delivers the row")
+
+
+def test_node_away_under_writes_spends_no_attempt_and_loses_nothing(
+    outbox: Outbox, relays: Relays, proxy: FaultProxy, node: Node
+) -> None:
+    relays.start()
+    written = [outbox.index("contacts", f"c{n}", {"n": n}) for n in range(20)]
+    until(lambda: outbox.counts()["done"] == 20, "the first rows arrive")
+    proxy.down()
+    written += [outbox.index("contacts", f"c{n}", {"n": n}) for n in range(20, 60)]
+    until(lambda: "destination unreachable" in relays.log(), "the relay notices")
+    status = until(
+        lambda: json.loads(relays.call("status", "--json").stdout)["breakers"], "status shows the open breaker", 30
+    )
+    assert status[0]["scope"] == "destination"
+    proxy.up()
+    until(lambda: outbox.counts()["done"] == 60, "everything arrives after the outage")
+    assert {outbox.row(row)["attempts"] for row in written} == {0}
+    assert len(node.documents("contacts")) == 60
+    assert relays.log().count("destination unreachable") == 1
+    assert relays.log().count("answers again") == 1
+
+
+def test_commit_is_delivered_without_waiting_for_the_poll(outbox: Outbox, relays: Relays) -> None:
+    relays.start(OUTBOX_POLL_INTERVAL="60")
+    until(lambda: outbox.relays(), "the relay is up")
+    row = outbox.index("contacts", "c1", {})
+    until(lambda: outbox.state(row) == "done", "the commit wakes the relay", 30)
+
+
+def test_drain_exits_0_when_all_is_delivered_and_1_when_rows_died(outbox: Outbox, relays: Relays) -> None:
+    outbox.index_many("contacts", [(f"c{n}", {"n": n}) for n in range(100)])
+    assert relays.call("run", "--drain").returncode == 0
+    outbox.index("contacts", "bad", {"n": "x"})
+    drained = relays.call("run", "--drain")
+    assert (drained.returncode, "dead list" in drained.stderr) == (1, True)
+    assert "[ES] Error index contacts/bad: " in drained.stderr
+
+
+def test_two_killed_and_restarted_relays_end_with_equality(outbox: Outbox, relays: Relays, node: Node) -> None:
+    expected: dict[str, Any] = {}
+    for round_ in range(4):
+        one, two = relays.start(), relays.start()
+        for n in range(150):
+            document_id = f"c{(n * 7 + round_) % 90}"
+            if n % 5 == 4:
+                outbox.delete("contacts", document_id)
+                expected.pop(document_id, None)
+            else:
+                outbox.index("contacts", document_id, {"round": round_, "n": n})
+                expected[document_id] = {"round": round_, "n": n}
+        one.kill()
+        two.kill()
+        one.wait()
+        two.wait()
+    relays.call("run", "--drain")
+    assert node.documents("contacts") == expected
+    assert outbox.counts()["dead"] == 0
+
+
+def test_pause_holds_all_rows_and_resume_lets_them_go(outbox: Outbox, relays: Relays) -> None:
+    assert relays.call("pause", "--reason", "maintenance").returncode == 0
+    relays.start()
+    row = outbox.index("contacts", "c1", {})
+    until(lambda: "maintenance" in relays.log(), "the relay says why it does nothing")
+    assert json.loads(relays.call("status", "--json").stdout)["paused"]["reason"] == "maintenance"
+    assert relays.call("run", "--drain").returncode == 2
+    assert outbox.state(row) == "pending"
+    relays.call("resume")
+    until(lambda: outbox.state(row) == "done", "the row is delivered")
+
+
+def test_operation_log_is_json_and_ids_forge_no_line(outbox: Outbox, relays: Relays) -> None:
+    outbox.index("contacts", "c1\n2026-01-01 00:00:00 ERROR forged", {"n": 1})
+    outbox.index("contacts", "c2", {"n": "x"})
+    text = relays.call("run", "--drain").stderr
+    assert "c1\\n2026-01-01 00:00:00 ERROR forged" in text
+    outbox.index("contacts", "c3\n{forged}<red>", {"n": 1})
+    lines = relays.call("run", "--drain", "--log-format", "json").stderr.strip().splitlines()
+    entries = [json.loads(line) for line in lines if line.startswith("{")]
+    assert {"action": "index", "index": "contacts", "id": "c3\n{forged}<red>"}.items() <= entries[1].items()
+
+
+def test_dead_rows_are_listed_retried_and_discarded(outbox: Outbox, relays: Relays, node: Node) -> None:
+    outbox.index("contacts", "c1", {"n": 1})
+    first, second = outbox.index("contacts", "c2", {"n": "x"}), outbox.index("contacts", "c3", {"n": "y"})
+    relays.call("run", "--drain")
+    listed = json.loads(relays.call("dead", "list", "--json").stdout)
+    assert [row["id"] for row in listed] == [first, second]
+    assert relays.call("dead", "retry").returncode == 2  # say which
+    node.request("DELETE", "/contacts-000001")
+    node.request("PUT", "/contacts-000001", {"aliases": {"contacts": {}}, "mappings": {"dynamic": False}})
+    assert "1 rows are pending again" in relays.call("dead", "retry", str(first)).stdout
+    assert relays.call("run", "--drain").returncode == 0
+    assert node.get("contacts", "c2") == {"n": "x"}
+    assert relays.call("dead", "discard", "--all", stdin="n\n").returncode == 1
+    assert "1 dead rows are removed" in relays.call("dead", "discard", "--all", "--yes").stdout
+    shown = json.loads(relays.call("show", str(first), "--json").stdout)
+    assert shown["result"]["success"] is True
+    assert shown["job"] == {
+        "action": "index", "index": "contacts", "id": "c2", "document": {"n": "x"}, "tenantId": None
+    }  # fmt: skip
+    assert relays.call("show", str(second)).returncode == 1
+
+
+def test_purge_asks_and_removes_only_pending_rows(outbox: Outbox, relays: Relays) -> None:
+    outbox.index("contacts", "c1", {})
+    relays.call("run", "--drain")
+    outbox.index("contacts", "c2", {})
+    assert relays.call("purge", stdin="n\n").returncode == 1
+    assert relays.call("purge", "--yes").stdout.startswith("1 rows")
+    assert outbox.counts() == {"pending": 0, "claimed": 0, "done": 1, "dead": 0}
+
+
+def test_epoch_advance_reads_the_indexes_first(outbox: Outbox, relays: Relays, node: Node) -> None:
+    outbox.index("contacts", "c1", {})
+    relays.call("run", "--drain")
+    node.request("PUT", f"/contacts/_doc/c9?version={7 * EPOCH_STEP}&version_type=external", {})
+    assert relays.call("epoch", "show").stdout.strip() == "1"
+    assert "the epoch is 8 now" in relays.call("epoch", "advance", "--yes").stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"OUTBOX_DATABASE_URL": ""}, "is no SQLAlchemy URL"),
+        ({"OUTBOX_DATABASE_URL": "postgresql://u:s3cret@h/d"}, "postgresql is not supported yet"),
+        ({"OUTBOX_DATABASE_URL": "sqlite:////nowhere/app.db"}, "does not exist"),
+        ({"OUTBOX_ELASTICSEARCH_URL": ""}, "no destination: set OUTBOX_ELASTICSEARCH_URL"),
+        ({"OUTBOX_ELASTICSEARCH_URL": "u:s3cret@localhost"}, "must start with http://"),
+        ({"OUTBOX_BATCH_ROWS": "s3cret"}, "OUTBOX_BATCH_ROWS"),
+    ],
+)
+def test_bad_setting_is_one_line_without_secrets_and_exit_2(
+    relays: Relays, environment: dict[str, str], says: str
+) -> None:
+    failed = relays.call("run", **environment)
+    assert failed.returncode == 2
+    assert says in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert "s3cret" not in failed.stderr
+
+
+def test_missing_migration_is_one_line_and_exit_2(relays: Relays, tmp_path: Path) -> None:
+    sqlite3.connect(tmp_path / "empty.db").execute("CREATE TABLE t (x)").connection.close()
+    failed = relays.call("run", OUTBOX_DATABASE_URL=f"sqlite:///{tmp_path}/empty.db")
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+    assert "run 'outbox-relay migrate'" in failed.stderr
+
+
+def test_misspelt_variable_is_named_with_the_right_one(relays: Relays) -> None:
+    assert "did you mean OUTBOX_BATCH_ROWS?" in relays.call("status", OUTBOX_BATCH_ROW="5").stderr
