@@ -33,7 +33,6 @@ ALLOWED: dict[str, set[str]] = {
         "errors", "settings", "models", "logs", "store", "plan", "destinations.base", "transition", "breaker", "wakeup",
     },
     "schema": {"models", "errors"},
-    "check": {"destinations.base", "store", "settings", "schema", "models", "errors"},
 }  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def show(event_id: int, as_json: bool, database_url: str | None) -> None:
 def settings_(as_json: bool) -> None:
     """List every setting with its default and what it means."""
     rows = [
-        {"variable": variable(name), "default": _default(info.default), "meaning": info.description}
+        {"variable": variable(name), "default": default_text(info.default), "meaning": info.description}
         for name, info in Settings.model_fields.items()
     ]
     if as_json:
@@ -113,7 +113,8 @@ def iso(milliseconds: int | None) -> str | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _default(value: Any) -> str:
+def default_text(value: Any) -> str:
+    """A default as it is written in the environment."""
     return "none" if value is None or value == () else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
 import socket
 import socketserver
-import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -146,8 +146,8 @@ class FaultProxy:
         self._server.shutdown()
         self._server.server_close()
         for connection in list(self._connections):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            connection.close()
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # close() alone waits for the handler's files
         self._connections.clear()
 
     def up(self) -> None:
