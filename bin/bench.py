@@ -1,0 +1,271 @@
+"""`drain`: the relay against raw `_bulk`, alternately in one run. `write`: what a row costs the writer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+from elasticsearch import Elasticsearch
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from outbox import OutboxRepository, schema, sqlite
+from outbox.models import EPOCH_STEP, now_ms
+
+HERE = Path(__file__).parent
+BATCH = 1_000
+INDEX = "bench"
+console = Console()
+
+SYLLABLES = ["an", "ar", "be", "co", "da", "de", "en", "er", "es", "fi", "ga", "ha", "in", "ka", "la", "li", "lo", "ma", "mi", "na", "ne", "no", "or", "pa", "ra", "re", "ri", "ro", "sa", "se", "si", "so", "ta", "te", "ti", "to", "tu", "vi"]
+
+
+def documents(number: int, seed: int = 7) -> list[tuple[str, dict[str, Any]]]:
+    """Contacts of about 0.9 KB with varied text."""
+    chance = random.Random(seed)
+    words = ["".join(chance.choices(SYLLABLES, k=chance.randint(2, 4))) for _ in range(2_000)]
+    made = []
+    for n in range(number):
+        first, last, company = (word.title() for word in chance.sample(words, 3))
+        made.append(
+            (
+                f"contact-{n}",
+                {
+                    "first_name": first,
+                    "last_name": last,
+                    "email": f"{first}.{last}@{company}.example".lower(),
+                    "company": f"{company} Ltd",
+                    "city": chance.choice(words).title(),
+                    "tags": chance.sample(words, 3),
+                    "score": chance.randint(0, 1_000),
+                    "created_at": f"2026-{chance.randint(1, 12):02}-{chance.randint(1, 28):02}T10:00:00Z",
+                    "notes": " ".join(chance.choices(words, k=90)),
+                },
+            )
+        )
+    return made
+
+
+@contextlib.contextmanager
+def node() -> Iterator[str]:
+    """The given Elasticsearch, or one of our own for the time of the measurement."""
+    if given := os.environ.get("OUTBOX_ELASTICSEARCH_URL") or os.environ.get("ELASTICSEARCH_URL"):
+        yield given
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([HERE / "elasticsearch", "--port", str(port)], stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        client = Elasticsearch(url)
+        with console.status("starting Elasticsearch…"):
+            while True:
+                try:
+                    client.cluster.health(wait_for_status="yellow")
+                    break
+                except Exception:
+                    if process.poll() is not None:
+                        raise click.ClickException("Elasticsearch did not start, see above") from None
+                    time.sleep(0.2)
+        client.close()
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def fresh_index(url: str) -> None:
+    """The same empty index for both sides."""
+    client = Elasticsearch(url)
+    client.options(ignore_status=404).indices.delete(index=f"{INDEX}-000001")
+    client.indices.create(index=f"{INDEX}-000001", aliases={INDEX: {}}, settings={"index.gc_deletes": "24h"})
+    client.close()
+
+
+def raw(url: str, bodies: list[bytes], connections: int) -> float:
+    """Seconds that prepared `_bulk` requests take over so many connections."""
+    fresh_index(url)
+    client = Elasticsearch(url, connections_per_node=connections, max_retries=0, request_timeout=60)
+    waiting = list(reversed(bodies))
+
+    def send() -> None:
+        while True:
+            try:
+                body = waiting.pop()
+            except IndexError:
+                return
+            client.bulk(operations=body, filter_path="errors")
+
+    threads = [threading.Thread(target=send) for _ in range(connections)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = time.perf_counter() - start
+    client.close()
+    return took
+
+
+def relay(
+    url: str, rows: list[tuple[str, dict[str, Any]]], concurrency: int | None, directory: Path
+) -> dict[str, float]:
+    """One relay process that drains the rows: from its first claim to its last record, by the table's own clock."""
+    fresh_index(url)
+    path = Path(tempfile.mkdtemp(dir=directory)) / "app.db"
+    engine = create_engine(f"sqlite:///{path}")
+    sqlite.prepare(engine)
+    schema.upgrade(engine)
+    with Session(engine) as session, session.begin():
+        OutboxRepository(session).index_many(INDEX, rows)
+    environment = os.environ | {"OUTBOX_DATABASE_URL": f"sqlite:///{path}", "OUTBOX_ELASTICSEARCH_URL": url}
+    arguments = ["--concurrency", str(concurrency)] if concurrency else []
+    with (path.parent / "relay.log").open("w") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("outbox-relay"), "run", "--drain", *arguments], env=environment, stderr=log
+        )
+        with engine.execution_options(outbox_begin="DEFERRED").connect() as connection:
+            while not connection.execute(text("SELECT count(*) FROM outbox_relays")).scalar_one():
+                connection.rollback()
+                time.sleep(0.001)
+            start = now_ms()
+        _, status, usage = os.wait4(process.pid, 0)
+    with engine.connect() as connection:
+        done, end = connection.execute(
+            text("SELECT count(*), max(finished_at) FROM outbox_events WHERE state = 'done'")
+        ).one()
+    engine.dispose()
+    if status or done != len(rows):
+        raise click.ClickException(f"the relay delivered {done} of {len(rows)} rows and exited with {status}")
+    return {
+        "seconds": (end - start) / 1000,
+        "cpu": (usage.ru_utime + usage.ru_stime) / len(rows) * 10_000,
+        "memory": usage.ru_maxrss / 1024,
+    }
+
+
+@click.group()
+def main() -> None:
+    """Measure on this machine. Figures are ratios of what was measured alternately in one run."""
+
+
+@main.command()
+@click.option("--rows", default=50_000, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--concurrency", default="", help="Values of OUTBOX_CONCURRENCY to compare, e.g. 1,2,4.")
+def drain(rows: int, rounds: int, concurrency: str) -> None:
+    """Rows a second: the relay draining a full outbox, and raw _bulk with the same documents."""
+    levels: list[int | None] = [int(level) for level in concurrency.split(",")] if concurrency else [None]
+    contents = documents(rows)
+    prepared = [
+        b"".join(
+            b'{"index":{"_index":"%s-000001","_id":"%s","version":%d,"version_type":"external"}}\n%s\n'
+            % (INDEX.encode(), document_id.encode(), EPOCH_STEP + start + at, orjson.dumps(document))
+            for at, (document_id, document) in enumerate(contents[start : start + BATCH])
+        )
+        for start in range(0, rows, BATCH)
+    ]
+    table = Table(title=f"{rows:,} rows of {sum(map(len, prepared)) / rows:,.0f} bytes", width=80)
+    for column in ("round", "raw rows/s (conn.)", "conc.", "relay rows/s", "ratio", "CPU s/10k", "MB"):
+        table.add_column(column, justify="right")
+    ratios: dict[int | None, list[float]] = {level: [] for level in levels}
+    with tempfile.TemporaryDirectory() as directory, node() as url:
+        raw(url, prepared[:10], 2)  # the node warms up
+        for round_ in range(1, rounds + 1):
+            with console.status(f"round {round_} of {rounds}…"):
+                best, connections = min((raw(url, prepared, n), n) for n in (1, 2, 4))
+                for level in levels:
+                    figures = relay(url, contents, level, Path(directory))
+                    ratios[level].append(best / figures["seconds"])
+                    table.add_row(
+                        str(round_),
+                        f"{rows / best:,.0f} ({connections})",
+                        str(level or "default"),
+                        f"{rows / figures['seconds']:,.0f}",
+                        f"{ratios[level][-1]:.2f}",
+                        f"{figures['cpu']:.2f}",
+                        f"{figures['memory']:.0f}",
+                    )
+    console.print(table)
+    for level, values in ratios.items():
+        console.print(f"concurrency {level or 'default'}: median ratio relay/raw {statistics.median(values):.2f}")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Contact(Base):
+    __tablename__ = "contacts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    notes: Mapped[str]
+
+
+@main.command()
+@click.option("--blocks", default=40, show_default=True, help="Blocks with and without outbox rows, in turn.")
+def write(blocks: int) -> None:
+    """What an outbox row costs a transaction: against the same transactions without it."""
+    contents = [document for _, document in documents(300)]
+    with tempfile.TemporaryDirectory() as directory:
+        engine = create_engine(f"sqlite:///{directory}/app.db")
+        sqlite.prepare(engine)
+        schema.upgrade(engine)
+        Base.metadata.create_all(engine)
+        sessions = sessionmaker(engine)
+
+        def single(*, outbox: bool) -> int:
+            for n in range(50):
+                with sessions.begin() as session:
+                    session.add(Contact(name="Ada", notes=contents[n]["notes"]))
+                    if outbox:
+                        OutboxRepository(session).index("contacts", f"contact-{n}", contents[n], tenant_id="t1")
+            return 50
+
+        def many(*, outbox: bool, loop: bool = False) -> int:
+            with sessions.begin() as session:
+                session.add_all(Contact(name="Ada", notes=document["notes"]) for document in contents)
+                if outbox:
+                    repo = OutboxRepository(session)
+                    if loop:
+                        for n, document in enumerate(contents):
+                            repo.index("contacts", f"contact-{n}", document, tenant_id="t1")
+                    else:
+                        named = [(f"contact-{n}", document) for n, document in enumerate(contents)]
+                        repo.index_many("contacts", named, tenant_id="t1")
+            return len(contents)
+
+        def cost(block: Callable[..., int], **how: bool) -> float:
+            differences = []
+            for _ in range(blocks):
+                start = time.perf_counter()
+                rows = block(outbox=False, **how)
+                middle = time.perf_counter()
+                block(outbox=True, **how)
+                differences.append((time.perf_counter() - middle - (middle - start)) / rows * 1e6)
+            return statistics.median(differences)
+
+        console.print(f"one row in a one-row transaction: {cost(single):6.1f} µs a row")
+        console.print(f"index_many, 300 a transaction:    {cost(many):6.1f} µs a row")
+        console.print(f"index() in a loop of 300:         {cost(many, loop=True):6.1f} µs a row")
+        engine.dispose()
+
+
+if __name__ == "__main__":
+    main()
