@@ -32,7 +32,7 @@ BATCH = 1_000
 INDEX = "bench"
 console = Console()
 
-SYLLABLES = ["an", "ar", "be", "co", "da", "de", "en", "er", "es", "fi", "ga", "ha", "in", "ka", "la", "li", "lo", "ma", "mi", "na", "ne", "no", "or", "pa", "ra", "re", "ri", "ro", "sa", "se", "si", "so", "ta", "te", "ti", "to", "tu", "vi"]
+SYLLABLES = [consonant + vowel for consonant in "bcdfghklmnprstv" for vowel in "aeiou"]
 
 
 def documents(number: int, seed: int = 7) -> list[tuple[str, dict[str, Any]]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loguru import logger
 from sqlalchemy import Engine, create_engine
 
 from outbox import schema, sqlite
@@ -23,6 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("CI") == "true",
         help="fail instead of skipping when no Elasticsearch node can be had (default with CI=true)",
     )
+
+
+logger.remove()  # loguru prints to the terminal unless told otherwise
 
 
 @pytest.fixture(autouse=True)

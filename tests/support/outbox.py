@@ -93,6 +93,9 @@ class Outbox:
     def counts(self) -> dict[str, int]:
         return self._look.counts()
 
+    def dead(self) -> list[dict[str, Any]]:
+        return self._look.dead()
+
     def relays(self) -> list[dict[str, Any]]:
         return self._look.relays()
 

@@ -1,0 +1,165 @@
+"""Random histories on real parts: whatever happens, after a drain the index equals what the rows say."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from sqlalchemy import create_engine
+
+from outbox import plan, schema, sqlite
+from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.models import now_ms
+from outbox.relay import Relay
+from outbox.store import Claim, Store
+from tests.support.node import Node
+from tests.support.outbox import Outbox
+from tests.support.proxy import FaultProxy, bulk, refuse, reply, swallow
+
+pytestmark = [pytest.mark.elasticsearch, pytest.mark.slow]
+
+LEASE_MS = 60_000
+document_ids = st.sampled_from(["a", "b", "c"])
+names = itertools.count()
+
+
+class History(RuleBasedStateMachine):
+    """Two relays, one database, one index; time is a number. `node` is set by the test."""
+
+    node: Node
+
+    @initialize()
+    def begin(self) -> None:
+        self._directory = tempfile.TemporaryDirectory()
+        engine = create_engine(f"sqlite:///{Path(self._directory.name) / 'app.db'}")
+        sqlite.prepare(engine)
+        schema.upgrade(engine)
+        self.proxy = FaultProxy(self.node.url)
+        self.destination = ElasticsearchDestination([self.proxy.url], request_timeout=10)
+        self.outbox, self.now = Outbox(engine), now_ms()
+        self.index = f"model-{next(names)}"
+        self.relays: list[Relay] = [self.outbox.relay(self.destination, n, batch_rows=4) for n in (1, 2)]
+        self.zombies: list[tuple[Store, Claim, list[plan.Fold]]] = []
+        self.expected: dict[str, Any] = {"typed": {"n": 0}}
+        self.bad: set[int] = set()
+        self.outbox.index(self.index, "typed", {"n": 0})  # makes `n` a number in the mapping
+        self.outbox.drain(self.destination, self.now)
+
+    @rule(document_id=document_ids, n=st.integers(0, 99))
+    def write(self, document_id: str, n: int) -> None:
+        self.outbox.index(self.index, document_id, {"n": n})
+        self.expected[document_id] = {"n": n}
+
+    @rule(document_id=document_ids)
+    def write_what_the_mapping_refuses(self, document_id: str) -> None:
+        self.bad.add(self.outbox.index(self.index, document_id, {"n": "no number"}))
+
+    @rule(document_id=document_ids)
+    def delete(self, document_id: str) -> None:
+        self.outbox.delete(self.index, document_id)
+        self.expected.pop(document_id, None)
+
+    @rule(which=st.integers(0, 1))
+    def deliver(self, which: int) -> None:
+        self.relays[which].run_once(self.now)
+
+    @rule(seconds=st.sampled_from([1, 3, 9, 31, 61]))
+    def time_passes(self, seconds: int) -> None:
+        self.now += seconds * 1_000
+
+    @rule()
+    def expired_leases_are_reaped(self) -> None:
+        self.relays[0]._store.reap(self.now, LEASE_MS)
+
+    @rule()
+    def requests_of_several_operations_are_too_large(self) -> None:
+        self.proxy.on(lambda request: request.is_bulk and request.body.count(b'"_id"') > 1, reply(413), times=1)
+
+    @rule(fault=st.sampled_from([refuse, swallow, reply(503)]), times=st.integers(1, 3))
+    def requests_fail(self, fault: Any, times: int) -> None:
+        self.proxy.on(bulk, fault, times=times)
+
+    @rule(applied=st.booleans())
+    def relay_dies_after_its_claim(self, applied: bool) -> None:
+        """…and before it records anything; its request may still be in the air."""
+        store = self.outbox.store()
+        claim = store.claim(
+            relay=3, now=self.now, lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=4, bytes_=10**6
+        )  # fmt: skip
+        if claim:
+            folds = plan.fold(claim.events, store.load(claim), claim.targets, claim.epoch)
+            if applied:
+                self.destination.apply([fold.action for fold in folds])
+            self.zombies.append((store, claim, folds))
+
+    @rule()
+    def late_request_of_a_dead_relay_arrives(self) -> None:
+        if self.zombies:
+            _, _, folds = self.zombies.pop()
+            self.destination.apply([fold.action for fold in folds])
+
+    @rule(which=st.integers(0, 1))
+    def power_fails_before_outcomes_are_on_disk(self, which: int) -> None:
+        """Claims are durable, outcomes may be lost: the rows are claimed again, as if never recorded."""
+        before = {row: self.outbox.state(row) for row in self._rows()}
+        self.relays[which].run_once(self.now)
+        for row, state in before.items():
+            if state in ("pending", "claimed") and self.outbox.state(row) == "done":
+                self.outbox.raw(
+                    "UPDATE outbox_events SET state = 'claimed', claim_token = 'lost', lease_expires_at = :lease,"
+                    " outcome = NULL, finished_at = NULL WHERE id = :id",
+                    lease=self.now + LEASE_MS,
+                    id=row,
+                )
+
+    @invariant()
+    def no_good_row_is_dead(self) -> None:
+        if hasattr(self, "outbox"):
+            assert {row["id"] for row in self.outbox.dead()} <= self.bad
+
+    def _rows(self) -> list[int]:
+        with self.outbox.engine.connect() as connection:
+            return [row[0] for row in connection.exec_driver_sql("SELECT id FROM outbox_events ORDER BY id")]
+
+    def teardown(self) -> None:
+        if not hasattr(self, "outbox"):
+            return
+        try:
+            self.proxy.clear()
+            for _ in range(12):
+                self.now += 61_000
+                self.relays[0]._store.reap(self.now, LEASE_MS)
+                while sum(relay.run_once(self.now) for relay in self.relays):
+                    pass
+            counts = self.outbox.counts()
+            note(f"{counts}, bad rows {self.bad}")
+            assert counts["pending"] == counts["claimed"] == 0
+            assert self.node.documents(self.index) == self.expected
+        finally:
+            self.node.request("DELETE", f"/{self.index}-000001")
+            self.outbox.close()
+            self.outbox.engine.dispose()
+            self.destination.close()
+            self.proxy.close()
+            self._directory.cleanup()
+
+
+def test_any_history_ends_with_index_and_rows_equal(node: Node) -> None:
+    History.node = node
+    run_state_machine_as_test(
+        History,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=25,
+            deadline=None,
+            print_blob=True,
+            phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
