@@ -66,7 +66,7 @@ class Settings(WriteSettings):
     batch_bytes: int = Field(
         5_000_000, ge=10_000, le=90_000_000, description="bytes of documents in one request, about"
     )
-    concurrency: int = Field(2, ge=1, le=50, description="requests in flight at the same time")
+    concurrency: int = Field(4, ge=1, le=50, description="requests in flight at the same time")
 
     # Leases and timeouts: a request must be over before its lease is
     lease: float = Field(60.0, ge=1, le=3_600, description="s for which a claim holds; then others may take it")

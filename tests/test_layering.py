@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors", "settings", "models", "logs", "store", "plan", "destinations.base", "transition", "breaker", "wakeup",
     },
     "schema": {"models", "errors"},
+    "check": {"destinations.base", "store", "schema", "models", "errors"},
 }  # fmt: skip
 
 

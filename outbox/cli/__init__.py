@@ -40,8 +40,8 @@ def main() -> None:
     """
 
 
-from outbox.cli import control, dead, look, run  # noqa: E402  (they register themselves on the group)
+from outbox.cli import check, control, dead, look, run  # noqa: E402  (they register themselves on the group)
 
-for module in (run, look, dead, control):
+for module in (run, look, check, dead, control):
     for each in module.commands:
         main.add_command(each)

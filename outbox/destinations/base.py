@@ -68,6 +68,9 @@ class Destination(Protocol):
     def health(self) -> Health:
         """Product, version and state. Raises `DestinationError`."""
 
+    def inspect_index(self, name: str, target: str) -> str | None:
+        """None if the index is there, reached by its name, and remembers deletes for long enough; else why not."""
+
     def highest_version(self, name: str) -> int:
         """The highest version found in the index, 0 if it is empty or missing. Raises `DestinationError`."""
 

@@ -221,6 +221,22 @@ class ElasticsearchDestination:
         versions = [node.get("version", "?") for node in nodes.get("nodes", {}).values()]
         return Health("elasticsearch", versions[0] if versions else "?", status.get("status", "?"))
 
+    def inspect_index(self, name: str, target: str) -> str | None:
+        self._checked.pop(target, None)
+        if problem := self._check_target(name, target):
+            return problem.error
+        try:
+            settings = self._client.indices.get_settings(index=target, name="index.gc_deletes").body
+            readers = self._find(name)
+        except (ApiError, TransportError, UnsupportedProductError, DestinationError) as error:
+            return str(error)
+        if readers != target:
+            return f"readers of {name} get index {readers}, its rows go to {target}"
+        kept = settings.get(target, {}).get("settings", {}).get("index", {}).get("gc_deletes")
+        if kept != self._gc_deletes:
+            return f"index.gc_deletes is {kept or 'the default, 60s'}, OUTBOX_GC_DELETES says {self._gc_deletes}"
+        return None
+
     def highest_version(self, name: str) -> int:
         highest = 0
         try:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -26,7 +27,9 @@ def unavailable_reason() -> str | None:
     if os.environ.get(GIVEN):
         return None
     prepared = subprocess.run([SCRIPT, "--prepare"], capture_output=True, text=True, env=_environment(), check=False)
-    return None if prepared.returncode == 0 else prepared.stderr.strip().splitlines()[-1]
+    if prepared.returncode == 0:
+        return None
+    return (prepared.stderr.strip().splitlines() or [f"{SCRIPT.name} ended with {prepared.returncode}"])[-1]
 
 
 def _environment() -> dict[str, str]:
@@ -43,16 +46,26 @@ class Node:
         self._arguments: list[str] = []
 
     @classmethod
-    def start(cls, version: str = "8.19.0", settings: dict[str, str] | None = None) -> Node:
-        """Start a node on a free port, or use the one that TEST_ELASTICSEARCH_URL names."""
+    def start(
+        cls,
+        port: int | None = None,
+        data: Path | None = None,
+        version: str = "8.19.0",
+        settings: dict[str, str] | None = None,
+    ) -> Node:
+        """Start a node, or use the one that TEST_ELASTICSEARCH_URL names. Port and data: free and temporary."""
         if given := os.environ.get(GIVEN):
             return cls(given.rstrip("/"))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        if port is None:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
         node = cls(f"http://127.0.0.1:{port}")
         node._directory = Path(tempfile.mkdtemp(prefix="outbox-node-"))
-        node._arguments = ["--port", str(port), "--data", str(node._directory / "data"), "--version", version]
+        # Not on stop: whoever stops a node may restart it on the same data.
+        weakref.finalize(node, shutil.rmtree, node._directory, ignore_errors=True)
+        kept = data or node._directory / "data"
+        node._arguments = ["--port", str(port), "--data", str(kept), "--version", version]
         for name, value in (settings or {}).items():
             node._arguments += ["--set", f"{name}={value}"]
         node.restart()
@@ -61,7 +74,7 @@ class Node:
     def restart(self) -> None:
         """Start again on the same data and port."""
         assert self._directory is not None, "a given node cannot be restarted"
-        self.stop(keep=True)
+        self.stop()
         log = self._directory / "node.log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -73,21 +86,23 @@ class Node:
                 if self.request("GET", "/_cluster/health")[1].get("status") in ("green", "yellow"):
                     return
             time.sleep(0.1)
-        tail = log.read_text(errors="replace")[-3_000:]
-        raise RuntimeError(f"Elasticsearch did not start within {START_TIMEOUT_S} s:\n{tail}")
+        ended = self._process.poll()
+        what = f"did not start within {START_TIMEOUT_S} s" if ended is None else f"ended with {ended} at its start"
+        self.stop()
+        raise RuntimeError(f"Elasticsearch {what}:\n{log.read_text(errors='replace')[-3_000:]}")
 
-    def stop(self, *, keep: bool = False) -> None:
-        """End the process, SIGTERM first. Its data goes too unless `keep`."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
-        if self._directory is not None and not keep:
-            shutil.rmtree(self._directory, ignore_errors=True)
+    def stop(self) -> None:
+        """End the process, SIGTERM first. Its data stays for `restart` until this program ends."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        self._process.send_signal(signal.SIGCONT)  # a paused process would not see the SIGTERM
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
 
     def kill(self) -> None:
         """SIGKILL; `restart` brings it back."""
@@ -95,21 +110,34 @@ class Node:
         self._process.kill()
         self._process.wait()
         self._process = None
+        address = urlsplit(self.url)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:  # a container ends a moment after its client
+            try:
+                socket.create_connection((address.hostname or "", address.port or 80), 1).close()
+            except OSError:
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"{self.url} still accepts connections after the kill")
 
     def pause(self) -> None:
-        assert self._process is not None
+        """SIGSTOP: connections are accepted, nothing is answered."""
+        assert self._process is not None, "a given node cannot be paused"
         self._process.send_signal(signal.SIGSTOP)
+        with contextlib.suppress(OSError):
+            self.request("GET", "/", timeout=0.5)
+            raise RuntimeError("the node answers although its process is stopped: is it in a container?")
 
     def resume(self) -> None:
-        assert self._process is not None
+        assert self._process is not None, "a given node cannot be resumed"
         self._process.send_signal(signal.SIGCONT)
 
-    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Status and parsed JSON of one call."""
+    def request(self, method: str, path: str, body: Any = None, *, timeout: float = 30) -> tuple[int, Any]:
+        """Status and parsed JSON of one call. A body of bytes goes as it is, for _bulk."""
         address = urlsplit(self.url)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout)
         try:
-            content = None if body is None else json.dumps(body)
+            content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
             connection.request(method, path, content, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read() or b"{}")
@@ -125,20 +153,31 @@ class Node:
         found = self.request("GET", f"/{index}/_doc/{quote(document_id, safe='')}")[1]
         return found["_version"] if found.get("found") else None
 
-    def documents(self, index: str) -> dict[str, Any]:
-        """Everything in the index, by id; empty if there is no such index."""
+    def refresh(self, index: str) -> None:
         self.request("POST", f"/{index}/_refresh")
+
+    def documents(self, index: str) -> dict[str, Any]:
+        """Everything in the index or behind the alias, by id; empty if there is no such index."""
+        self.refresh(index)
         documents: dict[str, Any] = {}
-        after: list[Any] | None = None
-        while True:
-            query = {"size": 5_000, "sort": ["_doc"], "query": {"match_all": {}}}
-            if after:
-                query["search_after"] = after
-            status, found = self.request("POST", f"/{index}/_search", query)
-            if status == 404 or not found["hits"]["hits"]:
-                return documents
+        # A scroll, for search_after on _doc alone skips documents where several shards have the same _doc.
+        status, found = self.request("POST", f"/{index}/_search?scroll=1m", {"size": 5_000, "sort": ["_doc"]})
+        if status == 404:
+            return documents
+        while status == 200 and found["hits"]["hits"]:
             documents |= {hit["_id"]: hit["_source"] for hit in found["hits"]["hits"]}
-            after = found["hits"]["hits"][-1]["sort"]
+            scroll = {"scroll": "1m", "scroll_id": found["_scroll_id"]}
+            status, found = self.request("POST", "/_search/scroll", scroll)
+        assert status == 200, f"the search of {index} failed: {status} {found}"
+        assert not found["_shards"]["failed"], f"the search of {index} failed in part: {found['_shards']}"
+        self.request("DELETE", "/_search/scroll", {"scroll_id": found["_scroll_id"]})
+        return documents
+
+    def delete_index(self, index: str) -> None:
+        """Delete the index, or every index behind the alias."""
+        status, found = self.request("GET", f"/{index}/_alias")
+        for name in found if status == 200 else ():
+            self.request("DELETE", f"/{name}")
 
     def indexes(self) -> list[str]:
         return [name for name in self.request("GET", "/_all/_alias")[1] if not name.startswith(".")]

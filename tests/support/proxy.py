@@ -8,6 +8,8 @@ import itertools
 import json
 import socket
 import socketserver
+import ssl
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,6 +42,8 @@ class Reply:
     body: bytes = b""
 
 
+_RESET = Reply(0)
+
 Action = Callable[["FaultProxy", Request], Reply | None]
 """Returns the answer for the client; None closes the connection without one."""
 
@@ -62,6 +66,11 @@ def refuse(_proxy: FaultProxy, _request: Request) -> Reply | None:
     return None
 
 
+def reset(_proxy: FaultProxy, _request: Request) -> Reply | None:
+    """Break the connection with an RST; the node sees nothing."""
+    return _RESET
+
+
 def swallow(proxy: FaultProxy, request: Request) -> Reply | None:
     """The node applies it; the connection closes without an answer."""
     proxy.forward(request)
@@ -72,6 +81,11 @@ def hang(proxy: FaultProxy, _request: Request) -> Reply | None:
     """No answer until `proxy.release()`; the node sees nothing."""
     proxy.released.wait(60)
     return None
+
+
+def hold(proxy: FaultProxy, request: Request) -> Reply | None:
+    """The node sees it, and the client its answer, only after `proxy.release()`."""
+    return proxy.forward(request) if proxy.released.wait(60) else None
 
 
 def hold_answer(proxy: FaultProxy, request: Request) -> Reply | None:
@@ -107,16 +121,35 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 64
 
+    def __init__(self, address: tuple[str, int], handler: type[_Handler], tls: ssl.SSLContext | None) -> None:
+        self.connections: set[socket.socket] = set()
+        self._tls = tls
+        super().__init__(address, handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self._tls is not None:  # the handshake comes with the first read, in the connection's own thread
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        self.connections.add(connection)  # before its thread starts: down() must see every accepted connection
+        return connection, address
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.discard(request)
+        if request.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER):
+            self.close_request(request)  # a shutdown would send a FIN before the RST
+        else:
+            super().shutdown_request(request)
+
 
 class FaultProxy:
     """Forwards to `upstream` unless a rule matches; the newest rule is asked first."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, tls: ssl.SSLContext | None = None) -> None:
         address = urlsplit(upstream)
+        self._tls = tls
         self._upstream = (address.hostname or "", address.port or 80)
         self._rules: list[tuple[Callable[[Request], bool], Action, itertools.repeat[int] | list[int]]] = []
         self._lock = threading.Condition()
-        self._connections: set[socket.socket] = set()
         self.requests: list[Request] = []
         self.released, self.held = threading.Event(), threading.Event()
         self._port = 0
@@ -124,11 +157,13 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
 
     def on(self, matches: Callable[[Request], bool], action: Action, times: int | None = None) -> None:
-        """Do `action` for requests that match, `times` times or always."""
+        """Do `action` for requests that match, `times` times or always. An earlier release() does not count."""
         with self._lock:
+            if self.released.is_set():  # what the old event held is on its way
+                self.released, self.held = threading.Event(), threading.Event()
             self._rules.insert(0, (matches, action, itertools.repeat(1) if times is None else [1] * times))
 
     def clear(self) -> None:
@@ -145,10 +180,10 @@ class FaultProxy:
         """Refuse connections, and cut the open ones."""
         self._server.shutdown()
         self._server.server_close()
-        for connection in list(self._connections):
+        for connection in list(self._server.connections):
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)  # close() alone waits for the handler's files
-        self._connections.clear()
+                # close() alone waits for the handler's files; of SSLSocket's own shutdown() its reader knows nothing
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def up(self) -> None:
         """Listen (again)."""
@@ -157,7 +192,7 @@ class FaultProxy:
         class Handler(_Handler):
             owner = proxy
 
-        self._server = _Server(("127.0.0.1", self._port), Handler)
+        self._server = _Server(("127.0.0.1", self._port), Handler, self._tls)
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -170,6 +205,10 @@ class FaultProxy:
         with self._lock:
             assert self._lock.wait_for(lambda: any(map(matches, self.requests)), timeout), "no such request was seen"
             return next(request for request in self.requests if matches(request))
+
+    def wait_held(self, timeout: float = 30) -> None:
+        """Block until `hold_answer` has the node's answer in hand: the node has applied the request."""
+        assert self.held.wait(timeout), "no answer is held"
 
     def forward(self, request: Request) -> Reply:
         connection = http.client.HTTPConnection(*self._upstream, timeout=60)
@@ -208,12 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
-    def setup(self) -> None:
-        super().setup()
-        self.owner._connections.add(self.connection)
-
     def finish(self) -> None:
-        self.owner._connections.discard(self.connection)
         try:
             super().finish()
         except (OSError, ValueError):
@@ -229,6 +263,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         answer = self.owner.handle(Request(self.command, self.path, dict(self.headers), body))
         if answer is None:
+            self.close_connection = True
+            return
+        if answer is _RESET:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             return
         self.send_response(answer.status)

@@ -1,0 +1,268 @@
+"""The node and the proxy that the other tests rely on do what their names say."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.node import GIVEN, SCRIPT, Node, unavailable_reason
+from tests.support.proxy import (
+    Action,
+    FaultProxy,
+    Request,
+    bulk,
+    cut,
+    hang,
+    hold,
+    hold_answer,
+    refuse,
+    reply,
+    reset,
+    rewrite,
+    swallow,
+)
+
+LINES = b'{"index":{"_index":"support","_id":"1"}}\n{"n":1}\n'
+
+
+def connect(proxy: FaultProxy, timeout: float = 20) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=timeout)
+
+
+def send(connection: http.client.HTTPConnection, path: str = "/_bulk?refresh=true") -> tuple[int, bytes]:
+    connection.request("POST", path, LINES, {"Content-Type": "application/json", "Accept-Encoding": "gzip"})
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+@pytest.fixture
+def client(proxy: FaultProxy) -> Iterator[http.client.HTTPConnection]:
+    made = connect(proxy)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own_node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A node that a test may kill."""
+    if os.environ.get(GIVEN):
+        pytest.skip("a given node is not killed")
+    if reason := unavailable_reason():
+        if request.config.getoption("--require-elasticsearch"):
+            pytest.fail(f"no Elasticsearch: {reason}")
+        pytest.skip(f"no Elasticsearch: {reason}")
+    made = Node.start()
+    yield made
+    made.stop()
+
+
+# The node
+
+
+@pytest.mark.slow
+def test_killed_stopped_and_paused_node_comes_back_with_its_data(own_node: Node) -> None:
+    own_node.request("PUT", "/support/_doc/1", {"n": 1})
+    own_node.kill()
+    with pytest.raises(ConnectionRefusedError):
+        own_node.request("GET", "/")
+    own_node.restart()
+    assert own_node.get("support", "1") == {"n": 1}
+    own_node.stop()
+    own_node.restart()
+    assert own_node.version("support", "1") == 1
+    own_node.pause()
+    with pytest.raises(TimeoutError):
+        own_node.request("GET", "/", timeout=0.2)
+    own_node.resume()
+    assert own_node.request("GET", "/")[0] == 200
+    own_node.pause()
+    own_node.stop()  # does not wait for a process that cannot hear it
+
+
+def test_documents_of_several_shards_behind_an_alias_are_all_seen(clean_node: Node) -> None:
+    for name in ("support-1", "support-2"):
+        clean_node.request("PUT", f"/{name}", {"settings": {"number_of_shards": 3}, "aliases": {"support": {}}})
+        lines = b"".join(b'{"index":{"_id":"%s-%d"}}\n{"n":%d}\n' % (name.encode(), n, n) for n in range(6_000))
+        assert clean_node.request("POST", f"/{name}/_bulk", lines)[1]["errors"] is False
+    documents = clean_node.documents("support")
+    assert len(documents) == 12_000
+    assert documents["support-2-5999"] == {"n": 5_999}
+    clean_node.delete_index("support")
+    assert clean_node.indexes() == []
+    assert clean_node.documents("support") == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [(["--port"], "--port needs a value"), (["--set", "x"], "setting=value"), (["--wrong"], "unknown argument")],
+)
+def test_wrong_argument_of_the_script_is_named(arguments: list[str], reason: str) -> None:
+    ended = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    assert (ended.returncode, reason in ended.stderr) == (2, True)
+
+
+def test_given_node_is_printed_and_none_started() -> None:
+    given = {**os.environ, "ELASTICSEARCH_URL": "http://127.0.0.1:1"}
+    ended = subprocess.run([SCRIPT], capture_output=True, text=True, check=True, env=given)
+    assert ended.stdout == "http://127.0.0.1:1\n"
+    assert ended.stderr
+
+
+def test_machine_without_java_is_told_what_to_install(tmp_path: Path) -> None:
+    for tool in ("bash", "dirname", "env"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
+    ended = subprocess.run(
+        [SCRIPT, "--prepare"], capture_output=True, text=True, check=False, env={"PATH": str(tmp_path), "HOME": "/"}
+    )
+    assert ended.returncode == 2
+    assert "openjdk-17-jdk-headless maven" in ended.stderr
+
+
+# The proxy
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "applied"),
+    [
+        pytest.param(refuse, http.client.RemoteDisconnected, False, id="refuse"),
+        pytest.param(reset, ConnectionResetError, False, id="reset"),
+        pytest.param(swallow, http.client.RemoteDisconnected, True, id="swallow"),
+        pytest.param(cut(10), http.client.IncompleteRead, True, id="cut"),
+    ],
+)
+def test_broken_answer_is_seen_as_such_and_applied_or_not(
+    proxy: FaultProxy,
+    client: http.client.HTTPConnection,
+    node: Node,
+    fault: Action,
+    error: type[Exception],
+    applied: bool,
+) -> None:
+    proxy.on(bulk, fault, times=1)
+    with pytest.raises(error) as raised:
+        send(client)
+    assert raised.type is error  # RemoteDisconnected, a close, is a ConnectionResetError, too
+    assert (node.get("support", "1") is not None) == applied
+    client.close()
+    assert send(client)[0] == 200  # once only
+
+
+@pytest.mark.parametrize(("fault", "applied"), [(hang, False), (hold, False), (hold_answer, True)])
+def test_client_waits_until_release_and_every_new_rule_holds_again(
+    proxy: FaultProxy, node: Node, fault: Action, applied: bool
+) -> None:
+    for _ in range(2):
+        node.delete_index("support")
+        proxy.clear()
+        proxy.on(bulk, fault, times=1)
+        connection = connect(proxy)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(send, connection)
+            proxy.wait_for(bulk)
+            if fault is hold_answer:
+                proxy.wait_held()
+            with pytest.raises(TimeoutError):
+                answer.result(0.2)
+            assert (node.get("support", "1") is not None) == applied
+            proxy.release()
+            if fault is hang:
+                with pytest.raises(http.client.RemoteDisconnected):
+                    answer.result(20)
+            else:
+                assert answer.result(20)[0] == 200
+                assert node.get("support", "1") == {"n": 1}
+        connection.close()
+
+
+def test_reply_and_rewrite_keep_the_connection_and_its_lengths_right(
+    proxy: FaultProxy, client: http.client.HTTPConnection, node: Node
+) -> None:
+    proxy.on(bulk, rewrite(lambda answer: {"items": len(answer["items"]), "more": "é" * 5_000}), times=1)
+    status, body = send(client)
+    assert (status, json.loads(body)["items"]) == (200, 1)
+    socket_before = client.sock
+    proxy.on(bulk, reply(503, b"{}"), times=1)
+    assert send(client) == (503, b"{}")
+    assert send(client, "/support/_doc/2?x=/_bulk")[0] == 400  # no bulk request, and two lines are no document
+    assert client.sock is socket_before
+    assert [request.is_bulk for request in proxy.requests] == [True, True, False]
+    assert proxy.requests[0].body == LINES
+    assert node.version("support", "1") == 1
+
+
+def test_proxy_that_is_down_cuts_even_connections_just_accepted(proxy: FaultProxy) -> None:
+    for _ in range(20):
+        open_before = connect(proxy)
+        open_before.connect()
+        proxy.down()
+        with pytest.raises(OSError):
+            send(open_before)
+        with pytest.raises(ConnectionRefusedError):
+            connect(proxy).connect()
+        proxy.up()
+        open_before.close()
+    assert not [request for request in proxy.requests if bulk(request)]
+    after = connect(proxy)
+    assert send(after)[0] == 200
+    after.close()
+
+
+def test_slow_client_does_not_hold_up_the_others(proxy: FaultProxy, client: http.client.HTTPConnection) -> None:
+    def hanging(request: Request) -> bool:
+        return request.path == "/hanging"
+
+    proxy.on(hanging, hang)
+    with ThreadPoolExecutor(1) as pool:
+        other = connect(proxy)
+        waiting = pool.submit(send, other, "/hanging")
+        proxy.wait_for(hanging)
+        assert send(client)[0] == 200
+        proxy.release()
+        assert isinstance(waiting.exception(20), http.client.RemoteDisconnected)
+        other.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_tls_is_spoken_and_broken_like_plain_http(clean_node: Node, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=test"]
+        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    proxy = FaultProxy(clean_node.url, tls=server)
+    address = urlsplit(proxy.url)
+    assert address.scheme == "https"
+    client = http.client.HTTPSConnection(address.netloc, timeout=20, context=trusting)
+    try:
+        assert send(client)[0] == 200
+        proxy.on(bulk, reset, times=1)
+        with pytest.raises(ConnectionResetError):
+            send(client)
+        client.close()
+        assert send(client)[0] == 200
+        proxy.down()
+        with pytest.raises(OSError):
+            send(client)
+        stranger = http.client.HTTPSConnection(address.netloc, timeout=20, context=ssl.create_default_context())
+        proxy.up()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            send(stranger)
+        stranger.close()
+    finally:
+        client.close()
+        proxy.close()
