@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import orjson
 from elasticsearch import Elasticsearch
+from node import node
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import create_engine, text
@@ -27,7 +27,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from outbox import OutboxRepository, schema, sqlite
 from outbox.models import EPOCH_STEP, now_ms
 
-HERE = Path(__file__).parent
 BATCH = 1_000
 INDEX = "bench"
 console = Console()
@@ -59,35 +58,6 @@ def documents(number: int, seed: int = 7) -> list[tuple[str, dict[str, Any]]]:
             )
         )
     return made
-
-
-@contextlib.contextmanager
-def node() -> Iterator[str]:
-    """The given Elasticsearch, or one of our own for the time of the measurement."""
-    if given := os.environ.get("OUTBOX_ELASTICSEARCH_URL") or os.environ.get("ELASTICSEARCH_URL"):
-        yield given
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([HERE / "elasticsearch", "--port", str(port)], stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        client = Elasticsearch(url)
-        with console.status("starting Elasticsearch…"):
-            while True:
-                try:
-                    client.cluster.health(wait_for_status="yellow")
-                    break
-                except Exception:
-                    if process.poll() is not None:
-                        raise click.ClickException("Elasticsearch did not start, see above") from None
-                    time.sleep(0.2)
-        client.close()
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def fresh_index(url: str) -> None:
@@ -198,7 +168,7 @@ def drain(rows: int, rounds: int, concurrency: str) -> None:
     for column in ("round", "raw rows/s (conn.)", "conc.", "relay rows/s", "ratio", "CPU s/10k", "MB"):
         table.add_column(column, justify="right")
     ratios: dict[int | None, list[float]] = {level: [] for level in levels}
-    with tempfile.TemporaryDirectory() as directory, node() as url:
+    with tempfile.TemporaryDirectory() as directory, node(console) as url:
         raw(url, prepared[:10], 2)  # the node warms up
         for round_ in range(1, rounds + 1):
             with console.status(f"round {round_} of {rounds}…"):

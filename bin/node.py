@@ -1,0 +1,46 @@
+"""A real Elasticsearch for the scripts beside this file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from elasticsearch import Elasticsearch
+from rich.console import Console
+
+HERE = Path(__file__).parent
+
+
+@contextlib.contextmanager
+def node(console: Console) -> Iterator[str]:
+    """The address of the given Elasticsearch, or of one that `bin/elasticsearch` runs meanwhile."""
+    if given := os.environ.get("OUTBOX_ELASTICSEARCH_URL") or os.environ.get("ELASTICSEARCH_URL"):
+        yield given
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([HERE / "elasticsearch", "--port", str(port)], stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        client = Elasticsearch(url)
+        with console.status("starting Elasticsearch…"):
+            while True:
+                try:
+                    client.cluster.health(wait_for_status="yellow")
+                    break
+                except Exception:
+                    if process.poll() is not None:
+                        raise click.ClickException("Elasticsearch did not start, see above") from None
+                    time.sleep(0.2)
+        client.close()
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
