@@ -239,7 +239,10 @@ def test_slow_client_does_not_hold_up_the_others(proxy: FaultProxy, client: http
 def test_tls_is_spoken_and_broken_like_plain_http(clean_node: Node, tmp_path: Path) -> None:
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        [
+            *("openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test".split()),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)),
+        ],
         check=True,
         capture_output=True,
     )
