@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shlex
 import shutil
 import ssl
 import subprocess
@@ -240,7 +241,7 @@ def test_tls_is_spoken_and_broken_like_plain_http(clean_node: Node, tmp_path: Pa
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     subprocess.run(
         [
-            *("openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test".split()),
+            *shlex.split("openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test"),
             *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)),
         ],
         check=True,

@@ -1,0 +1,49 @@
+"""The wheel alone, in an empty environment, does the main job."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.support.node import Node
+
+WRITE = """
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+from outbox import OutboxRepository, sqlite
+engine = create_engine("sqlite:///app.db")
+sqlite.prepare(engine)
+with Session(engine) as session, session.begin():
+    OutboxRepository(session).index("contacts", "c1", {"name": "Ada"})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.elasticsearch
+def test_wheel_installed_alone_migrates_drains_and_shows(clean_node: Node, tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, root], check=True)
+    venv.create(tmp_path / "venv", with_pip=True)
+    bin_ = tmp_path / "venv" / "bin"
+    subprocess.run([bin_ / "pip", "install", "--quiet", *tmp_path.glob("*.whl")], check=True)
+    environment = {
+        "PATH": str(bin_),
+        "OUTBOX_DATABASE_URL": "sqlite:///app.db",
+        "OUTBOX_ELASTICSEARCH_URL": clean_node.url,
+    }
+
+    def call(*command: str) -> str:
+        return subprocess.run(
+            [bin_ / command[0], *command[1:]], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    call("outbox-relay", "migrate")
+    call("python", "-c", WRITE)
+    call("outbox-relay", "run", "--drain")
+    assert json.loads(call("outbox-relay", "status", "--json"))["done"] == 1
+    assert clean_node.get("contacts", "c1") == {"name": "Ada"}
