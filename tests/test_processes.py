@@ -182,6 +182,24 @@ def test_node_away_under_writes_spends_no_attempt_and_loses_nothing(
     assert relays.log().count("answers again") == 1
 
 
+def test_elasticsearch_stopped_and_started_again_under_writes_loses_nothing(
+    outbox: Outbox, relays: Relays, node: Node
+) -> None:
+    relays.start()
+    written = [outbox.index("contacts", "before", {"n": 0})]
+    until(lambda: outbox.counts()["done"] == 1, "the first row arrives")
+    node.stop()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:  # twenty seconds of writes into the outage
+        written.append(outbox.index("contacts", f"c{len(written)}", {"n": len(written)}))
+        time.sleep(0.05)
+    assert outbox.counts()["dead"] == 0
+    node.restart()
+    until(lambda: outbox.counts()["done"] == len(written), "everything arrives after the restart", 120)
+    assert {outbox.row(row)["attempts"] for row in written} == {0}
+    assert len(node.documents("contacts")) == len(written)
+
+
 def test_commit_is_delivered_without_waiting_for_the_poll(outbox: Outbox, relays: Relays) -> None:
     relays.start(OUTBOX_POLL_INTERVAL="60")
     until(lambda: outbox.relays(), "the relay is up")
