@@ -1,16 +1,17 @@
-"""The doctor: what is as it should be, what is not, and what to do about it."""
+"""The doctor: what is as it should be, what is not, and what to do about it. It changes nothing."""
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from outbox import schema
 from outbox.destinations.base import Destination
@@ -22,7 +23,14 @@ Level = Literal["ok", "warn", "fail"]
 
 OLDEST_SQLITE = (3, 35, 0)  # UPDATE … RETURNING
 OLD_MS = 10 * 60 * 1_000
-NETWORK_FILESYSTEMS = re.compile(r"^(nfs|cifs|smb|9p$|afs|ceph|glusterfs|lustre|fuse\.(sshfs|s3fs|rclone|glusterfs))")
+SILENT_MS = 30_000
+CLOCK_MS = 5_000
+LITTLE_ROOM, NO_ROOM = 10**9, 10**8
+NETWORK_FILESYSTEMS = re.compile(
+    r"^(nfs|cifs|smb|9p$|afs|ceph|glusterfs|lustre|virtiofs$|fuse\.(sshfs|s3fs|rclone|glusterfs|ceph))"
+)
+_SUPPORTED = re.compile(r"8\.(19|[2-9]\d)\.|9\.")
+_UNITS_MS = {"nanos": 1e-6, "micros": 1e-3, "ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,108 +43,207 @@ class Finding:
     remedy: str = ""
 
 
-def database(engine: Engine) -> Iterator[Finding]:
-    """The file, the tables in it, and how full they are."""
-    path = Path(str(engine.url.database))
+def database(engine: Engine, *, silent_ms: int = SILENT_MS) -> list[Finding]:
+    """The file, the tables in it, how full they are, and whether a relay works on them.
+
+    Pass an engine that `outbox.sqlite.prepare` has not touched: a prepared one switches the file to WAL, and the
+    journal is always found to be right. A relay without a heartbeat for `silent_ms` counts as gone.
+    """
     version = sqlite3.sqlite_version_info
-    yield _finding(
-        "sqlite", version >= OLDEST_SQLITE, f"SQLite {sqlite3.sqlite_version}", "use a Python with SQLite 3.35 or newer"
-    )
-    filesystem = _filesystem(path)
-    yield _finding(
-        "filesystem",
-        not NETWORK_FILESYSTEMS.match(filesystem),
-        f"{path} is on {filesystem}",
-        "move the database to a local disk: SQLite's write-ahead log does not work over a network",
-    )
-    room = os.statvfs(path.parent)
-    free = room.f_bavail * room.f_frsize
-    yield Finding(
-        "disk",
-        "ok" if free > 10**9 else "warn" if free > 10**8 else "fail",
-        f"{free / 1e9:,.1f} GB free",
-        "" if free > 10**9 else "make room: without any, applications cannot write",
-    )
+    found = [
+        _finding(
+            "sqlite",
+            version >= OLDEST_SQLITE,
+            f"SQLite {sqlite3.sqlite_version}",
+            "use a Python with SQLite 3.35 or newer",
+        )
+    ]
+    try:
+        path, mode = _open(engine)
+    except DBAPIError as error:
+        remedy = "check OUTBOX_DATABASE_URL, and that this user may read the file"
+        return [*found, Finding("database", "fail", f"{engine.url.database} cannot be read: {error.orig}", remedy)]
+    found += [
+        Finding("database", "ok", f"{path} can be read"),
+        filesystem(path, _mounts()),
+        disk(path, shutil.disk_usage(path.parent).free),
+        _finding(
+            "journal",
+            mode == "wal",
+            f"journal mode {mode}",
+            "call outbox.sqlite.prepare(engine) in the application, once, before its first connection",
+        ),
+    ]
     try:
         schema.require_head(engine)
-        yield Finding("schema", "ok", f"outbox tables at revision {schema.head()}")
-    except (ConfigurationError, DatabaseUnavailable) as error:
-        yield Finding("schema", "fail", str(error).partition(": run ")[0], "run 'outbox-relay migrate'")
-        return
-    with engine.connect() as connection:
-        mode = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
-    yield _finding("journal", mode == "wal", f"journal mode {mode}", "call outbox.sqlite.prepare(engine)")
+        revision = schema.revision(engine)
+        at = f"outbox tables at revision {revision}" if revision else "outbox tables, made by other migrations"
+        found.append(Finding("schema", "ok", at))
+        return found + _rows(engine, silent_ms)
+    except ConfigurationError as error:
+        what, _, remedy = str(error).rpartition(": ")
+        return [*found, Finding("schema", "fail", what, remedy)]
+    except DatabaseUnavailable as error:
+        return [*found, Finding("tables", "fail", str(error), "see who keeps the database locked, then check again")]
+
+
+def _open(engine: Engine) -> tuple[Path, str]:
+    """The real path of the file, and its journal mode."""
+    with engine.execution_options(outbox_begin="DEFERRED").connect() as connection:
+        connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one()  # the first real read
+        path = next(row[2] for row in connection.exec_driver_sql("PRAGMA database_list") if row[1] == "main")
+        return Path(path), str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
+
+
+def filesystem(path: Path, mounts: Sequence[tuple[str, str]]) -> Finding:
+    """Whether the file is on a local disk. `mounts`: (mount point, type), in the order they were mounted."""
+    holding = [(len(mount), at, kind) for at, (mount, kind) in enumerate(mounts) if path.is_relative_to(mount)]
+    if not holding:
+        return Finding("filesystem", "ok", "this system does not tell its type")
+    kind = max(holding)[2]  # the longest mount point, and of equal ones the last, which hides the others
+    return _finding(
+        "filesystem",
+        not NETWORK_FILESYSTEMS.match(kind),
+        f"{path} is on {kind}",
+        "move the database to a local disk: SQLite's write-ahead log does not work over a network",
+    )
+
+
+def _mounts() -> list[tuple[str, str]]:
+    try:
+        lines = Path("/proc/mounts").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [(mount.replace("\\040", " "), kind) for _, mount, kind, *_ in map(str.split, lines)]
+
+
+def disk(path: Path, free: int) -> Finding:
+    """Whether the filesystem of the database has room for more."""
+    level: Level = "ok" if free >= LITTLE_ROOM else "warn" if free >= NO_ROOM else "fail"
+    remedy = "" if level == "ok" else "make room: without any, applications cannot write"
+    return Finding("disk", level, f"{free / 1e9:,.1f} GB free in {path.parent}", remedy)
+
+
+def _rows(engine: Engine, silent_ms: int) -> list[Finding]:
     store = Store(engine)
     try:
-        yield from _rows(store)
+        now, counts, oldest = now_ms(), store.counts(), store.oldest_unfinished()
+        control, relays = store.control(), store.relays()
     finally:
         store.close()
+    age = 0 if oldest is None else max(0, now - oldest)
+    return [
+        Finding("rows", "ok", f"{sum(counts.values()):,} in outbox_events, {counts['done']:,} of them done"),
+        _finding(
+            "queue",
+            age <= OLD_MS,
+            f"{counts['pending'] + counts['claimed']:,} rows wait, the oldest for {age / 1000:,.0f} s",
+            "see 'outbox-relay status' for what it waits for",
+            "warn",
+        ),
+        _finding(
+            "dead rows",
+            not counts["dead"],
+            f"{counts['dead']:,}",
+            "see 'outbox-relay dead list', then 'outbox-relay dead retry' or 'outbox-relay dead discard'",
+            "warn",
+        ),
+        _finding(
+            "pause",
+            control.paused_at is None,
+            "not paused" if control.paused_at is None else f"paused by {control.paused_by}: {control.pause_reason}",
+            "run 'outbox-relay resume' when the reason is gone",
+            "warn",
+        ),
+        *_relays(relays, now, silent_ms),
+    ]
 
 
-def _rows(store: Store) -> Iterator[Finding]:
-    now, counts, oldest, control = now_ms(), store.counts(), store.oldest_unfinished(), store.control()
-    waiting = counts["pending"] + counts["claimed"]
-    age = 0 if oldest is None else now - oldest
-    yield _finding(
-        "queue",
-        age < OLD_MS,
-        f"{waiting:,} rows wait, the oldest for {age / 1000:,.0f} s",
-        "see 'outbox-relay status' for what it waits for",
-        "warn",
-    )
-    yield _finding("dead rows", not counts["dead"], f"{counts['dead']:,}", "see 'outbox-relay dead list'", "warn")
-    yield _finding(
-        "pause",
-        control.paused_at is None,
-        "not paused" if control.paused_at is None else f"paused by {control.paused_by}: {control.pause_reason}",
-        "run 'outbox-relay resume' when the reason is gone",
-        "warn",
-    )
-    relays = store.relays()
-    yield _finding("relays", bool(relays), f"{len(relays)} listed", "run 'outbox-relay run'", "warn")
+def _relays(relays: Sequence[dict[str, Any]], now: int, silent_ms: int) -> list[Finding]:
+    alive = [relay for relay in relays if now - relay["heartbeat_at"] < silent_ms]
+    silent = len(relays) - len(alive)
+    gone = f", {silent} listed without a sign of life" if silent else ""
     ahead = max((relay["heartbeat_at"] - now for relay in relays), default=0)
-    yield _finding("clock", ahead < 5_000, f"last heartbeat {max(ahead, 0) / 1000:.0f} s in the future",
-                   "the clock was set back: have it kept by NTP", "warn")  # fmt: skip
+    return [
+        _finding("relays", bool(alive), f"{len(alive)} running{gone}", "run 'outbox-relay run'", "warn"),
+        *(
+            Finding(
+                "waiting",
+                "warn",
+                f"relay {relay['id']} waits for {breaker['index'] or 'the destination'}: {breaker['reason']}",
+                "mend what the reason names; the relay goes on by itself",
+            )
+            for relay in alive
+            for breaker in relay["breakers"]
+        ),
+        _finding(
+            "clock",
+            ahead <= CLOCK_MS,
+            f"the last heartbeat lies {ahead / 1000:,.0f} s in the future" if ahead > CLOCK_MS else "not set back",
+            "the clock was set back: have it kept by NTP",
+            "warn",
+        ),
+    ]
 
 
-def destination(engine: Engine, to: Destination) -> Iterator[Finding]:
-    """The search engine, and each index that rows go to."""
+def destination(to: Destination) -> list[Finding]:
+    """Whether the search engine answers, is one we know, and is well."""
     try:
         health = to.health()
     except DestinationError as error:
-        yield Finding("destination", "fail", str(error), "check OUTBOX_ELASTICSEARCH_URL and its credentials")
-        return
-    supported = re.match(r"8\.(19|[2-9]\d)\.|9\.", health.version) is not None
-    yield _finding(
-        "destination",
-        supported and health.product == "elasticsearch",
-        f"{health.product} {health.version}, {health.status}",
-        "use Elasticsearch 8.19 or newer, or 9.x",
-    )
-    yield _finding(
-        "cluster", health.status != "red", f"status {health.status}", "some shards are away: see _cluster/health"
-    )
-    store = Store(engine)
+        return [Finding("destination", "fail", str(error), "check OUTBOX_ELASTICSEARCH_URL and its credentials")]
+    known = health.product == "elasticsearch" and _SUPPORTED.match(health.version) is not None
+    red = health.status == "red"
+    return [
+        _finding(
+            "destination", known, f"{health.product} {health.version}", "use Elasticsearch 8.19 or newer 8.x, or 9.x"
+        ),
+        _finding("cluster", not red, f"status {health.status}", "some shards are away: see GET _cluster/health"),
+    ]
+
+
+def indexes(engine: Engine, to: Destination, gc_deletes: str) -> list[Finding]:
+    """Each index that rows go to. Nothing when the tables cannot be read: `database` says so."""
     try:
-        targets = store.targets()
-    finally:
-        store.close()
-    for name, target in targets.items():
-        problem = to.inspect_index(name, target)
-        yield _finding(
-            f"index {name}", problem is None, problem or f"goes to {target}", "see 'Operations' in the README"
+        schema.require_head(engine)
+        store = Store(engine)
+        try:
+            targets = store.targets()
+        finally:
+            store.close()
+    except (ConfigurationError, DatabaseUnavailable):
+        return []
+    return [_index(to, name, target, gc_deletes) for name, target in sorted(targets.items())]
+
+
+def _index(to: Destination, name: str, target: str, gc_deletes: str) -> Finding:
+    title = f"index {name}"
+    try:
+        facts = to.inspect_index(name, target)
+    except DestinationError as error:
+        return Finding(title, "fail", str(error), "check that the configured user may see this index")
+    if not facts.exists:
+        remedy = f"restore it from a snapshot, or create it with alias {name}; its rows wait until then"
+        return Finding(title, "fail", f"its rows go to {target}, which is missing", remedy)
+    if facts.readers != (target,):
+        others = ", ".join(facts.readers) or "nothing"
+        remedy = f"make alias {name} point to {target} and to nothing else (POST _aliases)"
+        return Finding(title, "fail", f"its rows go to {target}, its readers get {others}", remedy)
+    if _milliseconds(facts.gc_deletes) < _milliseconds(gc_deletes):
+        return Finding(
+            title,
+            "fail",
+            f"{target} forgets deletes after {facts.gc_deletes}, OUTBOX_GC_DELETES says {gc_deletes}",
+            f'PUT {target}/_settings {{"index.gc_deletes": "{gc_deletes}"}}',
         )
+    return Finding(title, "ok", f"goes to {target}, remembers deletes for {facts.gc_deletes}")
+
+
+def _milliseconds(duration: str) -> float:
+    """A duration as Elasticsearch writes it; 0 for one that remembers nothing (-1)."""
+    parts = re.fullmatch(r"(\d+)(nanos|micros|ms|s|m|h|d)", duration)
+    return int(parts[1]) * _UNITS_MS[parts[2]] if parts else 0
 
 
 def _finding(name: str, good: bool, found: str, remedy: str, otherwise: Level = "fail") -> Finding:
     return Finding(name, "ok", found) if good else Finding(name, otherwise, found, remedy)
-
-
-def _filesystem(path: Path) -> str:
-    """The type of the filesystem that holds the file; 'unknown' where the system does not tell."""
-    mounts = Path("/proc/mounts")
-    if not mounts.exists():
-        return "unknown"
-    entries = [line.split()[1:3] for line in mounts.read_text().splitlines()]
-    holding = [(mount, kind) for mount, kind in entries if path.resolve().is_relative_to(mount)]
-    return max(holding, key=lambda entry: len(entry[0]), default=("", "unknown"))[1]

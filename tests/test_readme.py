@@ -1,34 +1,100 @@
-"""The README names every command and every setting, with the default that the code has."""
+"""The README names every command and every setting, with the default and the range that the code has."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import click
 import pytest
+from pydantic.fields import FieldInfo
+from sqlalchemy import Engine, text
 
 from outbox.cli import main
 from outbox.cli.look import default_text
+from outbox.destinations.base import OutcomeKind
 from outbox.settings import Settings, variable
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def commands(group: click.Group, path: str) -> Iterator[str]:
+def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, f"{path} {name}")
         else:
-            yield f"{path} {name}"
+            yield f"{path} {name}", command
 
 
-@pytest.mark.parametrize("command", sorted(commands(main, "outbox-relay")))
+COMMANDS = dict(commands(main, "outbox-relay"))
+
+
+def range_text(info: FieldInfo) -> str:
+    """What a setting may be, as the table says it."""
+    if get_origin(info.annotation) is Literal:
+        return ", ".join(f"`{word}`" for word in get_args(info.annotation))
+    if info.annotation is bool:
+        return "`true`, `false`"
+    limits = {name: getattr(rule, name) for rule in info.metadata for name in ("ge", "gt", "le") if hasattr(rule, name)}
+    if not limits:
+        return ""
+    least = f"{limits['ge']:,}" if "ge" in limits else f"over {limits['gt']:,}"
+    return f"{least} – {limits['le']:,}"
+
+
+def row(name: str) -> str:
+    info = Settings.model_fields[name]
+    return f"| `{variable(name)}` | `{default_text(info.default)}` | {range_text(info)} | {info.description} |"
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_command_without_documentation(command: str) -> None:
     assert f"`{command}" in README
 
 
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_command_without_help(command: str) -> None:
+    assert COMMANDS[command].help
+
+
 @pytest.mark.parametrize("name", list(Settings.model_fields))
-def test_setting_without_documentation_or_with_another_default(name: str) -> None:
-    info = Settings.model_fields[name]
-    assert f"| `{variable(name)}` | `{default_text(info.default)}` | {info.description} |" in README
+def test_setting_without_documentation_or_with_another_default_or_range(name: str) -> None:
+    if "gc_deletes" in name:  # a pattern, said in words
+        assert row(name).replace("|  |", "| a number and `ms`, `s`, `m`, `h` or `d` |") in README
+    else:
+        assert row(name) in README
+
+
+def test_variable_that_no_setting_reads() -> None:
+    known = {variable(name) for name in Settings.model_fields}
+    assert set(re.findall(r"OUTBOX_[A-Z_]+\b", README)) <= known
+
+
+def test_command_that_does_not_exist() -> None:
+    groups = {command.rpartition(" ")[0] for command in COMMANDS}
+    named = {match.strip() for match in re.findall(r"(?:`|^)outbox-relay((?: [a-z]+)+)", README, re.MULTILINE)}
+    for words in named:
+        command = f"outbox-relay {words}"
+        assert command in groups or any(command == each or command.startswith(f"{each} ") for each in COMMANDS), command
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OutcomeKind if kind is not OutcomeKind.CONFLICT])
+def test_outcome_without_documentation(kind: OutcomeKind) -> None:
+    assert f"| {kind.value} |" in README
+
+
+@pytest.mark.usefixtures("engine")  # the tables, in app.db of the working directory
+def test_first_snippet_runs_as_it_stands() -> None:
+    names: dict[str, Engine] = {}
+    exec(README.split("```python\n")[1].split("```")[0], names)
+    with names["engine"].connect() as connection:
+        rows = connection.execute(text("SELECT action, document_id, tenant_id FROM outbox_events ORDER BY id")).all()
+    names["engine"].dispose()
+    assert [tuple(row) for row in rows] == [
+        ("index", "contact-123", "t1"),
+        ("delete", "contact-124", "t1"),
+        ("index", "contact-1", None),
+        ("index", "contact-2", None),
+    ]

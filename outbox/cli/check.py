@@ -7,39 +7,67 @@ import sys
 from dataclasses import asdict
 
 import click
+from sqlalchemy import create_engine
 
 from outbox import check as doctor
+from outbox.check import Finding
 from outbox.cli.wiring import database_option, destination_of, engine_of, json_option, load_settings
 from outbox.errors import ConfigurationError
+from outbox.maintenance import HEARTBEATS_MISSED
+from outbox.settings import Settings
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 @click.command()
 @json_option
 @database_option
 def check(as_json: bool, database_url: str | None) -> None:
-    """Look at the database, the destination and each index; exit 1 if something is broken."""
+    """Look at the database, the destination and each index, and say what to do; change nothing.
+
+    Exits 1 if something is broken, 0 if there are only warnings, 2 if no database is configured.
+    """
     loaded = load_settings(database_url=database_url)
-    engine = engine_of(loaded)
-    findings = list(doctor.database(engine))
-    if all(finding.level != "fail" for finding in findings):
-        try:
-            to = destination_of(loaded)
-        except ConfigurationError as error:
-            findings.append(doctor.Finding("destination", "fail", *str(error).split(": ", 1)))
-        else:
-            findings += doctor.destination(engine, to)
-            to.close()
-    engine.dispose()
+    if loaded.database_url is None:
+        engine_of(loaded)  # raises: there is nothing to look at
+    findings = _findings(loaded)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings]))
     else:
-        colours = {"ok": "green", "warn": "yellow", "fail": "red"}
         for finding in findings:
-            click.echo(f"{click.style(f'{finding.level:<4}', colours[finding.level])}  {finding.name}: {finding.found}")
+            level = click.style(f"{finding.level:<4}", _COLOURS[finding.level])
+            click.echo(f"{level}  {finding.name}: {finding.found}")
             if finding.remedy:
                 click.echo(f"      → {finding.remedy}")
     if any(finding.level == "fail" for finding in findings):
         sys.exit(1)
+
+
+def _findings(loaded: Settings) -> list[Finding]:
+    findings: list[Finding] = []
+    engine = None
+    try:
+        # Not the prepared engine itself, which switches the file to WAL before anybody has looked.
+        engine = create_engine(engine_of(loaded).url)
+    except ConfigurationError as error:
+        findings.append(Finding("database", "fail", str(error), "set OUTBOX_DATABASE_URL to the application's file"))
+    else:
+        silent_ms = int(loaded.heartbeat_interval * HEARTBEATS_MISSED * 1_000)
+        findings += doctor.database(engine, silent_ms=silent_ms)
+    try:
+        to = destination_of(loaded)
+    except ConfigurationError as error:
+        what, _, remedy = str(error).partition(": ")
+        findings.append(Finding("destination", "fail", what, remedy))
+    else:
+        answers = doctor.destination(to)
+        findings += answers
+        if engine and all(finding.level != "fail" for finding in answers if finding.name == "destination"):
+            findings += doctor.indexes(engine, to, loaded.gc_deletes)
+        to.close()
+    if engine:
+        engine.dispose()
+    return findings
 
 
 commands = [check]

@@ -50,6 +50,15 @@ class Health:
     status: str
 
 
+@dataclass(frozen=True, slots=True)
+class IndexFacts:
+    """What a destination says of a physical index and of the name that readers use."""
+
+    exists: bool
+    readers: tuple[str, ...]  # the physical indexes that the name leads to
+    gc_deletes: str  # how long deletes are remembered, e.g. 24h
+
+
 class Destination(Protocol):
     """A search engine that keeps the highest version of each document. Used from several threads at once."""
 
@@ -68,8 +77,8 @@ class Destination(Protocol):
     def health(self) -> Health:
         """Product, version and state. Raises `DestinationError`."""
 
-    def inspect_index(self, name: str, target: str) -> str | None:
-        """None if the index is there, reached by its name, and remembers deletes for long enough; else why not."""
+    def inspect_index(self, name: str, target: str) -> IndexFacts:
+        """The state of a physical index and of its name. Changes nothing. Raises `DestinationError`."""
 
     def highest_version(self, name: str) -> int:
         """The highest version found in the index, 0 if it is empty or missing. Raises `DestinationError`."""

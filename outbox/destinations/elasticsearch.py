@@ -18,7 +18,7 @@ from elastic_transport import ConnectionTimeout, TransportError
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
 from elasticsearch.serializer import OrjsonSerializer
 
-from outbox.destinations.base import Action, Health, Outcome, OutcomeKind
+from outbox.destinations.base import Action, Health, IndexFacts, Outcome, OutcomeKind
 from outbox.errors import DestinationError, shortened
 
 MAX_ID_BYTES = 512
@@ -221,21 +221,19 @@ class ElasticsearchDestination:
         versions = [node.get("version", "?") for node in nodes.get("nodes", {}).values()]
         return Health("elasticsearch", versions[0] if versions else "?", status.get("status", "?"))
 
-    def inspect_index(self, name: str, target: str) -> str | None:
-        self._checked.pop(target, None)
-        if problem := self._check_target(name, target):
-            return problem.error
+    def inspect_index(self, name: str, target: str) -> IndexFacts:
+        client = self._client.options(ignore_status=404)
         try:
-            settings = self._client.indices.get_settings(index=target, name="index.gc_deletes").body
-            readers = self._find(name)
-        except (ApiError, TransportError, UnsupportedProductError, DestinationError) as error:
-            return str(error)
-        if readers != target:
-            return f"readers of {name} get index {readers}, its rows go to {target}"
-        kept = settings.get(target, {}).get("settings", {}).get("index", {}).get("gc_deletes")
-        if kept != self._gc_deletes:
-            return f"index.gc_deletes is {kept or 'the default, 60s'}, OUTBOX_GC_DELETES says {self._gc_deletes}"
-        return None
+            settings = client.indices.get_settings(index=target, name="index.gc_deletes")
+            readers = client.indices.get_alias(index=name)
+        except (ApiError, TransportError, UnsupportedProductError) as error:
+            raise DestinationError(f"index {name} cannot be looked at: {_describe(error)}") from error
+        of_index = settings.body.get(target, {}).get("settings", {}).get("index", {})
+        return IndexFacts(
+            exists=settings.meta.status != 404,
+            readers=() if readers.meta.status == 404 else tuple(sorted(readers.body)),
+            gc_deletes=of_index.get("gc_deletes", "60s"),  # Elasticsearch's default is left out of the answer
+        )
 
     def highest_version(self, name: str) -> int:
         highest = 0
