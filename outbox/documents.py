@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -45,13 +46,14 @@ def serialise(document: Mapping[str, Any], *, max_bytes: int) -> str:
     if not isinstance(document, Mapping):
         raise InvalidDocument(f"a document must be a mapping, this is {shortened(document)}; pass a dict")
     try:
-        _check(document, 0)
         data = orjson.dumps(document, default=_default, option=_OPTIONS)
-    except _Unfit as unfit:
-        field = ".".join(reversed(unfit.path))
-        raise InvalidDocument(f"document field {shortened(field)}: {unfit}") from None
     except orjson.JSONEncodeError as error:
+        _say_where(document)
         raise InvalidDocument(f"the document cannot become JSON: {error}") from None
+    if _may_hide_something(data):
+        _say_where(document)
+    if b"\n" in data:
+        raise InvalidDocument("the document contains a prepared fragment with a line break; pass values, not JSON text")
     if len(data) > max_bytes:
         raise InvalidDocument(
             f"the document has {len(data):,} bytes of JSON, more than OUTBOX_MAX_DOCUMENT_BYTES={max_bytes:,}; "
@@ -60,8 +62,24 @@ def serialise(document: Mapping[str, Any], *, max_bytes: int) -> str:
     return data.decode()
 
 
+def _may_hide_something(data: bytes) -> bool:
+    """Whether orjson may have accepted what must be refused: it writes NaN as null, escapes NUL, and nests deeply.
+
+    Looking at the text costs a tenth of a look at every value, which only the few documents that may need it get.
+    """
+    return b"null" in data or b"\\u0000" in data or data.count(b"{") + data.count(b"[") > MAX_DEPTH
+
+
+def _say_where(document: Mapping[str, Any]) -> None:
+    try:
+        _check(document, 0)
+    except _Unfit as unfit:
+        field = ".".join(reversed(unfit.path))
+        raise InvalidDocument(f"document field {shortened(field)}: {unfit}") from None
+
+
 def _check(value: Any, depth: int) -> None:
-    """Raise `_Unfit` for what orjson would accept and change, or refuse without saying where."""
+    """Raise `_Unfit` for what orjson accepts and changes, or refuses without saying where."""
     if isinstance(value, str):
         if "\x00" in value:
             raise _Unfit("contains NUL (U+0000), which search engines and databases mangle; remove it")
@@ -109,8 +127,8 @@ def _check(value: Any, depth: int) -> None:
 
 
 def _default(value: Any) -> Any:
-    """What orjson does not write by itself; `_check` has already refused the rest."""
-    if isinstance(value, Decimal):
+    """What orjson does not write by itself."""
+    if isinstance(value, Decimal) and value.is_finite():
         return orjson.Fragment(str(value))
     if isinstance(value, enum.Enum):
         return value.value
@@ -122,7 +140,7 @@ def _default(value: Any) -> Any:
         return int(value)
     if isinstance(value, float):
         return float(value)
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
         return list(value)
     raise TypeError(f"type is not JSON serializable: {type(value).__name__}")
 
@@ -144,6 +162,11 @@ def check_index_name(name: str) -> None:
     """Raises `InvalidName` unless Elasticsearch accepts it as the name of an index."""
     if not isinstance(name, str):
         raise InvalidName(f"index name {shortened(name)} is no string")
+    _check_index_name(name)
+
+
+@lru_cache(maxsize=1_024)  # an application uses a few names again and again
+def _check_index_name(name: str) -> None:
     if not name or name in (".", ".."):
         raise InvalidName(f"index name {shortened(name)} is not allowed; use letters, e.g. 'contacts'")
     if name != name.lower():

@@ -34,7 +34,9 @@ class Action(enum.StrEnum):
     """What a row asks for."""
 
     INDEX = "index"  # the full document
+    UPDATE = "update"  # fields to merge into the document
     DELETE = "delete"
+    REFRESH = "refresh"  # whatever the database says of the entity when the row is delivered
 
 
 class State(enum.StrEnum):
@@ -52,7 +54,8 @@ class Result(enum.StrEnum):
     APPLIED = "applied"  # the document was written
     DELETED = "deleted"  # the document is gone, or was not there
     SUPERSEDED = "superseded"  # the destination already held something newer
-    COALESCED = "coalesced"  # a later row of the same document was delivered in its stead
+    COALESCED = "coalesced"  # delivered together with a later row of the same document, or replaced by it
+    RETRIED = "retried"  # a new row took the place of this one, which was dead
 
 
 metadata = MetaData()
@@ -64,8 +67,8 @@ _NOW = text("(CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))")
 
 
 def _one_of(column: str, words: type[enum.StrEnum]) -> CheckConstraint:
-    listed = ", ".join(f"'{word}'" for word in words)
-    return CheckConstraint(f"{column} IN ({listed})", name=f"ck_outbox_events_{column}")
+    # Not IN (…): SQLite builds a table of the list for each row, which doubles the cost of an insert.
+    return CheckConstraint(" OR ".join(f"{column} = '{word}'" for word in words), name=f"ck_outbox_events_{column}")
 
 
 FRESH = "state = 'pending' AND available_at IS NULL"
@@ -81,7 +84,12 @@ events = Table(
     "outbox_events",
     metadata,
     Column("id", _INSTANT, primary_key=True, comment="order of the row and the lower part of its version"),
-    Column("action", Text, nullable=False, comment="index: full document; delete"),
+    Column(
+        "action",
+        Text,
+        nullable=False,
+        comment="index: the document; update: fields to merge; delete; refresh: load it",
+    ),
     Column("index_name", Text, nullable=False, comment="the alias that readers use"),
     Column("document_id", Text, nullable=False, comment="the _id in the index"),
     Column("tenant_id", Text),
@@ -96,7 +104,7 @@ events = Table(
     Column("lease_expires_at", _INSTANT, comment="until then the claim holds"),
     Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
     Column("finished_at", _INSTANT),
-    Column("outcome", Text, comment="how a done row ended: applied, deleted, superseded, coalesced"),
+    Column("outcome", Text, comment="how a done row ended: applied, deleted, superseded, coalesced, retried"),
     Column("error_type", Text),
     Column("error", Text, comment="the last failure, control characters escaped, at most 2,000 characters"),
     _one_of("action", Action),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Dialect, Insert, Table
+from sqlalchemy import Dialect, Insert, Table
 from sqlalchemy.orm import Session
 
 from outbox import documents, models
-from outbox.errors import InvalidDocument, InvalidInput, shortened
+from outbox.errors import DatabaseUnavailable, InvalidDocument, InvalidInput, SchemaError, shortened
 from outbox.models import Action, now_ms
 from outbox.settings import WriteSettings, write_settings
 
 _EVENT_COLUMNS = ("action", "index_name", "document_id", "tenant_id", "document_bytes", "created_at")
+_BIND = {"clause": models.events}
 
 
 class OutboxRepository:
@@ -49,6 +50,23 @@ class OutboxRepository:
         _check_names(index, document_id, tenant_id)
         content = documents.serialise(document, max_bytes=self._settings.max_document_bytes)
         return self._insert(Action.INDEX, index, document_id, tenant_id, content)
+
+    def update(
+        self, index: str, document_id: str, changes: Mapping[str, Any], *, tenant_id: str | None = None
+    ) -> int | None:
+        """Merge `changes` into `document_id` in `index`. Returns the id of the outbox row.
+
+        Objects are merged key by key at any depth; arrays, scalars and None replace what was there, as
+        Elasticsearch's own `_update` does. A document that is not there makes the row dead (`document_missing`).
+        Raises `InvalidDocument` (also for no changes at all) or `InvalidName`.
+        """
+        if not self._settings.enabled:
+            return None
+        _check_names(index, document_id, tenant_id)
+        content = documents.serialise(changes, max_bytes=self._settings.max_document_bytes)
+        if content == "{}":
+            raise InvalidDocument(f"the update of {index}/{shortened(document_id)} is empty; name at least one field")
+        return self._insert(Action.UPDATE, index, document_id, tenant_id, content)
 
     def delete(self, index: str, document_id: str, *, tenant_id: str | None = None) -> int | None:
         """Remove `document_id` from `index`; no error if it is not there. Returns the id of the outbox row.
@@ -89,47 +107,73 @@ class OutboxRepository:
         (first_id, first), *others = contents
         # The first insert takes the write lock, so the ids after its own are ours to give.
         event_id = self._insert(Action.INDEX, index, first_id, tenant_id, first)
-        if not others:
-            return [event_id]
-        connection = self._connection()
-        created_at = now_ms()
         ids = range(event_id + 1, event_id + 1 + len(others))
+        created_at = now_ms()
         rows = [
             (id_, Action.INDEX.value, index, document_id, tenant_id, len(content.encode()), created_at)
             for id_, (document_id, content) in zip(ids, others, strict=True)
         ]
-        statement = _insert_sql(models.events, ("id", *_EVENT_COLUMNS), connection.dialect)
-        connection.exec_driver_sql(statement, rows)
-        texts = [(id_, content) for id_, (_, content) in zip(ids, others, strict=True)]
-        connection.exec_driver_sql(_insert_documents(connection), texts)
+        contents_by_id = [(id_, content) for id_, (_, content) in zip(ids, others, strict=True)]
+        cursor, statements = self._cursor()
+        try:
+            cursor.executemany(statements.event_with_id, rows)
+            cursor.executemany(statements.document, contents_by_id)
+        except statements.driver_error as error:
+            raise _explained(error) from error
         return [event_id, *ids]
 
     def _insert(self, action: Action, index: str, document_id: str, tenant_id: str | None, content: str | None) -> int:
         self._session.flush()
-        connection = self._connection()
+        cursor, statements = self._cursor()
         size = 0 if content is None else len(content.encode())
-        statement = _insert_sql(models.events, _EVENT_COLUMNS, connection.dialect)
-        row = (action.value, index, document_id, tenant_id, size, now_ms())
-        event_id: int = connection.exec_driver_sql(statement, row).lastrowid
-        if content is not None:
-            connection.exec_driver_sql(_insert_documents(connection), (event_id, content))
+        try:
+            cursor.execute(statements.event, (action.value, index, document_id, tenant_id, size, now_ms()))
+            event_id: int = cursor.lastrowid
+            if content is not None:
+                cursor.execute(statements.document, (event_id, content))
+        except statements.driver_error as error:
+            raise _explained(error) from error
         return event_id
 
-    def _connection(self) -> Connection:
-        return self._session.connection(bind_arguments={"clause": models.events})
+    def _cursor(self) -> tuple[Any, _Statements]:
+        """A cursor of the driver in the session's transaction, and what to execute with it.
+
+        Through SQLAlchemy each statement would cost twice as much, and this is the application's own time.
+        """
+        connection = self._session.connection(bind_arguments=_BIND)
+        return connection.connection.cursor(), _statements(connection.dialect)
+
+
+class _Statements(NamedTuple):
+    """The text of each INSERT, with positional parameters, and what the driver raises."""
+
+    driver_error: type[Exception]
+
+    event: str
+    event_with_id: str
+    document: str
+
+
+@lru_cache(maxsize=8)
+def _statements(dialect: Dialect) -> _Statements:
+    def insert(table: Table, columns: tuple[str, ...]) -> str:
+        return str(Insert(table).values(dict.fromkeys(columns)).compile(dialect=dialect, column_keys=columns))
+
+    return _Statements(
+        dialect.loaded_dbapi.Error,
+        insert(models.events, _EVENT_COLUMNS),
+        insert(models.events, ("id", *_EVENT_COLUMNS)),
+        insert(models.documents, ("event_id", "document")),
+    )
+
+
+def _explained(error: Exception) -> DatabaseUnavailable | SchemaError:
+    if "no such table" in str(error):
+        return SchemaError(f"the database has no outbox tables ({error}): run 'outbox-relay migrate'")
+    return DatabaseUnavailable(f"the outbox row cannot be stored: {error}; roll the transaction back")
 
 
 def _check_names(index: str, document_id: str, tenant_id: str | None) -> None:
     documents.check_index_name(index)
     documents.check_document_id(document_id)
     documents.check_tenant_id(tenant_id)
-
-
-def _insert_documents(connection: Connection) -> str:
-    return _insert_sql(models.documents, ("event_id", "document"), connection.dialect)
-
-
-@lru_cache(maxsize=32)
-def _insert_sql(table: Table, columns: tuple[str, ...], dialect: Dialect) -> str:
-    """The text of an INSERT with positional parameters: compiling and binding it anew would double its cost."""
-    return str(Insert(table).values(dict.fromkeys(columns)).compile(dialect=dialect, column_keys=columns))

@@ -52,6 +52,15 @@ class Control:
     pause_reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """What became of dead rows that were to be tried again. `overtaken`: by which later row each was."""
+
+    pending: int
+    superseded: int
+    overtaken: Mapping[int, int]
+
+
 class Store:
     """The outbox tables, over one connection of its own. For one thread at a time.
 
@@ -574,32 +583,54 @@ class Store:
         )
         return [dict(row) for row in rows.mappings()]
 
-    def retry_dead(self, ids: Sequence[int], now: int) -> dict[str, int]:
-        """Put dead rows back to pending, at their old place in the order.
+    def retry_dead(self, ids: Sequence[int], now: int) -> Retried:
+        """Put dead rows back to pending, at their old place in the order, where that still means something.
 
-        A row whose document has a later row that is done is superseded: what it said is history.
-        Returns how many went which way.
+        A row whose document has moved on stays dead as `overtaken`, with the later row's id in its error: delivered
+        now it would be called superseded, and what it said would be dropped in silence. Unless the later row was
+        a whole document or a delete: what the dead row said is history then, and it is done as superseded.
         """
         with self._write(durable=True):
             listed = json.dumps(list(ids))
-            superseded = self._run(
-                "UPDATE outbox_events SET state = 'done', outcome = 'superseded', finished_at = :now WHERE id IN ("
-                "  SELECT d.id FROM outbox_events AS d JOIN ("  # one pass over the later rows, whatever their number
-                "    SELECT index_name, document_id, max(id) AS id FROM outbox_events WHERE state = 'done'"
-                "    AND id > (SELECT min(value) FROM json_each(:ids)) AND (index_name, document_id) IN ("
-                "      SELECT index_name, document_id FROM outbox_events"
-                "      WHERE id IN (SELECT value FROM json_each(:ids)))"
-                "    GROUP BY index_name, document_id) AS later USING (index_name, document_id)"
-                "  WHERE d.state = 'dead' AND d.id < later.id AND d.id IN (SELECT value FROM json_each(:ids)))",
-                {"now": now, "ids": listed},
-            ).rowcount
+            # One pass over the later rows, whatever their number.
+            moved_on = self._run(
+                """
+                SELECT d.id, later.id, later.whole FROM outbox_events AS d JOIN (
+                    SELECT index_name, document_id, max(id) AS id,
+                           max(CASE WHEN state = 'done' AND action <> 'update' THEN id END) AS whole
+                    FROM outbox_events WHERE state IN ('done', 'claimed')
+                    AND id > (SELECT min(value) FROM json_each(:ids)) AND (index_name, document_id) IN (
+                        SELECT index_name, document_id FROM outbox_events
+                        WHERE id IN (SELECT value FROM json_each(:ids)))
+                    GROUP BY index_name, document_id) AS later USING (index_name, document_id)
+                WHERE d.state = 'dead' AND d.id < later.id AND d.id IN (SELECT value FROM json_each(:ids))
+                """,
+                {"ids": listed},
+            ).fetchall()
+            superseded = [id_ for id_, _, whole in moved_on if whole is not None and id_ < whole]
+            overtaken = {id_: later for id_, later, whole in moved_on if whole is None or id_ > whole}
+            self._run(
+                "UPDATE outbox_events SET state = 'done', outcome = 'superseded', finished_at = ?"
+                " WHERE id IN (SELECT value FROM json_each(?))",
+                now,
+                json.dumps(superseded),
+            )
+            self._run(
+                "UPDATE outbox_events SET error_type = 'overtaken', error = 'row ' || (SELECT value FROM"
+                " json_each(:by) WHERE key = outbox_events.id) || ' of the same document was delivered meanwhile:"
+                " write the document anew and discard this row; it had died of ' || error_type || ': ' || error"
+                " WHERE id IN (SELECT key FROM json_each(:by)) AND error_type <> 'overtaken'",
+                {"by": json.dumps(overtaken)},
+            )
             retried = self._run(
                 "UPDATE outbox_events SET state = 'pending', attempts = 0, available_at = ?, finished_at = NULL"
-                " WHERE state = 'dead' AND id IN (SELECT value FROM json_each(?))",
+                " WHERE state = 'dead' AND id IN (SELECT value FROM json_each(?))"
+                " AND id NOT IN (SELECT value FROM json_each(?))",
                 now,
                 listed,
+                json.dumps(list(overtaken)),
             ).rowcount
-        return {"retried": int(retried), "superseded": int(superseded)}
+        return Retried(int(retried), len(superseded), overtaken)
 
     def discard_dead(self, ids: Sequence[int]) -> int:
         """Remove dead rows for good. Returns their number."""

@@ -9,6 +9,7 @@ import pytest
 
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.models import EPOCH_STEP, now_ms
+from outbox.store import Retried
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy, Request, anything, bulk, cut, hang, refuse, reply, rewrite, swallow
@@ -32,7 +33,7 @@ def failing_item(status: int, error_type: str, reason: str = "provoked", positio
     return rewrite(change)
 
 
-# -- the seed's unit tests and scenarios, as far as they index and delete ------------------------------------------
+# -- what a sync worker does with its jobs -------------------------------------------------------------------------
 
 
 def test_index_job_creates_the_document(outbox: Outbox, destination: ElasticsearchDestination, node: Node) -> None:
@@ -289,7 +290,7 @@ def test_dead_row_whose_document_has_moved_on_is_superseded_by_its_retry(
     outbox.drain(destination)
     outbox.index("contacts", "c1", {"age": 3})
     outbox.drain(destination)
-    assert outbox.store().retry_dead([bad], now_ms()) == {"retried": 0, "superseded": 1}
+    assert outbox.store().retry_dead([bad], now_ms()) == Retried(pending=0, superseded=1, overtaken={})
     assert node.get("contacts", "c1") == {"age": 3}
 
 

@@ -62,7 +62,12 @@ def upgrade() -> None:
             nullable=False,
             comment="order of the row and the lower part of its version",
         ),
-        sa.Column("action", sa.Text(), nullable=False, comment="index: full document; delete"),
+        sa.Column(
+            "action",
+            sa.Text(),
+            nullable=False,
+            comment="index: the document; update: fields to merge; delete; refresh: load it",
+        ),
         sa.Column("index_name", sa.Text(), nullable=False, comment="the alias that readers use"),
         sa.Column("document_id", sa.Text(), nullable=False, comment="the _id in the index"),
         sa.Column("tenant_id", sa.Text(), nullable=True),
@@ -117,7 +122,7 @@ def upgrade() -> None:
             "outcome",
             sa.Text(),
             nullable=True,
-            comment="how a done row ended: applied, deleted, superseded, coalesced",
+            comment="how a done row ended: applied, deleted, superseded, coalesced, retried",
         ),
         sa.Column("error_type", sa.Text(), nullable=True),
         sa.Column(
@@ -126,8 +131,13 @@ def upgrade() -> None:
             nullable=True,
             comment="the last failure, control characters escaped, at most 2,000 characters",
         ),
-        sa.CheckConstraint("action IN ('index', 'delete')", name="ck_outbox_events_action"),
-        sa.CheckConstraint("state IN ('pending', 'claimed', 'done', 'dead')", name="ck_outbox_events_state"),
+        sa.CheckConstraint(
+            "action = 'index' OR action = 'update' OR action = 'delete' OR action = 'refresh'",
+            name="ck_outbox_events_action",
+        ),
+        sa.CheckConstraint(
+            "state = 'pending' OR state = 'claimed' OR state = 'done' OR state = 'dead'", name="ck_outbox_events_state"
+        ),
         sa.PrimaryKeyConstraint("id"),
         comment="one row for each change that the search index has to follow",
         sqlite_autoincrement=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,12 @@ def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
     with open_store(load_settings(database_url=database_url)) as store:
         chosen = _chosen(store.dead(**selection), everything, selection)
         result = store.retry_dead(chosen, now_ms())
-    click.echo(f"{result['retried']} rows are pending again, {result['superseded']} were superseded by later rows")
+    click.echo(f"{result.pending} rows are pending again, {result.superseded} were superseded by later rows")
+    for row, later in result.overtaken.items():
+        click.echo(f"row {row} stays dead: row {later} of the same document was delivered meanwhile", err=True)
+    if result.overtaken:
+        click.echo("write these documents anew, then 'outbox-relay dead discard'", err=True)
+        sys.exit(1)
 
 
 @dead.command()

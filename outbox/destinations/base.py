@@ -5,18 +5,27 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 
 @dataclass(slots=True)
 class Action:
-    """What one document shall be: `document` as JSON on one line, or gone when it is None."""
+    """What one document shall be.
+
+    `document`, JSON on one line; or, where there are `patches`, the stored document with these merged into it one
+    after another (see `outbox.merge`); or gone, where there is neither.
+    """
 
     index: str  # the alias, for messages and breakers
     target: str  # the physical index
     document_id: str
     version: int
     document: bytes | None
+    patches: tuple[bytes, ...] = ()
+
+    @property
+    def is_delete(self) -> bool:
+        return self.document is None and not self.patches
 
 
 class OutcomeKind(enum.Enum):
@@ -32,6 +41,16 @@ class OutcomeKind(enum.Enum):
     SPLIT = "split"  # the request as a whole was refused; smaller ones may pass
 
 
+TENANT_FIELD: Final = "tenantId"
+"""The keyword field of documents that names the tenant they belong to."""
+
+DOCUMENT_MISSING: Final = "document_missing"
+"""Error type of a partial update whose document the destination does not hold."""
+
+ILLEGAL_DOCUMENT: Final = "illegal_document"
+"""Error type of stored content that is no JSON object on one line."""
+
+
 class Outcome(NamedTuple):
     """What became of one action. `version` is the one a conflict reports."""
 
@@ -39,6 +58,23 @@ class Outcome(NamedTuple):
     error_type: str | None = None
     error: str | None = None
     version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A document as a destination holds it."""
+
+    version: int
+    source: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One document that a search found; a higher score is a better match."""
+
+    document_id: str
+    score: float
+    source: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +99,29 @@ class Destination(Protocol):
     """A search engine that keeps the highest version of each document. Used from several threads at once."""
 
     def apply(self, actions: Sequence[Action]) -> list[Outcome]:
-        """Send the actions in one request. Returns one outcome for each, in their order; raises nothing."""
+        """Carry out the actions, of different documents, together. Returns one outcome for each, in their order.
+
+        Raises nothing. An action is applied if its version is higher than the one the destination holds, or
+        remembers of a deleted document; else it is a conflict that reports that version. Patches are rejected as
+        `document_missing` where the document is not there.
+        """
 
     def ensure_index(self, name: str) -> str:
         """The physical index for `name`, created (with `name` as alias) if nothing has that name.
 
         Raises `DestinationError`.
+        """
+
+    def read(self, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
+        """The documents that are there, by id, as last applied. Raises `DestinationError`."""
+
+    def refresh(self, name: str) -> None:
+        """Make what was applied so far visible to searches. Raises `DestinationError`."""
+
+    def search(self, name: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
+        """The best matches, best first: words, beginnings of words, misspelt words; of one tenant, if given.
+
+        `tenant` is compared with the field `tenantId`. Raises `DestinationError`.
         """
 
     def ping(self) -> str | None:

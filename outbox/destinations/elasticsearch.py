@@ -9,16 +9,28 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 from elastic_transport import ConnectionTimeout, TransportError
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
-from elasticsearch.serializer import OrjsonSerializer
 
-from outbox.destinations.base import Action, Health, IndexFacts, Outcome, OutcomeKind
+from outbox import merge
+from outbox.destinations.base import (
+    DOCUMENT_MISSING,
+    ILLEGAL_DOCUMENT,
+    TENANT_FIELD,
+    Action,
+    Health,
+    Hit,
+    IndexFacts,
+    Outcome,
+    OutcomeKind,
+    Stored,
+)
 from outbox.errors import DestinationError, shortened
 
 MAX_ID_BYTES = 512
@@ -80,6 +92,7 @@ class ElasticsearchDestination:
             options["api_key"] = api_key
         elif basic_auth:
             options["basic_auth"] = basic_auth
+        # The client's default serializer, not orjson's: integers of more than 64 bits in a document stay exact.
         # Retries only move to the next node when one refuses a connection; what was answered is never repeated.
         self._client = Elasticsearch(
             list(urls),
@@ -88,7 +101,6 @@ class ElasticsearchDestination:
             retry_on_timeout=False,
             retry_on_status=(),
             connections_per_node=connections,
-            serializers={"application/vnd.elasticsearch+json": OrjsonSerializer()},
             **options,
         )
         # The transport logs every failed request with a traceback; the breaker says it once.
@@ -99,27 +111,55 @@ class ElasticsearchDestination:
 
     def apply(self, actions: Sequence[Action]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
-        body: list[bytes] = []
-        sent: list[int] = []
+        sendable: dict[int, Action] = {}
         usable: dict[str, Outcome | None] = {}
         for position, action in enumerate(actions):
             if action.target not in usable:
                 usable[action.target] = self._check_target(action.index, action.target)
-            refused = usable[action.target] or _unsendable(action)
-            if refused:
+            if refused := usable[action.target] or _unsendable(action):
                 outcomes[position] = refused
             else:
-                sent.append(position)
-                _append_operation(body, action)
+                sendable[position] = action
+        outcomes |= self._resolve_patches(sendable)
+        sent = {position: action for position, action in sendable.items() if position not in outcomes}
         if sent:
-            answers = self._bulk(b"\n".join(body) + b"\n", [actions[position] for position in sent])
-            outcomes.update(zip(sent, answers, strict=True))
-            for position in sent:
-                if outcomes[position].kind is OutcomeKind.BLOCKED:
-                    self._checked.pop(actions[position].target, None)
+            outcomes |= zip(sent, self._bulk(list(sent.values())), strict=True)
+        for position, outcome in outcomes.items():
+            if outcome.kind is OutcomeKind.BLOCKED:
+                self._checked.pop(actions[position].target, None)
         return [outcomes[position] for position in range(len(actions))]
 
-    def _bulk(self, body: bytes, actions: Sequence[Action]) -> list[Outcome]:
+    def _resolve_patches(self, actions: dict[int, Action]) -> dict[int, Outcome]:
+        """Turn patches into full documents, in `actions`. Returns the outcomes of those that need no request more.
+
+        A partial update cannot carry an external version: one such item fails a whole `_bulk` request with 400. So
+        the stored document is read and merged here. Between reading and writing only a request of a relay that lost
+        its claim can slip in, with what the stored document already has; the version decides.
+        """
+        patched = {position: action for position, action in actions.items() if action.patches}
+        if not patched:
+            return {}
+        try:
+            found = self._client.mget(
+                docs=[{"_index": action.target, "_id": action.document_id} for action in patched.values()]
+            ).body["docs"]
+        except ApiError as error:
+            return dict.fromkeys(patched, Outcome(OutcomeKind.UNAVAILABLE, *_of_status(error)))
+        except (TransportError, UnsupportedProductError) as error:
+            return dict.fromkeys(patched, _unavailable(error))
+        except (KeyError, TypeError):
+            return dict.fromkeys(patched, _NOT_ELASTICSEARCH)
+        outcomes: dict[int, Outcome] = {}
+        for at, (position, action) in enumerate(patched.items()):
+            resolved = _resolved(action, found[at] if at < len(found) else None)
+            if isinstance(resolved, Outcome):
+                outcomes[position] = resolved
+            else:
+                actions[position] = resolved
+        return outcomes
+
+    def _bulk(self, actions: Sequence[Action]) -> list[Outcome]:
+        body = b"".join(line for action in actions for line in _operation(action))
         try:
             # Prepared bytes are sent as they are, which the annotation leaves out.
             answer = self._client.bulk(
@@ -133,21 +173,15 @@ class ElasticsearchDestination:
             return [_unavailable(error)] * len(actions)
         items = answer.get("items") if isinstance(answer, dict) else None
         if not isinstance(items, list):
-            return [Outcome(OutcomeKind.UNAVAILABLE, "not_elasticsearch", "the answer has no list of items")] * len(
-                actions
-            )
+            return [_NOT_ELASTICSEARCH] * len(actions)
         return [_outcome(action, items[at] if at < len(items) else None) for at, action in enumerate(actions)]
 
     def _refused_request(self, error: ApiError, *, single: bool) -> Outcome:
         """The whole request was answered with an error status."""
-        what = _describe(error)
-        if error.meta.status in (400, 413):
-            # Something that answers 400 to everything (TLS port, wrong client) must condemn no document.
-            if self.ping() is not None:
-                return Outcome(OutcomeKind.UNAVAILABLE, f"http_{error.meta.status}", what)
-            kind = OutcomeKind.REJECTED if single else OutcomeKind.SPLIT
-            return Outcome(kind, f"http_{error.meta.status}", what)
-        return Outcome(OutcomeKind.UNAVAILABLE, f"http_{error.meta.status}", what)
+        # Something that answers 400 to everything (TLS port, wrong client) must condemn no document.
+        if error.meta.status in (400, 413) and self.ping() is None:
+            return Outcome(OutcomeKind.REJECTED if single else OutcomeKind.SPLIT, *_of_status(error))
+        return Outcome(OutcomeKind.UNAVAILABLE, *_of_status(error))
 
     def _check_target(self, name: str, target: str) -> Outcome | None:
         """None if the physical index is there and readers reach it by its name; else why its rows must wait.
@@ -166,7 +200,7 @@ class ElasticsearchDestination:
                     "index_not_found_exception",
                     f"index {target} is missing; restore it from a snapshot, or create it with alias {name}",
                 )
-            return self._refused_request(error, single=False)._replace(kind=OutcomeKind.UNAVAILABLE)
+            return Outcome(OutcomeKind.UNAVAILABLE, *_of_status(error))
         except (TransportError, UnsupportedProductError) as error:
             return _unavailable(error)
         aliases = found.get(target, {}).get("aliases", {}) if isinstance(found, dict) else {}
@@ -204,6 +238,39 @@ class ElasticsearchDestination:
         if (found := self._find(name)) is None:
             raise DestinationError(f"index {target} cannot be created: {shortened(created.body, 300)}")
         return found
+
+    def read(self, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
+        try:
+            found = self._client.mget(index=target, ids=list(document_ids)).body["docs"]
+        except (ApiError, TransportError, UnsupportedProductError) as error:
+            raise DestinationError(f"documents of index {target} cannot be read: {_describe(error)}") from error
+        return {each["_id"]: Stored(each["_version"], each["_source"]) for each in found if each.get("found")}
+
+    def refresh(self, name: str) -> None:
+        try:
+            self._client.indices.refresh(index=name)
+        except (ApiError, TransportError, UnsupportedProductError) as error:
+            raise DestinationError(f"index {name} cannot be refreshed: {_describe(error)}") from error
+
+    def search(self, name: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
+        words = [
+            {"multi_match": {"query": query, "type": "best_fields", "fuzziness": "AUTO", "lenient": True}},
+            {"multi_match": {"query": query, "type": "bool_prefix", "lenient": True, "boost": 2}},
+        ]
+        try:
+            only = [] if tenant is None else [{"term": {self._tenant_field(name): tenant}}]
+            hits = self._client.search(
+                index=name, size=limit, query={"bool": {"should": words, "minimum_should_match": 1, "filter": only}}
+            )["hits"]["hits"]
+        except (ApiError, TransportError, UnsupportedProductError) as error:
+            raise DestinationError(f"index {name} cannot be searched: {_describe(error)}") from error
+        return [Hit(hit["_id"], hit["_score"], hit["_source"]) for hit in hits]
+
+    def _tenant_field(self, name: str) -> str:
+        """A text field would match parts of a tenant's name: 'acme' those of 'acme-2' too."""
+        types = self._client.field_caps(index=name, fields=[TENANT_FIELD], filter_path="fields.*.*.type").body
+        is_text = "text" in types.get("fields", {}).get(TENANT_FIELD, {})
+        return f"{TENANT_FIELD}.keyword" if is_text else TENANT_FIELD
 
     def ping(self) -> str | None:
         try:
@@ -267,15 +334,37 @@ class ElasticsearchDestination:
         self._client.close()
 
 
-def _append_operation(body: list[bytes], action: Action) -> None:
+def _operation(action: Action) -> Iterator[bytes]:
+    """The lines of one action in a `_bulk` request."""
     target, document_id = orjson.dumps(action.target), orjson.dumps(action.document_id)
-    operation = b"delete" if action.document is None else b"index"
-    body.append(
-        b'{"%s":{"_index":%s,"_id":%s,"version":%d,"version_type":"external"}}'
-        % (operation, target, document_id, action.version)
+    yield b'{"%s":{"_index":%s,"_id":%s,"version":%d,"version_type":"external"}}\n' % (
+        b"delete" if action.document is None else b"index",
+        target,
+        document_id,
+        action.version,
     )
     if action.document is not None:
-        body.append(action.document)
+        yield action.document
+        yield b"\n"
+
+
+def _resolved(action: Action, found: Any) -> Action | Outcome:
+    """Patches merged into the document that was found: the action to send instead, or what became of it."""
+    if not isinstance(found, dict) or found.get("_id") != action.document_id:
+        return _UNANSWERED
+    if error := found.get("error"):
+        error_type, reason = _type_and_reason(error)
+        return Outcome(_kind(404 if "not_found" in error_type else 400, error_type, reason), error_type, reason)
+    if not found.get("found"):
+        return _rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
+    if found["_version"] >= action.version:
+        return Outcome(OutcomeKind.CONFLICT, "version_conflict", "the stored document is newer", found["_version"])
+    if not isinstance(found.get("_source"), dict):
+        return _rejected("source_missing", "the index stores no _source to merge into; write the full document")
+    try:
+        return replace(action, document=merge.merged(found["_source"], action.patches), patches=())
+    except ValueError as error:
+        return _rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
 
 
 def _unsendable(action: Action) -> Outcome | None:
@@ -287,11 +376,11 @@ def _unsendable(action: Action) -> Outcome | None:
     if not 0 < size <= MAX_ID_BYTES:
         return _rejected("illegal_argument_exception", f"the document id has {size} bytes, allowed are 1 to 512")
     if action.document is None:
-        return None
+        return None  # a delete, or patches, which are parsed before they are sent
     if b"\n" in action.document or b"\r" in action.document:
-        return _rejected("illegal_document", "the stored document contains a line break; store JSON on one line")
+        return _rejected(ILLEGAL_DOCUMENT, "the stored document contains a line break; store JSON on one line")
     if not action.document.startswith(b"{"):
-        return _rejected("illegal_document", "the stored document is missing or no JSON object")
+        return _rejected(ILLEGAL_DOCUMENT, "the stored document is missing or no JSON object")
     return None
 
 
@@ -300,6 +389,8 @@ def _rejected(error_type: str, error: str) -> Outcome:
 
 
 _APPLIED = Outcome(OutcomeKind.APPLIED)
+_UNANSWERED = Outcome(OutcomeKind.UNAVAILABLE, "unanswered", "the answer does not speak of this row")
+_NOT_ELASTICSEARCH = Outcome(OutcomeKind.UNAVAILABLE, "not_elasticsearch", "the answer has no list of items")
 
 
 def _outcome(action: Action, item: Any) -> Outcome:
@@ -307,13 +398,11 @@ def _outcome(action: Action, item: Any) -> Outcome:
     operation = "delete" if action.document is None else "index"
     result = item.get(operation) if isinstance(item, dict) else None
     if not isinstance(result, dict) or result.get("_id") != action.document_id:
-        return Outcome(OutcomeKind.UNAVAILABLE, "unanswered", "the answer does not speak of this row")
+        return _UNANSWERED
     status, error = result.get("status"), result.get("error")
     if error is None and (status in (200, 201) or (status == 404 and action.document is None)):
         return _APPLIED
-    if not isinstance(error, dict):
-        error = {"type": f"http_{status}", "reason": str(error)}
-    error_type, reason = str(error.get("type")), _reason(error)
+    error_type, reason = _type_and_reason(error if isinstance(error, dict) else {"type": f"http_{status}"})
     if status == 409:
         current = _CURRENT_VERSION.search(reason)
         return Outcome(OutcomeKind.CONFLICT, error_type, reason, int(current[1]) if current else None)
@@ -336,7 +425,7 @@ def _kind(status: Any, error_type: str, reason: str) -> OutcomeKind:
     return OutcomeKind.FAILED
 
 
-def _reason(error: dict[str, Any]) -> str:
+def _type_and_reason(error: dict[str, Any]) -> tuple[str, str]:
     """The reason with that of its causes: the outermost one alone often says only 'failed to parse'."""
     parts: list[str] = []
     cause: Any = error
@@ -344,7 +433,11 @@ def _reason(error: dict[str, Any]) -> str:
         if cause.get("reason") and cause["reason"] not in parts:
             parts.append(str(cause["reason"]))
         cause = cause.get("caused_by")
-    return ": ".join(parts) or "no reason given"
+    return str(error.get("type")), ": ".join(parts) or "no reason given"
+
+
+def _of_status(error: ApiError) -> tuple[str, str]:
+    return f"http_{error.meta.status}", _describe(error)
 
 
 def _unavailable(error: Exception) -> Outcome:

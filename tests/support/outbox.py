@@ -35,6 +35,12 @@ class Outbox:
         assert event_id is not None
         return event_id
 
+    def update(self, index: str, document_id: str, changes: Mapping[str, Any]) -> int:
+        with self.sessions.begin() as session:
+            event_id = OutboxRepository(session).update(index, document_id, changes)
+        assert event_id is not None
+        return event_id
+
     def delete(self, index: str, document_id: str) -> int:
         with self.sessions.begin() as session:
             event_id = OutboxRepository(session).delete(index, document_id)
