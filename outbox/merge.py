@@ -14,11 +14,22 @@ from typing import Any
 import orjson
 
 
-def parse(text: bytes) -> dict[str, Any]:
-    """A stored document or patch, its numbers kept as they were written, so that no digit is lost.
+def merged(document: bytes, patches: Iterable[bytes]) -> bytes:
+    """`document` after each of the patches in turn. All are JSON objects in UTF-8; so is the result, on one line.
 
-    Raises `ValueError` for anything but one JSON object in UTF-8.
+    Numbers stay as they were written, so that no digit is lost.
+    Raises `ValueError` when one of them is no JSON object, or the result cannot be written as one.
     """
+    result = _parse(document)
+    for patch in patches:
+        _apply(result, _parse(patch))
+    try:
+        return orjson.dumps(result)
+    except orjson.JSONEncodeError as error:  # a lone surrogate, which JSON can escape and UTF-8 cannot hold
+        raise ValueError(str(error)) from None
+
+
+def _parse(text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(
             text.decode(), parse_float=orjson.Fragment, parse_int=orjson.Fragment, parse_constant=_refuse_constant
@@ -28,19 +39,6 @@ def parse(text: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("no JSON object")  # noqa: TRY004  (of the text, whatever its type)
     return value
-
-
-def merged(document: dict[str, Any], patches: Iterable[bytes]) -> bytes:
-    """`document` after each of the patches in turn, as JSON on one line. Changes the dict that it is given.
-
-    Raises `ValueError` when a patch is no JSON object, or the result cannot be written as one.
-    """
-    for patch in patches:
-        _apply(document, parse(patch))
-    try:
-        return orjson.dumps(document)
-    except orjson.JSONEncodeError as error:  # a lone surrogate, which JSON can escape and UTF-8 cannot hold
-        raise ValueError(str(error)) from None
 
 
 def _apply(document: dict[str, Any], patch: dict[str, Any]) -> None:

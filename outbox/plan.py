@@ -52,6 +52,6 @@ def _merged(document: bytes, patches: Sequence[bytes]) -> bytes:
     if not patches:
         return document
     try:
-        return merge.merged(merge.parse(document), patches)
+        return merge.merged(document, patches)
     except ValueError:
         return b""

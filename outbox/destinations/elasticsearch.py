@@ -6,6 +6,7 @@ conflict and the 404 of a delete as errors. The client's own retries are off; th
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -133,8 +134,8 @@ class ElasticsearchDestination:
         """Turn patches into full documents, in `actions`. Returns the outcomes of those that need no request more.
 
         A partial update cannot carry an external version: one such item fails a whole `_bulk` request with 400. So
-        the stored document is read and merged here. Between reading and writing only a request of a relay that lost
-        its claim can slip in, with what the stored document already has; the version decides.
+        the stored document is read and merged here, and the version decides as for any other: only a request of a relay
+        that lost its claim can slip in between, with what the stored document already has.
         """
         patched = {position: action for position, action in actions.items() if action.patches}
         if not patched:
@@ -357,12 +358,11 @@ def _resolved(action: Action, found: Any) -> Action | Outcome:
         return Outcome(_kind(404 if "not_found" in error_type else 400, error_type, reason), error_type, reason)
     if not found.get("found"):
         return _rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
-    if found["_version"] >= action.version:
-        return Outcome(OutcomeKind.CONFLICT, "version_conflict", "the stored document is newer", found["_version"])
     if not isinstance(found.get("_source"), dict):
         return _rejected("source_missing", "the index stores no _source to merge into; write the full document")
     try:
-        return replace(action, document=merge.merged(found["_source"], action.patches), patches=())
+        source = json.dumps(found["_source"], ensure_ascii=False).encode()
+        return replace(action, document=merge.merged(source, action.patches), patches=())
     except ValueError as error:
         return _rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
 
