@@ -60,6 +60,29 @@ class History(RuleBasedStateMachine):
     def write_what_the_mapping_refuses(self, document_id: str) -> None:
         self.bad.add(self.outbox.index(self.index, document_id, {"n": "no number"}))
 
+    @rule(document_id=document_ids, n=st.integers(0, 99), field=st.sampled_from(["x", "y"]))
+    def update(self, document_id: str, n: int, field: str) -> None:
+        """Two fields, one of them inside an object; dead if there is no document to merge it into.
+
+        Never `n`: folded with a row that the mapping refuses, it would mend that one before anybody sees it.
+        """
+        changes = {field: n, "o": {field: n}}
+        row = self.outbox.update(self.index, document_id, changes)
+        if document_id in self.expected:
+            held = self.expected[document_id]
+            self.expected[document_id] = held | changes | {"o": held.get("o", {}) | {field: n}}
+        else:
+            self.bad.add(row)
+
+    @rule(document_id=document_ids)
+    def update_what_the_mapping_refuses(self, document_id: str) -> None:
+        self.bad.add(self.outbox.update(self.index, document_id, {"n": "no number", "lost": True}))
+
+    @rule()
+    def dead_rows_are_retried(self) -> None:
+        """They die again, or their documents have moved on: the index must not change."""
+        self.relays[0]._store.retry_dead([row["id"] for row in self.outbox.dead()], self.now)
+
     @rule(document_id=document_ids)
     def delete(self, document_id: str) -> None:
         self.outbox.delete(self.index, document_id)
