@@ -74,6 +74,9 @@ def _one_of(column: str, words: type[enum.StrEnum]) -> CheckConstraint:
 FRESH = "state = 'pending' AND available_at IS NULL"
 """Rows that no relay has touched yet. What was ever claimed or held back carries `available_at`."""
 
+TENANT = "coalesce(tenant_id, '')"
+"""Rows of different tenants wait in lanes of their own; those of none share one."""
+
 WAITING = "state = 'pending' AND available_at IS NOT NULL"
 """Rows that wait for their next attempt, or behind an earlier row of their document."""
 
@@ -110,7 +113,7 @@ events = Table(
     _one_of("action", Action),
     _one_of("state", State),
     # One index for each question that is asked often; none of them holds a done row but the one that prunes it.
-    Index("ix_outbox_events_fresh", "index_name", "id", sqlite_where=text(FRESH)),
+    Index("ix_outbox_events_fresh", "index_name", text(TENANT), "id", sqlite_where=text(FRESH)),
     Index("ix_outbox_events_waiting", "available_at", "id", sqlite_where=text(WAITING)),
     Index("ix_outbox_events_held", "index_name", "document_id", "id", sqlite_where=text(HELD)),
     Index("ix_outbox_events_leases", "lease_expires_at", sqlite_where=text("state = 'claimed'")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from outbox.models import (
     FRESH,
     HELD,
     LATENCY_BOUNDS_MS,
+    TENANT,
     WAITING,
     Event,
     State,
@@ -112,18 +114,19 @@ class Store:
     ) -> Claim | None:
         """Take up to `rows` due rows (about `bytes_` of documents), in order and without a gap for each document.
 
-        Indexes share a batch evenly, so that a backlog of one does not starve the others. `leave_out` and `only`
-        name indexes. A row that was delivered `lone_after` times without an answer is claimed alone.
+        Tenants and indexes share a batch evenly, so that a backlog of one does not starve the others. `leave_out` and
+        `only` name indexes. A row that was delivered `lone_after` times without an answer is claimed alone.
         None when nothing could be claimed, or the outbox is paused.
         """
         if not self.anything_due(now, longest_wait):
             return None
         while True:
+            lanes = self._lanes(leave_out, only)
             with self._write(durable=True):
                 control = self.control()
                 if control.paused_at is not None:
                     return None
-                candidates = self._due(now, longest_wait, rows, leave_out, only)
+                candidates = self._due(lanes, now, longest_wait, rows, leave_out, only)
                 chosen, blocked = _choose(candidates, bytes_, lone_after)
                 if blocked:
                     self._park(blocked, now, longest_wait)
@@ -132,59 +135,105 @@ class Store:
             if not blocked:
                 return None
 
-    def _due(self, now: int, longest_wait: int, rows: int, leave_out: Iterable[str], only: str | None) -> Sequence[Any]:
+    def _lanes(self, leave_out: Iterable[str], only: str | None) -> list[tuple[str, str]]:
+        """Who has fresh rows: (index, tenant), whoever waits longest first. Takes no lock: two index seeks a lane."""
+        after = f"SELECT n.id FROM outbox_events AS n INDEXED BY ix_outbox_events_fresh WHERE {_of('n', FRESH)}"
+        order = f"ORDER BY n.index_name, {_of('n', TENANT)}, n.id LIMIT 1"
+        lanes = self._run(
+            f"""
+            WITH RECURSIVE head (id) AS (  -- the oldest row of each lane, lane by lane as they stand in the index
+                SELECT ({after} {order})
+                UNION ALL
+                SELECT coalesce(
+                    ({after} AND n.index_name = h.index_name AND {_of("n", TENANT)} > {_of("h", TENANT)} {order}),
+                    ({after} AND n.index_name > h.index_name {order}))
+                FROM head JOIN outbox_events AS h ON h.id = head.id
+            )
+            SELECT h.index_name, {_of("h", TENANT)} FROM head JOIN outbox_events AS h ON h.id = head.id
+            WHERE h.index_name NOT IN (SELECT value FROM json_each(:left_out))
+            AND (:only IS NULL OR h.index_name = :only) ORDER BY h.id
+            """,
+            {"left_out": json.dumps(sorted(leave_out)), "only": only},
+        )
+        return [(index_name, tenant) for index_name, tenant in lanes]
+
+    def _fresh(self, lanes: Sequence[tuple[str, str]], rows: int) -> list[int]:
+        """Up to `rows` fresh rows: an even share for each lane; what some leave of theirs goes to the others."""
+        share = max(1, rows // max(1, len(lanes)))
+        found = self._heads(lanes[:rows], share)
+        hungry = [lane for lane, ids in found.items() if len(ids) == share]
+        left = rows - sum(map(len, found.values()))
+        if left >= len(hungry) > 0:
+            found |= self._heads(hungry, share + left // len(hungry))
+        return [id_ for ids in found.values() for id_ in ids]
+
+    def _heads(self, lanes: Sequence[tuple[str, str]], share: int) -> dict[tuple[str, str], list[int]]:
+        found: dict[tuple[str, str], list[int]] = {}
+        for index_name, tenant, id_ in self._run(
+            f"""
+            SELECT f.index_name, {_of("f", TENANT)}, f.id
+            FROM json_each(:lanes) AS lane JOIN outbox_events AS f ON f.id IN (
+                SELECT id FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}
+                AND index_name = json_extract(lane.value, '$[0]') AND {TENANT} = json_extract(lane.value, '$[1]')
+                ORDER BY id LIMIT :share)
+            """,
+            {"lanes": json.dumps(lanes), "share": share},
+        ):
+            found.setdefault((index_name, tenant), []).append(id_)
+        return found
+
+    def _due(
+        self,
+        lanes: Sequence[tuple[str, str]],
+        now: int,
+        longest_wait: int,
+        rows: int,
+        leave_out: Iterable[str],
+        only: str | None,
+    ) -> Sequence[Any]:
         """Candidates in the order of their ids, each with the nearest earlier unfinished row of its document."""
-        left_out = json.dumps(sorted(leave_out))
+        waiting = [
+            row[0]
+            for row in self._run(
+                f"""
+                SELECT id FROM outbox_events INDEXED BY ix_outbox_events_waiting
+                WHERE {WAITING} AND (available_at <= :now OR available_at > :too_far)
+                AND index_name NOT IN (SELECT value FROM json_each(:left_out))
+                AND (:only IS NULL OR index_name = :only)
+                ORDER BY available_at, id LIMIT :rows
+                """,
+                {
+                    "now": now,
+                    "too_far": now + longest_wait,
+                    "left_out": json.dumps(sorted(leave_out)),
+                    "only": only,
+                    "rows": rows,
+                },
+            )
+        ]
+        fresh = self._fresh(lanes, max(rows - len(waiting), rows // 2))
         return self._run(
             f"""
-            WITH RECURSIVE
-            lane (name) AS (  -- the indexes that have fresh rows: one index seek each
-                SELECT min(index_name) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}
-                UNION ALL
-                SELECT (SELECT min(index_name) FROM outbox_events INDEXED BY ix_outbox_events_fresh
-                        WHERE {FRESH} AND index_name > lane.name)
-                FROM lane WHERE lane.name IS NOT NULL
-            ),
-            open_lane (name) AS MATERIALIZED (
-                SELECT name FROM lane WHERE name IS NOT NULL AND name NOT IN (SELECT value FROM json_each(:left_out))
-                AND (:only IS NULL OR name = :only)
-            ),
-            due (id) AS MATERIALIZED (
-                SELECT f.id FROM open_lane JOIN outbox_events AS f ON f.id IN (
-                    SELECT id FROM outbox_events INDEXED BY ix_outbox_events_fresh
-                    WHERE {FRESH} AND index_name = open_lane.name ORDER BY id
-                    LIMIT max(1, :rows / (SELECT count(*) FROM open_lane))
-                )
-                UNION ALL
-                SELECT id FROM (
-                    SELECT id FROM outbox_events INDEXED BY ix_outbox_events_waiting
-                    WHERE {WAITING} AND (available_at <= :now OR available_at > :too_far)
-                    AND index_name NOT IN (SELECT value FROM json_each(:left_out))
-                    AND (:only IS NULL OR index_name = :only)
-                    ORDER BY available_at, id LIMIT :rows
-                )
-            )
             SELECT c.id, c.index_name, c.document_id, c.deliveries,
                    coalesce(c.document_bytes,
                             (SELECT length(CAST(d.document AS BLOB)) FROM outbox_documents d WHERE d.event_id = c.id),
                             0) AS bytes,
                    (SELECT max(h.id) FROM outbox_events AS h INDEXED BY ix_outbox_events_held
-                    WHERE ({HELD.replace("state", "h.state").replace("available_at", "h.available_at")})
+                    WHERE ({_of("h", HELD)})
                     AND h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id) AS behind
-            FROM due JOIN outbox_events AS c ON c.id = due.id ORDER BY c.id LIMIT :rows
+            FROM outbox_events AS c WHERE c.id IN (SELECT value FROM json_each(:ids)) ORDER BY c.id
             """,
-            {"left_out": left_out, "only": only, "rows": rows, "now": now, "too_far": now + longest_wait},
+            {"ids": json.dumps(fresh + waiting[: rows - len(fresh)])},
         ).fetchall()
 
     def _park(self, blocked: Sequence[int], now: int, longest_wait: int) -> None:
         """Rows behind an unfinished one take over its time: otherwise they fill every look and starve others."""
-        held = HELD.replace("state", "h.state").replace("available_at", "h.available_at")
         self._run(
             f"""
             UPDATE outbox_events SET available_at = coalesce((
                 SELECT max(:soonest, min(:latest, iif(h.state = 'claimed', h.lease_expires_at, h.available_at)))
                 FROM outbox_events AS h INDEXED BY ix_outbox_events_held
-                WHERE ({held}) AND h.index_name = outbox_events.index_name
+                WHERE ({_of("h", HELD)}) AND h.index_name = outbox_events.index_name
                 AND h.document_id = outbox_events.document_id AND h.id < outbox_events.id
                 ORDER BY h.id LIMIT 1), :soonest)
             WHERE id IN (SELECT value FROM json_each(:ids))
@@ -316,14 +365,13 @@ class Store:
             return
         waiting = {_document(transition) for transition in transitions if transition.state is State.PENDING}
         settled = {_document(transition) for transition in transitions} - waiting
-        held = HELD.replace("state", "w.state").replace("available_at", "w.available_at")
         for index_name, document_id in settled:
             self._run(
                 f"""
                 UPDATE outbox_events SET available_at = :now WHERE id IN (
                     SELECT w.id FROM outbox_events AS w INDEXED BY ix_outbox_events_held
-                    WHERE ({held}) AND w.index_name = :index AND w.document_id = :document AND w.state = 'pending'
-                    ORDER BY w.id LIMIT 1000)
+                    WHERE ({_of("w", HELD)}) AND w.index_name = :index AND w.document_id = :document
+                    AND w.state = 'pending' ORDER BY w.id LIMIT 1000)
                 """,
                 {"now": now, "index": index_name, "document": document_id},
             )
@@ -685,6 +733,11 @@ class Store:
             self._run("ROLLBACK")
             raise
         self._run("COMMIT")
+
+
+def _of(alias: str, condition: str) -> str:
+    """A condition of `models` on the columns of `alias`."""
+    return re.sub(r"\b(state|available_at|tenant_id)\b", rf"{alias}.\1", condition)
 
 
 def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[list[int], list[int]]:

@@ -159,7 +159,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_outbox_events_fresh",
         "outbox_events",
-        ["index_name", "id"],
+        ["index_name", sa.text("coalesce(tenant_id, '')"), "id"],
         unique=False,
         sqlite_where=sa.text("state = 'pending' AND available_at IS NULL"),
     )

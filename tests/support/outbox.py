@@ -29,6 +29,9 @@ class Outbox:
         self._look = Store(engine)
         self._stores = [self._look]
 
+    def repository(self, session: Session) -> OutboxRepository:
+        return OutboxRepository(session)
+
     def index(self, index: str, document_id: str, document: Mapping[str, Any], tenant_id: str | None = None) -> int:
         with self.sessions.begin() as session:
             event_id = OutboxRepository(session).index(index, document_id, document, tenant_id=tenant_id)

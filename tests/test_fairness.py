@@ -1,0 +1,64 @@
+"""One tenant's or index's backlog does not hold up the others."""
+
+from __future__ import annotations
+
+from outbox.models import Event, now_ms
+from outbox.store import Claim, Store
+from tests.support.outbox import Outbox
+
+LEASE_MS = 60_000
+
+
+def claim(store: Store, rows: int = 1_000, now: int | None = None) -> list[Event]:
+    found: Claim | None = store.claim(
+        relay=1, now=now or now_ms(), lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=rows, bytes_=10**9
+    )
+    return list(found.events) if found else []
+
+
+def write(outbox: Outbox, tenant: str | None, index: str, rows: int) -> None:
+    with outbox.sessions.begin() as session:
+        outbox.repository(session).index_many(index, [(f"{tenant}-{n}", {}) for n in range(rows)], tenant_id=tenant)
+
+
+def test_tenant_with_100_000_rows_delays_the_single_row_of_another_by_less_than_a_batch(outbox: Outbox) -> None:
+    write(outbox, "large", "contacts", 100_000)
+    write(outbox, "small", "contacts", 1)
+    write(outbox, None, "contacts", 1)
+    batch = claim(outbox.store())
+    assert {event.tenant_id for event in batch} == {"large", "small", None}
+    assert len(batch) == 1_000  # what the small ones leave goes to the large one
+
+
+def test_index_with_a_backlog_starves_no_other(outbox: Outbox) -> None:
+    write(outbox, "t1", "contacts", 5_000)
+    write(outbox, "t1", "deals", 600)
+    batch = claim(outbox.store())
+    assert [sum(event.index_name == name for event in batch) for name in ("contacts", "deals")] == [500, 500]
+
+
+def test_more_tenants_than_a_batch_holds_take_turns_by_age(outbox: Outbox) -> None:
+    for tenant in range(30):
+        write(outbox, f"t{tenant:02}", "contacts", 2)
+    store = outbox.store()
+    seen = [{event.tenant_id for event in claim(store, 10)} for _ in range(6)]
+    assert len(seen[0]) == 10
+    assert set().union(*seen) == {f"t{tenant:02}" for tenant in range(30)}
+    assert not claim(store, 10)
+
+
+def test_retries_that_are_due_leave_half_of_a_batch_to_fresh_rows(outbox: Outbox) -> None:
+    write(outbox, "t1", "contacts", 100)
+    outbox.raw("UPDATE outbox_events SET available_at = 1, deliveries = 1")
+    write(outbox, "t2", "contacts", 100)
+    batch = claim(outbox.store(), 10)
+    assert [sum(event.tenant_id == tenant for event in batch) for tenant in ("t1", "t2")] == [5, 5]
+
+
+def test_rows_of_one_document_under_two_tenants_keep_their_order(outbox: Outbox) -> None:
+    write(outbox, "t1", "contacts", 10)
+    store = outbox.store()
+    first = claim(store, 5)
+    with outbox.sessions.begin() as session:
+        later = outbox.repository(session).index("contacts", first[0].document_id, {}, tenant_id="t2")
+    assert later not in [event.id for event in claim(store, 100)]
