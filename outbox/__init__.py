@@ -4,6 +4,7 @@ The write side, for applications; the relay runs as a process of its own (`outbo
 """
 
 from outbox import sqlite
+from outbox.entities import Dependency, EntityRegistry
 from outbox.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -21,7 +22,9 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigurationError",
     "DatabaseUnavailable",
+    "Dependency",
     "DestinationError",
+    "EntityRegistry",
     "InvalidDocument",
     "InvalidInput",
     "InvalidName",

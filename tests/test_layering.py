@@ -18,6 +18,8 @@ ALLOWED: dict[str, set[str]] = {
     "sqlite": set(),
     "logs": {"settings"},
     "documents": {"settings", "errors"},
+    "keys": {"documents", "errors"},
+    "entities": {"keys", "documents", "models", "settings", "errors"},
     "repository": {"models", "documents", "settings", "errors"},
     "store": {"models", "transition", "errors"},
     "merge": set(),

@@ -1,0 +1,579 @@
+"""The registry: which models are documents, of which fields, under which index and `_id`; and loading them.
+
+registry = EntityRegistry()
+registry.add(Contact, index="contacts", fields=["first_name", "email", "account.name"], tenant="tenant_id")
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Select, inspect, select, tuple_
+from sqlalchemy.exc import DBAPIError, NoInspectionAvailable, SQLAlchemyError
+from sqlalchemy.ext.hybrid import hybrid_property
+from sqlalchemy.orm import (
+    ColumnProperty,
+    Mapper,
+    RelationshipProperty,
+    Session,
+    SynonymProperty,
+    joinedload,
+    selectinload,
+    undefer,
+)
+from sqlalchemy.orm.interfaces import ORMOption
+
+from outbox import documents, keys
+from outbox.errors import ConfigurationError, DatabaseUnavailable, InvalidDocument, InvalidName, shortened
+from outbox.keys import DocumentKey, Tenancy, TextForm
+from outbox.models import Event
+from outbox.settings import WriteSettings, write_settings
+
+TENANT_FIELD = "tenantId"
+"""The field of a document that names its tenant."""
+
+MOST_PARAMETERS = 30_000
+"""SQLite takes 32,766 in one statement."""
+
+
+class LoadFailed(NamedTuple):
+    """Why a document cannot be made of its row. `error_type` is a word for programs, `error` a line for people."""
+
+    error_type: str
+    error: str
+
+
+Loaded = bytes | LoadFailed | None
+"""The document as JSON; or None, if there shall be none; or why it cannot be made."""
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """How an entity's documents depend on rows of another model, see `EntityRegistry.add`."""
+
+    via: str | Sequence[str]
+    watch: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Entity:
+    """One model that has documents. Made by `EntityRegistry.add`, which says what each part means."""
+
+    name: str
+    mapper: Mapper[Any]
+    index: str
+    tenancy: Tenancy
+    fields: tuple[str, ...] | None
+    to_document: Callable[[Any], Mapping[str, Any]] | None
+    when: Callable[[Any], bool] | None
+    tenant: str | None
+    changed_at: str | None
+    watch: frozenset[str] | None
+    depends_on: Mapping[Mapper[Any], Dependency]
+    mappings: Mapping[str, Any] | None
+    settings: Mapping[str, Any] | None
+    load_options: tuple[ORMOption, ...] | None
+    key: tuple[str, ...]  # attributes of the primary key
+    key_forms: tuple[TextForm, ...]
+    tenant_form: TextForm | None
+    tree: _Branch
+
+    @property
+    def model(self) -> type[Any]:
+        return self.mapper.class_
+
+    def column(self, attribute: str) -> Any:
+        """The mapped attribute, as statements need it."""
+        return getattr(self.mapper.class_, attribute)
+
+    def key_of(self, identity: Sequence[Any], tenant: Any = None) -> DocumentKey:
+        """Where the document of a row stands, by primary key and tenant. Raises `InvalidName` for illegal ones."""
+        tenant_id = None if self.tenant_form is None or tenant is None else self.tenant_form.to_text(tenant)
+        parts = [form.to_text(value) for form, value in zip(self.key_forms, identity, strict=True)]
+        return keys.place(self.index, self.tenancy, tenant_id, keys.join(parts))
+
+    def identity_of(self, document_id: str) -> tuple[Any, ...] | None:
+        """The primary key of the row that an `_id` belongs to; None if it is no `_id` of this entity."""
+        text = keys.id_text_of(self.tenancy, document_id)
+        parts = None if text is None else keys.split(text, len(self.key))
+        if parts is None:
+            return None
+        try:
+            return tuple(form.from_text(part) for form, part in zip(self.key_forms, parts, strict=True))
+        except ValueError:
+            return None
+
+    def index_names(self, name: str) -> bool:
+        """Whether documents of this entity stand in the index `name`."""
+        if self.tenancy is Tenancy.INDEX:
+            return keys.is_tenant_index(name, self.index)
+        return name == self.index
+
+    # The same places in SQL, of the mapped columns; `tests/test_entities.py` holds both against each other.
+
+    def index_sql(self) -> ColumnElement[str]:
+        """The index name, made by the database. NULL for a tenant that must not become part of one."""
+        return keys.index_sql(self.index, self.tenancy, self.tenant_sql())
+
+    def document_id_sql(self) -> ColumnElement[str]:
+        """The `_id`, made by the database."""
+        parts = [form.sql(self.column(name)) for form, name in zip(self.key_forms, self.key, strict=True)]
+        return keys.document_id_sql(self.tenancy, self.tenant_sql(), keys.join_sql(parts))
+
+    def tenant_sql(self) -> ColumnElement[str] | None:
+        """The tenant as text, made by the database."""
+        if self.tenant is None or self.tenant_form is None:
+            return None
+        return self.tenant_form.sql(self.column(self.tenant))
+
+
+@dataclass(slots=True)
+class _Branch:
+    """Fields of one model: its own attributes, and relationships with fields of theirs."""
+
+    leaves: list[str] = field(default_factory=list)
+    branches: dict[str, _Branch] = field(default_factory=dict)
+    many: bool = False
+    plain: bool = True  # nothing but columns, which need no objects
+    sorted_by_database: bool = False
+
+    def document(self, row: Any) -> dict[str, Any]:
+        made = {name: getattr(row, name) for name in self.leaves}
+        for name, branch in self.branches.items():
+            related = getattr(row, name)
+            if not branch.many:
+                made[name] = None if related is None else branch.document(related)
+                continue
+            members = list(related.values() if isinstance(related, Mapping) else related)
+            if not branch.sorted_by_database:
+                members.sort(key=lambda member: inspect(member).identity)
+            made[name] = [branch.document(member) for member in members]
+        return made
+
+
+class EntityRegistry:
+    """The entities of an application. Fill it once at start; the relay loads documents through the same one."""
+
+    def __init__(self, *, settings: WriteSettings | None = None) -> None:
+        self._entities: dict[str, Entity] = {}
+        self._settings = settings
+        self.generation = 0  # grows with each entity: for what others derive from the registry
+
+    def __iter__(self) -> Iterator[Entity]:
+        return iter(self._entities.values())
+
+    def __len__(self) -> int:
+        return len(self._entities)
+
+    def __getitem__(self, name: str) -> Entity:
+        try:
+            return self._entities[name]
+        except KeyError:
+            raise ConfigurationError(
+                f"no entity {shortened(name)} is registered{_nearest(name, self._entities)}"
+            ) from None
+
+    def add(
+        self,
+        model: type[Any],
+        *,
+        index: str,
+        name: str | None = None,
+        fields: Sequence[str] | None = None,
+        to_document: Callable[[Any], Mapping[str, Any]] | None = None,
+        when: Callable[[Any], bool] | None = None,
+        watch: Sequence[str] | None = None,
+        tenant: str | None = None,
+        tenancy: str = Tenancy.SHARED,
+        depends_on: Mapping[type[Any], str | Sequence[str] | Dependency] | None = None,
+        changed_at: str | None = None,
+        mappings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        load_options: Sequence[ORMOption] | None = None,
+    ) -> Entity:
+        """Register a mapped class. Its models must all be imported. Raises `ConfigurationError`.
+
+        * `fields`: what a document holds: attributes of the model, or paths through its relationships
+          (`account.name`; through a to-many one the field is a list of objects). Or `to_document`: a function that
+          makes the document of an object.
+        * `when`: rows for which it is false have no document. With fields that are columns it gets all columns of
+          the row as attributes; with `to_document`, paths or `load_options` the object itself.
+        * `watch`: what else has to change for the document to be made anew, beside `fields`: say here what
+          `when` and `to_document` look at. Without it, if there is either of them, every column counts.
+        * `tenant`: the attribute that names the tenant; documents hold it as `tenantId`. `tenancy`: `shared` (the
+          primary key is unique over all tenants), `prefixed` (the `_id` begins with the tenant) or `index` (each
+          tenant has its own, `{tenant}_{index}`).
+        * `depends_on`: models whose changes make this entity's documents anew, with the column that points to them,
+          or the relationship that leads there: `{Account: "account_id"}`; only changes of some of their columns
+          count with `Dependency("account_id", watch=["name"])`. What paths in `fields` lead to is known already.
+        * `changed_at`: the attribute that says when a row changed last.
+        * `mappings`, `settings`: of the index, when it is created.
+        * `load_options`: loader options for the query that loads objects, e.g. `[joinedload(Deal.account)]`.
+        """
+        mapper = _mapper(model)
+        name = name or mapper.local_table.name  # type: ignore[attr-defined]
+        if name in self._entities:
+            raise ConfigurationError(
+                f"an entity {name!r} is registered already, of {self._entities[name].model.__name__}; pass name="
+            )
+        documents.check_index_name(index)
+        where = f"entity {name!r}"
+        if (fields is None) == (to_document is None):
+            raise ConfigurationError(f"{where}: give either fields or to_document, and not both")
+        if isinstance(fields, str) or (fields is not None and not fields):
+            raise ConfigurationError(f"{where}: fields must be a list of names, with at least one")
+        try:
+            kind = Tenancy(tenancy)
+        except ValueError:
+            raise ConfigurationError(
+                f"{where}: tenancy {shortened(tenancy)} is unknown; use {', '.join(map(repr, map(str, Tenancy)))}"
+            ) from None
+        if kind is not Tenancy.SHARED and tenant is None:
+            raise ConfigurationError(f"{where}: tenancy {str(kind)!r} needs tenant=, the attribute that names it")
+        key = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
+        entity = Entity(
+            name=name,
+            mapper=mapper,
+            index=index,
+            tenancy=kind,
+            fields=None if fields is None else tuple(fields),
+            to_document=to_document,
+            when=when,
+            tenant=None if tenant is None else _column(mapper, tenant, f"{where}: tenant").key,
+            changed_at=None if changed_at is None else _column(mapper, changed_at, f"{where}: changed_at").key,
+            watch=None if watch is None else frozenset(_attribute(mapper, each, f"{where}: watch") for each in watch),
+            depends_on={
+                _mapper(other): given if isinstance(given, Dependency) else Dependency(given)
+                for other, given in (depends_on or {}).items()
+            },
+            mappings=mappings,
+            settings=settings,
+            load_options=None if load_options is None else tuple(load_options),
+            key=key,
+            key_forms=tuple(_form(mapper, each, where) for each in key),
+            tenant_form=None if tenant is None else _form(mapper, tenant, f"{where}: tenant"),
+            tree=_tree(mapper, fields or (), where),
+        )
+        self._check_neighbours(entity)
+        self._entities[name] = entity
+        self.generation += 1
+        return entity
+
+    def _check_neighbours(self, entity: Entity) -> None:
+        for other in self:
+            apart = (other.tenancy is Tenancy.INDEX) != (entity.tenancy is Tenancy.INDEX)
+            of_tenants, of_all = (other, entity) if other.tenancy is Tenancy.INDEX else (entity, other)
+            if apart and of_tenants.index_names(of_all.index):
+                raise ConfigurationError(
+                    f"entities {other.name!r} and {entity.name!r}: an index of one tenant is the index of the other"
+                )
+            if other.index != entity.index or apart:
+                continue
+            if (other.mappings, other.settings) != (entity.mappings, entity.settings):
+                raise ConfigurationError(
+                    f"entities {other.name!r} and {entity.name!r} share the index {entity.index!r}, but not its "
+                    "mappings and settings; give both the same"
+                )
+
+    def of_index(self, index: str) -> list[Entity]:
+        """The entities whose documents stand in an index."""
+        return [entity for entity in self if entity.index_names(index)]
+
+    def index_options(self, index: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Mappings and settings to create an index with; None if no entity has documents in it."""
+        found = self.of_index(index)
+        if not found:
+            return None
+        mappings = dict(found[0].mappings or {})
+        if any(entity.tenant for entity in found):
+            mappings["properties"] = {TENANT_FIELD: {"type": "keyword"}} | dict(mappings.get("properties", {}))
+        return mappings, dict(found[0].settings or {})
+
+    # -- loading ------------------------------------------------------------------------------------------------
+
+    def load(self, connection: Connection, events: Sequence[Event]) -> dict[int, Loaded]:
+        """What the database says now of the documents of `refresh` rows, by event id.
+
+        JSON text; or None, if there is no such row, if `when` excludes it, or if its document now stands elsewhere
+        (another tenant); or why it cannot be made. One query an entity, and one more for each to-many path.
+        Raises `DatabaseUnavailable`. Takes no lock of its own.
+        """
+        loaded: dict[int, Loaded] = {}
+        by_entity: dict[str | None, list[Event]] = defaultdict(list)
+        for event in events:
+            by_entity[event.entity].append(event)
+        for name, rows in by_entity.items():
+            entity = self._entities.get(name or "")
+            if entity is None:
+                loaded |= dict.fromkeys((row.id for row in rows), self._unknown(name))
+                continue
+            by_place: dict[tuple[str, str], list[int]] = defaultdict(list)
+            for row in rows:
+                by_place[row.index_name, row.document_id].append(row.id)
+            for place, document in self._load_entity(connection, entity, list(by_place)).items():
+                loaded |= dict.fromkeys(by_place[place], document)
+        return loaded
+
+    def _unknown(self, name: str | None) -> LoadFailed:
+        return LoadFailed(
+            "unknown_entity",
+            f"no entity {shortened(name)} is registered here{_nearest(name or '', self._entities)}; "
+            "add it to the registry that OUTBOX_ENTITIES names, with the name= it had when the row was written",
+        )
+
+    def _load_entity(
+        self, connection: Connection, entity: Entity, places: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], Loaded]:
+        identities = {place: entity.identity_of(place[1]) for place in places}
+        wanted = list({identity for identity in identities.values() if identity is not None})
+        found = self._found(connection, entity, wanted)
+        return {
+            place: _at(place, None if identity is None else found.get(identity))
+            for place, identity in identities.items()
+        }
+
+    def _found(self, connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]]) -> dict[Any, _Found]:
+        found: dict[Any, _Found] = {}
+        step = MOST_PARAMETERS // len(entity.key)
+        for start in range(0, len(wanted), step):
+            part = wanted[start : start + step]
+            try:
+                found |= self._query(connection, entity, part)
+            except DBAPIError as error:
+                raise DatabaseUnavailable(f"entity {entity.name!r} cannot be loaded: {error.orig}") from error
+            except Exception as error:
+                # A row that the types of its columns, or a loader, cannot read: find it, so that only it fails.
+                if len(part) == 1:
+                    found[part[0]] = _Found(None, LoadFailed("load_failed", _text(error)))
+                else:
+                    middle = len(part) // 2
+                    for half in (part[:middle], part[middle:]):
+                        found |= self._found(connection, entity, half)
+        return found
+
+    def _query(self, connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]]) -> dict[Any, _Found]:
+        limit = (self._settings or write_settings()).max_document_bytes
+        make = _Maker(entity, limit)
+        if _needs_objects(entity):
+            with Session(connection, autoflush=False) as session:
+                statement = select(entity.model).where(_among(entity, wanted)).options(*_options(entity))
+                objects = session.scalars(statement).unique()
+                return {tuple(getattr(each, name) for name in entity.key): make.of_object(each) for each in objects}
+        result = connection.execute(_columns(entity).where(_among(entity, wanted)))
+        width = len(entity.key)
+        return {tuple(row[:width]): make.of_row(row) for row in result}
+
+
+class _Found(NamedTuple):
+    """A row's document and where it stands now."""
+
+    key: DocumentKey | None
+    document: Loaded
+
+
+_NOWHERE = DocumentKey("", "", None)
+
+
+def _at(place: tuple[str, str], found: _Found | None) -> Loaded:
+    """What stands at a place: nothing, if the row that was to stand there now stands elsewhere."""
+    if found is None or (found.key is not None and found.key[:2] != place):
+        return None
+    return found.document
+
+
+class _Maker:
+    """Makes documents of what was loaded; a failure is that document's alone."""
+
+    def __init__(self, entity: Entity, max_bytes: int) -> None:
+        self._entity, self._max_bytes = entity, max_bytes
+        self._width = len(entity.key)
+        self._tenant_at = self._width if entity.tenant else None
+        self._fields_at = self._width + (1 if entity.tenant else 0)
+        self._names = entity.tree.leaves
+        self._all_columns = _column_names(entity)
+
+    def of_row(self, row: Sequence[Any]) -> _Found:
+        entity = self._entity
+        tenant = None if self._tenant_at is None else row[self._tenant_at]
+        at = self._fields_at
+        document = dict(zip(self._names, row[at : at + len(self._names)], strict=True))
+        whole = None
+        if entity.when is not None:
+            whole = SimpleNamespace(**dict(zip(self._all_columns, row[at + len(self._names) :], strict=True)))
+        return self._made(row[: self._width], tenant, whole, lambda: document)
+
+    def of_object(self, instance: Any) -> _Found:
+        entity = self._entity
+        identity = [getattr(instance, name) for name in entity.key]
+        tenant = getattr(instance, entity.tenant) if entity.tenant else None
+        make = entity.to_document or entity.tree.document
+        return self._made(identity, tenant, instance, lambda: make(instance))
+
+    def _made(
+        self, identity: Sequence[Any], tenant: Any, row: Any, document: Callable[[], Mapping[str, Any]]
+    ) -> _Found:
+        entity = self._entity
+        try:
+            key = entity.key_of(identity, tenant)
+        except InvalidName as error:
+            if entity.tenancy is not Tenancy.SHARED:
+                return _Found(_NOWHERE, None)  # it left its place for one that cannot be
+            return _Found(None, LoadFailed("invalid_name", str(error)))
+        try:
+            if entity.when is not None and not entity.when(row):
+                return _Found(key, None)
+        except Exception as error:
+            return _Found(key, LoadFailed("when_failed", _text(error)))
+        try:
+            content = document()
+            if key.tenant_id is not None and isinstance(content, Mapping):
+                content = {**content, TENANT_FIELD: key.tenant_id}
+        except Exception as error:
+            return _Found(key, LoadFailed("to_document_failed", _text(error)))
+        try:
+            return _Found(key, documents.serialise(content, max_bytes=self._max_bytes).encode())
+        except InvalidDocument as error:
+            return _Found(key, LoadFailed("invalid_document", str(error)))
+        except Exception as error:  # a mapping of the application's own that raises when it is read
+            return _Found(key, LoadFailed("invalid_document", _text(error)))
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _needs_objects(entity: Entity) -> bool:
+    return entity.to_document is not None or entity.load_options is not None or not entity.tree.plain
+
+
+def _column_names(entity: Entity) -> list[str]:
+    """All columns of an entity, by the names of its attributes: what `when` may look at."""
+    return [] if entity.when is None else [prop.key for prop in entity.mapper.column_attrs]
+
+
+def _columns(entity: Entity) -> Select[Any]:
+    tenant = [entity.tenant] if entity.tenant else []
+    names = [*entity.key, *tenant, *entity.tree.leaves, *_column_names(entity)]
+    return select(*(entity.column(name).label(f"c{at}") for at, name in enumerate(names))).select_from(entity.model)
+
+
+def _among(entity: Entity, wanted: Sequence[tuple[Any, ...]]) -> ColumnElement[bool]:
+    """Rows with one of these primary keys."""
+    if len(entity.key) == 1:
+        condition: ColumnElement[bool] = entity.column(entity.key[0]).in_([identity[0] for identity in wanted])
+    else:
+        condition = tuple_(*(entity.column(name) for name in entity.key)).in_(wanted)
+    return condition
+
+
+def _options(entity: Entity) -> list[ORMOption]:
+    return [*_tree_options(entity.mapper, entity.tree, None), *(entity.load_options or ())]
+
+
+def _tree_options(mapper: Mapper[Any], tree: _Branch, above: Any) -> list[ORMOption]:
+    """Load with the objects what the paths lead to, and deferred columns among the fields."""
+    options: list[ORMOption] = []
+    for name in tree.leaves:
+        prop = mapper.attrs.get(name)
+        if isinstance(prop, ColumnProperty) and prop.deferred:
+            attribute = getattr(mapper.class_, name)
+            options.append(above.undefer(attribute) if above else undefer(attribute))
+    for name, branch in tree.branches.items():
+        attribute = getattr(mapper.class_, name)
+        if branch.many:
+            option = above.selectinload(attribute) if above else selectinload(attribute)
+        else:
+            option = above.joinedload(attribute) if above else joinedload(attribute)
+        below = _tree_options(mapper.relationships[name].mapper, branch, option)
+        options += [option, *below]
+    return options
+
+
+# -- what may be registered -------------------------------------------------------------------------------------
+
+
+def _mapper(model: type[Any]) -> Mapper[Any]:
+    try:
+        mapper = inspect(model)
+    except NoInspectionAvailable:
+        mapper = None
+    if not isinstance(mapper, Mapper):
+        raise ConfigurationError(f"{shortened(model)} is no mapped class; register the model, not a table or an object")
+    try:
+        mapper.registry.configure()
+    except SQLAlchemyError as error:
+        raise ConfigurationError(f"{mapper.class_.__name__}: {error}; import all models before registering") from error
+    return mapper
+
+
+def _form(mapper: Mapper[Any], attribute: str, where: str) -> TextForm:
+    prop = _column(mapper, attribute, where)
+    return keys.text_form(prop.columns[0].type, f"{where}: {mapper.class_.__name__}.{attribute}")
+
+
+def _column(mapper: Mapper[Any], name: str, where: str) -> ColumnProperty[Any]:
+    prop = mapper.attrs.get(_attribute(mapper, name, where))
+    if not isinstance(prop, ColumnProperty):
+        raise ConfigurationError(f"{where}: {mapper.class_.__name__}.{name} is no column")
+    return prop
+
+
+def _attribute(mapper: Mapper[Any], name: str, where: str) -> str:
+    """The mapped attribute of that name, synonyms resolved."""
+    prop = mapper.attrs.get(name)
+    if isinstance(prop, SynonymProperty):
+        return _attribute(mapper, prop.name, where)
+    if prop is None:
+        raise ConfigurationError(
+            f"{where}: {mapper.class_.__name__} has no attribute {shortened(name)}{_nearest(name, _names(mapper))}"
+        )
+    return name
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _names(mapper: Mapper[Any]) -> list[str]:
+    return [str(name) for name in mapper.all_orm_descriptors.keys()]  # noqa: SIM118  (no plain mapping)
+
+
+def _tree(mapper: Mapper[Any], fields: Sequence[str], where: str) -> _Branch:
+    tree = _Branch()
+    for path in fields:
+        at, model = tree, mapper
+        *relations, last = path.split(".")
+        for name in relations:
+            prop = model.attrs.get(_attribute(model, name, f"{where}: field {path!r}"))
+            if not isinstance(prop, RelationshipProperty):
+                raise ConfigurationError(
+                    f"{where}: field {path!r}: {model.class_.__name__}.{name} is no relationship; "
+                    "make the document by to_document"
+                )
+            if name not in at.branches:
+                at.branches[name] = _Branch(many=bool(prop.uselist), sorted_by_database=bool(prop.order_by))
+            at, model = at.branches[name], prop.mapper
+            tree.plain = False
+        tree.plain &= _check_leaf(model, last, f"{where}: field {path!r}")
+        if last not in at.leaves:
+            at.leaves.append(last)
+    return tree
+
+
+def _check_leaf(mapper: Mapper[Any], name: str, where: str) -> bool:
+    """Whether the field is a column. Raises `ConfigurationError` if it is nothing that a document can hold."""
+    descriptor = mapper.all_orm_descriptors.get(name)
+    if isinstance(descriptor, hybrid_property) or isinstance(getattr(mapper.class_, name, None), property):
+        return False
+    prop = mapper.attrs.get(_attribute(mapper, name, where))
+    if isinstance(prop, RelationshipProperty):
+        raise ConfigurationError(f"{where} is a relationship; name fields of it, e.g. {name}.id")
+    if not isinstance(prop, ColumnProperty):
+        raise ConfigurationError(f"{where} is no column; make the document by to_document")
+    return True

@@ -1,0 +1,225 @@
+"""Where a document of an entity stands: its index and its `_id`, made of tenant and primary key.
+
+Both are made twice, in Python and in SQL, and must agree to the letter: captured objects take the first way,
+`INSERT … SELECT` and database triggers the second. An `_id` leads back to the primary key.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Enum, Integer, String, Text, Uuid, and_, case, cast, func, literal
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from outbox import documents
+from outbox.errors import ConfigurationError, InvalidName, shortened
+
+SEPARATOR: Final = "|"
+ESCAPE: Final = "\\"
+
+_INDEX_TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
+_INDEX_TENANT_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-"
+_PREFIX = re.compile(r"([1-9][0-9]{0,2}):")
+
+
+class Tenancy(enum.StrEnum):
+    """How documents of several tenants are kept apart."""
+
+    SHARED = "shared"  # the primary key alone is the _id
+    PREFIXED = "prefixed"  # length of the tenant, tenant and primary key: 2:t1:7
+    INDEX = "index"  # an index for each tenant: t1_contacts
+
+
+class DocumentKey(NamedTuple):
+    """Where a document stands."""
+
+    index_name: str
+    document_id: str
+    tenant_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextForm:
+    """One column's values as text, and back. `sql` makes the same text of a column in the database."""
+
+    to_text: Callable[[Any], str]
+    from_text: Callable[[str], Any]  # ValueError for what it never made
+    sql: Callable[[ColumnElement[Any]], ColumnElement[str]]
+
+
+def text_form(type_: TypeEngine[Any], what: str) -> TextForm:
+    """The text form of a column's type. Raises `ConfigurationError` for types that have no obvious one."""
+    if isinstance(type_, (TypeDecorator, Enum)):
+        impl = type_.impl_instance if isinstance(type_, TypeDecorator) else type_
+        if isinstance(type_, TypeDecorator) and not isinstance(impl, (Integer, String, Uuid)):
+            raise _unsupported(type_, what)
+        return _as_stored(type_, numeric=isinstance(impl, Integer))
+    if isinstance(type_, Integer):
+        return TextForm(_int_text, _int_value, lambda column: cast(column, Text))
+    if isinstance(type_, Uuid):
+        return TextForm(_uuid_text, UUID if type_.as_uuid else _uuid_text, _uuid_sql)
+    if isinstance(type_, String):
+        return TextForm(str, str, lambda column: cast(column, Text))
+    raise _unsupported(type_, what)
+
+
+def _unsupported(type_: TypeEngine[Any], what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{what} is of type {type_!r}, which has no text form for an _id; integers, strings, enums and UUIDs have one"
+    )
+
+
+def _as_stored(type_: TypeEngine[Any], *, numeric: bool) -> TextForm:
+    """Types that translate values: the text is what they write to the database (to one without types of its own)."""
+    dialect = DefaultDialect()
+    write: Callable[[Any], Any] = type_.dialect_impl(dialect).bind_processor(dialect) or _unchanged
+    read: Callable[[Any], Any] = type_.dialect_impl(dialect).result_processor(dialect, None) or _unchanged
+
+    def from_text(text: str) -> Any:
+        try:
+            return read(_int_value(text) if numeric else text)
+        except LookupError as error:  # an enum without that name
+            raise ValueError(str(error)) from None
+
+    return TextForm(lambda value: str(write(value)), from_text, lambda column: cast(column, Text))
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _int_text(value: Any) -> str:
+    return str(int(value))
+
+
+def _int_value(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError("more than 64 bits")
+    return value
+
+
+def _uuid_text(value: Any) -> str:
+    return str(value if isinstance(value, UUID) else UUID(str(value)))
+
+
+def _uuid_sql(column: ColumnElement[Any]) -> ColumnElement[str]:
+    """With dashes, from a column of 32 hexadecimal digits (SQLite) as well as from a native one."""
+    digits = func.lower(func.replace(cast(column, Text), "-", ""))
+    groups = [func.substr(digits, start, length) for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))]
+    return _joined("-", groups)
+
+
+def _joined(separator: str, parts: Sequence[ColumnElement[Any]]) -> ColumnElement[str]:
+    return reduce(lambda left, right: left.concat(literal(separator, Text)).concat(right), parts)
+
+
+def join(parts: Sequence[str]) -> str:
+    """The text of a primary key: of one column as it is, of several joined by `|`."""
+    if len(parts) == 1:
+        return parts[0]
+    return SEPARATOR.join(part.replace(ESCAPE, ESCAPE * 2).replace(SEPARATOR, ESCAPE + SEPARATOR) for part in parts)
+
+
+def split(text: str, number: int) -> list[str] | None:
+    """What `join` made the text of; None if it made it of no `number` parts."""
+    if number == 1:
+        return [text]
+    parts, part, characters = [], "", iter(text)
+    for character in characters:
+        if character == SEPARATOR:
+            parts.append(part)
+            part = ""
+        elif character == ESCAPE:
+            part += next(characters, "")
+        else:
+            part += character
+    parts.append(part)
+    return parts if len(parts) == number and join(parts) == text else None
+
+
+def join_sql(parts: Sequence[ColumnElement[str]]) -> ColumnElement[str]:
+    """What `join` does, in SQL."""
+    if len(parts) == 1:
+        return parts[0]
+    escaped = [
+        func.replace(func.replace(part, ESCAPE, ESCAPE * 2), SEPARATOR, ESCAPE + SEPARATOR, type_=Text)
+        for part in parts
+    ]
+    return _joined(SEPARATOR, escaped)
+
+
+def place(index: str, tenancy: Tenancy, tenant_id: str | None, id_text: str) -> DocumentKey:
+    """Index and `_id` of a document. Raises `InvalidName` for a tenant or an id that Elasticsearch does not take.
+
+    A tenant that becomes part of an index name must match `^[a-z0-9][a-z0-9-]{0,62}$`.
+    """
+    if tenancy is not Tenancy.SHARED:
+        if tenant_id is None:
+            raise InvalidName(f"a document of {index} has no tenant, which is part of its place; set one")
+        if tenancy is Tenancy.INDEX:
+            _check_index_tenant(tenant_id)
+            index = f"{tenant_id}_{index}"
+            documents.check_index_name(index)
+        else:
+            _check_tenant(tenant_id)
+            id_text = f"{len(tenant_id)}:{tenant_id}:{id_text}"
+    elif tenant_id is not None:
+        _check_tenant(tenant_id)
+    documents.check_document_id(id_text)
+    return DocumentKey(index, id_text, tenant_id)
+
+
+_check_tenant = lru_cache(maxsize=4_096)(documents.check_tenant_id)
+
+
+@lru_cache(maxsize=4_096)
+def _check_index_tenant(tenant_id: str) -> None:
+    documents.check_tenant_id(tenant_id)
+    if not _INDEX_TENANT.match(tenant_id):
+        raise InvalidName(
+            f"tenant id {shortened(tenant_id)} cannot be part of an index name: 1 to 63 lower-case letters, digits "
+            "and '-', beginning with a letter or digit; use tenancy 'prefixed' for other tenants"
+        )
+
+
+def is_tenant_index(name: str, index: str) -> bool:
+    """Whether `name` is the index of some tenant for entities of `index`."""
+    return name.endswith(f"_{index}") and bool(_INDEX_TENANT.match(name[: -len(index) - 1]))
+
+
+def id_text_of(tenancy: Tenancy, document_id: str) -> str | None:
+    """The text of the primary key in an `_id`; None if the tenancy makes no such `_id`."""
+    if tenancy is not Tenancy.PREFIXED:
+        return document_id
+    found = _PREFIX.match(document_id)
+    end = found.end() + int(found[1]) if found else 0
+    return document_id[end + 1 :] if found and document_id[end : end + 1] == ":" else None
+
+
+def index_sql(index: str, tenancy: Tenancy, tenant: ColumnElement[str] | None) -> ColumnElement[str]:
+    """The index name, in SQL. NULL where the tenant must not become part of one."""
+    if tenancy is not Tenancy.INDEX or tenant is None:
+        return literal(index, Text)
+    legal = and_(
+        func.length(tenant).between(1, 63),
+        func.ltrim(tenant, _INDEX_TENANT_CHARACTERS) == "",
+        func.substr(tenant, 1, 1) != "-",
+    )
+    return case((legal, tenant.concat(literal(f"_{index}", Text))))
+
+
+def document_id_sql(
+    tenancy: Tenancy, tenant: ColumnElement[str] | None, id_text: ColumnElement[str]
+) -> ColumnElement[str]:
+    """The `_id`, in SQL."""
+    if tenancy is not Tenancy.PREFIXED or tenant is None:
+        return id_text
+    return _joined(":", [cast(func.length(tenant), Text), tenant, id_text])
