@@ -14,6 +14,8 @@ from outbox.errors import (
     InvalidName,
     OutboxError,
     SchemaError,
+    SyncFailed,
+    SyncTimeout,
 )
 from outbox.repository import OutboxRepository
 
@@ -31,5 +33,7 @@ __all__ = [
     "OutboxError",
     "OutboxRepository",
     "SchemaError",
+    "SyncFailed",
+    "SyncTimeout",
     "sqlite",
 ]

@@ -94,8 +94,21 @@ class Entity:
     def key_of(self, identity: Sequence[Any], tenant: Any = None) -> DocumentKey:
         """Where the document of a row stands, by primary key and tenant. Raises `InvalidName` for illegal ones."""
         tenant_id = None if self.tenant_form is None or tenant is None else self.tenant_form.to_text(tenant)
+        return self.place_of(identity, tenant_id)
+
+    def place_of(self, identity: Sequence[Any], tenant_id: str | None) -> DocumentKey:
+        """The same, of a tenant that is text already."""
         parts = [form.to_text(value) for form, value in zip(self.key_forms, identity, strict=True)]
         return keys.place(self.index, self.tenancy, tenant_id, keys.join(parts))
+
+    def key_of_object(self, instance: Any) -> DocumentKey:
+        """The same, of an object with a primary key."""
+        tenant = None if self.tenant is None else getattr(instance, self.tenant)
+        return self.key_of([getattr(instance, name) for name in self.key], tenant)
+
+    def has(self, mapper: object) -> bool:
+        """Whether objects of a mapped class are of this entity."""
+        return isinstance(mapper, Mapper) and mapper.isa(self.mapper)
 
     def identity_of(self, document_id: str) -> tuple[Any, ...] | None:
         """The primary key of the row that an `_id` belongs to; None if it is no `_id` of this entity."""

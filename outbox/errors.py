@@ -6,6 +6,8 @@
     │   └── InvalidName         … the document id, index name or tenant id
     ├── ConfigurationError      a setting is missing or wrong, or the database is of another kind
     │   └── SchemaError         the outbox tables are missing or at another revision
+    ├── SyncFailed              `wait_until_synced`: a row is dead, or there is no committed transaction to wait for
+    │   └── SyncTimeout         … or not delivered in time
     ├── DatabaseUnavailable     the database cannot be opened, is locked for too long or is full
     └── DestinationError        the search engine refused or did not answer an administrative call
 
@@ -40,6 +42,14 @@ class SchemaError(ConfigurationError):
 
 class DatabaseUnavailable(OutboxError):
     """The database cannot be opened, stayed locked for too long, or has no room left."""
+
+
+class SyncFailed(OutboxError):
+    """What the transaction wrote does not reach the destination by waiting: a row is dead, or nothing is committed."""
+
+
+class SyncTimeout(SyncFailed, TimeoutError):
+    """What the transaction wrote was not delivered in time. It still will be."""
 
 
 class DestinationError(OutboxError):

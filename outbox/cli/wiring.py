@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from outbox import schema, settings, sqlite
-from outbox.destinations.base import Destination
+from outbox.destinations import destination_of as destination_of
 from outbox.errors import ConfigurationError
 from outbox.settings import Settings
 from outbox.store import Store
@@ -58,28 +58,6 @@ def _exists(path: str) -> bool:
     from pathlib import Path
 
     return Path(path).is_file()
-
-
-def destination_of(loaded: Settings) -> Destination:
-    """The configured destination. Raises `ConfigurationError` when none is: never silently another one."""
-    if not loaded.elasticsearch_url:
-        raise ConfigurationError("no destination: set OUTBOX_ELASTICSEARCH_URL, e.g. http://localhost:9200")
-    # Here, not above: commands that need no destination start without loading its client.
-    from outbox.destinations.elasticsearch import ElasticsearchDestination
-
-    password = loaded.elasticsearch_password
-    return ElasticsearchDestination(
-        loaded.elasticsearch_url,
-        api_key=loaded.elasticsearch_api_key.get_secret_value() if loaded.elasticsearch_api_key else None,
-        basic_auth=(loaded.elasticsearch_username, password.get_secret_value() if password else "")
-        if loaded.elasticsearch_username
-        else None,
-        ca_certs=loaded.elasticsearch_ca_certs,
-        request_timeout=loaded.request_timeout,
-        bulk_timeout=loaded.bulk_timeout,
-        connections=loaded.concurrency,
-        gc_deletes=loaded.gc_deletes,
-    )
 
 
 @contextmanager
