@@ -255,11 +255,14 @@ class Relay:
             return
         lost = self._store.record(claim, transitions, now)
         if lost:
-            logger.warning(f"{lost:,} rows were claimed by another relay meanwhile; it decides what becomes of them")
-        self.totals.lost_claims += lost
-        self.totals.done += sum(t.state is State.DONE for t in transitions)
-        self.totals.dead += sum(t.state is State.DEAD for t in transitions)
-        unexplained = [t for t in transitions if t.error_type == transition.UNEXPLAINED]
+            logger.warning(
+                f"{len(lost):,} rows were claimed by another relay meanwhile; it decides what becomes of them"
+            )
+        ours = [t for t in transitions if t not in lost] if lost else transitions
+        self.totals.lost_claims += len(lost)
+        self.totals.done += sum(t.state is State.DONE for t in ours)
+        self.totals.dead += sum(t.state is State.DEAD for t in ours)
+        unexplained = [t for t in ours if t.error_type == transition.UNEXPLAINED]
         if unexplained:
             first = unexplained[0].event
             logger.critical(

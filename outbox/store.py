@@ -298,11 +298,11 @@ class Store:
 
     # -- recording ----------------------------------------------------------------------------------------------
 
-    def record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> int:
+    def record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> list[Transition]:
         """Write what became of rows of a claim, but only where the claim still holds.
 
         A row whose `claim_token` changed meanwhile (its lease expired and another relay took it) is left alone and
-        counted in `lost_claims`: whoever holds it now decides. Returns the number of such rows.
+        counted in `lost_claims`: whoever holds it now decides. Returns the transitions of such rows.
         """
         same: dict[tuple[Any, ...], list[Transition]] = defaultdict(list)
         for transition in transitions:
@@ -313,7 +313,7 @@ class Store:
                 lost += self._move(claim.token, group, now)
             self._release_followers(transitions, now)
             self._count(transitions, lost, now)
-        return len(lost)
+        return lost
 
     def _move(self, token: str, group: Sequence[Transition], now: int) -> list[Transition]:
         to = group[0]

@@ -314,7 +314,24 @@ def test_relay_whose_lease_expired_cannot_overwrite_the_outcome(
     before = outbox.row(row)
     slow._settle(answer, now + 62 * SECOND)
     assert outbox.row(row) == before
-    assert slow.totals.lost_claims == 1
+    assert (slow.totals.done, slow.totals.lost_claims) == (0, 1)
+
+
+def test_dead_row_that_another_relay_settled_is_not_counted_by_the_one_that_lost_it(
+    outbox: Outbox, destination: ElasticsearchDestination
+) -> None:
+    outbox.index("contacts", "typed", {"n": 1})
+    outbox.drain(destination)
+    outbox.index("contacts", "bad", {"n": "x"})
+    outbox.index("contacts", "good", {"n": 2})
+    now = now_ms()
+    slow = outbox.relay(destination)
+    request = slow._next_request(now)
+    assert request is not None
+    answer = slow._send(request)
+    outbox.raw("UPDATE outbox_events SET claim_token = 'of another relay' WHERE document_id = 'bad'")
+    slow._settle(answer, now)
+    assert (slow.totals.done, slow.totals.dead, slow.totals.lost_claims) == (1, 0, 1)
 
 
 def test_two_relays_share_the_work_without_doubles(
