@@ -384,7 +384,11 @@ class _Workers:
             except Exception as error:
                 logger.opt(exception=True).error("a request failed in a way that no destination may; its rows wait")
                 lost = Outcome(OutcomeKind.UNAVAILABLE, type(error).__name__, str(error))
-                answer = Answer(request, [lost] * len(request.folds))
+                answer = Answer(
+                    request,
+                    [lost] * max(1, len(request.folds)),  # one speaks for all unknown indexes
+                    refused=dict.fromkeys(request.unknown_indexes, str(error)),
+                )
             self._answers.put(answer)
 
 

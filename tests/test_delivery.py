@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -402,6 +403,27 @@ def test_outage_claims_nothing_until_the_probe_is_due(
     while relay.run_once(now + 60 * SECOND):
         pass
     assert outbox.state(row) == "done"
+
+
+def test_index_that_cannot_even_be_asked_for_opens_the_breaker(
+    outbox: Outbox, destination: ElasticsearchDestination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = outbox.index("contacts", "c1", {})
+    asked: list[str] = []
+
+    def unexpected(name: str) -> str:
+        asked.append(name)
+        raise RuntimeError("no destination may raise this")
+
+    monkeypatch.setattr(destination, "ensure_index", unexpected)
+    relay = outbox.relay(destination, breaker_first_pause=60, breaker_longest_pause=60)
+    threading.Timer(1, relay.stop).start()
+    relay.run()
+    assert [(b["scope"], b["reason"]) for b in relay.breakers()] == [
+        ("destination", "RuntimeError: no destination may raise this")
+    ]
+    assert asked == ["contacts"]  # not again before the pause is over
+    assert (outbox.state(row), outbox.row(row)["attempts"]) == ("pending", 0)
 
 
 def test_too_large_request_is_halved_until_it_passes(
