@@ -17,12 +17,12 @@ from outbox.destinations.base import Destination, Outcome, OutcomeKind
 from outbox.errors import DatabaseUnavailable, DestinationError
 from outbox.models import State, now_ms
 from outbox.plan import Fold
-from outbox.settings import Settings
+from outbox.settings import LEASE_MARGIN_S, Settings
 from outbox.store import Claim, Store
 from outbox.transition import Policy, Transition
 from outbox.wakeup import Wakeup
 
-LEASE_MARGIN_MS = 5_000
+LEASE_MARGIN_MS = 1_000 * LEASE_MARGIN_S
 MOST_ROWS_AT_TRIAL = 50
 
 _SILENT = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.BLOCKED, OutcomeKind.OVERLOADED, OutcomeKind.SPLIT})

@@ -10,14 +10,16 @@ import os
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from outbox.errors import ConfigurationError
 
 PREFIX = "OUTBOX_"
+LEASE_MARGIN_S: Final = 5
+"""How much longer than a request its lease must last."""
 S = TypeVar("S", bound="WriteSettings")
 
 
@@ -69,7 +71,12 @@ class Settings(WriteSettings):
     concurrency: int = Field(4, ge=1, le=50, description="requests in flight at the same time")
 
     # Leases and timeouts: a request must be over before its lease is
-    lease: float = Field(60.0, ge=1, le=3_600, description="s for which a claim holds; then others may take it")
+    lease: float = Field(
+        60.0,
+        gt=LEASE_MARGIN_S,
+        le=3_600,
+        description="s for which a claim holds, then others may take it; longer than OUTBOX_REQUEST_TIMEOUT + 5",
+    )
     request_timeout: float = Field(20.0, gt=0, le=600, description="s to wait for one answer")
     bulk_timeout: float = Field(
         5.0, gt=0, le=300, description="s that Elasticsearch itself waits for a shard that is away"
@@ -125,6 +132,16 @@ class Settings(WriteSettings):
                 raise ValueError("each address must start with http:// or https://")
         return urls
 
+    @model_validator(mode="after")
+    def _lease_outlasts_a_request(self) -> Self:
+        if self.lease <= self.request_timeout + LEASE_MARGIN_S:
+            raise ValueError(
+                f"OUTBOX_LEASE ({self.lease:g} s) must be longer than OUTBOX_REQUEST_TIMEOUT "
+                f"({self.request_timeout:g} s) + {LEASE_MARGIN_S} s, so that a request ends before its lease does; "
+                "raise the first or lower the second"
+            )
+        return self
+
 
 @lru_cache(maxsize=1)
 def write_settings() -> WriteSettings:
@@ -138,7 +155,7 @@ def write_settings() -> WriteSettings:
 def load(**overrides: object) -> Settings:
     """Read all settings; `overrides` (from the command line) win over the environment, `None` means not given.
 
-    Raises `ConfigurationError` that names the variable and what is wrong with it; never its value.
+    Raises `ConfigurationError` that names the variable and what is wrong with it; never a value that may be secret.
     """
     return _read(Settings, **{name: value for name, value in overrides.items() if value is not None})
 
@@ -148,9 +165,11 @@ def _read(kind: type[S], **overrides: object) -> S:
         return kind(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else "?"
-        name = field if field.isupper() else variable(field)
-        raise ConfigurationError(f"{name}: {first['msg']}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # several settings together; the text names them
+            raise ConfigurationError(said) from None
+        field = str(first["loc"][0])
+        raise ConfigurationError(f"{field if field.isupper() else variable(field)}: {said}") from None
 
 
 def variable(name: str) -> str:

@@ -108,10 +108,10 @@ def test_relay_stopped_past_its_lease_and_resumed_overwrites_nothing(
 ) -> None:
     old = outbox.index("contacts", "c1", {"n": 1})
     proxy.on(bulk, hold_answer, times=1)
-    sleeper = relays.start(OUTBOX_LEASE="2", OUTBOX_REQUEST_TIMEOUT="60")
+    sleeper = relays.start(OUTBOX_LEASE="8", OUTBOX_REQUEST_TIMEOUT="2")
     assert proxy.held.wait(60)
     sleeper.send_signal(signal.SIGSTOP)
-    relays.start(OUTBOX_LEASE="2")
+    relays.start()
     until(lambda: outbox.state(old) == "done", "the lease ends and the other relay takes the row")
     new = outbox.index("contacts", "c1", {"n": 2})
     until(lambda: outbox.state(new) == "done", "the other relay goes on")
@@ -139,7 +139,7 @@ def test_sigterm_finishes_what_is_in_flight_and_exits_0(outbox: Outbox, relays: 
 def test_sigterm_releases_what_does_not_finish_in_time(outbox: Outbox, relays: Relays, proxy: FaultProxy) -> None:
     row = outbox.index("contacts", "c1", {})
     proxy.on(bulk, hang)
-    relay = relays.start(OUTBOX_SHUTDOWN_TIMEOUT="0.2", OUTBOX_REQUEST_TIMEOUT="60")
+    relay = relays.start(OUTBOX_SHUTDOWN_TIMEOUT="0.2", OUTBOX_REQUEST_TIMEOUT="50")
     proxy.wait_for(bulk)
     relay.terminate()
     assert relay.wait(30) == 0
@@ -149,7 +149,7 @@ def test_sigterm_releases_what_does_not_finish_in_time(outbox: Outbox, relays: R
 def test_second_signal_exits_at_once(outbox: Outbox, relays: Relays, proxy: FaultProxy) -> None:
     row = outbox.index("contacts", "c1", {})
     proxy.on(bulk, hang)
-    relay = relays.start(OUTBOX_SHUTDOWN_TIMEOUT="600", OUTBOX_REQUEST_TIMEOUT="600")
+    relay = relays.start(OUTBOX_SHUTDOWN_TIMEOUT="600", OUTBOX_REQUEST_TIMEOUT="50")
     proxy.wait_for(bulk)
     relay.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
