@@ -71,7 +71,7 @@ class Relay:
         )
         self._breaker = self._new_breaker()
         self._index_breakers: dict[str, Breaker] = {}
-        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._answers: queue.Queue[Answer] = queue.Queue()
         self._in_flight: dict[int, Request] = {}
         self._stopping = False
         self.totals = Totals()
@@ -364,7 +364,7 @@ class Relay:
 class _Workers:
     """Threads that send requests and put the answers into a queue. Daemons: a hanging request delays no exit."""
 
-    def __init__(self, number: int, send: Callable[[Request], Answer], answers: queue.SimpleQueue[Answer]) -> None:
+    def __init__(self, number: int, send: Callable[[Request], Answer], answers: queue.Queue[Answer]) -> None:
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._send, self._answers, self._number = send, answers, number
         for position in range(number):

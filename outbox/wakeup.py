@@ -25,8 +25,12 @@ class Wakeup:
         self._seen = commits()
         self._last_change = time.monotonic()
 
-    def wait(self, answers: queue.SimpleQueue[T], timeout: float, stopped: Callable[[], bool]) -> T | None:
-        """Return the next answer as soon as there is one; None on a commit, after `timeout` s, or when stopped."""
+    def wait(self, answers: queue.Queue[T], timeout: float, stopped: Callable[[], bool]) -> T | None:
+        """Return the next answer as soon as there is one; None on a commit, after `timeout` s, or when stopped.
+
+        Not a `SimpleQueue`: in CPython 3.11 and 3.12 its `get` waits for ever when a signal handler outlasts the
+        timeout, and a relay that was told to end never would.
+        """
         deadline = time.monotonic() + timeout
         while True:
             now = time.monotonic()
