@@ -15,12 +15,13 @@ from sqlalchemy import Engine
 from outbox import presence
 from outbox.errors import DatabaseUnavailable
 from outbox.models import now_ms
-from outbox.settings import Settings
+from outbox.settings import LONGEST_LEASE_S, Settings
 from outbox.store import Store
 
 CHECKPOINT_EVERY_S = 20
 PRUNE_EVERY_S = 60
 HEARTBEATS_MISSED = 6
+NO_LEASE_MS = 1_000 * (LONGEST_LEASE_S + 60)  # from the longest lease on, with what a claim may wait for the lock
 
 
 class Maintenance:
@@ -66,7 +67,7 @@ class Maintenance:
         now = now_ms()
         others = [relay for relay in store.relays() if relay["id"] != self._relay]
         dead = presence.gone(Path(str(self._engine.url.database)), [relay["id"] for relay in others])
-        released = store.reap(now, int(self._settings.lease * 1000), dead_relays=dead)
+        released = store.reap(now, NO_LEASE_MS, dead_relays=dead)
         if released:
             logger.warning(f"{released:,} rows given back whose relay did not finish them in time or was killed")
         silent = now - int(self._settings.heartbeat_interval * HEARTBEATS_MISSED * 1000)

@@ -20,6 +20,7 @@ from outbox.errors import ConfigurationError
 PREFIX = "OUTBOX_"
 LEASE_MARGIN_S: Final = 5
 """How much longer than a request its lease must last."""
+LONGEST_LEASE_S: Final = 3_600
 S = TypeVar("S", bound="WriteSettings")
 
 
@@ -74,7 +75,7 @@ class Settings(WriteSettings):
     lease: float = Field(
         60.0,
         gt=LEASE_MARGIN_S,
-        le=3_600,
+        le=LONGEST_LEASE_S,
         description="s for which a claim holds, then others may take it; longer than OUTBOX_REQUEST_TIMEOUT + 5",
     )
     request_timeout: float = Field(20.0, gt=0, le=600, description="s to wait for one answer")

@@ -450,8 +450,11 @@ class Store:
 
     # -- maintenance --------------------------------------------------------------------------------------------
 
-    def reap(self, now: int, lease_ms: int, *, dead_relays: Iterable[int] = ()) -> int:
-        """Give back the rows whose lease has expired, or whose relay is known to be dead. Returns their number."""
+    def reap(self, now: int, longest_lease_ms: int, *, dead_relays: Iterable[int] = ()) -> int:
+        """Give back the rows whose lease has expired, or whose relay is known to be dead. Returns their number.
+
+        A lease that ends later than the longest that any relay may have was written before the clock was set back.
+        """
         with self._write(durable=False):
             return int(
                 self._run(
@@ -459,7 +462,7 @@ class Store:
                     " claimed_by = NULL, lease_expires_at = NULL"
                     " WHERE state = 'claimed' AND (lease_expires_at <= :now OR lease_expires_at > :too_far"
                     " OR claimed_by IN (SELECT value FROM json_each(:dead)))",
-                    {"now": now, "too_far": now + 2 * lease_ms, "dead": json.dumps(list(dead_relays))},
+                    {"now": now, "too_far": now + longest_lease_ms, "dead": json.dumps(list(dead_relays))},
                 ).rowcount
             )
 

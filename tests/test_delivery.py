@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.maintenance import Maintenance
 from outbox.models import EPOCH_STEP, now_ms
 from outbox.store import Retried
 from tests.support.node import Node
-from tests.support.outbox import Outbox
+from tests.support.outbox import Outbox, settings
 from tests.support.proxy import FaultProxy, Request, anything, bulk, cut, hang, refuse, reply, rewrite, swallow
 
 pytestmark = pytest.mark.elasticsearch
@@ -333,6 +334,20 @@ def test_dead_row_that_another_relay_settled_is_not_counted_by_the_one_that_lost
     outbox.raw("UPDATE outbox_events SET claim_token = 'of another relay' WHERE document_id = 'bad'")
     slow._settle(answer, now)
     assert (slow.totals.done, slow.totals.dead, slow.totals.lost_claims) == (1, 0, 1)
+
+
+def test_relay_with_a_short_lease_leaves_the_claims_of_one_with_a_long_lease_alone(
+    outbox: Outbox, destination: ElasticsearchDestination
+) -> None:
+    row = outbox.index("contacts", "c1", {})
+    now = now_ms()
+    assert outbox.relay(destination, 1, lease=3_600)._next_request(now)
+    short = Maintenance(outbox.engine, 2, settings(lease=30), list)
+    short.reap(outbox.store())
+    assert outbox.state(row) == "claimed"
+    outbox.raw("UPDATE outbox_events SET lease_expires_at = :far", far=now + 3 * 3_600 * SECOND)
+    short.reap(outbox.store())  # no setting reaches that far: the clock was set back
+    assert outbox.state(row) == "pending"
 
 
 def test_two_relays_share_the_work_without_doubles(
