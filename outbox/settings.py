@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from outbox.errors import ConfigurationError
 
@@ -164,6 +164,9 @@ def load(**overrides: object) -> Settings:
 def _read(kind: type[S], **overrides: object) -> S:
     try:
         return kind(**overrides)  # type: ignore[arg-type]
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ConfigurationError(f"the file .env in the working directory cannot be read: {why}") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         said = first["msg"].removeprefix("Value error, ")
@@ -178,16 +181,15 @@ def variable(name: str) -> str:
     return f"{PREFIX}{name.upper()}"
 
 
-def unknown_variables(environ: dict[str, str] | None = None) -> list[str]:
-    """One line for each `OUTBOX_…` variable that no setting reads: most likely a misspelt one."""
-    known = {variable(name) for name in Settings.model_fields} | _READ_ELSEWHERE
+def unknown_variables() -> list[str]:
+    """One line for each `OUTBOX_…` variable, or line of `.env`, that no setting reads: most likely a misspelt one."""
+    known = {variable(name) for name in Settings.model_fields}
+    in_file = {name.upper() for name in DotEnvSettingsSource(Settings).env_vars}  # read as the settings read it
     lines = []
-    for name in sorted(os.environ if environ is None else environ):
-        if name.startswith(PREFIX) and name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.75)
-            hint = f"; did you mean {near[0]}?" if near else "; 'outbox-relay settings' lists them"
-            lines.append(f"{name} is no setting of outbox-relay and has no effect{hint}")
+    for names, where in ((set(os.environ), ""), (in_file, " in .env")):
+        for name in sorted(names):
+            if name.startswith(PREFIX) and name not in known:
+                near = get_close_matches(name, known, n=1, cutoff=0.75)
+                hint = f"; did you mean {near[0]}?" if near else "; 'outbox-relay settings' lists them"
+                lines.append(f"{name}{where} is no setting of outbox-relay and has no effect{hint}")
     return lines
-
-
-_READ_ELSEWHERE = {"OUTBOX_TEST_ELASTICSEARCH_URL"}

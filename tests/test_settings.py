@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from outbox import settings
@@ -29,3 +31,30 @@ def test_lease_that_outlasts_every_request_is_accepted(monkeypatch: pytest.Monke
     monkeypatch.setenv("OUTBOX_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("OUTBOX_LEASE", "6.5")
     assert settings.load().lease == 6.5
+
+
+def test_misspelt_variable_is_named_with_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_BATCH_ROW", "s3cret")
+    assert settings.unknown_variables() == [
+        "OUTBOX_BATCH_ROW is no setting of outbox-relay and has no effect; did you mean OUTBOX_BATCH_ROWS?"
+    ]
+
+
+def test_misspelt_line_of_the_env_file_is_named_too_and_other_lines_are_not(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("OUTBOX_LEASES=s3cret\nOUTBOX_LEASE=70\nDJANGO_DEBUG=1\noutbox_lone_afters=s3cret\n")
+    assert settings.load().lease == 70
+    assert settings.unknown_variables() == [
+        "OUTBOX_LEASES in .env is no setting of outbox-relay and has no effect; did you mean OUTBOX_LEASE?",
+        "OUTBOX_LONE_AFTERS in .env is no setting of outbox-relay and has no effect; did you mean OUTBOX_LONE_AFTER?",
+    ]
+
+
+def test_unset_environment_and_missing_env_file_are_fine() -> None:
+    assert settings.unknown_variables() == []
+
+
+def test_env_file_that_cannot_be_read_is_one_line_without_its_content(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"OUTBOX_ELASTICSEARCH_PASSWORD=s3cret\xff\n")
+    with pytest.raises(ConfigurationError) as raised:
+        settings.load()
+    assert str(raised.value) == "the file .env in the working directory cannot be read: it is no UTF-8 text"
