@@ -20,10 +20,22 @@ _PACKAGE = Path(__file__).parent
 
 
 def upgrade(engine: Engine) -> tuple[str | None, str]:
-    """Bring the outbox tables to the newest revision. Returns the revision before and after."""
+    """Bring the outbox tables to the newest revision. Returns the revision before and after.
+
+    Raises `SchemaError`, and changes nothing, when they were made by other migrations or by a newer version.
+    """
     before = revision(engine)
-    with engine.begin() as connection:
-        command.upgrade(_config(connection=connection), "head")
+    if before is None and _has_tables(engine):
+        raise SchemaError(
+            f"the outbox tables in {engine.url.database} were made by other migrations ({VERSION_TABLE} is missing): "
+            "do not run 'outbox-relay migrate' here, bring them up to date with those migrations"
+        )
+    _refuse_newer(engine, before)
+    try:
+        with engine.begin() as connection:
+            command.upgrade(_config(connection=connection), "head")
+    except DBAPIError as error:
+        raise DatabaseUnavailable(f"database {engine.url.database} cannot be migrated: {error.orig}") from error
     return before, head()
 
 
@@ -59,16 +71,21 @@ def require_head(engine: Engine) -> None:
         raise SchemaError(f"database {name} has no outbox tables: run 'outbox-relay migrate'")
     if at is not None and at < needed:
         raise SchemaError(f"database {name} is at revision {at}, this relay needs {needed}: run 'outbox-relay migrate'")
-    if at is not None and at > needed:
-        raise SchemaError(
-            f"database {name} is at revision {at}, newer than this relay knows ({needed}): upgrade outbox-relay"
-        )
+    _refuse_newer(engine, at)
 
 
 def include_object(_object: Any, name: str | None, type_: str, _reflected: bool, _compare_to: Any) -> bool:
     """For `context.configure(include_object=...)` in an application's own Alembic that leaves the outbox tables
     to `outbox-relay migrate`: autogenerate must not drop them."""
     return not (type_ == "table" and name is not None and (name in metadata.tables or name == VERSION_TABLE))
+
+
+def _refuse_newer(engine: Engine, at: str | None) -> None:
+    if at is not None and at > (known := head()):
+        raise SchemaError(
+            f"database {engine.url.database} is at revision {at}, newer than this relay knows ({known}): "
+            "upgrade outbox-relay"
+        )
 
 
 def _has_tables(engine: Engine) -> bool:

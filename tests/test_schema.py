@@ -1,0 +1,75 @@
+"""`migrate` makes the tables, and says in one line why it cannot."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import Engine, create_engine
+
+from outbox import schema, sqlite
+from outbox.cli import main
+from outbox.models import metadata
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Engine]:
+    """A prepared engine on a file without tables."""
+    made = create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+    sqlite.prepare(made)
+    yield made
+    made.dispose()
+
+
+def migrate() -> Result:
+    return CliRunner().invoke(main, ["migrate", "--database-url", "sqlite:///app.db"])
+
+
+def test_migrate_makes_the_tables_and_may_be_repeated(tmp_path: Path) -> None:
+    assert "are at revision" in migrate().stdout
+    assert "already at revision" in migrate().stdout
+    with sqlite3.connect(tmp_path / "app.db") as connection:
+        assert connection.execute("SELECT epoch FROM outbox_control").fetchone() == (1,)
+    connection.close()
+
+
+def test_tables_that_other_migrations_made_are_left_to_them(empty: Engine) -> None:
+    metadata.create_all(empty)
+    result = migrate()
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "made by other migrations" in result.stderr
+    assert "do not run 'outbox-relay migrate'" in result.stderr
+    assert schema.revision(empty) is None
+
+
+def test_tables_of_a_newer_version_are_left_alone(empty: Engine) -> None:
+    schema.upgrade(empty)
+    with empty.begin() as connection:
+        connection.exec_driver_sql("UPDATE outbox_alembic_version SET version_num = '9999'")
+    result = migrate()
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "upgrade outbox-relay" in result.stderr
+
+
+@pytest.mark.parametrize("file", ["a directory", "no database"])
+def test_file_that_cannot_hold_tables_is_one_line(file: str, tmp_path: Path) -> None:
+    if file == "a directory":
+        (tmp_path / "app.db").mkdir()
+    else:
+        (tmp_path / "app.db").write_text("this is a letter to grandmother\n" * 100)
+    result = migrate()
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+
+
+def test_database_that_stays_locked_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite.prepare, "__kwdefaults__", {"busy_timeout": 0.1})
+    other = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
+    other.execute("PRAGMA journal_mode = WAL")
+    other.execute("BEGIN IMMEDIATE")
+    result = migrate()
+    other.close()
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "locked" in result.stderr
