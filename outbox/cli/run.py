@@ -81,10 +81,10 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
 
 
 def _on_signals(stop: Callable[[], None]) -> None:
-    def first(number: int, _frame: Any) -> None:
+    def first(_number: int, _frame: Any) -> None:
         stop()
         for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, lambda *_: os._exit(128 + number))
+            signal.signal(each, lambda second, _frame: os._exit(128 + second))
 
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, first)
