@@ -159,10 +159,15 @@ class Relay:
 
     def _claim_trial(self, now: int) -> Claim | None:
         """One row of an index that was blocked and should be tried again."""
-        for name, breaker in self._index_breakers.items():
-            if breaker.probe_due(now) and (claim := self._claim(now, 1, only=name)):
+        for name, breaker in list(self._index_breakers.items()):
+            if not breaker.probe_due(now):
+                continue
+            if claim := self._claim(now, 1, only=name):
                 breaker.failed("no answer to the last trial yet", now)  # not again before its next pause is over
                 return claim
+            if not self._store.any_unfinished(name):
+                del self._index_breakers[name]  # purged, or delivered by another relay
+                logger.info(f"no row of index {name} is left that waits, it is no longer paused")
         return None
 
     def _plan(self, claim: Claim) -> Request:

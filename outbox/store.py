@@ -556,6 +556,18 @@ class Store:
             ).scalar_one()
         )
 
+    def any_unfinished(self, index: str) -> bool:
+        """Whether a row of the index is pending or claimed."""
+        return bool(
+            self._run(
+                "SELECT EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_fresh"
+                f" WHERE {FRESH} AND index_name = :index)"
+                " OR EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_held"
+                f" WHERE ({HELD}) AND index_name = :index)",
+                {"index": index},
+            ).scalar_one()
+        )
+
     def oldest_unfinished(self) -> int | None:
         """When the oldest row that is pending or claimed was written."""
         oldest: int | None = self._run(

@@ -572,6 +572,47 @@ def test_alias_on_two_indexes_is_blocked_and_said(
     assert "points to 2 indexes" in relay.breakers()[0]["reason"]
 
 
+@pytest.mark.parametrize("remove", ["purge", "another relay"])
+def test_broken_index_without_rows_is_no_longer_waited_for(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, remove: str
+) -> None:
+    outbox.index("contacts", "c1", {})
+    outbox.drain(destination)
+    closed(node)
+    outbox.index("contacts", "c2", {})
+    relay, now = outbox.relay(destination), now_ms()
+    relay.run_once(now)
+    assert relay.breakers()
+    relay.run_once(now + 60 * SECOND)  # the trial fails, its row waits
+    assert relay.breakers()
+    if remove == "purge":
+        outbox.store().purge("contacts")
+    else:
+        mend(node)
+        outbox.drain(destination, now + 600 * SECOND)
+    relay.run_once(now + 600 * SECOND)
+    assert relay.breakers() == []
+
+
+def test_broken_index_whose_rows_wait_is_still_waited_for(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    outbox.index("contacts", "c1", {})
+    outbox.drain(destination)
+    closed(node)
+    row = outbox.index("contacts", "c2", {})
+    relay, now = outbox.relay(destination), now_ms()
+    relay.run_once(now)
+    for state in ("claimed", "pending"):
+        outbox.raw(
+            "UPDATE outbox_events SET state = :state, claim_token = 'another relay', lease_expires_at = :later,"
+            " available_at = :later WHERE id = :row",
+            state=state, later=now + 20 * SECOND, row=row,
+        )  # fmt: skip
+        relay.run_once(now + 10 * SECOND)
+        assert relay.breakers()
+
+
 # -- rows that another program wrote -------------------------------------------------------------------------------
 
 
