@@ -7,10 +7,13 @@ log needs all processes on one machine anyway, so the locks see each other.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
+
+from loguru import logger
 
 
 def _path(database: Path, relay: int) -> Path:
@@ -18,31 +21,44 @@ def _path(database: Path, relay: int) -> Path:
 
 
 class Presence:
-    """The lock of one relay, held until `end` or until the process is gone."""
+    """The lock of one relay, held until `end` or until the process is gone.
+
+    Where the file cannot be made, the relay goes on without: SQLite itself works in a directory that it may not
+    write to, as long as the application keeps the write-ahead log there.
+    """
 
     def __init__(self, database: Path, relay: int) -> None:
         self._path = _path(database, relay)
-        self._file: IO[bytes] = self._path.open("wb")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file: IO[bytes] | None = None
+        try:
+            self._file = self._path.open("wb")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except OSError as error:
+            self.end()  # a file without a lock would tell of a killed relay
+            logger.warning(
+                f"no lock file can be kept in {self._path.parent}: {error.strerror}; if this relay is killed, others "
+                "notice it only when its lease ends"
+            )
 
     def end(self) -> None:
         """Let go, and remove the file."""
-        self._path.unlink(missing_ok=True)
-        self._file.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+            self._file.close()
 
 
 def gone(database: Path, relays: Iterable[int]) -> list[int]:
-    """Those of `relays` whose process has ended without taking itself off the list. Removes their files."""
+    """Those of `relays` whose process has ended without taking itself off the list. Removes their files.
+
+    A relay whose file is missing or cannot be read is not among them: it is just starting, has ended by itself, or
+    could keep no lock.
+    """
     dead = []
     for relay in relays:
         path = _path(database, relay)
-        try:
-            with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
-                dead.append(relay)
-        except BlockingIOError:
-            continue  # alive
-        except FileNotFoundError:
-            continue  # just starting, or ended by itself
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while it is alive
+            dead.append(relay)
+            path.unlink(missing_ok=True)
     return dead

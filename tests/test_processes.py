@@ -299,6 +299,15 @@ def test_epoch_advance_reads_the_indexes_first(outbox: Outbox, relays: Relays, n
     assert "the epoch is 8 now" in relays.call("epoch", "advance", "--yes").stdout
 
 
+def test_relay_that_can_have_no_lock_delivers_all_the_same(outbox: Outbox, relays: Relays, tmp_path: Path) -> None:
+    row = outbox.index("contacts", "c1", {})
+    (tmp_path / "app.db-relay-1").mkdir()  # where its lock would be
+    drained = relays.call("run", "--drain")
+    assert (drained.returncode, outbox.state(row)) == (0, "done")
+    assert drained.stderr.count("only when its lease ends") == 1
+    assert "Traceback" not in drained.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "says"),
     [

@@ -1,0 +1,86 @@
+"""The lock that tells others of a killed relay; and that a relay does without where it cannot have one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from outbox.presence import Presence, gone
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "app.db"
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    said: list[str] = []
+    logger.add(lambda message: said.append(str(message)), level="WARNING", format="{message}")
+    return said
+
+
+def test_relay_is_there_until_it_ends(database: Path) -> None:
+    presence = Presence(database, 1)
+    assert gone(database, [1]) == []
+    presence.end()
+    assert list(database.parent.iterdir()) == []
+
+
+def test_killed_relay_is_gone_and_its_file_too(database: Path) -> None:
+    program = "import os, sys; from pathlib import Path; from outbox.presence import Presence\n"
+    program += "kept = Presence(Path(sys.argv[1]), 1); os._exit(9)"
+    subprocess.run([sys.executable, "-c", program, database], check=False)
+    assert [path.name for path in database.parent.iterdir()] == ["app.db-relay-1"]
+    assert gone(database, [1, 2]) == [1]
+    assert list(database.parent.iterdir()) == []
+
+
+def test_relay_without_a_lock_goes_on_after_one_warning_and_is_never_taken_for_dead(
+    database: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
+    def unwritable(path: Path, *_: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", unwritable)
+        presence = Presence(database, 1)
+    assert len(warnings) == 1
+    assert warnings[0].count("\n") == 1
+    assert f"{database.parent}: Permission denied" in warnings[0]
+    assert "only when its lease ends" in warnings[0]
+    assert gone(database, [1]) == []
+    presence.end()
+
+
+def test_file_that_cannot_be_locked_is_not_left_to_tell_of_a_death(
+    database: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fcntl.flock", no_locks)
+        presence = Presence(database, 1)
+    assert "No locks available" in warnings[0]
+    assert gone(database, [1]) == []
+    presence.end()
+
+
+def test_file_that_others_may_not_read_is_no_proof_of_death(database: Path) -> None:
+    database.with_name("app.db-relay-1").mkdir()  # cannot be opened either, not even by root
+    assert gone(database, [1]) == []
+
+
+def test_killed_relay_is_gone_even_if_its_file_stays(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, **_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    database.with_name("app.db-relay-1").touch()
+    monkeypatch.setattr(Path, "unlink", denied)
+    assert gone(database, [1]) == [1]
