@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from outbox import schema
+from outbox import logs, schema
 from outbox.destinations.base import Destination
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
 from outbox.models import now_ms
@@ -137,7 +137,7 @@ def _rows(engine: Engine, silent_ms: int) -> list[Finding]:
         _finding(
             "queue",
             age <= OLD_MS,
-            f"{counts['pending'] + counts['claimed']:,} rows wait, the oldest for {age / 1000:,.0f} s",
+            f"{logs.rows(counts['pending'] + counts['claimed'], 'waits', 'wait')}, the oldest for {age / 1000:,.0f} s",
             "see 'outbox-relay status' for what it waits for",
             "warn",
         ),

@@ -94,6 +94,12 @@ def safe(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def rows(number: int, one: str = "", many: str = "", *, kind: str = "") -> str:
+    """`1 row waits`, `2 rows wait`: a number of rows and the verb that agrees; `kind`: e.g. `1 dead row`."""
+    noun, verb = ("row", one) if number == 1 else ("rows", many)
+    return " ".join(word for word in (f"{number:,}", kind, noun, verb) if word)
+
+
 def without_operations() -> None:
     """Leave the `[ES] …` lines out: a progress bar stands in their place."""
     _Output.operations = False

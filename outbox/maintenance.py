@@ -12,7 +12,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from loguru import logger
 from sqlalchemy import Engine
 
-from outbox import presence
+from outbox import logs, presence
 from outbox.errors import DatabaseUnavailable
 from outbox.models import now_ms
 from outbox.settings import LONGEST_LEASE_S, Settings
@@ -69,7 +69,8 @@ class Maintenance:
         dead = presence.gone(Path(str(self._engine.url.database)), [relay["id"] for relay in others])
         released = store.reap(now, NO_LEASE_MS, dead_relays=dead)
         if released:
-            logger.warning(f"{released:,} rows given back whose relay did not finish them in time or was killed")
+            given_back = logs.rows(released, "is", "are")
+            logger.warning(f"{given_back} given back: a relay was killed, or did not finish in time")
         silent = now - int(self._settings.heartbeat_interval * HEARTBEATS_MISSED * 1000)
         store.delist([*dead, *(relay["id"] for relay in others if relay["heartbeat_at"] < silent)])
 

@@ -260,9 +260,8 @@ class Relay:
             return
         lost = self._store.record(claim, transitions, now)
         if lost:
-            logger.warning(
-                f"{len(lost):,} rows were claimed by another relay meanwhile; it decides what becomes of them"
-            )
+            claimed = logs.rows(len(lost), "was", "were")
+            logger.warning(f"{claimed} claimed by another relay meanwhile, which decides what becomes of them")
         ours = [t for t in transitions if t not in lost] if lost else transitions
         self.totals.lost_claims += len(lost)
         self.totals.done += sum(t.state is State.DONE for t in ours)
@@ -271,8 +270,8 @@ class Relay:
         if unexplained:
             first = unexplained[0].event
             logger.critical(
-                f"{len(unexplained):,} rows are dead, first {first.index_name}/{logs.safe(first.document_id)}: "
-                f"{unexplained[0].error}"
+                f"{logs.rows(len(unexplained), 'is', 'are')} dead, first "
+                f"{first.index_name}/{logs.safe(first.document_id)}: {unexplained[0].error}"
             )
 
     def _renewed(self, request: Request, now: int) -> Request | None:
@@ -306,8 +305,8 @@ class Relay:
         elif outcomes:
             closed_after = self._breaker.succeeded(now)
             if closed_after is not None:
-                waiting = self._store.unfinished()
-                logger.info(f"destination answers again after {_span(closed_after)}, resuming with {waiting:,} rows")
+                waiting = logs.rows(self._store.unfinished())
+                logger.info(f"destination answers again after {_span(closed_after)}, resuming with {waiting}")
         for fold, outcome in zip(request.folds, outcomes, strict=True):
             if outcome.kind is OutcomeKind.BLOCKED:
                 self._index_failed(fold.action.index, f"{outcome.error_type}: {outcome.error}", now)
@@ -319,7 +318,7 @@ class Relay:
         if self._breaker.failed(f"{outcome.error_type}: {outcome.error}", now):
             logger.warning(
                 f"destination unreachable ({logs.safe(outcome.error or '?')}), pausing; "
-                f"{self._store.unfinished():,} rows wait, no attempt is spent"
+                f"{logs.rows(self._store.unfinished(), 'waits', 'wait')}, no attempt is spent"
             )
 
     def _index_failed(self, name: str, reason: str, now: int) -> None:

@@ -32,12 +32,12 @@ ALLOWED: dict[str, set[str]] = {
     "breaker": set(),
     "wakeup": {"errors"},
     "presence": set(),
-    "maintenance": {"store", "settings", "presence", "models", "errors"},
+    "maintenance": {"store", "settings", "logs", "presence", "models", "errors"},
     "relay": {
         "errors", "settings", "models", "logs", "store", "plan", "destinations.base", "transition", "breaker", "wakeup",
     },
     "schema": {"models", "errors"},
-    "check": {"destinations.base", "store", "schema", "models", "errors"},
+    "check": {"destinations.base", "store", "schema", "models", "logs", "errors"},
 }  # fmt: skip
 
 

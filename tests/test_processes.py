@@ -269,11 +269,11 @@ def test_dead_rows_are_listed_retried_and_discarded(outbox: Outbox, relays: Rela
     assert relays.call("dead", "retry").returncode == 2  # say which
     node.request("DELETE", "/contacts-000001")
     node.request("PUT", "/contacts-000001", {"aliases": {"contacts": {}}, "mappings": {"dynamic": False}})
-    assert "1 rows are pending again" in relays.call("dead", "retry", str(first)).stdout
+    assert "1 row is pending again" in relays.call("dead", "retry", str(first)).stdout
     assert relays.call("run", "--drain").returncode == 0
     assert node.get("contacts", "c2") == {"n": "x"}
     assert relays.call("dead", "discard", "--all", stdin="n\n").returncode == 1
-    assert "1 dead rows are removed" in relays.call("dead", "discard", "--all", "--yes").stdout
+    assert "1 dead row is removed" in relays.call("dead", "discard", "--all", "--yes").stdout
     shown = json.loads(relays.call("show", str(first), "--json").stdout)
     assert shown["result"]["success"] is True
     assert shown["job"] == {
@@ -287,7 +287,7 @@ def test_purge_asks_and_removes_only_pending_rows(outbox: Outbox, relays: Relays
     relays.call("run", "--drain")
     outbox.index("contacts", "c2", {})
     assert relays.call("purge", stdin="n\n").returncode == 1
-    assert relays.call("purge", "--yes").stdout.startswith("1 rows")
+    assert relays.call("purge", "--yes").stdout.startswith("1 row ")
     assert outbox.counts() == {"pending": 0, "claimed": 0, "done": 1, "dead": 0}
 
 

@@ -6,6 +6,7 @@ import getpass
 
 import click
 
+from outbox import logs
 from outbox.cli.wiring import database_option, destination_of, load_settings, open_store, yes_option
 from outbox.models import EPOCH_STEP, now_ms
 
@@ -37,7 +38,7 @@ def purge(index: str | None, yes: bool, database_url: str | None) -> None:
     with open_store(load_settings(database_url=database_url)) as store:
         if not yes:
             click.confirm(f"Remove {store.counts()['pending']:,} pending rows for good?", abort=True)
-        click.echo(f"{store.purge(index):,} rows are removed")
+        click.echo(f"{logs.rows(store.purge(index), 'is', 'are')} removed")
 
 
 @click.group()

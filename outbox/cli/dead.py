@@ -9,9 +9,12 @@ from typing import Any
 
 import click
 
+from outbox import logs
 from outbox.cli.look import show
 from outbox.cli.wiring import database_option, json_option, load_settings, open_store, yes_option
 from outbox.models import now_ms
+
+MOST_OF_AN_ERROR = 300
 
 
 @click.group()
@@ -32,20 +35,23 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
 
 @dead.command(name="list")
 @_selection
-@click.option("--limit", default=50, show_default=True, help="At most so many rows.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many rows.")
 @json_option
 @database_option
 def list_(limit: int, as_json: bool, database_url: str | None, **selection: Any) -> None:
     """Show dead rows, oldest first."""
     with open_store(load_settings(database_url=database_url)) as store:
-        rows = store.dead(limit=limit, **selection)
+        rows = store.dead(limit=limit + 1, **selection)
+    more, rows = len(rows) > limit, rows[:limit]
     if as_json:
         click.echo(json.dumps(rows))
         return
-    for row in rows:
-        click.echo(f"{row['id']:>8}  {row['action']} {row['index_name']}/{row['document_id']}")
-        click.echo(f"          {row['error_type']}: {row['error']}")
-    click.echo(f"{len(rows)} dead rows" if rows else "no dead rows")
+    if not rows:
+        click.echo("no dead rows")
+        return
+    _print_table(rows)
+    said = logs.rows(len(rows), kind="dead")
+    click.echo(f"the first {said}; --limit shows more" if more else said)
 
 
 @dead.command()
@@ -57,7 +63,8 @@ def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
     with open_store(load_settings(database_url=database_url)) as store:
         chosen = _chosen(store.dead(**selection), everything, selection)
         result = store.retry_dead(chosen, now_ms())
-    click.echo(f"{result.pending} rows are pending again, {result.superseded} were superseded by later rows")
+    superseded = f"{result.superseded:,} {'was' if result.superseded == 1 else 'were'}"
+    click.echo(f"{logs.rows(result.pending, 'is', 'are')} pending again, {superseded} superseded by later rows")
     for row, later in result.overtaken.items():
         click.echo(f"row {row} stays dead: row {later} of the same document was delivered meanwhile", err=True)
     if result.overtaken:
@@ -75,9 +82,28 @@ def discard(everything: bool, yes: bool, database_url: str | None, **selection: 
     with open_store(load_settings(database_url=database_url)) as store:
         chosen = _chosen(store.dead(**selection), everything, selection)
         if chosen and not yes:
-            click.confirm(f"Remove {len(chosen)} dead rows for good?", abort=True)
+            click.confirm(f"Remove {logs.rows(len(chosen), kind='dead')} for good?", abort=True)
         removed = store.discard_dead(chosen)
-    click.echo(f"{removed} dead rows are removed")
+    click.echo(f"{logs.rows(removed, 'is', 'are', kind='dead')} removed")
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("document", ratio=2, overflow="fold")
+    table.add_column("error", ratio=3, overflow="fold")
+    for row in rows:
+        error = f"{row['error_type']}: {row['error']}"
+        if len(error) > MOST_OF_AN_ERROR:
+            error = f"{error[:MOST_OF_AN_ERROR]}…"  # 'dead show' has all of it
+        document = f"{row['action']} {row['index_name']}/{row['document_id']}"
+        table.add_row(str(row["id"]), Text(logs.safe(document)), Text(logs.safe(error)))
+    Console().print(table)
 
 
 def _chosen(rows: list[dict[str, Any]], everything: bool, selection: dict[str, Any]) -> list[int]:

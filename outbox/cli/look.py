@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from outbox import logs
 from outbox.cli.wiring import database_option, json_option, load_settings, open_store
 from outbox.errors import OutboxError
 from outbox.models import now_ms
@@ -36,15 +37,16 @@ def status(as_json: bool, database_url: str | None) -> None:
         click.echo(json.dumps(facts))
         return
     age = f", the oldest for {facts['oldest_pending_seconds']:,.1f} s" if oldest is not None else ""
-    click.echo(f"{facts['pending'] + facts['claimed']:>12,} wait{age} ({facts['claimed']:,} in flight)")
+    click.echo(f"{facts['pending'] + facts['claimed']:>12,} waiting{age} ({facts['claimed']:,} in flight)")
     click.echo(f"{facts['done']:>12,} done and not yet pruned")
     click.echo(f"{facts['dead']:>12,} dead" + ("  → outbox-relay dead list" if facts["dead"] else ""))
     if facts["paused"]:
         paused = facts["paused"]
-        click.echo(f"PAUSED since {paused['since']} by {paused['by']}: {paused['reason']}  → outbox-relay resume")
+        why = logs.safe(paused["reason"] or "?")
+        click.echo(f"PAUSED since {paused['since']} by {paused['by']}: {why}  → outbox-relay resume")
     for breaker in facts["breakers"]:
         name = breaker["index"] or "destination"
-        click.echo(f"WAITING for {name} since {iso(breaker['since'])}: {breaker['reason']}")
+        click.echo(logs.safe(f"WAITING for {name} since {iso(breaker['since'])}: {breaker['reason']}"))
     for relay in relays:
         silent = (now - relay["heartbeat_at"]) / 1000
         click.echo(f"relay {relay['id']} on {relay['host']}, pid {relay['pid']}, last sign of life {silent:.0f} s ago")
@@ -83,12 +85,12 @@ def show(event_id: int, as_json: bool, database_url: str | None) -> None:
     if as_json:
         click.echo(json.dumps(facts))
         return
-    click.echo(f"row {event_id}: {row['action']} {row['index_name']}/{row['document_id']}, {row['state']}")
+    click.echo(logs.safe(f"row {event_id}: {row['action']} {row['index_name']}/{row['document_id']}, {row['state']}"))
     for name, value in row.items():
         if value is not None:
-            click.echo(f"  {name:<18}{iso(value) if name.endswith('_at') else value}")
+            click.echo(logs.safe(f"  {name:<18}{iso(value) if name.endswith('_at') else value}"))
     if document:
-        click.echo(f"  {'document':<18}{document}")
+        click.echo(logs.safe(f"  {'document':<18}{document}"))
 
 
 @click.command(name="settings")

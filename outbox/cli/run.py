@@ -65,7 +65,7 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
     maintenance = Maintenance(engine, relay_id, loaded, relay.breakers)
     _on_signals(relay.stop)
     maintenance.start()
-    logger.info(f"relay {relay_id} delivers {store.unfinished():,} rows of {engine.url.database}")
+    logger.info(f"relay {relay_id} delivers {logs.rows(store.unfinished())} of {engine.url.database}")
     if control.paused_at is not None:
         logger.warning(f"paused by {control.paused_by} ({control.pause_reason}); 'outbox-relay resume' lets it go on")
     totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
@@ -76,7 +76,7 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
     destination.close()
     logger.info(f"relay {relay_id} ends: {totals.done:,} done, {totals.dead:,} dead")
     if drain and totals.dead:
-        click.echo(f"{totals.dead:,} rows are dead: see 'outbox-relay dead list'", err=True)
+        click.echo(f"{logs.rows(totals.dead, 'is', 'are')} dead: see 'outbox-relay dead list'", err=True)
         sys.exit(1)
 
 
