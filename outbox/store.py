@@ -704,12 +704,22 @@ class Store:
             )
             return self._remove([row[0] for row in listed])
 
-    def purge(self, index: str | None = None) -> int:
-        """Remove all pending rows (of one index) for good. Returns their number."""
+    def pending(self, index: str | None = None) -> tuple[int, int]:
+        """How many rows (of one index) are pending, and the highest id among them; 0 if there are none."""
+        number, highest = self._run(
+            "SELECT count(*), coalesce(max(id), 0) FROM outbox_events"
+            " WHERE state = 'pending' AND (:index IS NULL OR index_name = :index)",
+            {"index": index},
+        ).one()
+        return int(number), int(highest)
+
+    def purge(self, index: str | None = None, *, up_to: int | None = None) -> int:
+        """Remove all pending rows (of one index; up to that id) for good. Returns their number."""
         with self._write(durable=True):
             listed = self._run(
-                "SELECT id FROM outbox_events WHERE state = 'pending' AND (:index IS NULL OR index_name = :index)",
-                {"index": index},
+                "SELECT id FROM outbox_events WHERE state = 'pending' AND (:index IS NULL OR index_name = :index)"
+                " AND (:up_to IS NULL OR id <= :up_to)",
+                {"index": index, "up_to": up_to},
             )
             return self._remove([row[0] for row in listed])
 

@@ -30,11 +30,13 @@ logger.remove()  # loguru prints to the terminal unless told otherwise
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for name in list(os.environ):
         if name.startswith("OUTBOX_") or name == "ELASTICSEARCH_URL":
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)  # no .env of the checkout either
+    yield
+    logger.remove()  # a command may have set up logs on a stream that is closed by now
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from click.testing import CliRunner, Result
-from loguru import logger
 
 from outbox import logs
 from outbox.cli import main
@@ -18,15 +17,14 @@ Call = Callable[..., Result]
 
 
 @pytest.fixture
-def call(outbox: Outbox) -> Iterator[Call]:
+def call(outbox: Outbox) -> Call:
     """Runs a command on the database of the test."""
 
     def run(*arguments: str, answer: str | None = None, **environment: str) -> Result:
         environment["OUTBOX_DATABASE_URL"] = f"sqlite:///{outbox.engine.url.database}"
         return CliRunner().invoke(main, arguments, input=answer, env=environment)
 
-    yield run
-    logger.remove()  # a command may have set up logs on a stream that is closed by now
+    return run
 
 
 def die(outbox: Outbox, event_id: int, error: str = "failed to parse field [n]") -> None:
@@ -104,3 +102,73 @@ def test_show_forges_no_line(outbox: Outbox, call: Call) -> None:
     text = call("show", str(row)).stdout
     assert "\x1b" not in text
     assert not [line for line in text.splitlines() if line.startswith("forged")]
+
+
+# -- purge and discard: asked with the right number, and logged -------------------------------------------------------
+
+
+def test_purge_asks_with_the_number_that_it_will_remove(outbox: Outbox, call: Call) -> None:
+    outbox.index_many("contacts", [("c1", {}), ("c2", {})])
+    outbox.index("deals", "d1", {})
+    assert "Remove 1 pending row of index deals for good?" in call("purge", "--index", "deals", answer="n\n").stdout
+    assert "Remove 3 pending rows for good?" in call("purge", answer="n\n").stdout
+    purged = call("purge", "--index", "contacts", answer="y\n")
+    assert (purged.exit_code, "2 rows are removed" in purged.stdout) == (0, True)
+    assert outbox.counts()["pending"] == 1
+
+
+def test_purge_of_nothing_asks_nothing(call: Call) -> None:
+    assert call("purge").stdout == "nothing is pending\n"
+
+
+def test_row_that_is_written_while_purge_asks_stays(
+    outbox: Outbox, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox.index("contacts", "before", {})
+    after: list[int] = []
+
+    def answer(*_: object, **__: object) -> bool:
+        after.append(outbox.index("contacts", "while it asks", {}))
+        return True
+
+    monkeypatch.setattr("click.confirm", answer)
+    assert "1 row is removed" in call("purge").stdout
+    assert outbox.state(after[0]) == "pending"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("purge", "--yes"), "purged: 2 pending rows removed for good by ada; selection: all"),
+        (
+            ("purge", "--index", "deals", "--yes"),
+            "purged: 1 pending row removed for good by ada; selection: index=deals",
+        ),
+        (
+            ("dead", "discard", "--tenant", "t1", "--index", "contacts", "--yes"),
+            "discarded: 1 dead row removed for good by ada; selection: index=contacts tenant=t1",
+        ),
+        (("dead", "discard", "3", "4", "--yes"), "discarded: 2 dead rows removed for good by ada; selection: ids=3,4"),
+        (("dead", "discard", "--all", "--yes"), "discarded: 2 dead rows removed for good by ada; selection: all"),
+    ],
+)
+def test_removal_is_logged_with_who_and_what(
+    outbox: Outbox, call: Call, command: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    outbox.index("contacts", "c1", {})
+    outbox.index("deals", "d1", {})
+    die(outbox, outbox.index("contacts", "c2", {}, tenant_id="t1"))
+    die(outbox, outbox.index("contacts", "c3", {}))
+    logged = [json.loads(line) for line in call(*command, OUTBOX_LOG_FORMAT="json").stderr.splitlines()]
+    assert [(line["level"], line["message"]) for line in logged] == [("WARNING", says)]
+
+
+def test_user_without_a_name_is_a_number(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    monkeypatch.setattr("os.getuid", lambda: 4711)
+    assert call("pause", "--reason", "maintenance").exit_code == 0
+    assert "by uid 4711: maintenance" in call("status").stdout

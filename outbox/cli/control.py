@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
-
 import click
 
 from outbox import logs
-from outbox.cli.wiring import database_option, destination_of, load_settings, open_store, yes_option
+from outbox.cli.wiring import database_option, destination_of, load_settings, log_removal, open_store, who, yes_option
 from outbox.models import EPOCH_STEP, now_ms
 
 
@@ -17,7 +15,7 @@ from outbox.models import EPOCH_STEP, now_ms
 def pause(reason: str, database_url: str | None) -> None:
     """Keep all relays from claiming rows. Applications go on writing; nothing is lost."""
     with open_store(load_settings(database_url=database_url)) as store:
-        store.pause(reason, getpass.getuser(), now_ms())
+        store.pause(reason, who(), now_ms())
     click.echo("paused; 'outbox-relay resume' lets the relays go on")
 
 
@@ -36,9 +34,16 @@ def resume(database_url: str | None) -> None:
 def purge(index: str | None, yes: bool, database_url: str | None) -> None:
     """Remove all pending rows for good. The index then misses those changes."""
     with open_store(load_settings(database_url=database_url)) as store:
+        number, highest = store.pending(index)
+        if not number:
+            click.echo("nothing is pending")
+            return
         if not yes:
-            click.confirm(f"Remove {store.counts()['pending']:,} pending rows for good?", abort=True)
-        click.echo(f"{logs.rows(store.purge(index), 'is', 'are')} removed")
+            of = f" of index {index}" if index else ""
+            click.confirm(f"Remove {logs.rows(number, kind='pending')}{of} for good?", abort=True)
+        removed = store.purge(index, up_to=highest)  # what was written meanwhile stays
+    log_removal(f"purged: {logs.rows(removed, kind='pending')}", index=index)
+    click.echo(f"{logs.rows(removed, 'is', 'are')} removed")
 
 
 @click.group()

@@ -11,7 +11,7 @@ import click
 
 from outbox import logs
 from outbox.cli.look import show
-from outbox.cli.wiring import database_option, json_option, load_settings, open_store, yes_option
+from outbox.cli.wiring import database_option, json_option, load_settings, log_removal, open_store, yes_option
 from outbox.models import now_ms
 
 MOST_OF_AN_ERROR = 300
@@ -84,6 +84,8 @@ def discard(everything: bool, yes: bool, database_url: str | None, **selection: 
         if chosen and not yes:
             click.confirm(f"Remove {logs.rows(len(chosen), kind='dead')} for good?", abort=True)
         removed = store.discard_dead(chosen)
+    if removed:
+        log_removal(f"discarded: {logs.rows(removed, kind='dead')}", **selection)
     click.echo(f"{logs.rows(removed, 'is', 'are', kind='dead')} removed")
 
 

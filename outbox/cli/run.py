@@ -52,7 +52,6 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
     """
     loaded = load_settings(database_url=database_url, concurrency=concurrency, log_format=log_format)
     destination = destination_of(loaded)
-    logs.set_up(loaded)
     engine = engine_of(loaded)
     schema.require_head(engine)
     store = Store(engine)

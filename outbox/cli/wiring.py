@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +13,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from outbox import schema, settings, sqlite
+from outbox import logs, schema, settings, sqlite
 from outbox.destinations import destination_of as destination_of
 from outbox.errors import ConfigurationError
 from outbox.settings import Settings
@@ -19,8 +21,9 @@ from outbox.store import Store
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Settings, with a warning for variables that look like one and are none."""
+    """Settings, with logs set up by them and a warning for variables that look like one and are none."""
     loaded = settings.load(**overrides)
+    logs.set_up(loaded)
     for line in settings.unknown_variables():
         logger.warning(line)
     return loaded
@@ -58,6 +61,24 @@ def _exists(path: str) -> bool:
     from pathlib import Path
 
     return Path(path).is_file()
+
+
+def who() -> str:
+    """The user at the terminal, by name where there is one: containers often have none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"uid {os.getuid()}"
+
+
+def log_removal(what: str, **selection: object) -> None:
+    """One line about rows that an operator removed for good: who, what, and by which selection."""
+    chosen = [
+        f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in sorted(selection.items())
+        if value
+    ]
+    logger.warning(logs.safe(f"{what} removed for good by {who()}; selection: {' '.join(chosen) or 'all'}"))
 
 
 @contextmanager
