@@ -261,6 +261,11 @@ class Store:
         """The physical index that the rows of each index go to."""
         return {row[0]: row[1] for row in self._run("SELECT index_name, physical_index FROM outbox_indexes")}
 
+    def index_names(self) -> set[str]:
+        """Every index that rows name, also those that no relay has looked up so far (or that a restore forgot)."""
+        found = self._run("SELECT index_name FROM outbox_indexes UNION SELECT index_name FROM outbox_events")
+        return {row[0] for row in found}
+
     def register_index(self, name: str, target: str) -> None:
         """Note where the rows of an index go; whoever was first decides."""
         with self._write(durable=True):

@@ -299,6 +299,31 @@ def test_epoch_advance_reads_the_indexes_first(outbox: Outbox, relays: Relays, n
     assert "the epoch is 8 now" in relays.call("epoch", "advance", "--yes").stdout
 
 
+def test_epoch_advance_reads_indexes_that_the_restored_tables_do_not_know(
+    outbox: Outbox, relays: Relays, node: Node
+) -> None:
+    version = f"version={7 * EPOCH_STEP}&version_type=external"
+    node.request("PUT", "/contacts-000002", {"aliases": {"contacts": {}}})
+    node.request("PUT", f"/contacts-000002/_doc/c9?{version}", {})
+    outbox.index("contacts", "c1", {})
+    outbox.put_raw("No index, *", "d1", "{}")  # what another program wrote is not asked for
+    assert "the epoch is 8 now" in relays.call("epoch", "advance", "--yes").stdout
+    node.request("PUT", f"/contacts-000002/_doc/c9?version={9 * EPOCH_STEP}&version_type=external", {})
+    outbox.store().register_index("contacts", "contacts-000001")  # as before a rebuild by hand
+    assert "the epoch is 10 now" in relays.call("epoch", "advance", "--yes").stdout
+    node.request("PUT", f"/contacts-000001/_doc/c9?version={11 * EPOCH_STEP}&version_type=external", {})
+    assert "the epoch is 12 now" in relays.call("epoch", "advance", "--yes").stdout
+
+
+def test_epoch_does_not_advance_while_elasticsearch_is_away(outbox: Outbox, relays: Relays, proxy: FaultProxy) -> None:
+    proxy.down()
+    for _ in range(2):
+        failed = relays.call("epoch", "advance", "--yes")
+        assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+        assert relays.call("epoch", "show").stdout.strip() == "1"
+        outbox.index("contacts", "c1", {})  # with and without an index to look at
+
+
 def test_relay_that_can_have_no_lock_delivers_all_the_same(outbox: Outbox, relays: Relays, tmp_path: Path) -> None:
     row = outbox.index("contacts", "c1", {})
     (tmp_path / "app.db-relay-1").mkdir()  # where its lock would be

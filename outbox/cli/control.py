@@ -6,7 +6,11 @@ import click
 
 from outbox import logs
 from outbox.cli.wiring import database_option, destination_of, load_settings, log_removal, open_store, who, yes_option
+from outbox.destinations.base import Destination
+from outbox.documents import check_index_name
+from outbox.errors import InvalidName
 from outbox.models import EPOCH_STEP, now_ms
+from outbox.store import Store
 
 
 @click.command()
@@ -70,11 +74,27 @@ def advance(yes: bool, database_url: str | None) -> None:
     loaded = load_settings(database_url=database_url)
     with open_store(loaded) as store:
         destination = destination_of(loaded)
-        highest = max((destination.highest_version(name) for name in store.targets()), default=0)
-        destination.close()
+        try:
+            destination.health()  # fails if it is away, even when there is no index to ask for
+            highest = max(map(destination.highest_version, _indexes(store, destination)), default=0)
+        finally:
+            destination.close()
         if not yes:
             click.confirm(f"The epoch is {store.control().epoch}. Advance it?", abort=True)
         click.echo(f"the epoch is {store.advance_epoch(highest // EPOCH_STEP, now_ms())} now")
+
+
+def _indexes(store: Store, destination: Destination) -> set[str]:
+    """The physical indexes that rows go to and that readers get: after a restore these may be others."""
+    targets, found = store.targets(), set()
+    for name in store.index_names():
+        try:
+            check_index_name(name)
+        except InvalidName:
+            continue  # written past the repository; no such index can exist
+        facts = destination.inspect_index(name, targets.get(name, name))
+        found |= {*facts.readers, *([targets[name]] if facts.exists and name in targets else [])}
+    return found
 
 
 commands = [pause, resume, purge, epoch]
