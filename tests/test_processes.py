@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from outbox import __version__
 from outbox.models import EPOCH_STEP
 from tests.support.node import Node
 from tests.support.outbox import Outbox
@@ -47,6 +48,7 @@ class Relays:
             "OUTBOX_REAP_INTERVAL": "0.2",
         }
         self._directory = directory
+        self.url = url
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str, **given: str) -> subprocess.Popen[str]:
@@ -214,6 +216,18 @@ def test_drain_exits_0_when_all_is_delivered_and_1_when_rows_died(outbox: Outbox
     drained = relays.call("run", "--drain")
     assert (drained.returncode, "dead list" in drained.stderr) == (1, True)
     assert "[ES] Error index contacts/bad: " in drained.stderr
+
+
+def test_start_is_one_line_that_says_who_delivers_from_where_to_where(outbox: Outbox, relays: Relays) -> None:
+    outbox.index("contacts", "c1", {})
+    address = relays.url.replace("http://", "http://elastic:s3cret@")
+    log = relays.call("run", "--drain", "--concurrency", "3", OUTBOX_ELASTICSEARCH_URL=address).stderr
+    (line,) = [line for line in log.splitlines() if "relay 1 delivers" in line]
+    assert line.endswith(
+        f"outbox-relay {__version__}: relay 1 delivers 1 row of {outbox.engine.url.database} to {relays.url}, "
+        "3 requests at a time"
+    )
+    assert "s3cret" not in log
 
 
 def test_two_killed_and_restarted_relays_end_with_equality(outbox: Outbox, relays: Relays, node: Node) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import click
 import pytest
+from click.testing import CliRunner
 from pydantic.fields import FieldInfo
 from sqlalchemy import Engine, text
 
@@ -57,6 +59,21 @@ def test_command_without_documentation(command: str) -> None:
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_command_without_help(command: str) -> None:
     assert COMMANDS[command].help
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_command_whose_help_shows_no_example_or_one_that_does_not_parse(command: str) -> None:
+    shown = re.findall(rf"^ +{re.escape(command)}\b.*$", COMMANDS[command].help or "", re.MULTILINE)
+    assert shown
+    for line in shown:
+        words = shlex.split(re.split(r" [|>] |  #", line)[0])[len(command.split()) :]
+        COMMANDS[command].make_context(command, words, resilient_parsing=False)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_that_does_not_fit_80_columns(command: str) -> None:
+    text = CliRunner().invoke(main, [*command.split()[1:], "--help"], terminal_width=80).stdout
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", list(Settings.model_fields))

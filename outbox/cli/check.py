@@ -26,6 +26,11 @@ def check(as_json: bool, database_url: str | None) -> None:
     """Look at the database, the destination and each index, and say what to do; change nothing.
 
     Exits 1 if something is broken, 0 if there are only warnings, 2 if no database is configured.
+
+    \b
+    Examples:
+      outbox-relay check
+      outbox-relay check --json
     """
     loaded = load_settings(database_url=database_url)
     if loaded.database_url is None:

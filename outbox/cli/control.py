@@ -17,7 +17,12 @@ from outbox.store import Store
 @click.option("--reason", required=True, help="Why; shown by status.")
 @database_option
 def pause(reason: str, database_url: str | None) -> None:
-    """Keep all relays from claiming rows. Applications go on writing; nothing is lost."""
+    """Keep all relays from claiming rows. Applications go on writing; nothing is lost.
+
+    \b
+    Examples:
+      outbox-relay pause --reason "reindexing by hand until 14:00"
+    """
     with open_store(load_settings(database_url=database_url)) as store:
         store.pause(reason, who(), now_ms())
     click.echo("paused; 'outbox-relay resume' lets the relays go on")
@@ -26,7 +31,12 @@ def pause(reason: str, database_url: str | None) -> None:
 @click.command()
 @database_option
 def resume(database_url: str | None) -> None:
-    """Let relays claim rows again."""
+    """Let relays claim rows again.
+
+    \b
+    Examples:
+      outbox-relay resume
+    """
     with open_store(load_settings(database_url=database_url)) as store:
         click.echo("resumed" if store.resume() else "was not paused")
 
@@ -36,7 +46,13 @@ def resume(database_url: str | None) -> None:
 @yes_option
 @database_option
 def purge(index: str | None, yes: bool, database_url: str | None) -> None:
-    """Remove all pending rows for good. The index then misses those changes."""
+    """Remove all pending rows for good. The index then misses those changes.
+
+    \b
+    Examples:
+      outbox-relay purge
+      outbox-relay purge --index contacts --yes
+    """
     with open_store(load_settings(database_url=database_url)) as store:
         number, highest = store.pending(index)
         if not number:
@@ -58,7 +74,12 @@ def epoch() -> None:
 @epoch.command(name="show")
 @database_option
 def show_epoch(database_url: str | None) -> None:
-    """Show the epoch."""
+    """Show the epoch.
+
+    \b
+    Examples:
+      outbox-relay epoch show
+    """
     with open_store(load_settings(database_url=database_url)) as store:
         click.echo(store.control().epoch)
 
@@ -70,6 +91,11 @@ def advance(yes: bool, database_url: str | None) -> None:
     """Make all rows from now on newer than anything in the indexes.
 
     Needed after the database was restored from a backup. Reads every version in the indexes first.
+
+    \b
+    Examples:
+      outbox-relay epoch advance
+      outbox-relay epoch advance --yes
     """
     loaded = load_settings(database_url=database_url)
     with open_store(loaded) as store:

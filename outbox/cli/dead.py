@@ -39,7 +39,14 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
 @json_option
 @database_option
 def list_(limit: int, as_json: bool, database_url: str | None, **selection: Any) -> None:
-    """Show dead rows, oldest first."""
+    """Show dead rows, oldest first.
+
+    \b
+    Examples:
+      outbox-relay dead list
+      outbox-relay dead list --index contacts --limit 500
+      outbox-relay dead list --error-type unexplained_version --json
+    """
     with open_store(load_settings(database_url=database_url)) as store:
         rows = store.dead(limit=limit + 1, **selection)
     more, rows = len(rows) > limit, rows[:limit]
@@ -59,7 +66,16 @@ def list_(limit: int, as_json: bool, database_url: str | None, **selection: Any)
 @click.option("--all", "everything", is_flag=True, help="All dead rows.")
 @database_option
 def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
-    """Put dead rows back to pending, at their old place in the order."""
+    """Put dead rows back to pending, at their old place in the order.
+
+    Mend first what they died of. A row whose document has a later row that is done stays history: superseded.
+
+    \b
+    Examples:
+      outbox-relay dead retry 42 43
+      outbox-relay dead retry --index contacts
+      outbox-relay dead retry --all
+    """
     with open_store(load_settings(database_url=database_url)) as store:
         chosen = _chosen(store.dead(**selection), everything, selection)
         result = store.retry_dead(chosen, now_ms())
@@ -78,7 +94,13 @@ def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
 @yes_option
 @database_option
 def discard(everything: bool, yes: bool, database_url: str | None, **selection: Any) -> None:
-    """Remove dead rows for good."""
+    """Remove dead rows for good. The index then misses those changes.
+
+    \b
+    Examples:
+      outbox-relay dead discard 42
+      outbox-relay dead discard --tenant t1 --yes
+    """
     with open_store(load_settings(database_url=database_url)) as store:
         chosen = _chosen(store.dead(**selection), everything, selection)
         if chosen and not yes:

@@ -19,7 +19,13 @@ from outbox.settings import Settings, variable
 @json_option
 @database_option
 def status(as_json: bool, database_url: str | None) -> None:
-    """Show how many rows wait, how long, and who delivers them."""
+    """Show how many rows wait, how long, and who delivers them.
+
+    \b
+    Examples:
+      outbox-relay status
+      outbox-relay status --json | jq .pending
+    """
     with open_store(load_settings(database_url=database_url)) as store:
         now = now_ms()
         oldest, control, relays = store.oldest_unfinished(), store.control(), store.relays()
@@ -59,7 +65,16 @@ def status(as_json: bool, database_url: str | None) -> None:
 @json_option
 @database_option
 def show(event_id: int, as_json: bool, database_url: str | None) -> None:
-    """Show one row of the outbox: its job, its history and its result."""
+    """Show one row of the outbox: its job, its history and its result.
+
+    The numbers of dead rows are in 'outbox-relay dead list', others in the table outbox_events.
+
+    \b
+    Examples:
+      outbox-relay show 42
+      outbox-relay show 42 --json | jq .result
+      outbox-relay dead show 42  # the same
+    """
     with open_store(load_settings(database_url=database_url)) as store:
         row = store.event(event_id)
     if row is None:
@@ -96,7 +111,13 @@ def show(event_id: int, as_json: bool, database_url: str | None) -> None:
 @click.command(name="settings")
 @json_option
 def settings_(as_json: bool) -> None:
-    """List every setting with its default and what it means."""
+    """List every setting with its default and what it means.
+
+    \b
+    Examples:
+      outbox-relay settings
+      outbox-relay settings --json
+    """
     rows = [
         {"variable": variable(name), "default": default_text(info.default), "meaning": info.description}
         for name, info in Settings.model_fields.items()

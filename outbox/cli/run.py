@@ -14,7 +14,7 @@ import click
 from loguru import logger
 
 from outbox import __version__, logs, schema
-from outbox.cli.wiring import database_option, destination_of, engine_of, load_settings
+from outbox.cli.wiring import addresses, database_option, destination_of, engine_of, load_settings
 from outbox.maintenance import Maintenance
 from outbox.models import now_ms
 from outbox.presence import Presence
@@ -26,7 +26,14 @@ from outbox.store import Store
 @click.option("--sql", is_flag=True, help="Print the SQL that creates the tables, and change nothing.")
 @database_option
 def migrate(sql: bool, database_url: str | None) -> None:
-    """Create the outbox tables, or bring them up to date. Safe to repeat."""
+    """Create the outbox tables, or bring them up to date. Safe to repeat.
+
+    \b
+    Examples:
+      outbox-relay migrate
+      outbox-relay migrate --database-url sqlite:////srv/app/app.db
+      outbox-relay migrate --sql > outbox.sql  # for whoever runs it by hand
+    """
     if sql:
         click.echo(schema.upgrade_sql())
         return
@@ -49,6 +56,12 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
 
     Several relays may work on one database. The first signal finishes or releases what is in flight and exits 0,
     a second one exits at once; nothing is lost either way.
+
+    \b
+    Examples:
+      outbox-relay run
+      outbox-relay run --log-format json --concurrency 8
+      outbox-relay run --drain  # for a script: deliver what waits, then end
     """
     loaded = load_settings(database_url=database_url, concurrency=concurrency, log_format=log_format)
     destination = destination_of(loaded)
@@ -64,7 +77,11 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
     maintenance = Maintenance(engine, relay_id, loaded, relay.breakers)
     _on_signals(relay.stop)
     maintenance.start()
-    logger.info(f"relay {relay_id} delivers {logs.rows(store.unfinished())} of {engine.url.database}")
+    at_a_time = "1 request" if loaded.concurrency == 1 else f"{loaded.concurrency} requests"
+    logger.info(
+        f"outbox-relay {__version__}: relay {relay_id} delivers {logs.rows(store.unfinished())} of "
+        f"{engine.url.database} to {addresses(loaded)}, {at_a_time} at a time"
+    )
     if control.paused_at is not None:
         logger.warning(f"paused by {control.paused_by} ({control.pause_reason}); 'outbox-relay resume' lets it go on")
     totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
