@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import time
@@ -23,10 +24,10 @@ def node(console: Console) -> Iterator[str]:
     if given := os.environ.get("OUTBOX_ELASTICSEARCH_URL") or os.environ.get("ELASTICSEARCH_URL"):
         yield given
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([HERE / "elasticsearch", "--port", str(port)], stdout=subprocess.DEVNULL)
+    port = _free_port()
+    process = subprocess.Popen(
+        [HERE / "elasticsearch", "--port", str(port), "--until-eof"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         client = Elasticsearch(url)
@@ -43,4 +44,13 @@ def node(console: Console) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait()
+        process.communicate()
+
+
+def _free_port() -> int:
+    """Below the range from which the system takes ports for outgoing connections: nobody gets it meanwhile."""
+    while True:
+        port = random.randint(20_000, 32_767)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

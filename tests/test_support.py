@@ -7,8 +7,12 @@ import json
 import os
 import shlex
 import shutil
+import socket
+import socketserver
 import ssl
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +21,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.node import GIVEN, SCRIPT, Node, unavailable_reason
+from tests.support.node import (
+    GIVEN,
+    SCRIPT,
+    Node,
+    free_port,
+    own_directory,
+    remove_leftovers,
+    unavailable_reason,
+)
 from tests.support.proxy import (
     Action,
     FaultProxy,
@@ -93,6 +105,63 @@ def test_killed_stopped_and_paused_node_comes_back_with_its_data(own_node: Node)
     assert time.monotonic() - before < 25  # a SIGTERM that a stopped process does not hear is waited for 30 s
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_node")  # it can be had here, and no other one is given
+def test_killed_run_leaves_no_node_and_no_data_behind(tmp_path: Path) -> None:
+    program = "from tests.support.node import Node; n = Node.start(); print(n.url, n.directory, flush=True); input()"
+    run = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout
+    assert run.stdin
+    url, directory = run.stdout.readline().split()
+    left = Node(url)
+    assert left.request("GET", "/_cluster/health")[0] == 200
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    run.stdin.close()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            left.request("GET", "/_cluster/health", timeout=5)
+        except (OSError, http.client.HTTPException):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the node outlives the run that started it")
+    assert Path(directory).parent == tmp_path
+    until_gone = time.monotonic() + 30
+    while Path(directory).exists() and time.monotonic() < until_gone:  # a node that ends still writes
+        remove_leftovers(tmp_path)
+        time.sleep(0.1)
+    assert list(tmp_path.glob("outbox-node-*")) == []
+
+
+def test_data_of_a_run_that_goes_on_is_no_leftover(tmp_path: Path) -> None:
+    directory, lock = own_directory(tmp_path)
+    remove_leftovers(tmp_path)
+    assert directory.is_dir()
+    lock.close()
+    remove_leftovers(tmp_path)
+    assert not directory.exists()
+
+
+def test_ports_are_none_that_the_system_gives_to_others(node: Node, proxy: FaultProxy) -> None:
+    if not os.environ.get(GIVEN):
+        assert 1_024 <= (urlsplit(node.url).port or 0) < 32_768
+    assert 1_024 <= (urlsplit(proxy.url).port or 0) < 32_768
+    taken = free_port()
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", taken))
+        assert taken not in {free_port() for _ in range(100)}
+
+
 def test_documents_of_several_shards_behind_an_alias_are_all_seen(clean_node: Node) -> None:
     for name in ("support-1", "support-2"):
         clean_node.request("PUT", f"/{name}", {"settings": {"number_of_shards": 3}, "aliases": {"support": {}}})
@@ -132,7 +201,87 @@ def test_machine_without_java_is_told_what_to_install(tmp_path: Path) -> None:
     assert "openjdk-17-jdk-headless maven" in ended.stderr
 
 
+def fake_java(directory: Path, version: str) -> dict[str, str]:
+    (directory / "bin").mkdir()
+    (directory / "bin" / "java").write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
+    (directory / "bin" / "java").chmod(0o755)
+    for tool in ("bash", "dirname", "sed", "head"):
+        (directory / "bin" / tool).symlink_to(shutil.which(tool) or tool)
+    return {"PATH": str(directory / "bin"), "JAVA_HOME": str(directory), "HOME": str(directory)}
+
+
+def test_java_that_is_too_old_for_9_is_told_what_every_system_has(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [SCRIPT, "--prepare", "--version", "9.2.0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=fake_java(tmp_path, "17.0.1"),
+    )
+    assert ended.returncode == 2
+    assert "Java 17 is too old for Elasticsearch 9.2.0; " in ended.stderr
+    assert "a JDK 21 or newer, and set JAVA_HOME" in ended.stderr
+    assert "openjdk-21" not in ended.stderr
+
+
+def test_container_ends_with_the_standard_input_too(tmp_path: Path) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(
+        f'#!/bin/bash\necho "$@" >> {tmp_path}/calls\n'
+        'if [ "$1" = run ]; then trap "exit 0" TERM; while [ ! -e ' + f"{tmp_path}/killed ]; do sleep 0.05; done; fi\n"
+        f'[ "$1" != kill ] || touch {tmp_path}/killed\n'
+    )
+    docker.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("ELASTICSEARCH_URL")}
+    run = subprocess.Popen(
+        [SCRIPT, "--until-eof", "--port", "9999"],
+        stdin=subprocess.PIPE,
+        env=environment | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    assert run.stdin
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(1)
+    run.stdin.close()
+    try:
+        assert run.wait(20) == 0
+    finally:
+        run.kill()
+        run.wait()
+    assert "kill outbox-relay-9999-" in (tmp_path / "calls").read_text()
+
+
+def test_node_program_is_compiled_once_into_the_cache(node: Node) -> None:
+    if node.command is None or "docker" in node.command:
+        pytest.skip("no node of ours from its jars")
+    assert "Node.java" not in node.command
+    assert "classes-" in node.command
+
+
 # The proxy
+
+
+@pytest.mark.parametrize("fault", [None, swallow, hold_answer, cut(10)])
+def test_node_that_speaks_no_http_is_a_closed_connection(
+    fault: Action | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Garbage(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(b"220 mail.example ESMTP\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", free_port()), Garbage) as upstream:
+        threading.Thread(target=upstream.serve_forever, args=(0.02,), daemon=True).start()
+        proxy = FaultProxy(f"http://127.0.0.1:{upstream.server_address[1]}")
+        if fault:
+            proxy.on(bulk, fault)
+            proxy.release()
+        connection = connect(proxy)
+        with pytest.raises(http.client.RemoteDisconnected):
+            send(connection)
+        connection.close()
+        proxy.close()
+        upstream.shutdown()
+    assert capfd.readouterr().err == ""  # no traceback of the connection's thread
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -14,7 +16,7 @@ import tempfile
 import time
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 SCRIPT = Path(__file__).parents[2] / "bin" / "elasticsearch"
@@ -36,13 +38,46 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.endswith("ELASTICSEARCH_URL")}
 
 
+def free_port() -> int:
+    """A port below the range from which the system takes those of outgoing connections.
+
+    Another port that is free now may be one of theirs a moment later, or while a proxy is down.
+    """
+    while True:
+        port = random.randint(20_000, 32_767)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def own_directory(temporary: Path) -> tuple[Path, IO[str]]:
+    """A new directory, and the lock on it that tells others that it is in use. `bin/elasticsearch` does the same."""
+    made = Path(tempfile.mkdtemp(prefix="outbox-new-", dir=temporary))
+    lock = (made / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return made.rename(temporary / made.name.replace("outbox-new-", "outbox-node-")), lock
+
+
+def remove_leftovers(temporary: Path) -> None:
+    """Remove the directories of runs that were killed."""
+    for left in temporary.glob("outbox-node-*/lock"):
+        with contextlib.suppress(OSError), left.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent, ignore_errors=True)
+
+
+def _remove(directory: Path, lock: IO[str]) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    lock.close()
+
+
 class Node:
     """One node; `stop`, `kill`, `pause` and `restart` do to its process what they say."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.directory: Path | None = None  # None: the node is not ours
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory: Path | None = None
         self._arguments: list[str] = []
 
     @classmethod
@@ -56,16 +91,14 @@ class Node:
         """Start a node, or use the one that TEST_ELASTICSEARCH_URL names. Port and data: free and temporary."""
         if given := os.environ.get(GIVEN):
             return cls(given.rstrip("/"))
-        if port is None:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
+        remove_leftovers(Path(tempfile.gettempdir()))
+        port = port or free_port()
         node = cls(f"http://127.0.0.1:{port}")
-        node._directory = Path(tempfile.mkdtemp(prefix="outbox-node-"))
+        node.directory, lock = own_directory(Path(tempfile.gettempdir()))
         # Not on stop: whoever stops a node may restart it on the same data.
-        weakref.finalize(node, shutil.rmtree, node._directory, ignore_errors=True)
-        kept = data or node._directory / "data"
-        node._arguments = ["--port", str(port), "--data", str(kept), "--version", version]
+        weakref.finalize(node, _remove, node.directory, lock)
+        kept = data or node.directory / "data"
+        node._arguments = ["--port", str(port), "--data", str(kept), "--version", version, "--until-eof"]
         for name, value in (settings or {}).items():
             node._arguments += ["--set", f"{name}={value}"]
         node.restart()
@@ -73,12 +106,16 @@ class Node:
 
     def restart(self) -> None:
         """Start again on the same data and port."""
-        assert self._directory is not None, "a given node cannot be restarted"
+        assert self.directory is not None, "a given node cannot be restarted"
         self.stop()
-        log = self._directory / "node.log"
+        log = self.directory / "node.log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [SCRIPT, *self._arguments], stdout=output, stderr=subprocess.STDOUT, env=_environment()
+                [SCRIPT, *self._arguments],
+                stdin=subprocess.PIPE,  # its end tells the node of ours, even after a SIGKILL
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -101,14 +138,14 @@ class Node:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+        self._process.communicate()
         self._process = None
 
     def kill(self) -> None:
         """SIGKILL; `restart` brings it back."""
         assert self._process is not None, "a given node cannot be killed"
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
         self._process = None
         address = urlsplit(self.url)
         deadline = time.monotonic() + 30
@@ -131,6 +168,15 @@ class Node:
     def resume(self) -> None:
         assert self._process is not None, "a given node cannot be resumed"
         self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def command(self) -> str | None:
+        """The command line of the process; None for a given node, or where the system does not tell."""
+        if self._process is None:
+            return None
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self._process.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return None
 
     def request(self, method: str, path: str, body: Any = None, *, timeout: float = 30) -> tuple[int, Any]:
         """Status and parsed JSON of one call. A body of bytes goes as it is, for _bulk."""

@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.support.node import free_port
+
 PRODUCT = {
     "X-Elastic-Product": "Elasticsearch",
     "Content-Type": "application/vnd.elasticsearch+json;compatible-with=8",
@@ -152,7 +154,7 @@ class FaultProxy:
         self._lock = threading.Condition()
         self.requests: list[Request] = []
         self.released, self.held = threading.Event(), threading.Event()
-        self._port = 0
+        self._port = free_port()
         self.up()
 
     @property
@@ -193,7 +195,6 @@ class FaultProxy:
             owner = proxy
 
         self._server = _Server(("127.0.0.1", self._port), Handler, self._tls)
-        self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
@@ -226,12 +227,10 @@ class FaultProxy:
             self.requests.append(request)
             self._lock.notify_all()
             action = self._matching(request)
-        if action:
-            return action(self, request)
         try:
-            return self.forward(request)
-        except OSError:
-            return None
+            return action(self, request) if action else self.forward(request)
+        except (OSError, http.client.HTTPException):
+            return None  # the node is away, or what answers is none
 
     def _matching(self, request: Request) -> Action | None:
         for matches, action, left in self._rules:
