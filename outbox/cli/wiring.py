@@ -64,6 +64,15 @@ def _exists(path: str) -> bool:
     return Path(path).is_file()
 
 
+def addresses(loaded: Settings) -> str:
+    """Where Elasticsearch is, for people: without the credentials that a URL may hold."""
+    shown = []
+    for url in loaded.elasticsearch_url:
+        parts = urlsplit(url)
+        shown.append(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+    return ", ".join(shown)
+
+
 def who() -> str:
     """The user at the terminal, by name where there is one: containers often have none."""
     try:
