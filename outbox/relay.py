@@ -15,8 +15,9 @@ from outbox import logs, plan, transition
 from outbox.breaker import Breaker
 from outbox.destinations.base import Destination, Outcome, OutcomeKind
 from outbox.errors import DatabaseUnavailable, DestinationError
-from outbox.models import State, now_ms
+from outbox.models import Event, State, now_ms
 from outbox.plan import Fold
+from outbox.poison import LONE_FAILURES, Verdicts
 from outbox.settings import LEASE_MARGIN_S, Settings
 from outbox.store import Claim, Store
 from outbox.transition import Policy, Transition
@@ -26,6 +27,7 @@ LEASE_MARGIN_MS = 1_000 * LEASE_MARGIN_S
 MOST_ROWS_AT_TRIAL = 50
 
 _SILENT = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.BLOCKED, OutcomeKind.OVERLOADED, OutcomeKind.SPLIT})
+_ERRORS = frozenset({OutcomeKind.REJECTED, OutcomeKind.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Answer:
     outcomes: Sequence[Outcome] = ()
     targets: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    failed_alone: bool = False  # no answer for this row, and one for a harmless operation on its document
 
 
 @dataclass(slots=True)
@@ -71,6 +74,8 @@ class Relay:
         )
         self._breaker = self._new_breaker()
         self._index_breakers: dict[str, Breaker] = {}
+        self._lone_failed = False  # the last answer was none, to a row sent alone: others are next
+        self._verdicts = Verdicts(just_ms=self._lease_ms + int(2_000 * settings.request_timeout))
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._in_flight: dict[int, Request] = {}
         self._stopping = False
@@ -140,10 +145,15 @@ class Relay:
             if self._in_flight or not self._breaker.probe_due(now):
                 return None
             rows = min(rows, MOST_ROWS_AT_TRIAL)  # a cluster that answers slowly may manage a small request
-        claim = self._claim_trial(now) or self._claim(now, rows)
+        claim = self._claim_trial(now) or self._claim(now, rows, lone=not self._lone_failed)
+        if self._lone_failed and not claim:
+            claim = self._claim(now, rows)
+        if claim and claim.lone and self._verdicts.guilty(claim.events[0].id):
+            self._bury(claim, now)
+            return self._next_request(now)
         return self._plan(claim) if claim else None
 
-    def _claim(self, now: int, rows: int, *, only: str | None = None) -> Claim | None:
+    def _claim(self, now: int, rows: int, *, only: str | None = None, lone: bool = True) -> Claim | None:
         paused = [name for name, breaker in self._index_breakers.items() if breaker.is_open and name != only]
         return self._store.claim(
             relay=self._id,
@@ -155,6 +165,7 @@ class Relay:
             leave_out=paused,
             only=only,
             lone_after=self._settings.lone_after,
+            lone=lone and not any(request.claim.lone for request in self._in_flight.values()),
         )
 
     def _claim_trial(self, now: int) -> Claim | None:
@@ -190,7 +201,12 @@ class Relay:
             if answer.refused and (why := self._destination.ping()):
                 answer.outcomes = [Outcome(OutcomeKind.UNAVAILABLE, "unavailable", why)]
             return answer
-        return Answer(request, self._destination.apply([fold.action for fold in request.folds]))
+        answer = Answer(request, self._destination.apply([fold.action for fold in request.folds]))
+        if request.claim.lone and answer.outcomes[0].kind is OutcomeKind.UNAVAILABLE:
+            harmless = replace(request.folds[0].action, version=0, document=None)  # older than anything: no delete
+            (outcome,) = self._destination.apply([harmless])
+            answer.failed_alone = outcome.kind in (OutcomeKind.APPLIED, OutcomeKind.CONFLICT)
+        return answer
 
     # -- decide, record -----------------------------------------------------------------------------------------
 
@@ -212,15 +228,17 @@ class Relay:
                 explained = outcome.kind is OutcomeKind.CONFLICT and self._store.explained(
                     fold.events[-1], outcome.version, claim.epoch
                 )
-                transitions += transition.decide(fold.events, outcome, self._policy, now, explained=explained)
+                transitions += transition.decide(
+                    fold.events, outcome, self._policy, now, explained=explained, failed_alone=answer.failed_alone
+                )
         if split:
             middle = len(split) // 2
             following += [Request(claim, half) for half in (split[:middle], split[middle:]) if half]
         if request.rest:
             following += self._continue(request, transitions, now)
-        self._note_health(request, answer.outcomes, now)
+        self._note_health(answer, now)
         self._record(claim, transitions, now)
-        self._log(request.folds, answer.outcomes)
+        self._log(answer)
         return [renewed for follower in following if (renewed := self._renewed(follower, now))]
 
     def _settle_indexes(self, answer: Answer, now: int) -> list[Request]:
@@ -233,15 +251,23 @@ class Relay:
         transitions: list[Transition] = []
         for event in blocked:
             outcome = away or Outcome(OutcomeKind.BLOCKED, "index_unavailable", answer.refused[event.index_name])
-            transitions += transition.decide([event], outcome, self._policy, now)
+            transitions += [t._replace(unsent=True) for t in transition.decide([event], outcome, self._policy, now)]
         if away:
-            self._destination_failed(away, now)
+            self._destination_failed(away, blocked[0], now)
         else:
             for name, why in answer.refused.items():
                 self._index_failed(name, why, now)
         self._record(claim, transitions, now)
         ready = replace(claim, events=tuple(event for event in claim.events if event.index_name not in answer.refused))
         return [self._plan(ready)] if ready.events else []
+
+    def _bury(self, claim: Claim, now: int) -> None:
+        """The end of a row that is poison; nothing is sent for it."""
+        (event,) = claim.events
+        dead = transition.poisoned(event, LONE_FAILURES)
+        self._verdicts.forget(event.id)
+        self._record(claim, [dead], now)
+        logs.operations([_line(event, dead.error)])
 
     def _unfold(self, claim: Claim, fold: Fold) -> list[Fold]:
         """The rows of a fold one by one, in the order of their ids: only the guilty one may die."""
@@ -285,11 +311,11 @@ class Relay:
             return None
         return replace(request, claim=claim)
 
-    def _log(self, folds: Sequence[Fold], outcomes: Sequence[Outcome]) -> None:
+    def _log(self, answer: Answer) -> None:
         logs.operations(
-            (event.action, event.index_name, event.document_id, event.id, _error_to_log(outcome))
-            for fold, outcome in zip(folds, outcomes, strict=True)
-            if outcome.kind not in _SILENT
+            _line(event, outcome.error if outcome.kind in _ERRORS or answer.failed_alone else None)
+            for fold, outcome in zip(answer.request.folds, answer.outcomes, strict=True)
+            if outcome.kind not in _SILENT or answer.failed_alone
             for event in fold.events[-1:]
         )
 
@@ -298,23 +324,31 @@ class Relay:
     def _new_breaker(self) -> Breaker:
         return Breaker(int(self._settings.breaker_first_pause * 1000), int(self._settings.breaker_longest_pause * 1000))
 
-    def _note_health(self, request: Request, outcomes: Sequence[Outcome], now: int) -> None:
-        away = next((outcome for outcome in outcomes if outcome.kind is OutcomeKind.UNAVAILABLE), None)
-        if away:
-            self._destination_failed(away, now)
-        elif outcomes:
+    def _note_health(self, answer: Answer, now: int) -> None:
+        answered = list(zip(answer.request.folds, answer.outcomes, strict=True))
+        self._lone_failed = answer.request.claim.lone and answer.outcomes[0].kind is OutcomeKind.UNAVAILABLE
+        away = next((each for each in answered if each[1].kind is OutcomeKind.UNAVAILABLE), None)
+        if away and not answer.failed_alone:
+            self._destination_failed(away[1], away[0].events[-1], now)
+        elif answered:
             closed_after = self._breaker.succeeded(now)
             if closed_after is not None:
                 waiting = logs.rows(self._store.unfinished())
                 logger.info(f"destination answers again after {_span(closed_after)}, resuming with {waiting}")
-        for fold, outcome in zip(request.folds, outcomes, strict=True):
-            if outcome.kind is OutcomeKind.BLOCKED:
-                self._index_failed(fold.action.index, f"{outcome.error_type}: {outcome.error}", now)
-            elif outcome.kind is OutcomeKind.APPLIED and fold.action.index in self._index_breakers:
-                open_for = self._index_breakers.pop(fold.action.index).succeeded(now)
-                logger.info(f"index {fold.action.index} takes rows again after {_span(open_for or 0)}")
+        for fold, outcome in answered:
+            index = fold.action.index
+            if answer.failed_alone:
+                self._verdicts.failed_alone(fold.events[0].id, index, now)
+            elif outcome.kind is OutcomeKind.BLOCKED:
+                self._index_failed(index, f"{outcome.error_type}: {outcome.error}", now)
+            elif outcome.kind is OutcomeKind.APPLIED:
+                self._verdicts.applied(index, now)
+                if index in self._index_breakers:
+                    open_for = self._index_breakers.pop(index).succeeded(now)
+                    logger.info(f"index {index} takes rows again after {_span(open_for or 0)}")
 
-    def _destination_failed(self, outcome: Outcome, now: int) -> None:
+    def _destination_failed(self, outcome: Outcome, event: Event, now: int) -> None:
+        self._verdicts.unanswered()
         if self._breaker.failed(f"{outcome.error_type}: {outcome.error}", now):
             logger.warning(
                 f"destination unreachable ({logs.safe(outcome.error or '?')}), pausing; "
@@ -400,8 +434,8 @@ def _ids(folds: Sequence[Fold]) -> list[int]:
     return [event.id for fold in folds for event in fold.events]
 
 
-def _error_to_log(outcome: Outcome) -> str | None:
-    return outcome.error if outcome.kind in (OutcomeKind.REJECTED, OutcomeKind.FAILED) else None
+def _line(event: Event, error: str | None = None) -> tuple[str, str, str, int, str | None]:
+    return event.action, event.index_name, event.document_id, event.id, error
 
 
 def _span(milliseconds: int) -> str:

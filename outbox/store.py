@@ -26,7 +26,7 @@ from outbox.models import (
     State,
     version,
 )
-from outbox.transition import Transition
+from outbox.transition import POISON, UNANSWERED, Transition
 
 _EVENT = ", ".join(Event._fields)
 MAX_ERROR_CHARS = 2_000
@@ -41,6 +41,7 @@ class Claim:
     epoch: int
     targets: Mapping[str, str]
     lease_expires_at: int
+    lone: bool = False  # one row, which got no answer time and again
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +112,13 @@ class Store:
         leave_out: Iterable[str] = (),
         only: str | None = None,
         lone_after: int = 10,
+        lone: bool = True,
     ) -> Claim | None:
         """Take up to `rows` due rows (about `bytes_` of documents), in order and without a gap for each document.
 
         Tenants and indexes share a batch evenly, so that a backlog of one does not starve the others. `leave_out` and
-        `only` name indexes. A row that was delivered `lone_after` times without an answer is claimed alone.
+        `only` name indexes. A row that was delivered `lone_after` times and got no answer is claimed alone, and before
+        the others, the one that waits longest first; without `lone` it is passed over.
         None when nothing could be claimed, or the outbox is paused.
         """
         if not self.anything_due(now, longest_wait):
@@ -127,9 +130,11 @@ class Store:
                 if control.paused_at is not None:
                     return None
                 candidates = self._due(lanes, now, longest_wait, rows, leave_out, only)
-                chosen, blocked = _choose(candidates, bytes_, lone_after)
+                chosen, suspect, blocked = _choose(candidates, bytes_, lone_after)
                 if blocked:
                     self._park(blocked, now, longest_wait)
+                if suspect and lone:
+                    return replace(self._take([suspect], control.epoch, relay, now, lease_ms), lone=True)
                 if chosen:
                     return self._take(chosen, control.epoch, relay, now, lease_ms)
             if not blocked:
@@ -214,7 +219,7 @@ class Store:
         fresh = self._fresh(lanes, max(rows - len(waiting), rows // 2))
         return self._run(
             f"""
-            SELECT c.id, c.index_name, c.document_id, c.deliveries,
+            SELECT c.id, c.index_name, c.document_id, c.deliveries, c.error_type, c.available_at,
                    coalesce(c.document_bytes,
                             (SELECT length(CAST(d.document AS BLOB)) FROM outbox_documents d WHERE d.event_id = c.id),
                             0) AS bytes,
@@ -332,6 +337,7 @@ class Store:
             "finished_at": now if finished else None,
             "error_type": to.error_type,
             "error": printable(to.error),
+            "unsent": int(to.unsent),
             "ids": json.dumps(ids),
             "token": token,
         }
@@ -340,7 +346,7 @@ class Store:
             UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
                    available_at = :available_at, finished_at = :finished_at, claim_token = NULL, claimed_by = NULL,
                    lease_expires_at = NULL, error_type = coalesce(:error_type, error_type),
-                   error = coalesce(:error, error)
+                   error = coalesce(:error, error), deliveries = deliveries - :unsent
             WHERE id IN (SELECT value FROM json_each(:ids)) AND claim_token = :token
             """,
             parameters,
@@ -464,10 +470,16 @@ class Store:
             return int(
                 self._run(
                     "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
-                    " claimed_by = NULL, lease_expires_at = NULL"
+                    " claimed_by = NULL, lease_expires_at = NULL, error_type = :unanswered,"
+                    " error = 'its relay did not finish it in time, or was killed'"
                     " WHERE state = 'claimed' AND (lease_expires_at <= :now OR lease_expires_at > :too_far"
                     " OR claimed_by IN (SELECT value FROM json_each(:dead)))",
-                    {"now": now, "too_far": now + longest_lease_ms, "dead": json.dumps(list(dead_relays))},
+                    {
+                        "now": now,
+                        "too_far": now + longest_lease_ms,
+                        "dead": json.dumps(list(dead_relays)),
+                        "unanswered": UNANSWERED,
+                    },
                 ).rowcount
             )
 
@@ -770,29 +782,30 @@ def _of(alias: str, condition: str) -> str:
     return re.sub(r"\b(state|available_at|tenant_id)\b", rf"{alias}.\1", condition)
 
 
-def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[list[int], list[int]]:
-    """Split candidates, in the order of their ids, into those to claim and those that wait behind another row."""
+def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[list[int], int | None, list[int]]:
+    """Of candidates, in the order of their ids: those to claim together, the one to claim alone instead, and those
+    that wait behind another row."""
     chosen: list[int] = []
+    suspects: list[tuple[int, int]] = []
     taken: set[int] = set()
     blocked: list[int] = []
     blocked_documents: set[tuple[str, str]] = set()
     size = 0
-    for id_, index_name, document_id, deliveries, row_bytes, behind in candidates:
+    for id_, index_name, document_id, deliveries, error_type, available_at, row_bytes, behind in candidates:
         document = (index_name, document_id)
         if document in blocked_documents or (behind is not None and behind not in taken):
             blocked_documents.add(document)
             blocked.append(id_)
             continue
-        if deliveries >= lone_after:
-            if not chosen:
-                return [id_], blocked
-            break
+        if deliveries >= lone_after and error_type in (UNANSWERED, POISON):
+            suspects.append((available_at, id_))
+            continue
         if chosen and size + row_bytes > bytes_:
             break
         chosen.append(id_)
         taken.add(id_)
         size += row_bytes
-    return chosen, blocked
+    return chosen, min(suspects)[1] if suspects else None, blocked
 
 
 def _document(transition: Transition) -> tuple[str, str]:

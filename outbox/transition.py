@@ -9,6 +9,10 @@ from typing import NamedTuple
 from outbox.destinations.base import Outcome, OutcomeKind
 from outbox.models import Action, Event, Result, State
 
+UNANSWERED = "unanswered"
+"""`error_type` of a row whose last delivery got no answer."""
+
+POISON = "poison"
 UNEXPLAINED = "unexplained_version"
 UNEXPLAINED_REMEDY = (
     "nothing in this outbox wrote it: the database was restored from a backup, or something else writes to the "
@@ -39,7 +43,10 @@ class Policy:
 
 
 class Transition(NamedTuple):
-    """The next state of one row. `available_at` only for pending, `result` only for done."""
+    """The next state of one row. `available_at` only for pending, `result` only for done.
+
+    `unsent`: nothing left this machine, so the delivery does not count.
+    """
 
     event: Event
     state: State
@@ -48,6 +55,7 @@ class Transition(NamedTuple):
     attempts: int = 0
     error_type: str | None = None
     error: str | None = None
+    unsent: bool = False
 
 
 def needs_unfolding(events: Sequence[Event], outcome: Outcome, policy: Policy) -> bool:
@@ -61,11 +69,18 @@ def needs_unfolding(events: Sequence[Event], outcome: Outcome, policy: Policy) -
 
 
 def decide(
-    events: Sequence[Event], outcome: Outcome, policy: Policy, now: int, *, explained: bool = False
+    events: Sequence[Event],
+    outcome: Outcome,
+    policy: Policy,
+    now: int,
+    *,
+    explained: bool = False,
+    failed_alone: bool = False,
 ) -> list[Transition]:
     """The next state of each row of a fold; the last row is the one whose version was sent.
 
-    `explained` says of a conflict whether a delivery of this outbox accounts for the version it reports.
+    `explained` says of a conflict whether a delivery of this outbox accounts for the version it reports,
+    `failed_alone` of a missing answer that it is missing for this row only.
     """
     *earlier, last = events
     kind = outcome.kind
@@ -91,11 +106,19 @@ def decide(
     elif kind is OutcomeKind.BLOCKED:
         due = now + policy.longest_pause_ms  # the breaker of the index decides when; this is for other relays
     else:
-        due = now
-    return [
-        Transition(event, State.PENDING, None, due, event.attempts, outcome.error_type, outcome.error)
-        for event in events
-    ]
+        due = now + policy.longest_pause_ms if failed_alone else now
+    error_type = UNANSWERED if kind is OutcomeKind.UNAVAILABLE else outcome.error_type
+    return [Transition(event, State.PENDING, None, due, event.attempts, error_type, outcome.error) for event in events]
+
+
+def poisoned(event: Event, failures: int) -> Transition:
+    """The end of a row that gets no answer although its neighbours do; see `outbox.poison.Verdicts`."""
+    error = (
+        f"sent alone, it got no answer {failures} times, while other rows of index {event.index_name} were applied "
+        f"just before and just after; see what the document does to the destination, then write it anew and run "
+        f"'outbox-relay dead discard {event.id}', or 'outbox-relay dead retry {event.id}'"
+    )
+    return Transition(event, State.DEAD, None, None, event.attempts, POISON, error, unsent=True)
 
 
 def _applied(event: Event) -> Result:

@@ -1,0 +1,290 @@
+"""Documents that make the destination hang or cut the connection, and outages that only look like them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.models import now_ms
+from outbox.poison import Verdicts
+from outbox.relay import Relay
+from tests.support.node import Node
+from tests.support.outbox import Outbox
+from tests.support.proxy import PRODUCT, FaultProxy, Reply, Request, anything, bulk, hang, refuse, reply, swallow
+
+SECOND = 1_000
+JUST = 100
+POISON = {"text": "poisonous"}
+
+
+def poisonous(request: Request) -> bool:
+    return request.is_bulk and b"poisonous" in request.body
+
+
+def operations(request: Request) -> int:
+    return request.body.count(b'"_id"')
+
+
+def answer_each(status: int, error_type: str) -> Any:
+    """The same error for each operation; the node sees nothing."""
+
+    def action(_proxy: FaultProxy, request: Request) -> Reply:
+        lines = [json.loads(line) for line in request.body.splitlines()[::2]]
+        error = {"status": status, "error": {"type": error_type, "reason": "provoked"}}
+        items = [{"index": {"_id": line["index"]["_id"], **error}} for line in lines]
+        return Reply(200, PRODUCT, json.dumps({"errors": True, "items": items}).encode())
+
+    return action
+
+
+@pytest.fixture
+def impatient(proxy: FaultProxy) -> Iterator[ElasticsearchDestination]:
+    made = ElasticsearchDestination([proxy.url], request_timeout=0.4)
+    yield made
+    made.close()
+
+
+class Clock:
+    """Relays that take turns while time goes on, a second a round."""
+
+    def __init__(self, *relays: Relay) -> None:
+        self.relays, self.now = relays, now_ms()
+
+    def rounds(self, number: int) -> None:
+        for _ in range(number):
+            self.now += SECOND
+            for relay in self.relays:
+                while relay.run_once(self.now):
+                    pass
+
+
+@pytest.mark.elasticsearch
+@pytest.mark.parametrize("fault", [refuse, swallow, hang])
+def test_document_that_gets_no_answer_dies_alone_and_200_good_ones_arrive(
+    outbox: Outbox, impatient: ElasticsearchDestination, proxy: FaultProxy, fault: Any
+) -> None:
+    documents = [(f"c{n}", POISON if n == 20 else {"n": n}) for n in range(201)]
+    rows = outbox.index_many("contacts", documents)
+    poison = rows.pop(20)
+    proxy.on(poisonous, fault)
+    clock = Clock(*(outbox.relay(impatient, n, lone_after=4, breaker_longest_pause=4) for n in (1, 2)))
+    clock.rounds(60)
+    assert {outbox.state(row) for row in rows} == {"done"}
+    assert max(outbox.row(row)["deliveries"] for row in rows) <= 8
+    assert outbox.state(poison) == "pending"  # others were applied before, but none since
+
+    late: list[int] = []
+    while outbox.state(poison) == "pending":
+        late.append(outbox.index("contacts", f"late-{len(late)}", {}))
+        clock.rounds(1)
+        assert len(late) < 60
+    dead = outbox.row(poison)
+    assert (dead["state"], dead["attempts"], dead["error_type"]) == ("dead", 0, "poison")
+    assert f"dead discard {poison}" in dead["error"]
+    clock.rounds(5)
+    assert {outbox.state(row) for row in late} == {"done"}
+
+
+@pytest.mark.elasticsearch
+def test_row_that_fails_alone_dies_only_after_two_failures_between_rows_that_were_applied(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, node: Node
+) -> None:
+    poison = outbox.index("contacts", "c1", POISON)
+    proxy.on(poisonous, refuse)
+    relay = outbox.relay(destination, lone_after=2, breaker_longest_pause=4)
+    clock = Clock(relay)
+
+    def failures_alone() -> int:
+        return sum(poisonous(request) for request in proxy.requests)
+
+    def fails_alone_again() -> bool:
+        before = failures_alone()
+        clock.rounds(5)
+        return outbox.state(poison) == "pending" and failures_alone() > before
+
+    clock.rounds(5)
+    later = outbox.index("contacts", "c1", {"n": 2})  # waits: it is claimed neither before that row nor with it
+    outbox.index("deals", "d1", {})
+    assert fails_alone_again()
+    outbox.index("deals", "d2", {})  # a row of another index proves nothing
+    assert fails_alone_again()
+    assert outbox.state(later) == "pending"
+
+    outbox.index("contacts", "before", {})
+    assert fails_alone_again()
+    outbox.index("contacts", "between", {})
+    assert fails_alone_again()  # the first one that counts
+    sent = failures_alone()
+    outbox.index("contacts", "after", {})
+    clock.rounds(5)
+    assert (outbox.state(poison), outbox.row(poison)["error_type"]) == ("dead", "poison")
+    assert failures_alone() == sent  # its end is not another delivery
+    assert outbox.outcome(later) == "applied"
+    assert node.get("contacts", "c1") == {"n": 2}
+    assert relay.totals.dead == 1
+
+
+@pytest.mark.elasticsearch
+@pytest.mark.parametrize("fault", [refuse, reply(503), hang])
+def test_outage_of_everything_kills_nothing_however_often_it_is_tried(
+    outbox: Outbox, impatient: ElasticsearchDestination, proxy: FaultProxy, fault: Any
+) -> None:
+    clock = Clock(*(outbox.relay(impatient, n, lone_after=2, breaker_longest_pause=1) for n in (1, 2)))
+    rows = [outbox.index("contacts", "first", {})]
+    clock.rounds(1)
+    for outage in range(2):
+        rows += outbox.index_many("contacts", [(f"c{outage}-{n}", {"n": n}) for n in range(10)])
+        proxy.on(anything, fault)
+        clock.rounds(6)
+        assert max(outbox.row(row)["deliveries"] for row in rows) > 2  # they are tried alone by now
+        proxy.clear()
+        clock.rounds(2)  # not enough for all of them, before the next outage
+    clock.rounds(60)
+    assert {outbox.state(row) for row in rows} == {"done"}
+    assert {outbox.row(row)["attempts"] for row in rows} == {0}
+
+
+@pytest.mark.elasticsearch
+def test_outage_that_begins_whenever_a_certain_row_is_sent_kills_nothing(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    row = outbox.index("contacts", "c1", POISON)
+    clock = Clock(outbox.relay(destination, lone_after=2, breaker_longest_pause=1))
+    outages: list[int] = []
+
+    def fails(request: Request) -> bool:
+        if poisonous(request):
+            outages.append(clock.now + 2 * SECOND)
+        return bool(outages) and clock.now <= outages[-1]
+
+    proxy.on(fails, refuse)
+    goods = []
+    for n in range(30):
+        goods.append(outbox.index("contacts", f"good-{n}", {}))
+        clock.rounds(3)
+    assert len(outages) > 5
+    assert outbox.state(row) == "pending"
+    proxy.clear()
+    clock.rounds(10)
+    assert {outbox.state(each) for each in [row, *goods]} == {"done"}
+
+
+@pytest.mark.elasticsearch
+def test_data_node_without_answers_behind_a_healthy_master_kills_nothing_and_other_indexes_arrive(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    outbox.index("contacts", "first", {})
+    outbox.index("deals", "first", {})
+    clock = Clock(outbox.relay(destination, lone_after=2, breaker_longest_pause=1))
+    clock.rounds(1)
+    proxy.on(lambda request: request.is_bulk and b'"contacts-000001"' in request.body, refuse)
+    held = outbox.index_many("contacts", [(f"c{n}", {}) for n in range(5)])
+    flowing = outbox.index_many("deals", [(f"d{n}", {}) for n in range(5)])
+    clock.rounds(20)
+    flowing.append(outbox.index("deals", "later", {}))
+    clock.rounds(20)
+    assert {outbox.state(row) for row in flowing} == {"done"}
+    assert {outbox.state(row) for row in held} == {"pending"}
+    proxy.clear()
+    clock.rounds(20)
+    assert {outbox.state(row) for row in held} == {"done"}
+
+
+@pytest.mark.elasticsearch
+def test_dead_poison_that_is_retried_is_sent_alone_again_and_may_succeed(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    poison = outbox.index("contacts", "c1", POISON)
+    proxy.on(poisonous, refuse)
+    clock = Clock(outbox.relay(destination, lone_after=2, breaker_longest_pause=1))
+    for n in range(20):
+        outbox.index("contacts", f"good-{n}", {})
+        clock.rounds(1)
+    assert outbox.state(poison) == "dead"
+    proxy.clear()  # the destination was mended
+    outbox.store().retry_dead([poison], clock.now)
+    outbox.index("contacts", "beside", {})
+    clock.rounds(1)
+    assert outbox.outcome(poison) == "applied"
+    assert [operations(request) for request in proxy.requests if poisonous(request)] == [1]
+
+
+@pytest.mark.elasticsearch
+def test_delivery_that_never_left_does_not_count(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    rows = outbox.index_many("contacts", [("c1", {}), ("c2", {})])
+    proxy.on(anything, refuse)  # the index is unknown, and nobody says where it is
+    Clock(outbox.relay(destination, breaker_longest_pause=1)).rounds(10)
+    assert len(proxy.requests) > 5
+    assert [(outbox.state(row), outbox.row(row)["deliveries"]) for row in rows] == [("pending", 0)] * 2
+
+
+@pytest.mark.elasticsearch
+def test_row_that_was_answered_time_and_again_is_not_sent_alone(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    outbox.index("contacts", "first", {})
+    clock = Clock(outbox.relay(destination, lone_after=2, breaker_longest_pause=1))
+    clock.rounds(1)
+    rows = outbox.index_many("contacts", [(f"c{n}", {}) for n in range(10)])
+    proxy.on(bulk, answer_each(429, "es_rejected_execution_exception"))
+    clock.rounds(10)
+    assert min(outbox.row(row)["deliveries"] for row in rows) > 2
+    proxy.clear()
+    clock.rounds(5)
+    assert {outbox.state(row) for row in rows} == {"done"}
+    assert [operations(request) for request in proxy.requests if request.is_bulk] == [10]
+
+
+# -- the rule itself -----------------------------------------------------------------------------------------------
+
+
+def test_two_failures_between_applied_rows_make_a_row_guilty() -> None:
+    verdicts = Verdicts(JUST)
+    for at in (1_000, 2_000):
+        assert not verdicts.guilty(7)
+        verdicts.applied("contacts", at)
+        verdicts.failed_alone(7, "contacts", at + 1)
+        verdicts.applied("contacts", at + 2)
+    assert verdicts.guilty(7)
+    assert not verdicts.guilty(8)
+    verdicts.forget(7)
+    assert not verdicts.guilty(7)
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        pytest.param("fail apply", id="nothing-before"),
+        pytest.param("apply fail", id="nothing-after"),
+        pytest.param("other fail apply", id="another-index-before"),
+        pytest.param("apply fail other", id="another-index-after"),
+        pytest.param("apply wait fail apply", id="too-long-before"),
+        pytest.param("apply fail wait apply", id="too-long-after"),
+        pytest.param("apply outage fail apply", id="outage-before"),
+        pytest.param("apply fail outage apply", id="outage-after"),
+        pytest.param("apply fail fail outage apply", id="outage-after-two"),
+    ],
+)
+def test_failure_alone_that_proves_nothing_is_not_counted(story: str) -> None:
+    verdicts, now = Verdicts(JUST), 1_000
+    for _ in range(5):
+        now += 2 * JUST  # far from the story before
+        for event in story.split():
+            now += 1
+            if event == "apply":
+                verdicts.applied("contacts", now)
+            elif event == "other":
+                verdicts.applied("deals", now)
+            elif event == "fail":
+                verdicts.failed_alone(7, "contacts", now)
+            elif event == "outage":
+                verdicts.unanswered()
+            else:
+                now += 2 * JUST
+    assert not verdicts.guilty(7)
