@@ -350,6 +350,7 @@ class Relay:
     def _destination_failed(self, outcome: Outcome, event: Event, now: int) -> None:
         self._verdicts.unanswered()
         if self._breaker.failed(f"{outcome.error_type}: {outcome.error}", now):
+            logs.operations([_line(event, outcome.error)])  # the only one: an outage is no error of each row
             logger.warning(
                 f"destination unreachable ({logs.safe(outcome.error or '?')}), pausing; "
                 f"{logs.rows(self._store.unfinished(), 'waits', 'wait')}, no attempt is spent"

@@ -19,7 +19,7 @@ from outbox import __version__
 from outbox.models import EPOCH_STEP
 from tests.support.node import Node
 from tests.support.outbox import Outbox
-from tests.support.proxy import FaultProxy, bulk, hang, hold_answer
+from tests.support.proxy import FaultProxy, bulk, hang, hold_answer, reply
 
 pytestmark = pytest.mark.elasticsearch
 COMMAND = [sys.executable, "-c", "from outbox.cli import main; main()"]
@@ -182,6 +182,25 @@ def test_node_away_under_writes_spends_no_attempt_and_loses_nothing(
     assert len(node.documents("contacts")) == 60
     assert relays.log().count("destination unreachable") == 1
     assert relays.log().count("answers again") == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [pytest.param(hang, "Connection timeout", id="hang"), pytest.param(reply(503), "HTTP 503", id="503")],
+)
+def test_outage_is_an_error_of_its_first_row_only(
+    outbox: Outbox, relays: Relays, proxy: FaultProxy, fault: Any, says: str
+) -> None:
+    proxy.on(bulk, fault)
+    rows = outbox.index_many("contacts", [(f"c{n}", {}) for n in range(5)])
+    relays.start(OUTBOX_REQUEST_TIMEOUT="0.5")
+    until(lambda: outbox.row(rows[0])["deliveries"] > 2, "the relay tries again")
+    proxy.clear()
+    until(lambda: outbox.counts()["done"] == 5, "everything arrives after the outage")
+    errors = [line.partition("[ES] Error ")[2] for line in relays.log().splitlines() if "[ES] Error" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"index contacts/c0: {says}")
+    assert relays.log().count("destination unreachable") == 1
 
 
 def test_elasticsearch_stopped_and_started_again_under_writes_loses_nothing(
