@@ -15,6 +15,7 @@ from outbox.destinations.elasticsearch import ElasticsearchDestination
 from tests.support.node import Node, unavailable_reason
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy
+from tests.support.relays import Relays
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,3 +88,11 @@ def outbox(engine: Engine) -> Iterator[Outbox]:
     made = Outbox(engine)
     yield made
     made.close()
+
+
+@pytest.fixture
+def relays(outbox: Outbox, proxy: FaultProxy, tmp_path: Path) -> Iterator[Relays]:
+    """Relay processes on that database; those that a test leaves are ended."""
+    running = Relays(outbox, proxy.url, tmp_path)
+    yield running
+    running.end()

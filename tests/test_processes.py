@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,70 +17,9 @@ from outbox.models import EPOCH_STEP
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy, bulk, hang, hold_answer, reply
+from tests.support.relays import Relays, until
 
 pytestmark = pytest.mark.elasticsearch
-COMMAND = [sys.executable, "-c", "from outbox.cli import main; main()"]
-
-
-def until(condition: Callable[[], Any], what: str, timeout: float = 60) -> Any:
-    """Wait for what another process does; fails with `what` when it never does."""
-    deadline = time.monotonic() + timeout
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.01)
-    return result
-
-
-class Relays:
-    """Starts relay processes on one database, and ends those that a test leaves."""
-
-    def __init__(self, outbox: Outbox, url: str, directory: Path) -> None:
-        self._environment = {
-            **os.environ,
-            "OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}",
-            "OUTBOX_ELASTICSEARCH_URL": url,
-            "OUTBOX_REQUEST_TIMEOUT": "5",
-            "OUTBOX_BREAKER_FIRST_PAUSE": "0.1",
-            "OUTBOX_BREAKER_LONGEST_PAUSE": "0.5",
-            "OUTBOX_REAP_INTERVAL": "0.2",
-        }
-        self._directory = directory
-        self.url = url
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(self, *arguments: str, **given: str) -> subprocess.Popen[str]:
-        with (self._directory / f"relay-{len(self.started)}.log").open("w") as log:
-            process = subprocess.Popen(
-                [*COMMAND, "run", *arguments], env=self._environment | given, stderr=log, text=True, cwd=self._directory
-            )
-        self.started.append(process)
-        return process
-
-    def call(self, *arguments: str, stdin: str | None = None, **given: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            env=self._environment | given,
-            capture_output=True,
-            text=True,
-            input=stdin,
-            cwd=self._directory,
-            timeout=120,
-            check=False,
-        )
-
-    def log(self, position: int = 0) -> str:
-        return (self._directory / f"relay-{position}.log").read_text()
-
-
-@pytest.fixture
-def relays(outbox: Outbox, proxy: FaultProxy, tmp_path: Path) -> Iterator[Relays]:
-    running = Relays(outbox, proxy.url, tmp_path)
-    yield running
-    for process in running.started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-        process.wait()
 
 
 def test_relay_killed_between_answer_and_record_loses_and_doubles_nothing(

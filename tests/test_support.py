@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shlex
 import shutil
 import socket
 import socketserver
@@ -45,6 +44,7 @@ from tests.support.proxy import (
     rewrite,
     swallow,
 )
+from tests.support.tls import needs_openssl, self_signed
 
 LINES = b'{"index":{"_index":"support","_id":"1"}}\n{"n":1}\n'
 
@@ -385,19 +385,9 @@ def test_slow_client_does_not_hold_up_the_others(proxy: FaultProxy, client: http
         other.close()
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+@needs_openssl
 def test_tls_is_spoken_and_broken_like_plain_http(clean_node: Node, tmp_path: Path) -> None:
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    subprocess.run(
-        [
-            *shlex.split("openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate, key)
+    server, certificate = self_signed(tmp_path)
     trusting = ssl.create_default_context(cafile=str(certificate))
     proxy = FaultProxy(clean_node.url, tls=server)
     address = urlsplit(proxy.url)

@@ -454,5 +454,7 @@ def _describe(error: Exception) -> str:
     text = str(getattr(error, "message", error))
     if "Connection refused" in text:
         return "Connection refused"
-    text = re.sub(r"//[^@/\s]*@", "//", text).partition("(")[2].rstrip(")") or text
+    if text.startswith("("):  # the arguments of an exception of urllib3; the last words say what happened
+        text = (re.findall(r"'([^']+)'", text) or [text])[-1]
+    text = re.sub(r"^HTTPS?Connection\(.*?\): | \(_ssl\.c:\d+\)|(?<=//)[^@/\s]*@", "", text)
     return text if len(text) <= 200 else f"{text[:199]}…"

@@ -1,0 +1,83 @@
+"""TLS where plain HTTP is meant, and certificates that nobody knows: rows wait, whatever comes back."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.models import now_ms
+from tests.support.node import Node
+from tests.support.outbox import Outbox
+from tests.support.proxy import FaultProxy
+from tests.support.relays import Relays, until
+from tests.support.tls import needs_openssl, self_signed
+
+pytestmark = [pytest.mark.elasticsearch, needs_openssl]
+
+SECOND = 1_000
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
+    return self_signed(tmp_path)
+
+
+@pytest.fixture
+def tls_proxy(clean_node: Node, certificate: tuple[ssl.SSLContext, Path]) -> Iterator[FaultProxy]:
+    """The node behind TLS."""
+    running = FaultProxy(clean_node.url, tls=certificate[0])
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize("index_known", [True, False])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_http_to_a_tls_port_or_an_unknown_certificate_kills_nothing(
+    outbox: Outbox,
+    destination: ElasticsearchDestination,
+    tls_proxy: FaultProxy,
+    node: Node,
+    scheme: str,
+    index_known: bool,
+) -> None:
+    if index_known:
+        outbox.index("contacts", "first", {})
+        outbox.drain(destination)
+    rows = outbox.index_many("contacts", [(f"c{n}", {"n": n}) for n in range(16)])
+    wrong = ElasticsearchDestination([f"{scheme}://{tls_proxy.url.partition('//')[2]}"], request_timeout=3)
+    relay, now = outbox.relay(wrong), now_ms()
+    for minute in range(12):  # more often than a row that gets no answer is sent with others
+        relay.run_once(now + minute * 60 * SECOND)
+    wrong.close()
+    assert [(outbox.state(row), outbox.row(row)["attempts"]) for row in rows] == [("pending", 0)] * 16
+    (breaker,) = relay.breakers()
+    assert breaker["scope"] == "destination"
+    if scheme == "https":
+        assert "certificate verify failed" in breaker["reason"]
+    assert tls_proxy.requests == []  # nothing was said before the certificate was checked
+
+    while outbox.counts()["pending"]:
+        outbox.drain(destination, now + 3_600 * SECOND)
+    assert {outbox.state(row) for row in rows} == {"done"}
+    assert len(node.documents("contacts")) == 16 + index_known
+
+
+def test_relay_delivers_over_tls_once_it_is_told_whom_to_trust(
+    outbox: Outbox, relays: Relays, tls_proxy: FaultProxy, certificate: tuple[ssl.SSLContext, Path], node: Node
+) -> None:
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    mistrusting = relays.start(OUTBOX_ELASTICSEARCH_URL=tls_proxy.url)
+    until(lambda: "destination unreachable" in relays.log(), "the relay refuses the unknown certificate")
+    assert "certificate verify failed" in relays.log()
+    assert "Traceback" not in relays.log()
+    mistrusting.terminate()
+    assert mistrusting.wait(30) == 0
+    assert (outbox.state(row), outbox.row(row)["attempts"]) == ("pending", 0)
+    trusted = {"OUTBOX_ELASTICSEARCH_URL": tls_proxy.url, "OUTBOX_ELASTICSEARCH_CA_CERTS": str(certificate[1])}
+    assert relays.call("run", "--drain", **trusted).returncode == 0
+    assert outbox.state(row) == "done"
+    assert node.get("contacts", "c1") == {"name": "Ada"}
