@@ -14,7 +14,7 @@ from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy
 from tests.support.relays import Relays, until
-from tests.support.tls import needs_openssl, self_signed
+from tests.support.tls import needs_nginx, needs_openssl, nginx, self_signed
 
 pytestmark = [pytest.mark.elasticsearch, needs_openssl]
 
@@ -34,6 +34,30 @@ def tls_proxy(clean_node: Node, certificate: tuple[ssl.SSLContext, Path]) -> Ite
     running.close()
 
 
+def kills_nothing(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, wrong_url: str, index_known: bool
+) -> str:
+    """Rows wait as long as the address is wrong, and arrive when it is right. Returns what the breaker says."""
+    if index_known:
+        outbox.index("contacts", "first", {})
+        outbox.drain(destination)
+    rows = outbox.index_many("contacts", [(f"c{n}", {"n": n}) for n in range(16)])
+    wrong = ElasticsearchDestination([wrong_url], request_timeout=3)
+    relay, now = outbox.relay(wrong), now_ms()
+    for minute in range(12):  # more often than a row that gets no answer is sent with others
+        relay.run_once(now + minute * 60 * SECOND)
+    wrong.close()
+    assert [(outbox.state(row), outbox.row(row)["attempts"]) for row in rows] == [("pending", 0)] * 16
+    (breaker,) = relay.breakers()
+    assert breaker["scope"] == "destination"
+
+    while outbox.counts()["pending"]:
+        outbox.drain(destination, now + 3_600 * SECOND)
+    assert {outbox.state(row) for row in rows} == {"done"}
+    assert len(node.documents("contacts")) == 16 + index_known
+    return str(breaker["reason"])
+
+
 @pytest.mark.parametrize("index_known", [True, False])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_http_to_a_tls_port_or_an_unknown_certificate_kills_nothing(
@@ -44,26 +68,27 @@ def test_http_to_a_tls_port_or_an_unknown_certificate_kills_nothing(
     scheme: str,
     index_known: bool,
 ) -> None:
-    if index_known:
-        outbox.index("contacts", "first", {})
-        outbox.drain(destination)
-    rows = outbox.index_many("contacts", [(f"c{n}", {"n": n}) for n in range(16)])
-    wrong = ElasticsearchDestination([f"{scheme}://{tls_proxy.url.partition('//')[2]}"], request_timeout=3)
-    relay, now = outbox.relay(wrong), now_ms()
-    for minute in range(12):  # more often than a row that gets no answer is sent with others
-        relay.run_once(now + minute * 60 * SECOND)
-    wrong.close()
-    assert [(outbox.state(row), outbox.row(row)["attempts"]) for row in rows] == [("pending", 0)] * 16
-    (breaker,) = relay.breakers()
-    assert breaker["scope"] == "destination"
-    if scheme == "https":
-        assert "certificate verify failed" in breaker["reason"]
+    url = f"{scheme}://{tls_proxy.url.partition('//')[2]}"
+    reason = kills_nothing(outbox, destination, node, url, index_known)
+    assert ("certificate verify failed" in reason) == (scheme == "https")
     assert tls_proxy.requests == []  # nothing was said before the certificate was checked
 
-    while outbox.counts()["pending"]:
-        outbox.drain(destination, now + 3_600 * SECOND)
-    assert {outbox.state(row) for row in rows} == {"done"}
-    assert len(node.documents("contacts")) == 16 + index_known
+
+@needs_nginx
+@pytest.mark.parametrize("index_known", [True, False])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.usefixtures("certificate")
+def test_http_to_a_tls_port_of_nginx_that_answers_400_to_everything_kills_nothing(
+    outbox: Outbox,
+    destination: ElasticsearchDestination,
+    node: Node,
+    tmp_path: Path,
+    scheme: str,
+    index_known: bool,
+) -> None:
+    with nginx(tmp_path, node.url) as address:
+        reason = kills_nothing(outbox, destination, node, f"{scheme}://{address}", index_known)
+    assert ("HTTP 400" in reason) == (scheme == "http")
 
 
 def test_relay_delivers_over_tls_once_it_is_told_whom_to_trust(

@@ -1,16 +1,21 @@
-"""A server that speaks TLS with a certificate that nobody knows."""
+"""Servers that speak TLS with a certificate that nobody knows."""
 
 from __future__ import annotations
 
 import shlex
 import shutil
+import socket
 import ssl
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx (Debian: nginx-light)")
 
 
 def self_signed(directory: Path) -> tuple[ssl.SSLContext, Path]:
@@ -27,3 +32,43 @@ def self_signed(directory: Path) -> tuple[ssl.SSLContext, Path]:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate, key)
     return server, certificate
+
+
+_NGINX = """
+daemon off; worker_processes 1; pid {directory}/nginx.pid; error_log {directory}/nginx.log;
+events {{}}
+http {{
+  access_log off; client_max_body_size 90m;
+  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
+  uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+  server {{
+    listen 127.0.0.1:{port} ssl;
+    ssl_certificate {directory}/certificate.pem; ssl_certificate_key {directory}/key.pem;
+    location / {{ proxy_pass {upstream}; }}
+  }}
+}}
+"""
+
+
+@contextmanager
+def nginx(directory: Path, upstream: str) -> Iterator[str]:
+    """A real nginx with the certificate of `self_signed`; yields its address without the scheme."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    configuration = directory / "nginx.conf"
+    configuration.write_text(_NGINX.format(directory=directory, port=port, upstream=upstream))
+    process = subprocess.Popen(["nginx", "-p", directory, "-c", configuration], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline and process.poll() is None, "nginx did not start"
+                time.sleep(0.02)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
