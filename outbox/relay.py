@@ -170,8 +170,10 @@ class Relay:
 
     def _claim_trial(self, now: int) -> Claim | None:
         """One row of an index that was blocked and should be tried again."""
+        # One trial of an index at a time: a red one holds each for seconds, and all would hold every worker.
+        asked = {event.index_name for request in self._in_flight.values() for event in request.claim.events}
         for name, breaker in list(self._index_breakers.items()):
-            if not breaker.probe_due(now):
+            if name in asked or not breaker.probe_due(now):
                 continue
             if claim := self._claim(now, 1, only=name):
                 breaker.failed("no answer to the last trial yet", now)  # not again before its next pause is over

@@ -39,6 +39,7 @@ class Relays:
             "OUTBOX_REAP_INTERVAL": "0.2",
         }
         self._directory = directory
+        self.url = url
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str, **given: str) -> subprocess.Popen[str]:
