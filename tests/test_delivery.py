@@ -441,26 +441,30 @@ def test_index_that_cannot_even_be_asked_for_opens_the_breaker(
     assert (outbox.state(row), outbox.row(row)["attempts"]) == ("pending", 0)
 
 
-def test_too_large_request_is_halved_until_it_passes(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+@pytest.mark.parametrize("status", [413, 400])
+def test_request_that_is_refused_as_a_whole_is_halved_until_it_passes(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, status: int
 ) -> None:
     rows = outbox.index_many("contacts", [(f"c{n}", {"text": "x" * (5_000 if n == 3 else 10)}) for n in range(8)])
-    proxy.on(lambda request: request.is_bulk and len(request.body) > 4_000, reply(413))
+    proxy.on(lambda request: request.is_bulk and len(request.body) > 4_000, reply(status))
     outbox.drain(destination)
     assert [outbox.state(row) for row in rows].count("done") == 7
-    assert (outbox.state(rows[3]), outbox.row(rows[3])["error_type"]) == ("dead", "http_413")
+    assert (outbox.state(rows[3]), outbox.row(rows[3])["error_type"]) == ("dead", f"http_{status}")
 
 
 def test_400_for_everything_kills_no_document(
     outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
 ) -> None:
+    outbox.index("contacts", "first", {})
+    outbox.drain(destination)  # the index has just been looked at: the next request is _bulk
     rows = outbox.index_many("contacts", [(f"c{n}", {}) for n in range(8)])
-    outbox.store().register_index("contacts", "contacts-000001")
-    proxy.on(anything, reply(400, b"<html>The plain HTTP request was sent to HTTPS port</html>"))
+    proxy.requests.clear()
+    html = {"Content-Type": "text/html"}
+    proxy.on(anything, reply(400, b"<html>The plain HTTP request was sent to HTTPS port</html>", html))
     now = now_ms()
     outbox.drain(destination, now)
-    assert {outbox.state(row) for row in rows} == {"pending"}
-    assert outbox.counts()["dead"] == 0
+    assert [request.is_bulk for request in proxy.requests] == [True, False]  # not halved: the health call failed, too
+    assert [(outbox.state(row), outbox.row(row)["attempts"]) for row in rows] == [("pending", 0)] * 8
 
 
 def test_short_answer_settles_only_what_it_speaks_of(

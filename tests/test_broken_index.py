@@ -1,0 +1,124 @@
+"""Indexes that take nothing, made so as it happens in life; rows of their neighbours must not notice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.models import now_ms
+from tests.support.node import Node
+from tests.support.outbox import Outbox
+from tests.support.proxy import FaultProxy, Request
+from tests.support.relays import Relays, until
+
+pytestmark = pytest.mark.elasticsearch
+
+SECOND = 1_000
+BULK_TIMEOUT_S = 3
+
+
+def writes_to(index: str) -> Callable[[Request], bool]:
+    def matches(request: Request) -> bool:
+        return request.is_bulk and f'"{index}"'.encode() in request.body
+
+    return matches
+
+
+def test_red_index_holds_its_rows_and_another_flows_at_normal_latency(
+    outbox: Outbox, relays: Relays, proxy: FaultProxy, node: Node
+) -> None:
+    nowhere = {"index.routing.allocation.require._name": "nowhere"}
+    red = {"settings": nowhere, "aliases": {"contacts": {}}}
+    node.request("PUT", "/contacts-000001?wait_for_active_shards=0", red)
+    assert node.request("GET", "/_cluster/health/contacts-000001")[1]["status"] == "red"
+    relays.start("--concurrency", "2", OUTBOX_BULK_TIMEOUT=str(BULK_TIMEOUT_S), OUTBOX_REQUEST_TIMEOUT="20")
+    held = outbox.index_many("contacts", [(f"c{n}", {"n": n}) for n in range(20)])
+    until(lambda: "index contacts takes no rows" in relays.log(), "the relay notices")
+    outbox.index("deals", "first", {})
+
+    trials = sum(map(writes_to("contacts-000001"), proxy.requests))
+    slowest, flowing, began = 0.0, 0, time.monotonic()
+    while time.monotonic() < began + 2 * BULK_TIMEOUT_S:  # its trials, each that long, come one after another
+        committed = time.monotonic()
+        row = outbox.index("deals", f"d{flowing}", {})
+        until(lambda row=row: outbox.state(row) == "done", "the neighbour's row arrives")
+        slowest, flowing = max(slowest, time.monotonic() - committed), flowing + 1
+    assert slowest < BULK_TIMEOUT_S / 2, f"the slowest of {flowing} rows took {slowest:.1f} s"
+    assert 1 <= sum(map(writes_to("contacts-000001"), proxy.requests)) - trials <= 3
+    assert {(outbox.state(row), outbox.row(row)["attempts"]) for row in held} <= {("pending", 0), ("claimed", 0)}
+    assert "destination unreachable" not in relays.log()
+
+    node.request("PUT", "/contacts-000001/_settings", {"index.routing.allocation.require._name": None})
+    until(lambda: {outbox.state(row) for row in held} == {"done"}, "the rows arrive when the index is mended")
+    assert len(node.documents("contacts")) == 20
+    assert relays.log().count("index contacts takes no rows") == 1
+
+
+@pytest.fixture
+def full_disk(node: Node) -> Iterator[None]:
+    """The node's own disk monitor finds less room than it wants, until the test asks for less."""
+    watermark = "cluster.routing.allocation.disk.watermark."
+    wanted = {f"{watermark}{name}": "900pb" for name in ("low", "high", "flood_stage")}
+    monitor = {"cluster.routing.allocation.disk.threshold_enabled": True, "cluster.info.update.interval": "10s"}
+    node.request("PUT", "/_cluster/settings", {"persistent": monitor})
+    yield node.request("PUT", "/_cluster/settings", {"persistent": wanted})
+    node.request("PUT", "/_cluster/settings", {"persistent": dict.fromkeys([*wanted, *monitor])})
+
+
+def room_again(node: Node) -> None:
+    watermark = "cluster.routing.allocation.disk.watermark."
+    little = {f"{watermark}{name}": "1b" for name in ("low", "high", "flood_stage")}
+    node.request("PUT", "/_cluster/settings", {"persistent": little})
+
+
+@pytest.mark.slow
+def test_disk_monitor_that_blocks_and_frees_indexes_delays_rows_and_kills_none(
+    outbox: Outbox, relays: Relays, node: Node, request: pytest.FixtureRequest
+) -> None:
+    relays.start()
+    outbox.index("contacts", "c0", {})
+    until(lambda: outbox.counts()["done"] == 1, "the first row arrives")
+    request.getfixturevalue("full_disk")
+    blocked = "/contacts-000001/_settings/index.blocks.read_only_allow_delete"
+    until(lambda: node.request("GET", blocked)[1], "the monitor blocks the index", 90)
+    held = [outbox.index("contacts", "c1", {}), outbox.delete("contacts", "c0")]
+    until(lambda: "index contacts takes no rows" in relays.log(), "the relay notices")
+    until(lambda: outbox.row(held[0])["deliveries"] > 2, "it tries again now and then")
+    assert [outbox.row(row)["attempts"] for row in held] == [0, 0]
+    assert outbox.counts()["dead"] == 0
+
+    room_again(node)
+    until(lambda: {outbox.state(row) for row in held} == {"done"}, "the monitor frees the index", 90)
+    assert set(node.documents("contacts")) == {"c1"}
+    assert relays.log().count("index contacts takes no rows") == 1
+
+
+def test_closed_index_of_one_tenant_holds_no_other_tenant(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    tenants = ["t1", "t2", "t3"]
+    for tenant in tenants:
+        outbox.index(f"{tenant}_contacts", "c0", {}, tenant_id=tenant)
+    outbox.drain(destination)
+    node.request("POST", "/t1_contacts/_close")
+    relay, now = outbox.relay(destination, batch_rows=6), now_ms()
+    held: list[int] = []
+    for n in range(12):  # its rows are the oldest, and more than a batch
+        held += [outbox.index("t1_contacts", f"c{n}-{m}", {}, tenant_id="t1") for m in range(4)]
+        flowing = [outbox.index(f"{tenant}_contacts", f"c{n}", {}, tenant_id=tenant) for tenant in tenants[1:]]
+        now += SECOND
+        relay.run_once(now)
+        relay.run_once(now)
+        assert [outbox.state(row) for row in flowing] == ["done", "done"]
+    assert {(outbox.state(row), outbox.row(row)["attempts"]) for row in held} == {("pending", 0)}
+    assert [(each["scope"], each["index"]) for each in relay.breakers()] == [("index", "t1_contacts")]
+
+    node.request("POST", "/t1_contacts-000001/_open")
+    node.request("GET", "/_cluster/health/t1_contacts-000001?wait_for_status=yellow")
+    while relay.run_once(now + 60 * SECOND):
+        pass
+    assert {outbox.state(row) for row in held} == {"done"}
+    assert len(node.documents("t1_contacts")) == 49
