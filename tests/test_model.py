@@ -45,7 +45,8 @@ class History(RuleBasedStateMachine):
         self.outbox, self.now = Outbox(engine), now_ms()
         self.index = f"model-{next(names)}"
         self.relays: list[Relay] = [self.outbox.relay(self.destination, n, batch_rows=4) for n in (1, 2)]
-        self.zombies: list[tuple[Store, Claim, list[plan.Fold]]] = []
+        self.dying: Store = self.outbox.store()
+        self.zombies: list[list[plan.Fold]] = []
         self.expected: dict[str, Any] = {"typed": {"n": 0}}
         self.bad: set[int] = set()
         self.outbox.index(self.index, "typed", {"n": 0})  # makes `n` a number in the mapping
@@ -111,20 +112,19 @@ class History(RuleBasedStateMachine):
     @rule(applied=st.booleans())
     def relay_dies_after_its_claim(self, applied: bool) -> None:
         """…and before it records anything; its request may still be in the air."""
-        store = self.outbox.store()
-        claim = store.claim(
+        claim: Claim | None = self.dying.claim(
             relay=3, now=self.now, lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=4, bytes_=10**6
         )  # fmt: skip
         if claim:
-            folds = plan.fold(claim.events, store.load(claim), claim.targets, claim.epoch)
+            folds = plan.fold(claim.events, self.dying.load(claim), claim.targets, claim.epoch)
             if applied:
                 self.destination.apply([fold.action for fold in folds])
-            self.zombies.append((store, claim, folds))
+            self.zombies.append(folds)
 
     @rule()
     def late_request_of_a_dead_relay_arrives(self) -> None:
         if self.zombies:
-            _, _, folds = self.zombies.pop()
+            folds = self.zombies.pop()
             self.destination.apply([fold.action for fold in folds])
 
     @rule(which=st.integers(0, 1))
