@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -50,6 +50,11 @@ DOCUMENT_MISSING: Final = "document_missing"
 ILLEGAL_DOCUMENT: Final = "illegal_document"
 """Error type of stored content that is no JSON object on one line."""
 
+MAX_ID_BYTES: Final = 512
+
+FOREVER: Final = "forever"
+"""`IndexFacts.gc_deletes` of a destination that never forgets a delete."""
+
 
 class Outcome(NamedTuple):
     """What became of one action. `version` is the one a conflict reports."""
@@ -92,7 +97,7 @@ class IndexFacts:
 
     exists: bool
     readers: tuple[str, ...]  # the physical indexes that the name leads to
-    gc_deletes: str  # how long deletes are remembered, e.g. 24h
+    gc_deletes: str  # how long deletes are remembered, e.g. 24h, or FOREVER
 
 
 class Destination(Protocol):
@@ -106,10 +111,13 @@ class Destination(Protocol):
         `document_missing` where the document is not there.
         """
 
-    def ensure_index(self, name: str) -> str:
+    def ensure_index(
+        self, name: str, mappings: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> str:
         """The physical index for `name`, created (with `name` as alias) if nothing has that name.
 
-        Raises `DestinationError`.
+        `mappings` and `settings`, in the words of Elasticsearch, count only when it is created: what is there is
+        used as it is. Raises `DestinationError`.
         """
 
     def read(self, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
@@ -137,3 +145,25 @@ class Destination(Protocol):
         """The highest version found in the index, 0 if it is empty or missing. Raises `DestinationError`."""
 
     def close(self) -> None: ...
+
+
+def unsendable(action: Action) -> Outcome | None:
+    """What a destination knows before it looks at what it holds. One such action would spoil or forge its request."""
+    try:
+        size = len(action.document_id.encode())
+    except UnicodeEncodeError:
+        return rejected("illegal_argument_exception", "the document id is no valid Unicode text")
+    if not 0 < size <= MAX_ID_BYTES:
+        return rejected("illegal_argument_exception", f"the document id has {size} bytes, allowed are 1 to 512")
+    if action.document is None:
+        return None  # a delete, or patches, which are parsed before they are sent
+    if b"\n" in action.document or b"\r" in action.document:
+        return rejected(ILLEGAL_DOCUMENT, "the stored document contains a line break; store JSON on one line")
+    if not action.document.startswith(b"{"):
+        return rejected(ILLEGAL_DOCUMENT, "the stored document is missing or no JSON object")
+    return None
+
+
+def rejected(error_type: str, error: str) -> Outcome:
+    """The document's fault."""
+    return Outcome(OutcomeKind.REJECTED, error_type, error)

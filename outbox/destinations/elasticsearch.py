@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from outbox.destinations.base import (
     Outcome,
     OutcomeKind,
     Stored,
+    rejected,
+    unsendable,
 )
 from outbox.errors import DestinationError, shortened
 
-MAX_ID_BYTES = 512
 CHECK_INDEX_EVERY_S = 5.0
 
 # Elasticsearch error types that no retry can cure.
@@ -117,7 +118,7 @@ class ElasticsearchDestination:
         for position, action in enumerate(actions):
             if action.target not in usable:
                 usable[action.target] = self._check_target(action.index, action.target)
-            if refused := usable[action.target] or _unsendable(action):
+            if refused := usable[action.target] or unsendable(action):
                 outcomes[position] = refused
             else:
                 sendable[position] = action
@@ -212,9 +213,11 @@ class ElasticsearchDestination:
         self._checked[target] = time.monotonic() + CHECK_INDEX_EVERY_S
         return None
 
-    def ensure_index(self, name: str) -> str:
+    def ensure_index(
+        self, name: str, mappings: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> str:
         try:
-            target = self._find(name) or self._create(name)
+            target = self._find(name) or self._create(name, mappings, settings)
             self._client.indices.put_settings(index=target, settings={"index.gc_deletes": self._gc_deletes})
         except (ApiError, TransportError, UnsupportedProductError) as error:
             raise DestinationError(f"index {name} cannot be prepared: {_describe(error)}") from error
@@ -230,11 +233,14 @@ class ElasticsearchDestination:
             )
         return str(next(iter(found)))
 
-    def _create(self, name: str) -> str:
+    def _create(self, name: str, mappings: Mapping[str, Any] | None, settings: Mapping[str, Any] | None) -> str:
         target = f"{name}-000001"
         # 400: another relay was faster (resource_already_exists_exception), or the name is taken
         created = self._client.options(ignore_status=400).indices.create(
-            index=target, aliases={name: {}}, settings={"index.gc_deletes": self._gc_deletes}
+            index=target,
+            aliases={name: {}},
+            mappings=mappings,
+            settings={**(settings or {}), "index.gc_deletes": self._gc_deletes},
         )
         if (found := self._find(name)) is None:
             raise DestinationError(f"index {target} cannot be created: {shortened(created.body, 300)}")
@@ -357,35 +363,14 @@ def _resolved(action: Action, found: Any) -> Action | Outcome:
         error_type, reason = _type_and_reason(error)
         return Outcome(_kind(404 if "not_found" in error_type else 400, error_type, reason), error_type, reason)
     if not found.get("found"):
-        return _rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
+        return rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
     if not isinstance(found.get("_source"), dict):
-        return _rejected("source_missing", "the index stores no _source to merge into; write the full document")
+        return rejected("source_missing", "the index stores no _source to merge into; write the full document")
     try:
         source = json.dumps(found["_source"], ensure_ascii=False).encode()
         return replace(action, document=merge.merged(source, action.patches), patches=())
     except ValueError as error:
-        return _rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
-
-
-def _unsendable(action: Action) -> Outcome | None:
-    """What can be known before sending. One such operation would fail or forge the whole request."""
-    try:
-        size = len(action.document_id.encode())
-    except UnicodeEncodeError:
-        return _rejected("illegal_argument_exception", "the document id is no valid Unicode text")
-    if not 0 < size <= MAX_ID_BYTES:
-        return _rejected("illegal_argument_exception", f"the document id has {size} bytes, allowed are 1 to 512")
-    if action.document is None:
-        return None  # a delete, or patches, which are parsed before they are sent
-    if b"\n" in action.document or b"\r" in action.document:
-        return _rejected(ILLEGAL_DOCUMENT, "the stored document contains a line break; store JSON on one line")
-    if not action.document.startswith(b"{"):
-        return _rejected(ILLEGAL_DOCUMENT, "the stored document is missing or no JSON object")
-    return None
-
-
-def _rejected(error_type: str, error: str) -> Outcome:
-    return Outcome(OutcomeKind.REJECTED, error_type, error)
+        return rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
 
 
 _APPLIED = Outcome(OutcomeKind.APPLIED)
