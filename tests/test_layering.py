@@ -28,6 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "destinations": {"destinations.base", "destinations.elasticsearch", "settings", "errors"},
     "destinations.base": {"errors"},
     "destinations.elasticsearch": {"destinations.base", "merge", "errors"},
+    "destinations.mapping": set(),
+    "destinations.embedded": {"destinations.base", "destinations.mapping", "merge", "errors"},
     "transition": {"models", "destinations.base"},
     "breaker": set(),
     "poison": set(),

@@ -1,0 +1,236 @@
+"""What only a destination in a file can meet: locks, a full disk, other people's files, words not yet taken up."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import multiprocessing
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from outbox.destinations import embedded, mapping
+from outbox.destinations.base import Action, Outcome, OutcomeKind
+from outbox.destinations.embedded import EmbeddedDestination
+from outbox.errors import DestinationError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "search.db"
+
+
+@pytest.fixture
+def destination(path: Path) -> Iterator[EmbeddedDestination]:
+    made = EmbeddedDestination(path, timeout=0.2)
+    made.ensure_index("contacts")
+    yield made
+    made.close()
+
+
+def put(document_id: str, version: int = 1, **document: object) -> Action:
+    return Action("contacts", "contacts-000001", document_id, version, json.dumps(document).encode())
+
+
+def kind_and_error(outcomes: list[Outcome]) -> tuple[OutcomeKind, str | None]:
+    (outcome,) = outcomes
+    return outcome.kind, outcome.error
+
+
+# -- faults of the file ---------------------------------------------------------------------------------------------
+
+
+def test_file_locked_for_too_long_is_unavailable_and_takes_rows_afterwards(
+    destination: EmbeddedDestination, path: Path
+) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    (outcome,) = destination.apply([put("c1")])
+    assert (outcome.kind, outcome.error_type) == (OutcomeKind.UNAVAILABLE, "sqlite_busy")
+    assert destination.ping() == "database is locked"
+    with pytest.raises(DestinationError, match="database is locked"):
+        destination.ensure_index("deals")
+    other.execute("ROLLBACK")
+    assert destination.apply([put("c1")])[0].kind is OutcomeKind.APPLIED
+    other.close()
+
+
+def test_thread_that_keeps_the_connection_for_too_long_is_unavailable_to_others(
+    destination: EmbeddedDestination,
+) -> None:
+    with destination._writing():
+        assert kind_and_error(destination.apply([put("c1")])) == (
+            OutcomeKind.UNAVAILABLE,
+            "other threads of this process keep the file busy",
+        )
+    assert destination.apply([put("c1")])[0].kind is OutcomeKind.APPLIED
+
+
+def test_full_disk_is_unavailable_and_keeps_nothing_of_the_batch(destination: EmbeddedDestination) -> None:
+    assert destination._connection is not None
+    (pages,) = destination._connection.execute("PRAGMA page_count").fetchone()
+    destination._connection.execute(f"PRAGMA max_page_count = {pages + 10}")
+    outcomes = destination.apply([put(f"c{n}", text="x" * 3_000) for n in range(100)])
+    assert set(outcomes) == {Outcome(OutcomeKind.UNAVAILABLE, "sqlite_full", "database or disk is full")}
+    assert destination.read("contacts", [f"c{n}" for n in range(100)]) == {}
+    destination._connection.execute(f"PRAGMA max_page_count = {pages + 10_000}")
+    assert {o.kind for o in destination.apply([put("c1"), put("c2")])} == {OutcomeKind.APPLIED}
+
+
+def test_letter_to_grandmother_is_no_destination(path: Path) -> None:
+    path.write_text("Dear grandmother,\n" * 200)
+    made = EmbeddedDestination(path)
+    assert kind_and_error(made.apply([put("c1")])) == (OutcomeKind.UNAVAILABLE, "file is not a database")
+    with pytest.raises(DestinationError, match=r"search\.db.*not a database"):
+        made.ensure_index("contacts")
+    assert path.read_text().startswith("Dear grandmother")
+
+
+def test_database_of_the_application_is_left_alone(path: Path) -> None:
+    sqlite3.connect(path).execute("CREATE TABLE contacts (id)").connection.close()
+    made = EmbeddedDestination(path)
+    with pytest.raises(DestinationError, match="OUTBOX_EMBEDDED_PATH"):
+        made.ensure_index("contacts")
+    assert "another database" in str(made.apply([put("c1")])[0].error)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("contacts",)]
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    connection.close()
+
+
+def test_directory_that_is_missing_is_said(tmp_path: Path) -> None:
+    made = EmbeddedDestination(tmp_path / "nowhere" / "search.db")
+    assert "nowhere does not exist" in str(made.ping())
+    with pytest.raises(DestinationError, match=r"search\.db.*unable to open"):
+        made.ensure_index("contacts")
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_file_is_made_by_the_first_index_and_by_nothing_else(path: Path, empty: bool) -> None:
+    if empty:
+        path.touch()
+    made = EmbeddedDestination(path)
+    assert made.apply([put("c1")])[0][:2] == (OutcomeKind.BLOCKED, "index_not_found_exception")
+    assert made.ping() is None
+    assert made.inspect_index("contacts", "contacts-000001").exists is False
+    assert made.highest_version("contacts") == 0
+    for call in (lambda: made.search("contacts", "ada"), lambda: made.refresh("contacts"), lambda: made.read("c", [])):
+        with pytest.raises(DestinationError, match="does not exist"):
+            call()
+    assert path.exists() == empty
+    assert made.ensure_index("contacts") == "contacts-000001"
+    assert made.apply([put("c1")])[0].kind is OutcomeKind.APPLIED
+    made.close()
+
+
+def test_file_that_was_removed_is_not_written_to_any_longer(destination: EmbeddedDestination, path: Path) -> None:
+    destination.apply([put("c1")])
+    for each in path.parent.glob("search.db*"):
+        each.unlink()
+    assert destination.apply([put("c2")])[0].kind is OutcomeKind.BLOCKED
+    destination.ensure_index("contacts")
+    assert destination.apply([put("c2")])[0].kind is OutcomeKind.APPLIED
+    assert set(destination.read("contacts", ["c1", "c2"])) == {"c2"}
+
+
+# -- several at once ------------------------------------------------------------------------------------------------
+
+
+def _apply_a_range(path: Path, start: int) -> None:
+    made = EmbeddedDestination(path)
+    made.ensure_index("contacts")
+    for at in range(start, start + 200, 20):
+        outcomes = made.apply([put(f"c{n}", version=n + 1, n=n) for n in range(at, at + 20)])
+        assert {outcome.kind for outcome in outcomes} == {OutcomeKind.APPLIED}, outcomes
+    made.close()
+
+
+def test_processes_that_begin_with_one_new_file_lose_nothing(path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_apply_a_range, args=(path, n * 200)) for n in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    made = EmbeddedDestination(path)
+    assert len(made.read("contacts", [f"c{n}" for n in range(800)])) == 800
+    made.close()
+
+
+def test_threads_that_write_one_document_leave_the_highest_version(destination: EmbeddedDestination) -> None:
+    def write(start: int) -> None:
+        for version in range(start, 200, 4):
+            destination.apply([put("c1", version, n=version)])
+
+    destination._timeout = 20
+    threads = [threading.Thread(target=write, args=(n,)) for n in (1, 2, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    held = destination.read("contacts", ["c1"])["c1"]
+    assert (held.version, held.source) == (199, {"n": 199})
+
+
+def test_what_one_process_applied_another_finds_without_a_refresh(destination: EmbeddedDestination, path: Path) -> None:
+    destination.apply([put("c1", name="Ada")])
+    other = EmbeddedDestination(path)
+    assert [hit.document_id for hit in other.search("contacts", "ada")] == ["c1"]
+    other.close()
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+
+
+def test_words_of_a_replaced_or_deleted_document_are_forgotten(destination: EmbeddedDestination) -> None:
+    destination.apply([put("c1", 1, name="Ada"), put("c2", 1, name="Ada")])
+    destination.refresh("contacts")
+    destination.apply([put("c1", 2, name="Grace"), Action("contacts", "contacts-000001", "c2", 2, None)])
+    destination.refresh("contacts")
+    assert destination.search("contacts", "ada") == []
+    assert [hit.document_id for hit in destination.search("contacts", "grace")] == ["c1"]
+
+
+def test_more_words_than_one_transaction_takes_up_are_all_found(
+    destination: EmbeddedDestination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "WORDS_AT_ONCE", 7)
+    destination.apply([put(f"c{n}", name="Ada") for n in range(50)])
+    assert len(destination.search("contacts", "ada", limit=100)) == 50
+
+
+@pytest.mark.parametrize(
+    "query", ['"', '""', "*", "-", "a AND (", "NEAR(", "ada OR", "text:", "^", "ada's", "%_", "\x00", "", "  ", "'"]
+)
+def test_query_is_words_and_no_syntax(destination: EmbeddedDestination, query: str) -> None:
+    destination.apply([put("c1", name="Ada Lovelace")])
+    destination.search("contacts", query)
+
+
+def test_long_query_is_answered(destination: EmbeddedDestination) -> None:
+    destination.apply([put("c1", name="Ada Lovelace")])
+    query = " ".join(f"word{n}" for n in range(1_000)) + " ada"
+    assert [hit.document_id for hit in destination.search("contacts", query)] == ["c1"]
+
+
+@pytest.mark.parametrize("query", ["muller", "MÜLLER", "müll", "Mu\u0308ller", "mulelr", "йод", "Nguyễn", "nguyen"])
+def test_letters_with_and_without_diacritics_are_the_same(destination: EmbeddedDestination, query: str) -> None:
+    destination.apply([put("c1", name="Jürgen Müller Йод Nguyễn")])
+    assert [hit.document_id for hit in destination.search("contacts", query)] == ["c1"]
+
+
+def test_common_word_beats_the_rare_misspelling(destination: EmbeddedDestination) -> None:
+    destination.apply([put(f"c{n}", name="smith") for n in range(40)] + [put("rare", name="smyth")])
+    hits = destination.search("contacts", "smith", limit=100)
+    assert len(hits) == 41
+    assert hits[-1].document_id == "rare"
+
+
+@pytest.mark.parametrize("module", [embedded, mapping])
+def test_examples_in_the_docstrings(module: object) -> None:
+    result = doctest.testmod(module)  # type: ignore[arg-type]
+    assert (result.failed, result.attempted > 0) == (0, True)
