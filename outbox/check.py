@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import sqlite3
@@ -14,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from outbox import logs, schema
-from outbox.destinations.base import Destination
+from outbox.destinations.base import FOREVER, Destination
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
 from outbox.models import now_ms
 from outbox.store import Store
@@ -191,13 +192,15 @@ def destination(to: Destination) -> list[Finding]:
     try:
         health = to.health()
     except DestinationError as error:
-        return [Finding("destination", "fail", str(error), "check OUTBOX_ELASTICSEARCH_URL and its credentials")]
+        remedy = "check OUTBOX_ELASTICSEARCH_URL and its credentials, or OUTBOX_EMBEDDED_PATH"
+        return [Finding("destination", "fail", str(error), remedy)]
+    product = f"{health.product} {health.version}"
+    if health.product == "embedded":
+        return [Finding("destination", "ok", product), Finding("file", "ok", health.status)]
     known = health.product == "elasticsearch" and _SUPPORTED.match(health.version) is not None
     red = health.status == "red"
     return [
-        _finding(
-            "destination", known, f"{health.product} {health.version}", "use Elasticsearch 8.19 or newer 8.x, or 9.x"
-        ),
+        _finding("destination", known, product, "use Elasticsearch 8.19 or newer 8.x, or 9.x"),
         _finding("cluster", not red, f"status {health.status}", "some shards are away: see GET _cluster/health"),
     ]
 
@@ -236,11 +239,14 @@ def _index(to: Destination, name: str, target: str, gc_deletes: str) -> Finding:
             f"{target} forgets deletes after {facts.gc_deletes}, OUTBOX_GC_DELETES says {gc_deletes}",
             f'PUT {target}/_settings {{"index.gc_deletes": "{gc_deletes}"}}',
         )
-    return Finding(title, "ok", f"goes to {target}, remembers deletes for {facts.gc_deletes}")
+    remembered = "good" if facts.gc_deletes == FOREVER else facts.gc_deletes
+    return Finding(title, "ok", f"goes to {target}, remembers deletes for {remembered}")
 
 
 def _milliseconds(duration: str) -> float:
     """A duration as Elasticsearch writes it; 0 for one that remembers nothing (-1)."""
+    if duration == FOREVER:
+        return math.inf
     parts = re.fullmatch(r"(\d+)(nanos|micros|ms|s|m|h|d)", duration)
     return int(parts[1]) * _UNITS_MS[parts[2]] if parts else 0
 

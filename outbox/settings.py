@@ -52,6 +52,9 @@ class Settings(WriteSettings):
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of the application's database, e.g. sqlite:///app.db"
     )
+    destination: Literal["elasticsearch", "embedded"] = Field(
+        "elasticsearch", description="what documents are delivered to; embedded: one SQLite file, no cluster"
+    )
     elasticsearch_url: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         validation_alias=AliasChoices("OUTBOX_ELASTICSEARCH_URL", "ELASTICSEARCH_URL"),
@@ -62,6 +65,9 @@ class Settings(WriteSettings):
     elasticsearch_password: SecretStr | None = Field(None, description="password of that user")
     elasticsearch_ca_certs: Path | None = Field(
         None, description="file with the certificate authority of the cluster; default: the system's"
+    )
+    embedded_path: Path | None = Field(
+        None, description="file of the embedded destination, e.g. search.db; not the application's database"
     )
 
     # Throughput

@@ -15,6 +15,7 @@ from outbox import check, sqlite
 from outbox.cli import main
 from outbox.destinations.base import Health, IndexFacts
 from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.destinations.embedded import EmbeddedDestination
 from outbox.models import metadata, now_ms
 from tests.support.node import Node
 from tests.support.outbox import Outbox
@@ -204,6 +205,28 @@ def test_destination_that_is_away_fails(destination: ElasticsearchDestination, p
     proxy.down()
     assert levels(check.destination(destination)) == {"destination": "fail"}
     proxy.up()
+
+
+def test_embedded_destination_is_well_and_never_forgets_a_delete(outbox: Outbox, tmp_path: Path) -> None:
+    made = EmbeddedDestination(tmp_path / "search.db")
+    assert check.destination(made) == [
+        check.Finding("destination", "ok", f"embedded SQLite {sqlite3.sqlite_version}"),
+        check.Finding("file", "ok", "no file yet, the first row makes it"),
+    ]
+    assert not (tmp_path / "search.db").exists()
+    outbox.index("contacts", "c1", {})
+    outbox.drain(made)
+    (found,) = check.indexes(outbox.engine, made, "8760h")
+    assert (found.level, found.found) == ("ok", "goes to contacts-000001, remembers deletes for good")
+    made.close()
+    assert check.destination(made)[1].found == "ok"
+    made.close()
+
+
+def test_embedded_file_that_is_none_fails_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "search.db").write_text("no database\n" * 100)
+    (found,) = check.destination(EmbeddedDestination(tmp_path / "search.db"))
+    assert (found.level, "OUTBOX_EMBEDDED_PATH" in found.remedy) == ("fail", True)
 
 
 # -- the command ----------------------------------------------------------------------------------------------------

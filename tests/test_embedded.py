@@ -5,7 +5,10 @@ from __future__ import annotations
 import doctest
 import json
 import multiprocessing
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from outbox.destinations import embedded, mapping
 from outbox.destinations.base import Action, Outcome, OutcomeKind
 from outbox.destinations.embedded import EmbeddedDestination
 from outbox.errors import DestinationError
+from tests.support.outbox import Outbox
 
 
 @pytest.fixture
@@ -181,6 +185,52 @@ def test_what_one_process_applied_another_finds_without_a_refresh(destination: E
     other = EmbeddedDestination(path)
     assert [hit.document_id for hit in other.search("contacts", "ada")] == ["c1"]
     other.close()
+
+
+# -- chosen by name -------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from outbox.cli import main; main()", *arguments],
+        env={**os.environ, "OUTBOX_DATABASE_URL": "sqlite:///app.db", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_relay_process_delivers_to_the_file_and_check_is_content(outbox: Outbox, path: Path) -> None:
+    outbox.index_many("contacts", [(f"c{n}", {"n": n}) for n in range(20)])
+    chosen = {"OUTBOX_DESTINATION": "embedded", "OUTBOX_EMBEDDED_PATH": "search.db"}
+    drained = command("run", "--drain", **chosen)
+    assert (drained.returncode, outbox.counts()["done"]) == (0, 20), drained.stderr
+    made = EmbeddedDestination(path)
+    assert made.read("contacts", ["c7"])["c7"].source == {"n": 7}
+    made.close()
+    checked = command("check", **chosen)
+    assert (checked.returncode, "index contacts: goes to contacts-000001" in checked.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ({"OUTBOX_DESTINATION": "embedded"}, "set OUTBOX_EMBEDDED_PATH"),
+        ({"OUTBOX_DESTINATION": "embedded", "OUTBOX_ELASTICSEARCH_URL": "http://localhost:1"}, "set OUTBOX_EMBEDDED"),
+        ({"OUTBOX_EMBEDDED_PATH": "search.db"}, "OUTBOX_DESTINATION=embedded and OUTBOX_EMBEDDED_PATH"),
+        ({}, "set OUTBOX_ELASTICSEARCH_URL, e.g. http://localhost:9200; or, to do without a cluster"),
+        ({"OUTBOX_DESTINATION": "opensearch"}, "OUTBOX_DESTINATION"),
+    ],
+)
+@pytest.mark.usefixtures("engine")
+def test_destination_that_is_not_fully_chosen_is_one_line_and_exit_2(
+    chosen: dict[str, str], says: str, path: Path
+) -> None:
+    failed = command("run", **chosen)
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+    assert says in failed.stderr
+    assert not path.exists()
 
 
 # -- words ----------------------------------------------------------------------------------------------------------

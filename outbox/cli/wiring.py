@@ -65,7 +65,9 @@ def _exists(path: str) -> bool:
 
 
 def addresses(loaded: Settings) -> str:
-    """Where Elasticsearch is, for people: without the credentials that a URL may hold."""
+    """Where documents go, for people: without the credentials that a URL may hold."""
+    if loaded.destination == "embedded":
+        return str(loaded.embedded_path)
     shown = []
     for url in loaded.elasticsearch_url:
         parts = urlsplit(url)

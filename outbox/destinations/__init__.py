@@ -9,9 +9,18 @@ from outbox.settings import Settings
 
 def destination_of(loaded: Settings) -> Destination:
     """The configured destination. Raises `ConfigurationError` when none is: never silently another one."""
+    # Imported here, not above: applications, and commands that need no destination, start without loading its client.
+    if loaded.destination == "embedded":
+        if loaded.embedded_path is None:
+            raise ConfigurationError("no file for the embedded destination: set OUTBOX_EMBEDDED_PATH, e.g. search.db")
+        from outbox.destinations.embedded import EmbeddedDestination
+
+        return EmbeddedDestination(loaded.embedded_path, timeout=loaded.request_timeout)
     if not loaded.elasticsearch_url:
-        raise ConfigurationError("no destination: set OUTBOX_ELASTICSEARCH_URL, e.g. http://localhost:9200")
-    # Here, not above: applications, and commands that need no destination, start without loading its client.
+        raise ConfigurationError(
+            "no destination: set OUTBOX_ELASTICSEARCH_URL, e.g. http://localhost:9200; or, to do without a cluster, "
+            "OUTBOX_DESTINATION=embedded and OUTBOX_EMBEDDED_PATH, e.g. search.db"
+        )
     from outbox.destinations.elasticsearch import ElasticsearchDestination
 
     password = loaded.elasticsearch_password
