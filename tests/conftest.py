@@ -12,7 +12,7 @@ from sqlalchemy import Engine, create_engine
 
 from outbox import schema, sqlite
 from outbox.destinations.elasticsearch import ElasticsearchDestination
-from tests.support.node import Node, unavailable_reason
+from tests.support.node import VERSION, VERSION_9, Node, unavailable_reason
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy
 from tests.support.relays import Relays
@@ -43,11 +43,21 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 @pytest.fixture(scope="session")
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     """One real Elasticsearch for all tests; each test uses index names of its own or wipes."""
-    if reason := unavailable_reason():
+    yield from _node(request, VERSION)
+
+
+@pytest.fixture(scope="session")
+def node_9(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """The same of the next major version, for the tests of the contract."""
+    yield from _node(request, VERSION_9)
+
+
+def _node(request: pytest.FixtureRequest, version: str) -> Iterator[Node]:
+    if reason := unavailable_reason(version):
         if request.config.getoption("--require-elasticsearch"):
-            pytest.fail(f"no Elasticsearch: {reason}")
-        pytest.skip(f"no Elasticsearch: {reason}")
-    running = Node.start()
+            pytest.fail(f"no Elasticsearch {version}: {reason}")
+        pytest.skip(f"no Elasticsearch {version}: {reason}")
+    running = Node.start(version=version)
     yield running
     running.stop()
 

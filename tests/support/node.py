@@ -22,13 +22,22 @@ from urllib.parse import quote, urlsplit
 SCRIPT = Path(__file__).parents[2] / "bin" / "elasticsearch"
 START_TIMEOUT_S = 240
 GIVEN = "TEST_ELASTICSEARCH_URL"
+GIVEN_9 = "TEST_ELASTICSEARCH_9_URL"
+VERSION, VERSION_9 = "8.19.0", "9.2.0"
 
 
-def unavailable_reason() -> str | None:
+def given(version: str = VERSION) -> str | None:
+    """The address of a node of this major version that runs already, if the environment names one."""
+    return os.environ.get(GIVEN_9 if version.startswith("9.") else GIVEN)
+
+
+def unavailable_reason(version: str = VERSION) -> str | None:
     """Why no node can be had here; None if one can."""
-    if os.environ.get(GIVEN):
+    if given(version):
         return None
-    prepared = subprocess.run([SCRIPT, "--prepare"], capture_output=True, text=True, env=_environment(), check=False)
+    prepared = subprocess.run(
+        [SCRIPT, "--prepare", "--version", version], capture_output=True, text=True, env=_environment(), check=False
+    )
     if prepared.returncode == 0:
         return None
     return (prepared.stderr.strip().splitlines() or [f"{SCRIPT.name} ended with {prepared.returncode}"])[-1]
@@ -85,12 +94,12 @@ class Node:
         cls,
         port: int | None = None,
         data: Path | None = None,
-        version: str = "8.19.0",
+        version: str = VERSION,
         settings: dict[str, str] | None = None,
     ) -> Node:
-        """Start a node, or use the one that TEST_ELASTICSEARCH_URL names. Port and data: free and temporary."""
-        if given := os.environ.get(GIVEN):
-            return cls(given.rstrip("/"))
+        """Start a node, or use the one that the environment names. Port and data: free and temporary."""
+        if url := given(version):
+            return cls(url.rstrip("/"))
         remove_leftovers(Path(tempfile.gettempdir()))
         port = port or free_port()
         node = cls(f"http://127.0.0.1:{port}")
