@@ -69,7 +69,7 @@ INDEX_FAULTS = frozenset(
 
 _OVERLOADED = frozenset({429, 502, 503, 504})
 _CURRENT_VERSION = re.compile(r"current version \[(\d+)\]")
-_OF_A_FIELD = re.compile(r"\b(field|fields|mapper|mapping|_id|term|object)\b", re.IGNORECASE)
+_OF_A_DOCUMENT = re.compile(r"\b(field|fields|mapper|mapping|_id|term|object|malformed content)\b", re.IGNORECASE)
 _OF_AN_INDEX = re.compile(r"\b(alias|write index|index \[)", re.IGNORECASE)
 _ANSWERED_FIELDS = "errors,items.*._id,items.*.status,items.*._version,items.*.error"
 
@@ -247,6 +247,8 @@ class ElasticsearchDestination:
         return found
 
     def read(self, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
+        if not document_ids:
+            return {}  # asking for none is an error in Elasticsearch
         try:
             found = self._client.mget(index=target, ids=list(document_ids)).body["docs"]
         except (ApiError, TransportError, UnsupportedProductError) as error:
@@ -260,6 +262,8 @@ class ElasticsearchDestination:
             raise DestinationError(f"index {name} cannot be refreshed: {_describe(error)}") from error
 
     def search(self, name: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
+        if not query:
+            query = " "  # no words match nothing, but the beginning of an empty one matches everything
         words = [
             {"multi_match": {"query": query, "type": "best_fields", "fuzziness": "AUTO", "lenient": True}},
             {"multi_match": {"query": query, "type": "bool_prefix", "lenient": True, "boost": 2}},
@@ -403,7 +407,7 @@ def _kind(status: Any, error_type: str, reason: str) -> OutcomeKind:
         # One type for everything; only the text tells a document's fault from an index's.
         if _OF_AN_INDEX.search(reason):
             return OutcomeKind.BLOCKED
-        if _OF_A_FIELD.search(reason):
+        if _OF_A_DOCUMENT.search(reason):
             return OutcomeKind.REJECTED
     if status in _OVERLOADED:
         return OutcomeKind.OVERLOADED

@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,8 +146,8 @@ class EmbeddedDestination:
             if found := _find(connection, name):
                 return found
             target = f"{name}-000001"
-            if _mappings_of(connection, target) is not None:
-                raise DestinationError(f"index {target} cannot be created: it is there, without alias {name}")
+            if _find(connection, target):
+                raise DestinationError(f"index {target} cannot be created: something else has that name")
             connection.execute(
                 "INSERT INTO indexes (name, mappings, settings) VALUES (?, ?, ?)",
                 (target, *(None if each is None else json.dumps(each) for each in (mappings, settings))),
@@ -314,16 +314,19 @@ def _prepare(connection: sqlite3.Connection, *, create: bool) -> None:
     if application == tables == 0:
         if not create:
             raise _FileMissing
-        connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
         connection.execute("BEGIN IMMEDIATE")
         if _identified(connection) == (0, 0):  # nobody was faster
             for statement in _TABLES:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        application, _ = _identified(connection)
         connection.execute("COMMIT")
+        application, _ = _identified(connection)
     if application != APPLICATION_ID:
         raise sqlite3.DatabaseError("it is another database; let OUTBOX_EMBEDDED_PATH name a file of its own")
+    # Readers and the writer do not wait for each other then. Whoever finds the file busy leaves it to the next: this
+    # switch does not wait, and the file remembers it.
+    with suppress(sqlite3.OperationalError):
+        connection.execute("PRAGMA journal_mode = WAL")
     # The relay calls a row done once `apply` has answered: what it answered must be on disk.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA wal_autocheckpoint = 10000")

@@ -1,0 +1,56 @@
+"""The destinations that must keep the contract. A new one needs its line in `DESTINATIONS`, and nothing else."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox.destinations.base import Destination
+from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.destinations.embedded import EmbeddedDestination
+from tests.support.node import Node
+
+Opener = Callable[[], Destination]
+"""Opens the data of one test: again, in another thread or, since it can be pickled, in another process."""
+
+
+def _embedded(_request: pytest.FixtureRequest, directory: Path) -> Opener:
+    return partial(EmbeddedDestination, directory / "search.db")
+
+
+def _elasticsearch(node: str, request: pytest.FixtureRequest, _directory: Path) -> Opener:
+    running: Node = request.getfixturevalue(node)
+    request.addfinalizer(running.wipe)
+    return partial(ElasticsearchDestination, [running.url])
+
+
+_real = pytest.mark.elasticsearch
+DESTINATIONS: list[Any] = [
+    pytest.param(_embedded, id="embedded"),
+    pytest.param(partial(_elasticsearch, "node"), id="elasticsearch-8", marks=_real),
+    pytest.param(partial(_elasticsearch, "node_9"), id="elasticsearch-9", marks=_real),
+]
+
+
+@pytest.fixture(params=DESTINATIONS)
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    opened: Opener = request.param(request, tmp_path)
+    return opened
+
+
+@pytest.fixture
+def destination(opener: Opener) -> Iterator[Destination]:
+    made = opener()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def name() -> str:
+    """A name that nothing has: tests share the nodes."""
+    return f"contract-{uuid.uuid4().hex[:12]}"
