@@ -41,6 +41,10 @@ MOST_PARAMETERS = 30_000
 """SQLite takes 32,766 in one statement."""
 
 
+UNKNOWN_ENTITY = "unknown_entity"
+"""Error type of a row whose entity is not registered."""
+
+
 class LoadFailed(NamedTuple):
     """Why a document cannot be made of its row. `error_type` is a word for programs, `error` a line for people."""
 
@@ -334,7 +338,7 @@ class EntityRegistry:
 
     def _unknown(self, name: str | None) -> LoadFailed:
         return LoadFailed(
-            "unknown_entity",
+            UNKNOWN_ENTITY,
             f"no entity {shortened(name)} is registered here{_nearest(name or '', self._entities)}; "
             "add it to the registry that OUTBOX_ENTITIES names, with the name= it had when the row was written",
         )

@@ -67,9 +67,11 @@ class Maintenance:
         now = now_ms()
         others = [relay for relay in store.relays() if relay["id"] != self._relay]
         dead = presence.gone(Path(str(self._engine.url.database)), [relay["id"] for relay in others])
-        released = store.reap(now, NO_LEASE_MS, dead_relays=dead)
-        if released:
-            given_back = logs.rows(released, "is", "are")
+        reaped = store.reap(now, NO_LEASE_MS, dead_relays=dead, lone_after=self._settings.lone_after)
+        if reaped.dead:
+            logger.critical(f"{logs.rows(reaped.dead, 'is', 'are')} dead that killed each relay which took it alone")
+        if reaped.given_back:
+            given_back = logs.rows(reaped.given_back, "is", "are")
             logger.warning(f"{given_back} given back: a relay was killed, or did not finish in time")
         silent = now - int(self._settings.heartbeat_interval * HEARTBEATS_MISSED * 1000)
         store.delist([*dead, *(relay["id"] for relay in others if relay["heartbeat_at"] < silent)])

@@ -6,45 +6,54 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from outbox import merge
-from outbox.destinations.base import Action
+from outbox.destinations.base import Action, Outcome
 from outbox.models import Action as RowAction
 from outbox.models import Event, version
 
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Rows of one document, in the order of their ids, and the one action they come to."""
+    """Rows of one document, in the order of their ids, and the one action they come to.
+
+    `known` says what became of it where that is known without sending it.
+    """
 
     events: tuple[Event, ...]
     action: Action
+    known: Outcome | None = None
 
 
-def fold(events: Sequence[Event], documents: Mapping[int, bytes], targets: Mapping[str, str], epoch: int) -> list[Fold]:
+def fold(
+    events: Sequence[Event], contents: Mapping[int, bytes | Outcome | None], targets: Mapping[str, str], epoch: int
+) -> list[Fold]:
     """One fold a document: its rows in the order of their ids come to one action with the highest of their versions.
 
-    `documents` holds the content by event id; a row whose content is missing gets an empty one, which the
-    destination rejects. `targets` names the physical index of each index.
+    `contents` by event id: a document or patch; None: no document; or an outcome. A row that is missing there, and
+    should have content, gets an empty one, which the destination rejects. `targets`: the physical index of each.
     """
     by_document: dict[tuple[str, str], list[Event]] = {}
     for event in events:
         by_document.setdefault((event.index_name, event.document_id), []).append(event)
-    return [
-        Fold(tuple(rows), _action(rows, documents, targets[rows[-1].index_name], epoch))
-        for rows in by_document.values()
-    ]
+    return [_fold(rows, contents, targets[rows[-1].index_name], epoch) for rows in by_document.values()]
 
 
-def _action(rows: Sequence[Event], documents: Mapping[int, bytes], target: str, epoch: int) -> Action:
-    """The last full document or delete with all patches after it; or only patches, for what the destination holds."""
+def _fold(rows: Sequence[Event], contents: Mapping[int, bytes | Outcome | None], target: str, epoch: int) -> Fold:
+    """The last row that says all of the document, and the patches after it; or only patches, for what is stored."""
     last = rows[-1]
-    starts = [at for at, row in enumerate(rows) if row.action != RowAction.UPDATE]
-    patches = tuple(documents.get(row.id, b"") for row in rows[starts[-1] + 1 if starts else 0 :])
-    action = Action(last.index_name, target, last.document_id, version(epoch, last.id), None, patches)
-    if starts and rows[starts[-1]].action != RowAction.DELETE:
-        return replace(action, document=_merged(documents.get(rows[starts[-1]].id, b""), patches), patches=())
-    if starts and patches:
-        return replace(action, document=b"", patches=())  # patches of what is deleted: comes to nothing, see below
-    return action
+    action = Action(last.index_name, target, last.document_id, version(epoch, last.id), None)
+    wholes = [at for at, row in enumerate(rows) if row.action != RowAction.UPDATE]
+    used = rows[wholes[-1] if wholes else 0 :]
+    read = [None if row.action == RowAction.DELETE else contents.get(row.id, b"") for row in used]
+    known = next((content for content in read if isinstance(content, Outcome)), None)
+    if known:
+        return Fold(tuple(rows), action, known)
+    texts = [content for content in read if isinstance(content, bytes)]
+    if not wholes:
+        return Fold(tuple(rows), replace(action, patches=tuple(texts)))
+    if read[0] is None:
+        # Patches of what is deleted come to nothing together: see below.
+        return Fold(tuple(rows), replace(action, document=b"") if texts else action)
+    return Fold(tuple(rows), replace(action, document=_merged(texts[0], texts[1:])))
 
 
 def _merged(document: bytes, patches: Sequence[bytes]) -> bytes:

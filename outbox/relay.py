@@ -5,15 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loguru import logger
 
-from outbox import logs, plan, transition
+from outbox import load, logs, plan, transition
 from outbox.breaker import Breaker
 from outbox.destinations.base import Destination, Outcome, OutcomeKind
+from outbox.entities import EntityRegistry
 from outbox.errors import DatabaseUnavailable, DestinationError
 from outbox.models import Event, State, now_ms
 from outbox.plan import Fold
@@ -66,15 +68,26 @@ class Relay:
     All work on the database is done by the thread that calls `run` or `run_once`; only requests run in others.
     """
 
-    def __init__(self, store: Store, destination: Destination, settings: Settings, *, relay_id: int = 0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        destination: Destination,
+        settings: Settings,
+        *,
+        relay_id: int = 0,
+        registry: EntityRegistry | None = None,
+    ) -> None:
         self._store, self._destination, self._settings, self._id = store, destination, settings, relay_id
+        self._registry = registry
         self._lease_ms = int(settings.lease * 1000)
         self._policy = Policy(
             settings.max_retries, int(settings.retry_backoff * 1000), int(settings.breaker_longest_pause * 1000)
         )
         self._breaker = self._new_breaker()
         self._index_breakers: dict[str, Breaker] = {}
-        self._lone_failed = False  # the last answer was none, to a row sent alone: others are next
+        # Others are next: the last answer was none, to a row sent alone. Or this relay has just begun, perhaps because
+        # such a row killed the one before it: what else waits must not wait for the next death.
+        self._lone_failed = True
         self._verdicts = Verdicts(just_ms=self._lease_ms + int(2_000 * settings.request_timeout))
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._in_flight: dict[int, Request] = {}
@@ -185,9 +198,15 @@ class Relay:
 
     def _plan(self, claim: Claim) -> Request:
         unknown = sorted({event.index_name for event in claim.events} - claim.targets.keys())
-        if unknown:
-            return Request(claim, unknown_indexes=unknown)
-        return Request(claim, plan.fold(claim.events, self._store.load(claim), claim.targets, claim.epoch))
+        if legal := [name for name in unknown if not load.illegal_name(name)]:
+            return Request(claim, unknown_indexes=legal)
+        return Request(claim, self._folds(claim, claim.events))
+
+    def _folds(self, claim: Claim, *documents: Sequence[Event]) -> list[Fold]:
+        """Rows of each document, or each row by itself, with their contents of this moment."""
+        contents = load.contents(self._store, self._registry, claim)
+        targets = defaultdict(str, claim.targets)  # an illegal name has none, and nothing is sent for it
+        return [fold for events in documents for fold in plan.fold(events, contents, targets, claim.epoch)]
 
     # -- apply --------------------------------------------------------------------------------------------------
 
@@ -197,13 +216,16 @@ class Relay:
             answer = Answer(request)
             for name in request.unknown_indexes:
                 try:
-                    answer.targets[name] = self._destination.ensure_index(name)
+                    options = self._registry.index_options(name) if self._registry else None
+                    answer.targets[name] = self._destination.ensure_index(name, *(options or ()))
                 except DestinationError as error:
                     answer.refused[name] = str(error)
             if answer.refused and (why := self._destination.ping()):
                 answer.outcomes = [Outcome(OutcomeKind.UNAVAILABLE, "unavailable", why)]
             return answer
-        answer = Answer(request, self._destination.apply([fold.action for fold in request.folds]))
+        actions = [fold.action for fold in request.folds if fold.known is None]
+        outcomes = iter(self._destination.apply(actions) if actions else ())
+        answer = Answer(request, [fold.known or next(outcomes) for fold in request.folds])
         if request.claim.lone and answer.outcomes[0].kind is OutcomeKind.UNAVAILABLE:
             harmless = replace(request.folds[0].action, version=0, document=None)  # older than anything: no delete
             (outcome,) = self._destination.apply([harmless])
@@ -231,7 +253,13 @@ class Relay:
                     fold.events[-1], outcome.version, claim.epoch
                 )
                 transitions += transition.decide(
-                    fold.events, outcome, self._policy, now, explained=explained, failed_alone=answer.failed_alone
+                    fold.events,
+                    outcome,
+                    self._policy,
+                    now,
+                    sent=fold.action,
+                    explained=explained,
+                    failed_alone=answer.failed_alone,
                 )
         if split:
             middle = len(split) // 2
@@ -273,8 +301,7 @@ class Relay:
 
     def _unfold(self, claim: Claim, fold: Fold) -> list[Fold]:
         """The rows of a fold one by one, in the order of their ids: only the guilty one may die."""
-        documents = self._store.load(claim)
-        return [plan.fold([event], documents, claim.targets, claim.epoch)[0] for event in fold.events]
+        return self._folds(replace(claim, events=fold.events), *([event] for event in fold.events))
 
     def _continue(self, request: Request, transitions: Sequence[Transition], now: int) -> list[Request]:
         """After one row of an unfolded document: the next, or none if this one has to be tried again first."""
@@ -332,7 +359,7 @@ class Relay:
         away = next((each for each in answered if each[1].kind is OutcomeKind.UNAVAILABLE), None)
         if away and not answer.failed_alone:
             self._destination_failed(away[1], away[0].events[-1], now)
-        elif answered:
+        elif any(fold.known is None for fold, _ in answered):
             closed_after = self._breaker.succeeded(now)
             if closed_after is not None:
                 waiting = logs.rows(self._store.unfinished())

@@ -70,6 +70,12 @@ class Settings(WriteSettings):
         None, description="file of the embedded destination, e.g. search.db; not the application's database"
     )
 
+    entities: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:[\w.]+$",
+        description="where the registry of entities is, module:name, e.g. myapp.search:registry; its rows wait without",
+    )
+
     # Throughput
     batch_rows: int = Field(1_000, ge=1, le=10_000, description="rows in one claim and one request, at most")
     batch_bytes: int = Field(

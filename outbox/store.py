@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import CursorResult, Engine
+from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.errors import DatabaseUnavailable
@@ -26,7 +26,7 @@ from outbox.models import (
     State,
     version,
 )
-from outbox.transition import POISON, UNANSWERED, Transition
+from outbox.transition import KILLS_ITS_RELAY, OVERTAKEN, POISON, RELAY_DIED, UNANSWERED, Transition
 
 _EVENT = ", ".join(Event._fields)
 MAX_ERROR_CHARS = 2_000
@@ -55,6 +55,13 @@ class Control:
     pause_reason: str | None
 
 
+class Reaped(NamedTuple):
+    """What became of rows whose relay did not finish them."""
+
+    given_back: int
+    dead: int
+
+
 @dataclass(frozen=True, slots=True)
 class Retried:
     """What became of dead rows that were to be tried again. `overtaken`: by which later row each was."""
@@ -78,6 +85,11 @@ class Store:
             raise DatabaseUnavailable(
                 f"database {engine.url.database} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
             ) from error
+
+    @property
+    def connection(self) -> Connection:
+        """For reading what the application wrote, in between."""
+        return self._connection
 
     def close(self) -> None:
         self._connection.close()
@@ -461,27 +473,44 @@ class Store:
 
     # -- maintenance --------------------------------------------------------------------------------------------
 
-    def reap(self, now: int, longest_lease_ms: int, *, dead_relays: Iterable[int] = ()) -> int:
-        """Give back the rows whose lease has expired, or whose relay is known to be dead. Returns their number.
+    def reap(self, now: int, longest_lease_ms: int, *, dead_relays: Iterable[int] = (), lone_after: int = 10) -> Reaped:
+        """Give back the rows whose lease has expired, or whose relay is known to be dead.
 
         A lease that ends later than the longest that any relay may have was written before the clock was set back.
+        A row that was delivered alone and took its relay with it, twice in a row, is dead as poison.
         """
         with self._write(durable=False):
-            return int(
-                self._run(
-                    "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
-                    " claimed_by = NULL, lease_expires_at = NULL, error_type = :unanswered,"
-                    " error = 'its relay did not finish it in time, or was killed'"
-                    " WHERE state = 'claimed' AND (lease_expires_at <= :now OR lease_expires_at > :too_far"
-                    " OR claimed_by IN (SELECT value FROM json_each(:dead)))",
-                    {
-                        "now": now,
-                        "too_far": now + longest_lease_ms,
-                        "dead": json.dumps(list(dead_relays)),
-                        "unanswered": UNANSWERED,
-                    },
-                ).rowcount
-            )
+            buried = self._run(
+                "UPDATE outbox_events SET state = 'dead', claim_token = NULL, claimed_by = NULL,"
+                " lease_expires_at = NULL, available_at = NULL, finished_at = :now, error_type = :poison,"
+                " error = :error"
+                " WHERE state = 'claimed' AND claimed_by IN (SELECT value FROM json_each(:dead))"
+                " AND error_type = :died AND deliveries >= :lone + 2",
+                {
+                    "now": now,
+                    "poison": POISON,
+                    "error": KILLS_ITS_RELAY,
+                    "dead": json.dumps(list(dead_relays)),
+                    "died": RELAY_DIED,
+                    "lone": lone_after,
+                },
+            ).rowcount
+            given_back = self._run(
+                "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
+                " error_type = iif(claimed_by IN (SELECT value FROM json_each(:dead)), :died, :unanswered),"
+                " claimed_by = NULL, lease_expires_at = NULL,"
+                " error = 'its relay did not finish it in time, or was killed'"
+                " WHERE state = 'claimed' AND (lease_expires_at <= :now OR lease_expires_at > :too_far"
+                " OR claimed_by IN (SELECT value FROM json_each(:dead)))",
+                {
+                    "now": now,
+                    "too_far": now + longest_lease_ms,
+                    "dead": json.dumps(list(dead_relays)),
+                    "died": RELAY_DIED,
+                    "unanswered": UNANSWERED,
+                },
+            ).rowcount
+        return Reaped(int(given_back), int(buried))
 
     def prune(self, before: int, limit: int = 5_000) -> int:
         """Remove up to `limit` rows that were done before that instant. Returns their number.
@@ -696,10 +725,11 @@ class Store:
                 json.dumps(superseded),
             )
             self._run(
-                "UPDATE outbox_events SET error_type = 'overtaken', error = 'row ' || (SELECT value FROM"
+                f"UPDATE outbox_events SET error_type = '{OVERTAKEN}', error = 'row ' || (SELECT value FROM"
                 " json_each(:by) WHERE key = outbox_events.id) || ' of the same document was delivered meanwhile:"
                 " write the document anew and discard this row; it had died of ' || error_type || ': ' || error"
-                " WHERE id IN (SELECT key FROM json_each(:by)) AND error_type <> 'overtaken'",
+                " WHERE id IN (SELECT key FROM json_each(:by))"
+                f" AND error_type <> '{OVERTAKEN}'",
                 {"by": json.dumps(overtaken)},
             )
             retried = self._run(
@@ -797,7 +827,7 @@ def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[li
             blocked_documents.add(document)
             blocked.append(id_)
             continue
-        if deliveries >= lone_after and error_type in (UNANSWERED, POISON):
+        if deliveries >= lone_after and error_type in (UNANSWERED, RELAY_DIED, POISON):
             suspects.append((available_at, id_))
             continue
         if chosen and size + row_bytes > bytes_:

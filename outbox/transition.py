@@ -6,17 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from outbox.destinations.base import Outcome, OutcomeKind
-from outbox.models import Action, Event, Result, State
+from outbox.destinations.base import Action, Outcome, OutcomeKind
+from outbox.models import Event, Result, State
 
 UNANSWERED = "unanswered"
 """`error_type` of a row whose last delivery got no answer."""
 
+RELAY_DIED = "relay_died"
+"""`error_type` of a row whose relay was killed while it held the row."""
+
 POISON = "poison"
+OVERTAKEN = "overtaken"
 UNEXPLAINED = "unexplained_version"
 UNEXPLAINED_REMEDY = (
     "nothing in this outbox wrote it: the database was restored from a backup, or something else writes to the "
     "index; run 'outbox-relay epoch advance', then 'outbox-relay dead retry --error-type unexplained_version'"
+)
+OVERTAKEN_REMEDY = (
+    "a later row of the same document, of another tenant, was delivered before this one; write the document anew "
+    "and discard this row"
 )
 
 
@@ -74,19 +82,28 @@ def decide(
     policy: Policy,
     now: int,
     *,
+    sent: Action | None = None,
     explained: bool = False,
     failed_alone: bool = False,
 ) -> list[Transition]:
-    """The next state of each row of a fold; the last row is the one whose version was sent.
+    """The next state of each row of a fold; the last row is the one whose version was `sent`.
 
     `explained` says of a conflict whether a delivery of this outbox accounts for the version it reports,
     `failed_alone` of a missing answer that it is missing for this row only.
     """
     *earlier, last = events
     kind = outcome.kind
+    if kind is OutcomeKind.CONFLICT and explained and sent and sent.patches and last.deliveries == 1:
+        # Rows of one document under two tenants can overtake each other. What a full document said is history then.
+        # But these fields were sent for the first time: called done, they would be lost in silence.
+        return [
+            Transition(event, State.DEAD, attempts=event.attempts, error_type=OVERTAKEN, error=OVERTAKEN_REMEDY)
+            for event in events
+        ]
     if kind is OutcomeKind.APPLIED or (kind is OutcomeKind.CONFLICT and explained):
         done = [Transition(event, State.DONE, Result.COALESCED, attempts=event.attempts) for event in earlier]
-        result = _applied(last) if kind is OutcomeKind.APPLIED else Result.SUPERSEDED
+        applied = Result.DELETED if sent and sent.is_delete else Result.APPLIED
+        result = applied if kind is OutcomeKind.APPLIED else Result.SUPERSEDED
         return [*done, Transition(last, State.DONE, result, attempts=last.attempts)]
     if kind is OutcomeKind.CONFLICT:
         error = f"the index holds version {outcome.version}: {UNEXPLAINED_REMEDY}"
@@ -111,6 +128,12 @@ def decide(
     return [Transition(event, State.PENDING, None, due, event.attempts, error_type, outcome.error) for event in events]
 
 
+KILLS_ITS_RELAY = (
+    "sent alone, it ended with the death of its relay twice in a row; see what loading or sending it does to the "
+    "process (memory?), then run 'outbox-relay dead retry' or 'outbox-relay dead discard' with its number"
+)
+
+
 def poisoned(event: Event, failures: int) -> Transition:
     """The end of a row that gets no answer although its neighbours do; see `outbox.poison.Verdicts`."""
     error = (
@@ -119,10 +142,6 @@ def poisoned(event: Event, failures: int) -> Transition:
         f"'outbox-relay dead discard {event.id}', or 'outbox-relay dead retry {event.id}'"
     )
     return Transition(event, State.DEAD, None, None, event.attempts, POISON, error, unsent=True)
-
-
-def _applied(event: Event) -> Result:
-    return Result.DELETED if event.action == Action.DELETE else Result.APPLIED
 
 
 def _failed(event: Event, outcome: Outcome, policy: Policy, now: int) -> Transition:

@@ -311,7 +311,7 @@ def test_relay_whose_lease_expired_cannot_overwrite_the_outcome(
     if request.unknown_indexes:  # first use of the index
         (request,) = slow._settle(answer, now)
         answer = slow._send(request)
-    assert store.reap(now + 61 * SECOND, 60 * SECOND) == 1
+    assert store.reap(now + 61 * SECOND, 60 * SECOND).given_back == 1
     outbox.drain(destination, now + 61 * SECOND)
     before = outbox.row(row)
     slow._settle(answer, now + 62 * SECOND)

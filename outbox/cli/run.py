@@ -14,7 +14,7 @@ import click
 from loguru import logger
 
 from outbox import __version__, logs, schema
-from outbox.cli.wiring import addresses, database_option, destination_of, engine_of, load_settings
+from outbox.cli.wiring import addresses, database_option, destination_of, engine_of, load_settings, registry_of
 from outbox.maintenance import Maintenance
 from outbox.models import now_ms
 from outbox.presence import Presence
@@ -64,7 +64,7 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
       outbox-relay run --drain  # for a script: deliver what waits, then end
     """
     loaded = load_settings(database_url=database_url, concurrency=concurrency, log_format=log_format)
-    destination = destination_of(loaded)
+    destination, registry = destination_of(loaded), registry_of(loaded)
     engine = engine_of(loaded)
     schema.require_head(engine)
     store = Store(engine)
@@ -73,7 +73,7 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
         raise click.UsageError(f"the outbox is paused ({control.pause_reason}); run 'outbox-relay resume' first")
     relay_id = store.enlist(socket.gethostname(), os.getpid(), __version__, now_ms())
     presence = Presence(Path(str(engine.url.database)), relay_id)
-    relay = Relay(store, destination, loaded, relay_id=relay_id)
+    relay = Relay(store, destination, loaded, relay_id=relay_id, registry=registry)
     maintenance = Maintenance(engine, relay_id, loaded, relay.breakers)
     _on_signals(relay.stop)
     maintenance.start()

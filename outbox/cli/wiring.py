@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
@@ -16,6 +20,7 @@ from sqlalchemy.exc import ArgumentError
 
 from outbox import logs, schema, settings, sqlite
 from outbox.destinations import destination_of as destination_of
+from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError
 from outbox.settings import Settings
 from outbox.store import Store
@@ -59,9 +64,29 @@ def engine_of(loaded: Settings, *, create: bool = False) -> Engine:
 
 
 def _exists(path: str) -> bool:
-    from pathlib import Path
-
     return Path(path).is_file()
+
+
+def registry_of(loaded: Settings) -> EntityRegistry | None:
+    """The application's registry of entities, if it names one. Raises `ConfigurationError`."""
+    if loaded.entities is None:
+        return None
+    module, _, name = loaded.entities.partition(":")
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; a console script has the directory of its own instead
+    try:
+        found = attrgetter(name)(import_module(module))
+    except Exception as error:
+        raise ConfigurationError(
+            f"OUTBOX_ENTITIES={loaded.entities}: {type(error).__name__}: {error}; it is module:name, as one would "
+            "import it in the working directory"
+        ) from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(found, EntityRegistry):
+        raise ConfigurationError(
+            f"OUTBOX_ENTITIES={loaded.entities} is of type {type(found).__name__}, not EntityRegistry"
+        )
+    return found
 
 
 def addresses(loaded: Settings) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox import OutboxRepository
+from outbox import EntityRegistry, OutboxRepository
 from outbox.destinations.base import Destination
 from outbox.relay import Relay
 from outbox.settings import Settings
@@ -77,9 +77,11 @@ class Outbox:
         self._stores.append(made)
         return made
 
-    def relay(self, destination: Destination, relay_id: int = 1, **given: Any) -> Relay:
+    def relay(
+        self, destination: Destination, relay_id: int = 1, registry: EntityRegistry | None = None, **given: Any
+    ) -> Relay:
         """A relay that the test drives with `run_once(now)`."""
-        return Relay(self.store(), destination, settings(**given), relay_id=relay_id)
+        return Relay(self.store(), destination, settings(**given), relay_id=relay_id, registry=registry)
 
     def drain(self, destination: Destination, now: int | None = None, **given: Any) -> None:
         """Deliver until nothing more happens at this moment."""
