@@ -22,10 +22,10 @@ from elasticsearch import Elasticsearch
 from node import node
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import create_engine, text
+from sqlalchemy import ForeignKey, create_engine, func, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import OutboxRepository, schema, sqlite
+from outbox import EntityRegistry, OutboxRepository, schema, sqlite
 from outbox.models import EPOCH_STEP, now_ms
 
 BATCH = 1_000
@@ -200,6 +200,14 @@ class Contact(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
     notes: Mapped[str]
+    tenant_id: Mapped[str] = mapped_column(default="t1")
+    account_id: Mapped[int | None] = mapped_column(ForeignKey("accounts.id"), index=True)
+
+
+class Account(Base):
+    __tablename__ = "accounts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
 
 
 @main.command()
@@ -214,21 +222,57 @@ def write(blocks: int) -> None:
         sqlite.prepare(engine)
         schema.upgrade(engine)
         Base.metadata.create_all(engine)
-        sessions = sessionmaker(engine)
+        plain, captured = sessionmaker(engine), sessionmaker(engine)
+        registry = EntityRegistry()
+        registry.add(
+            Contact,
+            index="contacts",
+            fields=["name", "notes"],
+            tenant="tenant_id",
+            depends_on={Account: "account_id"},
+        )
+        registry.capture(captured)
 
-        def transaction(rows: int, write: Callable[[OutboxRepository], None] | None) -> float:
+        def took(sessions: sessionmaker[Session], work: Callable[[Session], None]) -> float:
             start = time.perf_counter()
             with sessions.begin() as session:
-                session.add_all(Contact(name="Ada", notes=document["notes"]) for document in contents[:rows])
-                if write:
-                    write(OutboxRepository(session))
+                work(session)
             return time.perf_counter() - start
 
-        def cost(rows: int, transactions: int, write: Callable[[OutboxRepository], None]) -> float:
+        def compared(rows: int, number: int, without: Callable[[], float], with_: Callable[[], float]) -> float:
             """Microseconds a row: the median transaction with outbox rows less the one without, run in turn."""
-            pairs = [(transaction(rows, None), transaction(rows, write)) for _ in range(transactions)]
-            without, with_ = (statistics.median(times) for times in zip(*pairs, strict=True))
-            return (with_ - without) / rows * 1e6
+            pairs = [(without(), with_()) for _ in range(number)]
+            medians = [statistics.median(times) for times in zip(*pairs, strict=True)]
+            return (medians[1] - medians[0]) / rows * 1e6
+
+        def add(rows: int) -> Callable[[Session], None]:
+            return lambda session: session.add_all(
+                Contact(name="Ada", notes=document["notes"]) for document in contents[:rows]
+            )
+
+        def cost(rows: int, transactions: int, write: Callable[[OutboxRepository], None]) -> float:
+            def work(session: Session) -> None:
+                add(rows)(session)
+                write(OutboxRepository(session))
+
+            return compared(rows, transactions, lambda: took(plain, add(rows)), lambda: took(plain, work))
+
+        def capture_cost(rows: int, transactions: int, work: Callable[[Session], None]) -> float:
+            return compared(rows, transactions, lambda: took(plain, work), lambda: took(captured, work))
+
+        def change(rows: int) -> Callable[[Session], None]:
+            def work(session: Session) -> None:
+                name = next(varied)[0]
+                for contact in session.scalars(select(Contact).limit(rows)):
+                    contact.name = name
+
+            return work
+
+        def update_in_bulk(session: Session) -> None:
+            session.execute(update(Contact).where(Contact.id <= 300).values(name=next(varied)[0]))
+
+        def rename_account(session: Session) -> None:
+            session.get_one(Account, 1).name = next(varied)[0]
 
         def one(repo: OutboxRepository) -> None:
             repo.index("contacts", *next(varied), tenant_id="t1")
@@ -243,6 +287,16 @@ def write(blocks: int) -> None:
         console.print(f"one row in a one-row transaction: {cost(1, 50 * blocks, one):6.1f} µs a row")
         console.print(f"index_many, 300 a transaction:    {cost(300, blocks, many):6.1f} µs a row")
         console.print(f"index() in a loop of 300:         {cost(300, blocks, loop):6.1f} µs a row")
+        console.print(f"capture, one new object:          {capture_cost(1, 50 * blocks, add(1)):6.1f} µs")
+        console.print(f"capture, one changed object:      {capture_cost(1, 50 * blocks, change(1)):6.1f} µs")
+        console.print(f"capture, 300 new objects:         {capture_cost(300, blocks, add(300)):6.1f} µs a row")
+        console.print(f"capture, 300 changed objects:     {capture_cost(300, blocks, change(300)):6.1f} µs a row")
+        console.print(f"capture, update() of 300:         {capture_cost(300, blocks, update_in_bulk):6.1f} µs a row")
+        with plain.begin() as session:
+            session.add(Account(id=1, name="Acme"))
+            session.execute(update(Contact).where(Contact.id <= 10_000).values(account_id=1))
+            number = session.execute(select(func.count()).where(Contact.account_id == 1)).scalar_one()
+        console.print(f"capture, {number:,} dependents:      {capture_cost(number, 10, rename_account):6.1f} µs a row")
         engine.dispose()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, inspect, select, tuple_
 from sqlalchemy.exc import DBAPIError, NoInspectionAvailable, SQLAlchemyError
@@ -34,11 +34,16 @@ from outbox.keys import DocumentKey, Tenancy, TextForm
 from outbox.models import Event
 from outbox.settings import WriteSettings, write_settings
 
+if TYPE_CHECKING:
+    from outbox.capture import Capture
+
 TENANT_FIELD = "tenantId"
 """The field of a document that names its tenant."""
 
 MOST_PARAMETERS = 30_000
 """SQLite takes 32,766 in one statement."""
+
+S = TypeVar("S")
 
 
 UNKNOWN_ENTITY = "unknown_entity"
@@ -85,7 +90,7 @@ class Entity:
     key: tuple[str, ...]  # attributes of the primary key
     key_forms: tuple[TextForm, ...]
     tenant_form: TextForm | None
-    tree: _Branch
+    tree: Branch
 
     @property
     def model(self) -> type[Any]:
@@ -94,6 +99,11 @@ class Entity:
     def column(self, attribute: str) -> Any:
         """The mapped attribute, as statements need it."""
         return getattr(self.mapper.class_, attribute)
+
+    @property
+    def key_columns(self) -> list[Any]:
+        """The columns of the primary key, as statements need them."""
+        return [self.column(name) for name in self.key]
 
     def key_of(self, identity: Sequence[Any], tenant: Any = None) -> DocumentKey:
         """Where the document of a row stands, by primary key and tenant. Raises `InvalidName` for illegal ones."""
@@ -150,11 +160,11 @@ class Entity:
 
 
 @dataclass(slots=True)
-class _Branch:
+class Branch:
     """Fields of one model: its own attributes, and relationships with fields of theirs."""
 
     leaves: list[str] = field(default_factory=list)
-    branches: dict[str, _Branch] = field(default_factory=dict)
+    branches: dict[str, Branch] = field(default_factory=dict)
     many: bool = False
     plain: bool = True  # nothing but columns, which need no objects
     sorted_by_database: bool = False
@@ -179,6 +189,7 @@ class EntityRegistry:
     def __init__(self, *, settings: WriteSettings | None = None) -> None:
         self._entities: dict[str, Entity] = {}
         self._settings = settings
+        self.capturing: Capture | None = None
         self.generation = 0  # grows with each entity: for what others derive from the registry
 
     def __iter__(self) -> Iterator[Entity]:
@@ -192,7 +203,7 @@ class EntityRegistry:
             return self._entities[name]
         except KeyError:
             raise ConfigurationError(
-                f"no entity {shortened(name)} is registered{_nearest(name, self._entities)}"
+                f"no entity {shortened(name)} is registered{nearest(name, self._entities)}"
             ) from None
 
     def add(
@@ -311,6 +322,16 @@ class EntityRegistry:
             mappings["properties"] = {TENANT_FIELD: {"type": "keyword"}} | dict(mappings.get("properties", {}))
         return mappings, dict(found[0].settings or {})
 
+    def capture(self, sessions: S) -> S:
+        """From now on, note the changes that such sessions make to entities; see `outbox.capture`.
+
+        Takes a `sessionmaker`, `scoped_session`, subclass of `Session`, session or `async_sessionmaker`.
+        """
+        from outbox.capture import capture
+
+        capture(self, sessions)
+        return sessions
+
     # -- loading ------------------------------------------------------------------------------------------------
 
     def load(self, connection: Connection, events: Sequence[Event]) -> dict[int, Loaded]:
@@ -339,7 +360,7 @@ class EntityRegistry:
     def _unknown(self, name: str | None) -> LoadFailed:
         return LoadFailed(
             UNKNOWN_ENTITY,
-            f"no entity {shortened(name)} is registered here{_nearest(name or '', self._entities)}; "
+            f"no entity {shortened(name)} is registered here{nearest(name or '', self._entities)}; "
             "add it to the registry that OUTBOX_ENTITIES names, with the name= it had when the row was written",
         )
 
@@ -378,10 +399,10 @@ class EntityRegistry:
         make = _Maker(entity, limit)
         if _needs_objects(entity):
             with Session(connection, autoflush=False) as session:
-                statement = select(entity.model).where(_among(entity, wanted)).options(*_options(entity))
+                statement = select(entity.model).where(among(entity.key_columns, wanted)).options(*_options(entity))
                 objects = session.scalars(statement).unique()
                 return {tuple(getattr(each, name) for name in entity.key): make.of_object(each) for each in objects}
-        result = connection.execute(_columns(entity).where(_among(entity, wanted)))
+        result = connection.execute(_columns(entity).where(among(entity.key_columns, wanted)))
         width = len(entity.key)
         return {tuple(row[:width]): make.of_row(row) for row in result}
 
@@ -479,12 +500,12 @@ def _columns(entity: Entity) -> Select[Any]:
     return select(*(entity.column(name).label(f"c{at}") for at, name in enumerate(names))).select_from(entity.model)
 
 
-def _among(entity: Entity, wanted: Sequence[tuple[Any, ...]]) -> ColumnElement[bool]:
-    """Rows with one of these primary keys."""
-    if len(entity.key) == 1:
-        condition: ColumnElement[bool] = entity.column(entity.key[0]).in_([identity[0] for identity in wanted])
+def among(columns: Sequence[Any], wanted: Sequence[tuple[Any, ...]]) -> ColumnElement[bool]:
+    """Rows with one of these keys."""
+    if len(columns) == 1:
+        condition: ColumnElement[bool] = columns[0].in_([identity[0] for identity in wanted])
     else:
-        condition = tuple_(*(entity.column(name) for name in entity.key)).in_(wanted)
+        condition = tuple_(*columns).in_(wanted)
     return condition
 
 
@@ -492,7 +513,7 @@ def _options(entity: Entity) -> list[ORMOption]:
     return [*_tree_options(entity.mapper, entity.tree, None), *(entity.load_options or ())]
 
 
-def _tree_options(mapper: Mapper[Any], tree: _Branch, above: Any) -> list[ORMOption]:
+def _tree_options(mapper: Mapper[Any], tree: Branch, above: Any) -> list[ORMOption]:
     """Load with the objects what the paths lead to, and deferred columns among the fields."""
     options: list[ORMOption] = []
     for name in tree.leaves:
@@ -547,12 +568,12 @@ def _attribute(mapper: Mapper[Any], name: str, where: str) -> str:
         return _attribute(mapper, prop.name, where)
     if prop is None:
         raise ConfigurationError(
-            f"{where}: {mapper.class_.__name__} has no attribute {shortened(name)}{_nearest(name, _names(mapper))}"
+            f"{where}: {mapper.class_.__name__} has no attribute {shortened(name)}{nearest(name, _names(mapper))}"
         )
     return name
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -561,8 +582,8 @@ def _names(mapper: Mapper[Any]) -> list[str]:
     return [str(name) for name in mapper.all_orm_descriptors.keys()]  # noqa: SIM118  (no plain mapping)
 
 
-def _tree(mapper: Mapper[Any], fields: Sequence[str], where: str) -> _Branch:
-    tree = _Branch()
+def _tree(mapper: Mapper[Any], fields: Sequence[str], where: str) -> Branch:
+    tree = Branch()
     for path in fields:
         at, model = tree, mapper
         *relations, last = path.split(".")
@@ -574,7 +595,7 @@ def _tree(mapper: Mapper[Any], fields: Sequence[str], where: str) -> _Branch:
                     "make the document by to_document"
                 )
             if name not in at.branches:
-                at.branches[name] = _Branch(many=bool(prop.uselist), sorted_by_database=bool(prop.order_by))
+                at.branches[name] = Branch(many=bool(prop.uselist), sorted_by_database=bool(prop.order_by))
             at, model = at.branches[name], prop.mapper
             tree.plain = False
         tree.plain &= _check_leaf(model, last, f"{where}: field {path!r}")

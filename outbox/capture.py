@@ -1,0 +1,530 @@
+"""Changes that a session makes to entities become `refresh` rows, in its own transaction.
+
+What is seen: objects that are added, changed and deleted; their relationships, as far as documents are made of them;
+and `insert()`, `update()`, `delete()` of mapped classes (`Query.update` and `.delete` as well).
+
+What is not seen, since no session knows of it: `bulk_insert_mappings` and its sisters, statements on a `Table` or in
+plain SQL, rows that the database changes by itself (`ON DELETE CASCADE`, triggers), an upsert that moves a row to
+another tenant, and other programs. Call `OutboxRepository.refresh` beside those, or have the database note changes
+by triggers.
+
+Rows are inserted in `after_flush`: only then are the entities written, so that the id of a row is higher than that of
+any row whose transaction the entity's write waited for. Places that a document leaves are read before the flush, from
+the database: what the session remembers may be older.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Insert, Result, Text, bindparam, event, insert, inspect, literal, select, tuple_
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.orm import Mapper, ORMExecuteState, PassiveFlag, Session
+from sqlalchemy.orm.attributes import get_history, instance_state
+
+from outbox import models, rows
+from outbox.dependents import Link, counted, links
+from outbox.entities import MOST_PARAMETERS, Entity, EntityRegistry, among
+from outbox.errors import ConfigurationError, InvalidName, shortened
+from outbox.keys import DocumentKey, Tenancy
+from outbox.models import EPOCH_STEP, Action, now_ms
+from outbox.repository import refresh_rows
+from outbox.settings import write_settings
+
+_BEFORE = "outbox.before"
+_UNLOADED = PassiveFlag.PASSIVE_NO_INITIALIZE
+Identity = tuple[Any, ...]
+Place = tuple[Entity, DocumentKey]
+
+
+def capture(registry: EntityRegistry, sessions: Any) -> None:
+    """Note what sessions change from now on; see `EntityRegistry.capture`."""
+    capturing = registry.capturing
+    if capturing is None:
+        capturing = registry.capturing = Capture(registry)
+    if isinstance(sessions, async_sessionmaker):
+        # Their events are those of the session inside, of which each maker gets a class of its own.
+        inside = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
+        own = type(f"Captured{inside.__name__}", (inside,), {})
+        sessions.configure(sync_session_class=own)
+        sessions = own
+    capturing.listen(sessions)
+
+
+class _Own(NamedTuple):
+    """An entity, as its own objects see it."""
+
+    entity: Entity
+    counts: frozenset[str] | None  # attributes whose change makes the document anew; None: all
+    moves: frozenset[str]  # attributes that say where the document stands
+
+
+class _Plan(NamedTuple):
+    """What a change of an object of some class means."""
+
+    own: tuple[_Own, ...]
+    links: tuple[Link, ...]
+    collections: tuple[tuple[str, Link], ...]  # whose new members may leave another object
+
+
+@dataclass(slots=True)
+class _Before:
+    """Places that a flush takes documents away from, as the database knew them; of which rows."""
+
+    places: list[Place] = field(default_factory=list)
+    looked: set[tuple[Entity, Identity]] = field(default_factory=set)
+
+
+class Capture:
+    """The listeners of one registry."""
+
+    def __init__(self, registry: EntityRegistry) -> None:
+        self._registry = registry
+        self._generation = -1
+        self._plans: dict[type[Any], _Plan | None] = {}
+        self._own: list[_Own] = []
+        self._links: list[Link] = []
+        self._inserts: dict[Link, Insert] = {}
+        self._looks_before = False
+
+    def listen(self, sessions: Any) -> None:
+        """Listen to what these sessions do. Once is enough; again changes nothing."""
+        target = getattr(sessions, "sync_session", sessions)
+        for name, listener in (
+            ("before_flush", self.before_flush),
+            ("after_flush", self.after_flush),
+            ("do_orm_execute", self.do_orm_execute),
+        ):
+            try:
+                if not event.contains(target, name, listener):
+                    event.listen(target, name, listener)
+            except SQLAlchemyError:
+                raise ConfigurationError(
+                    f"{shortened(sessions)} makes no sessions; capture a sessionmaker, scoped_session, "
+                    "async_sessionmaker or subclass of Session"
+                ) from None
+
+    # -- objects ------------------------------------------------------------------------------------------------
+
+    def before_flush(self, session: Session, _context: Any, _instances: Any) -> None:
+        """Read what the flush is about to overwrite: where documents stand that move or go."""
+        self._update()
+        if not self._looks_before or not write_settings().enabled:
+            return
+        rows_: dict[Entity, list[Identity]] = {}
+        linked: dict[Link, list[Identity]] = {}
+        for instance in session.deleted:
+            if (plan := self._plan(type(instance))) and (key := instance_state(instance).key):
+                for own in plan.own:
+                    rows_.setdefault(own.entity, []).append(key[1])
+                for link in plan.links:
+                    linked.setdefault(link, []).append(key[1])
+        for instance in session.dirty:
+            if (plan := self._plan(type(instance))) and (changed := instance_state(instance).committed_state):
+                identity = _identity(instance)
+                for own in plan.own:
+                    if not own.moves.isdisjoint(changed):
+                        rows_.setdefault(own.entity, []).append(identity)
+                for link in plan.links:
+                    if not link.linking.isdisjoint(changed):
+                        linked.setdefault(link, []).append(identity)
+                _adopted(instance, changed, plan, linked)
+        for instance in session.new:
+            if (plan := self._plan(type(instance))) and plan.collections:
+                _adopted(instance, instance_state(instance).committed_state, plan, linked)
+        before = _Before()
+        for entity, identities in rows_.items():
+            before.places += _places(session, entity, identities)
+            before.looked.update((entity, identity) for identity in identities)
+        for link, identities in linked.items():
+            before.places += _dependents(session, link, identities)
+        session.info[_BEFORE] = before
+
+    def after_flush(self, session: Session, _context: Any) -> None:
+        """Note what was written."""
+        self._update()
+        if not write_settings().enabled:
+            return
+        before: _Before | None = session.info.pop(_BEFORE, None)
+        places: list[Place] = before.places if before else []
+        unknown: dict[Entity, list[Identity]] = {}  # the database knows where they stand
+        touched: dict[Link, list[Identity]] = {}
+        for instance in session.new:
+            if plan := self._plan(type(instance)):
+                values = instance_state(instance).dict
+                for entity, _, _ in plan.own:
+                    identity = tuple([values.get(name) for name in entity.key])
+                    if None in identity:
+                        continue  # not written yet
+                    if entity.tenant is None or entity.tenant in values:
+                        places.append((entity, entity.key_of(identity, _tenant(entity, values))))
+                    else:
+                        unknown.setdefault(entity, []).append(identity)
+                for link in plan.links:
+                    touched.setdefault(link, []).append(_current(instance, link.target))
+        for instance in session.dirty:
+            if (plan := self._plan(type(instance))) and (changed := instance_state(instance).committed_state):
+                for own in plan.own:
+                    if _counts(instance, own.counts, changed):
+                        self._note_change(instance, own, changed, before, places, unknown)
+                for link in plan.links:
+                    if _counts(instance, link.counts, changed):
+                        touched.setdefault(link, []).append(_current(instance, link.target))
+        for instance in session.deleted:
+            if (plan := self._plan(type(instance))) and (key := instance_state(instance).key):
+                for entity, _, _ in plan.own:
+                    if entity.tenancy is Tenancy.SHARED:
+                        tenant = _tenant(entity, instance_state(instance).dict)
+                        places.append((entity, entity.key_of(key[1], tenant)))
+        for entity, identities in unknown.items():
+            places += _places(session, entity, identities)
+        self._note(session, places)
+        for link, identities in touched.items():
+            self._note_dependents(session, link, identities)
+
+    def _note_change(
+        self,
+        instance: Any,
+        own: _Own,
+        changed: Mapping[str, Any],
+        before: _Before | None,
+        places: list[Place],
+        unknown: dict[Entity, list[Identity]],
+    ) -> None:
+        """A changed object's document; and where it stood, if it moved."""
+        entity = own.entity
+        current, former = _current(instance, entity.mapper), _identity(instance)
+        if entity.tenancy is Tenancy.SHARED:
+            tenant = _tenant(entity, instance_state(instance).dict)
+            places += [(entity, entity.key_of(identity, tenant)) for identity in dict.fromkeys((current, former))]
+            return
+        unknown.setdefault(entity, []).append(
+            current
+        )  # not by the tenant in memory: another session may have changed it
+        if not own.moves.isdisjoint(changed) and not (before and (entity, former) in before.looked):
+            # Moved by a listener of the application's, after we looked: what is remembered has to do.
+            for tenant in _former(instance, entity.tenant):
+                places.append((entity, entity.key_of(former, tenant)))
+
+    # -- statements ---------------------------------------------------------------------------------------------
+
+    def do_orm_execute(self, state: ORMExecuteState) -> Result[Any] | None:
+        """Note what `insert()`, `update()` and `delete()` of mapped classes change."""
+        if state.is_select or not (state.is_insert or state.is_update or state.is_delete):
+            return None
+        self._update()
+        mapper = state.bind_mapper
+        if mapper is None or not write_settings().enabled:
+            return None
+        names = _assigned(state, mapper) if state.is_update else None
+        own = [each for each in self._own if _related(mapper, each.entity.mapper) and _meets(each.counts, names)]
+        touched = [link for link in self._links if _related(mapper, link.target) and _meets(link.counts, names)]
+        if not own and not touched:
+            return None
+        session = state.session
+        if session.autoflush:
+            session.flush()
+        if state.is_insert:
+            identities, result = _with_keys(state, mapper)
+            self._note_rows(session, own, touched, identities, [])
+            return result
+        identities = _targets(state, mapper)
+        leaving = state.is_delete
+        before: list[Place] = []
+        for each in own:
+            if leaving or _meets(each.moves | frozenset(each.entity.key), names):
+                before += _places(session, each.entity, identities)
+        for link in touched:
+            if leaving or _meets(link.linking, names):
+                before += _dependents(session, link, identities)
+        if leaving:
+            result = state.invoke_statement()
+            self._note(session, before)
+            return result
+        if _meets(frozenset(_key_names(mapper)), names) and not _is_bulk(state):
+            identities, result = _with_keys(state, mapper)
+        else:
+            result = state.invoke_statement()
+        self._note_rows(session, own, touched, identities, before)
+        return result
+
+    def _note_rows(
+        self,
+        session: Session,
+        own: Iterable[_Own],
+        touched: Iterable[Link],
+        identities: Sequence[Identity],
+        before: Sequence[Place],
+    ) -> None:
+        places = list(before)
+        for each in own:
+            places += _places(session, each.entity, identities, strict=True)
+        self._note(session, places)
+        for link in touched:
+            self._note_dependents(session, link, identities)
+
+    # -- rows ---------------------------------------------------------------------------------------------------
+
+    def _note(self, session: Session, places: Iterable[Place]) -> None:
+        """A row for each document that has none yet in this transaction, or in the savepoint that is open."""
+        wanted = {(entity.name, key[0], key[1]): (entity, key) for entity, key in places}
+        if not wanted:
+            return
+        connection = rows.connection_of(session)
+        fresh = _fresh(session, connection, wanted)
+        rows.insert_many(session, refresh_rows([wanted[each] for each in fresh]))
+
+    def _note_dependents(self, session: Session, link: Link, identities: Iterable[Identity]) -> None:
+        """Rows for all documents that are made of these rows, by the database itself."""
+        connection = rows.connection_of(session)
+        journal = rows.journal_of(session, connection)
+        fresh = _fresh(session, connection, {(link, identity): None for identity in identities})
+        statement = self._inserts.get(link)
+        if statement is None:
+            statement = self._inserts[link] = _insert_of(link)
+        for part in _parts(link.target, [identity for _, identity in fresh]):
+            created_at = now_ms()
+            since = min((first for first, _, _ in journal.written), default=EPOCH_STEP)
+            done = connection.execute(statement, {"identities": _flat(part), "created_at": created_at, "since": since})
+            if done.rowcount:
+                first = done.lastrowid - done.rowcount + 1  # one statement, one writer: the ids are a sequence
+                journal.written.append((first, done.rowcount, created_at))
+
+    # -- plans --------------------------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        if self._generation == self._registry.generation:
+            return
+        self._generation = self._registry.generation
+        self._plans.clear()
+        self._inserts.clear()
+        self._own = [_Own(entity, counted(entity), _moves(entity)) for entity in self._registry]
+        self._links = links(self._registry)
+        self._looks_before = bool(self._links) or any(own.moves for own in self._own)
+
+    def _plan(self, class_: type[Any]) -> _Plan | None:
+        try:
+            return self._plans[class_]
+        except KeyError:
+            plan = self._plans[class_] = self._new_plan(inspect(class_))
+            return plan
+
+    def _new_plan(self, mapper: Mapper[Any]) -> _Plan | None:
+        own = tuple(own for own in self._own if mapper.isa(own.entity.mapper))
+        touched = tuple(link for link in self._links if mapper.isa(link.target))
+        collections = tuple(
+            (link.children[1], link) for link in self._links if link.children and mapper.isa(link.children[0])
+        )
+        return _Plan(own, touched, collections) if own or touched or collections else None
+
+
+def _moves(entity: Entity) -> frozenset[str]:
+    """What says where a document stands, beside what the identity map knows by itself."""
+    if entity.tenancy is Tenancy.SHARED or entity.tenant is None:
+        return frozenset()
+    return frozenset((*entity.key, entity.tenant))
+
+
+def _meets(counts: frozenset[str] | None, names: frozenset[str] | None) -> bool:
+    """Whether one of the attributes counts; None stands for all."""
+    return counts is None or names is None or not counts.isdisjoint(names)
+
+
+def _counts(instance: Any, counts: frozenset[str] | None, changed: Mapping[str, Any]) -> bool:
+    """Whether an attribute that counts has another value now."""
+    names = changed if counts is None else counts.intersection(changed)
+    if not names:
+        return False
+    relationships = instance_state(instance).mapper.relationships
+    return any(name in relationships or get_history(instance, name, _UNLOADED).has_changes() for name in names)
+
+
+def _identity(instance: Any) -> Identity:
+    """The primary key of an object as the database knew it before the flush."""
+    key = instance_state(instance).key
+    return () if key is None else key[1]
+
+
+def _current(instance: Any, mapper: Mapper[Any]) -> Identity:
+    values = instance_state(instance).dict
+    return tuple([values.get(name) for name in _key_names(mapper)])
+
+
+def _tenant(entity: Entity, values: Mapping[str, Any]) -> Any:
+    return None if entity.tenant is None else values.get(entity.tenant)
+
+
+def _former(instance: Any, name: str | None) -> Sequence[Any]:
+    return get_history(instance, name, _UNLOADED).deleted or () if name else ()
+
+
+def _adopted(instance: Any, changed: Mapping[str, Any], plan: _Plan, linked: dict[Link, list[Identity]]) -> None:
+    """Members that a collection takes over from another object, which may not know of it."""
+    for name, link in plan.collections:
+        if name in changed:
+            for member in get_history(instance, name, _UNLOADED).added or ():
+                if identity := _identity(member):
+                    linked.setdefault(link, []).append(identity)
+
+
+def _key_names(mapper: Mapper[Any]) -> list[str]:
+    return [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+
+
+def _parts(mapper: Mapper[Any], identities: Sequence[Identity]) -> Iterable[Sequence[Identity]]:
+    """As many at a time as one statement takes."""
+    step = MOST_PARAMETERS // len(mapper.primary_key)
+    unique = list(dict.fromkeys(identities))
+    return (unique[start : start + step] for start in range(0, len(unique), step))
+
+
+def _flat(identities: Sequence[Identity]) -> list[Any]:
+    return [identity[0] if len(identity) == 1 else identity for identity in identities]
+
+
+def _places(session: Session, entity: Entity, identities: Sequence[Identity], *, strict: bool = False) -> list[Place]:
+    """Where the documents of these rows stand, by what the database says at this moment.
+
+    `strict`: raise `InvalidName` for a row that can have no place; otherwise it has none.
+    """
+    connection = session.connection(bind_arguments={"mapper": entity.mapper})
+    tenant = [] if entity.tenant is None else [entity.column(entity.tenant)]
+    width = len(entity.key)
+    found: list[Place] = []
+    for part in _parts(entity.mapper, identities):
+        columns = entity.key_columns
+        statement = select(*columns, *tenant).select_from(entity.model).where(among(columns, part))
+        for row in connection.execute(statement):
+            try:
+                found.append((entity, entity.key_of(row[:width], row[width] if tenant else None)))
+            except InvalidName:
+                if strict:
+                    raise
+    return found
+
+
+def _dependents(session: Session, link: Link, identities: Sequence[Identity]) -> list[Place]:
+    """The documents that are made of these rows."""
+    connection = session.connection(bind_arguments={"mapper": link.entity.mapper})
+    return [
+        (link.entity, DocumentKey(*row))
+        for part in _parts(link.target, identities)
+        for row in connection.execute(link.documents, {"identities": _flat(part)})
+    ]
+
+
+def _insert_of(link: Link) -> Insert:
+    """A row for each document that has none of this transaction, whose rows begin with the id `:since`."""
+    columns: dict[str, Any] = {
+        "action": literal(Action.REFRESH.value, Text),
+        "entity": literal(link.entity.name, Text),
+        "document_bytes": literal(0),
+        "created_at": bindparam("created_at"),
+    }
+    noted = select(models.events.c.index_name, models.events.c.document_id).where(
+        models.events.c.id >= bindparam("since"), models.events.c.entity == link.entity.name
+    )
+    place = tuple_(link.entity.index_sql(), link.entity.document_id_sql())
+    documents = link.documents.add_columns(*columns.values()).where(place.not_in(noted))
+    return insert(models.events).from_select(["index_name", "document_id", "tenant_id", *columns], documents)
+
+
+def _fresh(session: Session, connection: Connection, wanted: Mapping[Any, Any]) -> list[Any]:
+    """What is not noted yet, by the transaction or by the open savepoint; it is now.
+
+    A savepoint has its own notes: if it is rolled back, its rows are gone, and so must its notes be. Asked of the
+    connection, so that savepoints are known whoever set them.
+    """
+    noted = rows.journal_of(session, connection).noted
+    root = connection.get_transaction()
+    scope = connection.get_nested_transaction() or root
+    here = noted.setdefault(scope, set())
+    fresh = [each for each in wanted if each not in here]
+    if scope is not root and (outside := noted.get(root)):
+        fresh = [each for each in fresh if each not in outside]
+    here.update(fresh)
+    return fresh
+
+
+# -- what a statement is about ----------------------------------------------------------------------------------
+
+
+def _related(mapper: Mapper[Any], other: Mapper[Any]) -> bool:
+    return mapper.isa(other) or other.isa(mapper)
+
+
+def _is_bulk(state: ORMExecuteState) -> bool:
+    """One `update()` with many dicts, each with the primary key of its row."""
+    return isinstance(state.parameters, list)
+
+
+def _assigned(state: ORMExecuteState, mapper: Mapper[Any]) -> frozenset[str] | None:
+    """The attributes that an `update()` sets; None if that cannot be told."""
+    statement: Any = state.statement
+    given = [*(statement._values or ()), *(pair[0] for pair in getattr(statement, "_ordered_values", None) or ())]
+    names = set()
+    for each in given:
+        name = each if isinstance(each, str) else getattr(each, "key", None)
+        prop = None if name is None else _property_named(mapper, name, each)
+        if prop is None:
+            return None
+        names.add(prop)
+    parameters: Any = state.parameters if _is_bulk(state) else [state.parameters or {}]
+    for name in {name for each in parameters for name in each}:
+        if prop := _property_named(mapper, name, name):
+            names.add(prop)
+    return frozenset(names - (set(_key_names(mapper)) if _is_bulk(state) else set()))
+
+
+def _property_named(mapper: Mapper[Any], name: str, given: Any) -> str | None:
+    """The mapped attribute of a name, or of a column."""
+    if not isinstance(given, str):
+        for prop in mapper.column_attrs:
+            if any(column.shares_lineage(given) for column in prop.columns):
+                return prop.key
+    if name in mapper.synonyms:
+        return mapper.synonyms[name].name
+    if name in mapper.column_attrs:
+        return name
+    return next((prop.key for prop in mapper.column_attrs if any(c.key == name for c in prop.columns)), None)
+
+
+def _targets(state: ORMExecuteState, mapper: Mapper[Any]) -> list[Identity]:
+    """The primary keys of the rows that an `update()` or `delete()` is about, asked with its own criteria."""
+    names = _key_names(mapper)
+    if _is_bulk(state):
+        parameters: Any = state.parameters
+        return [tuple(each[name] for name in names) for each in parameters]
+    statement: Any = state.statement
+    keys = [getattr(mapper.class_, name) for name in names]
+    # As SQLAlchemy's own synchronize_session="fetch" does it; past the session, whose listeners may leave rows out.
+    targets = select(*keys).select_from(mapper).options(*statement._with_options)
+    if statement.whereclause is not None:
+        targets = targets.where(statement.whereclause)
+    connection = state.session.connection(bind_arguments=dict(state.bind_arguments))
+    found = connection.execute(targets, state.parameters or {})
+    return list(dict.fromkeys(tuple(row) for row in found))
+
+
+def _with_keys(state: ORMExecuteState, mapper: Mapper[Any]) -> tuple[list[Identity], Result[Any]]:
+    """Carry out an `insert()` or `update()` that returns the primary keys too; its caller sees nothing of them."""
+    statement: Any = state.statement
+    own = len(statement.returning_column_descriptions)
+    names = _key_names(mapper)
+    keys = [getattr(mapper.class_, name).label(f"outbox_key_{at}") for at, name in enumerate(names)]
+    result = state.invoke_statement(statement=statement.returning(*keys))
+    frozen = result.freeze()
+    found = [tuple(row) for row in frozen().all()]
+    identities = [row[own:] for row in found]
+    if own:
+        returned = frozen()
+        return identities, returned.columns(*range(own))
+    said: Any = result  # it has no rows left, as if there had been none
+    said.rowcount = len(found)
+    if state.is_insert:
+        said.inserted_primary_key_rows = identities
+        said.inserted_primary_key = identities[0] if identities else None
+    return identities, result
