@@ -68,6 +68,7 @@ class _Plan(NamedTuple):
     own: tuple[_Own, ...]
     links: tuple[Link, ...]
     collections: tuple[tuple[str, Link], ...]  # whose new members may leave another object
+    relationships: frozenset[str]
 
 
 @dataclass(slots=True)
@@ -156,7 +157,7 @@ class Capture:
             if plan := self._plan(type(instance)):
                 values = instance_state(instance).dict
                 for entity, _, _ in plan.own:
-                    identity = tuple([values.get(name) for name in entity.key])
+                    identity = _current(values, entity.key)
                     if None in identity:
                         continue  # not written yet
                     if entity.tenant is None or entity.tenant in values:
@@ -164,15 +165,16 @@ class Capture:
                     else:
                         unknown.setdefault(entity, []).append(identity)
                 for link in plan.links:
-                    touched.setdefault(link, []).append(_current(instance, link.target))
+                    touched.setdefault(link, []).append(_current(values, link.key))
         for instance in session.dirty:
             if (plan := self._plan(type(instance))) and (changed := instance_state(instance).committed_state):
+                values = instance_state(instance).dict
                 for own in plan.own:
-                    if _counts(instance, own.counts, changed):
+                    if _counts(instance, own.counts, changed, plan.relationships):
                         self._note_change(instance, own, changed, before, places, unknown)
                 for link in plan.links:
-                    if _counts(instance, link.counts, changed):
-                        touched.setdefault(link, []).append(_current(instance, link.target))
+                    if _counts(instance, link.counts, changed, plan.relationships):
+                        touched.setdefault(link, []).append(_current(values, link.key))
         for instance in session.deleted:
             if (plan := self._plan(type(instance))) and (key := instance_state(instance).key):
                 for entity, _, _ in plan.own:
@@ -196,18 +198,20 @@ class Capture:
     ) -> None:
         """A changed object's document; and where it stood, if it moved."""
         entity = own.entity
-        current, former = _current(instance, entity.mapper), _identity(instance)
+        values = instance_state(instance).dict
+        current, former = _current(values, entity.key), _identity(instance)
         if entity.tenancy is Tenancy.SHARED:
-            tenant = _tenant(entity, instance_state(instance).dict)
-            places += [(entity, entity.key_of(identity, tenant)) for identity in dict.fromkeys((current, former))]
+            tenant = _tenant(entity, values)
+            places.append((entity, entity.key_of(current, tenant)))
+            if former != current:
+                places.append((entity, entity.key_of(former, tenant)))
             return
         unknown.setdefault(entity, []).append(
             current
         )  # not by the tenant in memory: another session may have changed it
         if not own.moves.isdisjoint(changed) and not (before and (entity, former) in before.looked):
             # Moved by a listener of the application's, after we looked: what is remembered has to do.
-            for tenant in _former(instance, entity.tenant):
-                places.append((entity, entity.key_of(former, tenant)))
+            places += [(entity, entity.key_of(former, tenant)) for tenant in _former(instance, entity.tenant)]
 
     # -- statements ---------------------------------------------------------------------------------------------
 
@@ -318,7 +322,9 @@ class Capture:
         collections = tuple(
             (link.children[1], link) for link in self._links if link.children and mapper.isa(link.children[0])
         )
-        return _Plan(own, touched, collections) if own or touched or collections else None
+        if not (own or touched or collections):
+            return None
+        return _Plan(own, touched, collections, frozenset(mapper.relationships.keys()))
 
 
 def _moves(entity: Entity) -> frozenset[str]:
@@ -333,13 +339,14 @@ def _meets(counts: frozenset[str] | None, names: frozenset[str] | None) -> bool:
     return counts is None or names is None or not counts.isdisjoint(names)
 
 
-def _counts(instance: Any, counts: frozenset[str] | None, changed: Mapping[str, Any]) -> bool:
+def _counts(
+    instance: Any, counts: frozenset[str] | None, changed: Mapping[str, Any], relationships: frozenset[str]
+) -> bool:
     """Whether an attribute that counts has another value now."""
-    names = changed if counts is None else counts.intersection(changed)
-    if not names:
-        return False
-    relationships = instance_state(instance).mapper.relationships
-    return any(name in relationships or get_history(instance, name, _UNLOADED).has_changes() for name in names)
+    for name in changed if counts is None else counts.intersection(changed):
+        if name in relationships or get_history(instance, name, _UNLOADED).has_changes():
+            return True
+    return False
 
 
 def _identity(instance: Any) -> Identity:
@@ -348,9 +355,9 @@ def _identity(instance: Any) -> Identity:
     return () if key is None else key[1]
 
 
-def _current(instance: Any, mapper: Mapper[Any]) -> Identity:
-    values = instance_state(instance).dict
-    return tuple([values.get(name) for name in _key_names(mapper)])
+def _current(values: Mapping[str, Any], key: Sequence[str]) -> Identity:
+    """The primary key that an object has now."""
+    return tuple([values.get(name) for name in key])
 
 
 def _tenant(entity: Entity, values: Mapping[str, Any]) -> Any:
@@ -512,10 +519,10 @@ def _targets(state: ORMExecuteState, mapper: Mapper[Any]) -> list[Identity]:
 def _with_keys(state: ORMExecuteState, mapper: Mapper[Any]) -> tuple[list[Identity], Result[Any]]:
     """Carry out an `insert()` or `update()` that returns the primary keys too; its caller sees nothing of them."""
     statement: Any = state.statement
-    own = len(statement.returning_column_descriptions)
     names = _key_names(mapper)
     keys = [getattr(mapper.class_, name).label(f"outbox_key_{at}") for at, name in enumerate(names)]
     result = state.invoke_statement(statement=statement.returning(*keys))
+    own = len(result.keys()) - len(keys)
     frozen = result.freeze()
     found = [tuple(row) for row in frozen().all()]
     identities = [row[own:] for row in found]

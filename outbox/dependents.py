@@ -31,6 +31,7 @@ class Link:
 
     entity: Entity
     target: Mapper[Any]
+    key: tuple[str, ...]  # attributes of its primary key
     counts: frozenset[str] | None  # attributes of the target whose change makes the documents anew; None: all
     linking: frozenset[str]  # attributes of the target that say which documents are made of it
     children: tuple[Mapper[Any], str] | None  # the collection whose members bring such a change along
@@ -39,7 +40,7 @@ class Link:
 
 def links(registry: EntityRegistry) -> list[Link]:
     """All links of all entities."""
-    return [link for entity in registry for link in _links_of(entity)]
+    return [link for entity in registry for link in links_of(entity)]
 
 
 def counted(entity: Entity) -> frozenset[str] | None:
@@ -115,7 +116,8 @@ def _property(mapper: Mapper[Any], column: Column[Any]) -> MapperProperty[Any] |
     )
 
 
-def _links_of(entity: Entity) -> Iterator[Link]:
+def links_of(entity: Entity) -> Iterator[Link]:
+    """What the documents of an entity are made of beside its own rows. Raises `ConfigurationError`."""
     yield from _links_of_branch(entity, entity.mapper, entity.tree, ())
     for target, dependency in entity.depends_on.items():
         yield _explicit(entity, target, dependency)
@@ -177,21 +179,21 @@ def _by_columns(
                     f"{where}: {name!r} holds {key.column}, which is no primary key; name the relationship instead"
                 )
     documents = _selected(entity).where(_among([entity.column(name) for name in names]))
-    return Link(entity, target, counts, _key_of(target), None, documents)
+    key = _key_of(target)
+    return Link(entity, target, key, counts, frozenset(key), None, documents)
 
 
 def _link(
     entity: Entity, path: tuple[RelationshipProperty[Any], ...], target: Mapper[Any], counts: frozenset[str] | None
 ) -> Link:
     last = path[-1]
-    linking = _columns_of(target, last) | _key_of(target)
+    key = _key_of(target)
+    linking = _columns_of(target, last) | set(key)
     children = None
     if last.direction is RelationshipDirection.ONETOMANY:
         children = (last.parent, last.key)
     for prop in target.relationships:
-        if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & (
-            linking - _key_of(target)
-        ):
+        if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & (linking - set(key)):
             linking.add(prop.key)
     statement = _selected(entity)
     at: Any = entity.model
@@ -199,9 +201,15 @@ def _link(
         alias = aliased(prop.mapper if prop is not last else target)
         statement = statement.join(getattr(at, prop.key).of_type(alias))
         at = alias
-    statement = statement.where(_among([getattr(at, name) for name in _key_of_in_order(target)]))
+    statement = statement.where(_among([getattr(at, name) for name in key]))
     return Link(
-        entity, target, None if counts is None else counts | linking, frozenset(linking), children, statement.distinct()
+        entity,
+        target,
+        key,
+        None if counts is None else counts | linking,
+        frozenset(linking),
+        children,
+        statement.distinct(),
     )
 
 
@@ -228,9 +236,5 @@ def _among(columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
     return tuple_(*columns).in_(parameter)
 
 
-def _key_of_in_order(mapper: Mapper[Any]) -> list[str]:
-    return [mapper.get_property_by_column(column).key for column in mapper.primary_key]
-
-
-def _key_of(mapper: Mapper[Any]) -> frozenset[str]:
-    return frozenset(_key_of_in_order(mapper))
+def _key_of(mapper: Mapper[Any]) -> tuple[str, ...]:
+    return tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)

@@ -288,6 +288,7 @@ class EntityRegistry:
             tree=_tree(mapper, fields or (), where),
         )
         self._check_neighbours(entity)
+        _check_dependencies(entity)
         self._entities[name] = entity
         self.generation += 1
         return entity
@@ -571,6 +572,13 @@ def _attribute(mapper: Mapper[Any], name: str, where: str) -> str:
             f"{where}: {mapper.class_.__name__} has no attribute {shortened(name)}{nearest(name, _names(mapper))}"
         )
     return name
+
+
+def _check_dependencies(entity: Entity) -> None:
+    from outbox.dependents import links_of  # not above: it imports this
+
+    for _ in links_of(entity):
+        pass
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

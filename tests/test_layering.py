@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "logs": {"settings"},
     "documents": {"settings", "errors"},
     "keys": {"documents", "errors"},
-    "entities": {"capture", "keys", "documents", "models", "settings", "errors"},
+    "entities": {"capture", "dependents", "keys", "documents", "models", "settings", "errors"},
     "dependents": {"entities", "errors"},
     "capture": {"repository", "rows", "dependents", "entities", "keys", "models", "settings", "errors"},
     "rows": {"models", "errors"},
