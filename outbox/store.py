@@ -7,7 +7,7 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -801,10 +801,11 @@ class Store:
         self._run("BEGIN IMMEDIATE")
         try:
             yield
+            self._run("COMMIT")  # on a full disk this may fail and leave the transaction open, with its lock
         except BaseException:
-            self._run("ROLLBACK")
+            with suppress(DatabaseUnavailable):  # some errors have ended the transaction already
+                self._run("ROLLBACK")
             raise
-        self._run("COMMIT")
 
 
 def _of(alias: str, condition: str) -> str:
