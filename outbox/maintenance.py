@@ -45,6 +45,7 @@ class Maintenance:
         ):
             self._scheduler.add_job(self._guarded, "interval", seconds=seconds, args=[job], id=job.__name__)
         self._store: Store | None = None
+        self._failing: set[str] = set()
 
     def start(self) -> None:
         """Start the jobs. What a killed relay left behind is given back at once."""
@@ -90,5 +91,8 @@ class Maintenance:
             return
         try:
             job(self._store)
+            self._failing.discard(job.__name__)
         except DatabaseUnavailable as error:
-            logger.warning(f"{job.__name__} skipped: {error}")
+            if job.__name__ not in self._failing:
+                logger.warning(f"{job.__name__} is skipped until it works again: {error}")
+            self._failing.add(job.__name__)

@@ -91,6 +91,7 @@ class Relay:
         self._verdicts = Verdicts(just_ms=self._lease_ms + int(2_000 * settings.request_timeout))
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._in_flight: dict[int, Request] = {}
+        self._database_trouble: str | None = None
         self._stopping = False
         self.totals = Totals()
 
@@ -123,14 +124,16 @@ class Relay:
             try:
                 while len(self._in_flight) < self._settings.concurrency and (request := self._next_request(now_ms())):
                     self._start(request, workers)
+                    self._note_database(None)
                 if drain and not self._in_flight and not self._store.unfinished():
                     break
                 if answer := wakeup.wait(self._answers, pause, lambda: self._stopping):
                     self._finish(answer, workers)
+                    self._note_database(None)
                     if progress:
                         progress(self.totals)
             except DatabaseUnavailable as error:
-                logger.warning(f"{error}; the relay tries again in {pause:g} s, nothing is lost")
+                self._note_database(str(error))
                 time.sleep(pause)
         self._shut_down(workers)
         return self.totals
@@ -384,6 +387,14 @@ class Relay:
                 f"destination unreachable ({logs.safe(outcome.error or '?')}), pausing; "
                 f"{logs.rows(self._store.unfinished(), 'waits', 'wait')}, no attempt is spent"
             )
+
+    def _note_database(self, trouble: str | None) -> None:
+        """One line when it begins and one when it ends. Only a write that went through is an end."""
+        if trouble and trouble != self._database_trouble:
+            logger.warning(f"{trouble}; the relay tries again until it works, nothing is lost")
+        elif self._database_trouble and not trouble:
+            logger.info("the database takes writes again")
+        self._database_trouble = trouble
 
     def _index_failed(self, name: str, reason: str, now: int) -> None:
         breaker = self._index_breakers.setdefault(name, self._new_breaker())
