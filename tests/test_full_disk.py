@@ -1,0 +1,115 @@
+"""No room under the database file: the application hears it from the database, the relay waits, nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from outbox import OutboxRepository, schema, sqlite
+from tests.support.node import Node
+from tests.support.outbox import Outbox
+from tests.support.proxy import FaultProxy
+from tests.support.relays import Relays, until
+
+pytestmark = pytest.mark.elasticsearch
+
+
+class SmallDisk:
+    """A filesystem of its own in memory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._filler = directory / "filler"
+
+    def fill(self) -> None:
+        with self._filler.open("ab", buffering=0) as filler:
+            for size in (65_536, 4_096, 1):
+                try:
+                    while True:
+                        filler.write(b"x" * size)
+                except OSError:
+                    continue
+
+    def empty(self) -> None:
+        self._filler.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", directory]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    if not mounted:
+        pytest.skip("needs root and the right to mount a tmpfs")
+    yield SmallDisk(directory)
+    subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@pytest.fixture
+def outbox(disk: SmallDisk) -> Iterator[Outbox]:
+    engine = create_engine(f"sqlite:///{disk.directory / 'app.db'}")
+    sqlite.prepare(engine)
+    schema.upgrade(engine)
+    made = Outbox(engine)
+    made.raw("CREATE TABLE contacts (id TEXT)")
+    yield made
+    made.close()
+    engine.dispose()
+
+
+def write(outbox: Outbox, *ids: str) -> None:
+    """What an application does: entities and their rows in one transaction."""
+    with outbox.sessions.begin() as session:
+        for document_id in ids:
+            session.execute(text("INSERT INTO contacts VALUES (:id)"), {"id": document_id})
+            OutboxRepository(session).index("contacts", document_id, {"notes": "x" * 500})
+
+
+def test_full_disk_rolls_the_write_back_whole_and_the_relay_goes_on_when_there_is_room(
+    outbox: Outbox, relays: Relays, proxy: FaultProxy, node: Node, disk: SmallDisk
+) -> None:
+    relay = relays.start(OUTBOX_POLL_INTERVAL="0.05", OUTBOX_HEARTBEAT_INTERVAL="0.2", OUTBOX_LOG_OPERATIONS="false")
+    write(outbox, "before")
+    until(lambda: outbox.counts()["done"] == 1, "the first row arrives")
+    proxy.down()
+    waiting = [f"c{n}" for n in range(50)]
+    write(outbox, *waiting)
+    until(lambda: "destination unreachable" in relays.log(), "the relay notices the outage")
+    with closing(sqlite3.connect(disk.directory / "app.db")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM contacts").fetchall()  # as long as it reads, the log cannot begin anew
+        disk.fill()
+        proxy.up()
+        until(lambda: "database or disk is full" in relays.log(), "the relay notices")
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:  # two seconds in which everybody tries
+            with pytest.raises(OperationalError, match="database or disk is full"):
+                write(outbox, *(f"lost-{n}" for n in range(50)))
+        assert relay.poll() is None
+        assert [row[0] for row in reader.execute("SELECT count(*) FROM contacts")] == [51]
+    disk.empty()
+
+    until(lambda: outbox.counts()["done"] == 51, "everything arrives when there is room")
+    write(outbox, "after")
+    until(lambda: outbox.counts()["done"] == 52, "what is written then arrives, too")
+    with outbox.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM contacts")).scalar_one() == 52
+    assert outbox.counts() == {"pending": 0, "claimed": 0, "done": 52, "dead": 0}
+    assert set(node.documents("contacts")) == {"before", "after", *waiting}
+    relay.terminate()
+    assert relay.wait(30) == 0
+    said = [line for line in relays.log().splitlines() if "disk is full" in line]
+    assert sum("nothing is lost" in line for line in said) == 1, said
+    assert sum("is skipped until it works again" in line for line in said) == len(said) - 1 <= 2, said
+    assert relays.log().count("the database takes writes again") == 1
+    assert "Traceback" not in relays.log()
