@@ -14,7 +14,20 @@ from outbox.models import EPOCH_STEP, now_ms
 from outbox.store import Retried
 from tests.support.node import Node
 from tests.support.outbox import Outbox, settings
-from tests.support.proxy import FaultProxy, Request, anything, bulk, cut, hang, refuse, reply, rewrite, swallow
+from tests.support.proxy import (
+    FaultProxy,
+    Reply,
+    Request,
+    anything,
+    bulk,
+    cut,
+    hang,
+    refuse,
+    reply,
+    reset,
+    rewrite,
+    swallow,
+)
 
 pytestmark = pytest.mark.elasticsearch
 
@@ -155,6 +168,28 @@ def test_relay_killed_between_unfolded_rows_leaves_the_dead_letter(
     proxy.clear()
     outbox.drain(destination, now_ms() + 60 * SECOND)
     assert outbox.state(also_bad) == "dead"
+
+
+def test_answer_lost_between_unfolded_rows_leaves_the_dead_letter_and_the_good_one(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, node: Node
+) -> None:
+    outbox.index("contacts", "other", {"age": 1})
+    outbox.drain(destination)
+    good, bad = outbox.index("contacts", "c1", {"age": 2}), outbox.index("contacts", "c1", {"age": "x"})
+    seen: list[int] = []
+
+    def first_unfolded(request: Request) -> bool:
+        seen.extend([1] if request.is_bulk else [])
+        return request.is_bulk and len(seen) == 2  # the fold, then this
+
+    proxy.on(first_unfolded, swallow)
+    now = now_ms()
+    outbox.relay(destination).run_once(now)
+    assert node.get("contacts", "c1") == {"age": 2}  # applied …
+    assert (outbox.state(good), outbox.state(bad)) == ("pending", "pending")  # … but nobody knows
+    outbox.drain(destination, now + 60 * SECOND)
+    assert (outbox.outcome(good), outbox.state(bad)) == ("superseded", "dead")
+    assert outbox.row(bad)["error_type"] == "document_parsing_exception"
 
 
 def test_one_bad_document_among_999_good_delays_none(
@@ -401,6 +436,70 @@ def test_failed_request_spends_no_attempt_and_is_delivered_after(
     assert relay.breakers() == []
     assert outbox.counts() == {"pending": 0, "claimed": 0, "done": 3, "dead": 0}
     assert node.documents("contacts") == {"c1": {"n": 1}, "c2": {"n": 2}}
+
+
+def elsewhere(status: int, body: bytes = b"", **headers: str) -> Any:
+    """What a server says that is no Elasticsearch."""
+    return lambda _proxy, _request: Reply(
+        status, {name.replace("_", "-"): text for name, text in headers.items()}, body
+    )
+
+
+@pytest.mark.parametrize("index_known", [True, False])
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param(elsewhere(404, b"<h1>Not Found</h1>", Content_Type="text/html"), id="html-404"),
+        pytest.param(elsewhere(200, b"<h1>It works!</h1>", Content_Type="text/html"), id="html-200"),
+        pytest.param(elsewhere(200, b"{}", Content_Type="application/json"), id="json"),
+        pytest.param(elsewhere(200, b'{"items":[]}', Content_Type="application/json"), id="json-items"),
+        pytest.param(elsewhere(200), id="empty"),
+        pytest.param(elsewhere(204), id="no-content"),
+        pytest.param(elsewhere(307, Location="http://127.0.0.1:1/"), id="redirect"),
+        pytest.param(elsewhere(401, b"{}", Content_Type="application/json"), id="401"),
+    ],
+)
+def test_server_that_is_not_elasticsearch_settles_nothing(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy, server: Any, index_known: bool
+) -> None:
+    outbox.index("contacts" if index_known else "deals", "gone", {})
+    outbox.drain(destination)
+    rows = [outbox.index("contacts", "c1", {"n": 1}), outbox.delete("contacts", "gone")]
+    fresh = ElasticsearchDestination([proxy.url], request_timeout=3)  # has not looked at the index yet
+    proxy.on(anything, server)
+    for each in (destination, fresh):
+        relay, now = outbox.relay(each), now_ms()
+        for minute in range(3):
+            relay.run_once(now + minute * 60 * SECOND)
+        assert len(relay.breakers()) == 1
+    assert [(outbox.state(row), outbox.row(row)["attempts"]) for row in rows] == [("pending", 0)] * 2
+    proxy.clear()
+    outbox.drain(destination, now + 3_600 * SECOND)
+    fresh.close()
+    assert {outbox.state(row) for row in rows} == {"done"}
+    assert node.documents("contacts") == {"c1": {"n": 1}}
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        pytest.param(refuse, "Remote end closed connection without response", id="closed"),
+        pytest.param(reset, "Connection reset by peer", id="reset"),
+        pytest.param(cut(20), "bytes read", id="truncated"),
+        pytest.param(hang, "Connection timeout", id="timeout"),
+        pytest.param(reply(503), "HTTP 503", id="503"),
+    ],
+)
+def test_breaker_says_in_words_what_happened_on_the_wire(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, fault: Any, says: str
+) -> None:
+    outbox.index("contacts", "c1", {})
+    proxy.on(bulk, fault)
+    relay = outbox.relay(destination)
+    relay.run_once()
+    (breaker,) = relay.breakers()
+    assert says in breaker["reason"]
+    assert "(" not in breaker["reason"].replace("IncompleteRead(", "")  # no Python
 
 
 def test_outage_claims_nothing_until_the_probe_is_due(

@@ -7,12 +7,14 @@ import signal
 import sqlite3
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from outbox import __version__
+from outbox import OutboxRepository, __version__
 from outbox.models import EPOCH_STEP
 from tests.support.node import Node
 from tests.support.outbox import Outbox
@@ -155,6 +157,32 @@ def test_elasticsearch_stopped_and_started_again_under_writes_loses_nothing(
     until(lambda: outbox.counts()["done"] == len(written), "everything arrives after the restart", 120)
     assert {outbox.row(row)["attempts"] for row in written} == {0}
     assert len(node.documents("contacts")) == len(written)
+
+
+def test_application_that_reads_and_then_writes_beside_busy_relays_never_fails_and_loses_no_count(
+    outbox: Outbox, relays: Relays, node: Node
+) -> None:
+    outbox.raw("CREATE TABLE counters (id TEXT PRIMARY KEY, n INTEGER)")
+    outbox.raw("INSERT INTO counters VALUES ('a', 0), ('b', 0)")
+    for _ in range(2):
+        relays.start(OUTBOX_BATCH_ROWS="5", OUTBOX_LOG_OPERATIONS="false", OUTBOX_HEARTBEAT_INTERVAL="0.1")
+    until(lambda: len(outbox.relays()) == 2, "both relays are up")
+    outbox.index_many("noise", [(f"n{n}", {}) for n in range(3_000)])  # keeps them claiming and recording
+
+    def count(document_id: str) -> None:
+        for _ in range(150):
+            with outbox.sessions.begin() as session:
+                read = text("SELECT n FROM counters WHERE id = :id")
+                n = session.execute(read, {"id": document_id}).scalar_one() + 1
+                session.execute(text("UPDATE counters SET n = :n WHERE id = :id"), {"n": n, "id": document_id})
+                OutboxRepository(session).index("counters", document_id, {"n": n})
+
+    with ThreadPoolExecutor(4) as application:  # raises "database is locked" if any of them met it
+        list(application.map(count, ["a", "b", "a", "b"]))
+    assert outbox.counts()["pending"] + outbox.counts()["claimed"] > 0  # the relays were busy all the time
+    until(lambda: outbox.counts()["done"] == 3_600, "everything arrives", 120)
+    assert node.documents("counters") == {"a": {"n": 300}, "b": {"n": 300}}
+    assert "tries again" not in relays.log(0) + relays.log(1)
 
 
 def test_commit_is_delivered_without_waiting_for_the_poll(outbox: Outbox, relays: Relays) -> None:
