@@ -230,7 +230,8 @@ class Relay:
         outcomes = iter(self._destination.apply(actions) if actions else ())
         answer = Answer(request, [fold.known or next(outcomes) for fold in request.folds])
         if request.claim.lone and answer.outcomes[0].kind is OutcomeKind.UNAVAILABLE:
-            harmless = replace(request.folds[0].action, version=0, document=None)  # older than anything: no delete
+            # A delete that is older than anything: it leaves what is there as it is.
+            harmless = replace(request.folds[0].action, version=0, document=None, patches=())
             (outcome,) = self._destination.apply([harmless])
             answer.failed_alone = outcome.kind in (OutcomeKind.APPLIED, OutcomeKind.CONFLICT)
         return answer

@@ -215,6 +215,26 @@ def test_shard_without_answers_kills_none_of_its_rows_while_other_shards_of_the_
 
 
 @pytest.mark.elasticsearch
+def test_poisonous_update_dies_alone_and_leaves_the_document_as_it_was(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, node: Node
+) -> None:
+    outbox.index("contacts", "c1", {"name": "Ada"})
+    clock = Clock(outbox.relay(destination, lone_after=2, breaker_longest_pause=1))
+    clock.rounds(1)
+    version = node.version("contacts", "c1")
+    poison = outbox.update("contacts", "c1", POISON)
+    proxy.on(poisonous, refuse)
+    for n in range(20):
+        outbox.index("contacts", f"good-{n}", {})
+        clock.rounds(1)
+    assert (outbox.state(poison), outbox.row(poison)["error_type"]) == ("dead", "poison")
+    assert (node.get("contacts", "c1"), node.version("contacts", "c1")) == ({"name": "Ada"}, version)
+    asked = [request.body for request in proxy.requests if request.is_bulk and b'"version":0,' in request.body]
+    assert len(asked) >= 2
+    assert all(body.startswith(b'{"delete"') for body in asked)  # a write that reached the document's own shard
+
+
+@pytest.mark.elasticsearch
 def test_dead_poison_that_is_retried_is_sent_alone_again_and_may_succeed(
     outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
 ) -> None:
