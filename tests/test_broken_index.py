@@ -97,7 +97,7 @@ def test_disk_monitor_that_blocks_and_frees_indexes_delays_rows_and_kills_none(
 
 
 def test_closed_index_of_one_tenant_holds_no_other_tenant(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
 ) -> None:
     tenants = ["t1", "t2", "t3"]
     for tenant in tenants:
@@ -106,6 +106,7 @@ def test_closed_index_of_one_tenant_holds_no_other_tenant(
     node.request("POST", "/t1_contacts/_close")
     relay, now = outbox.relay(destination, batch_rows=6), now_ms()
     held: list[int] = []
+    proxy.requests.clear()
     for n in range(12):  # its rows are the oldest, and more than a batch
         held += [outbox.index("t1_contacts", f"c{n}-{m}", {}, tenant_id="t1") for m in range(4)]
         flowing = [outbox.index(f"{tenant}_contacts", f"c{n}", {}, tenant_id=tenant) for tenant in tenants[1:]]
@@ -115,6 +116,9 @@ def test_closed_index_of_one_tenant_holds_no_other_tenant(
         assert [outbox.state(row) for row in flowing] == ["done", "done"]
     assert {(outbox.state(row), outbox.row(row)["attempts"]) for row in held} == {("pending", 0)}
     assert [(each["scope"], each["index"]) for each in relay.breakers()] == [("index", "t1_contacts")]
+
+    asked = sum(map(writes_to("t1_contacts-000001"), proxy.requests))
+    assert asked <= 6  # when it was noticed, and after pauses of 1, 2, 4 and 8 s
 
     node.request("POST", "/t1_contacts-000001/_open")
     node.request("GET", "/_cluster/health/t1_contacts-000001?wait_for_status=yellow")

@@ -283,6 +283,18 @@ def test_restored_backup_that_issues_ids_again_is_not_called_superseded(
     assert node.get("contacts", "c1") == {"after": "restore"}
 
 
+def test_version_that_somebody_else_wrote_is_not_called_superseded(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    outbox.index("contacts", "other", {})
+    outbox.drain(destination)
+    node.request("PUT", f"/contacts/_doc/c1?version={EPOCH_STEP + 500}&version_type=external", {"by": "hand"})
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    outbox.drain(destination)
+    assert (outbox.state(row), outbox.row(row)["error_type"]) == ("dead", "unexplained_version")
+    assert str(EPOCH_STEP + 500) in outbox.row(row)["error"]
+
+
 def test_version_of_a_pruned_row_is_explained(outbox: Outbox, destination: ElasticsearchDestination) -> None:
     first = outbox.index("contacts", "c1", {"n": 1})
     outbox.index("contacts", "c1", {"n": 2})
