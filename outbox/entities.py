@@ -43,11 +43,10 @@ TENANT_FIELD = "tenantId"
 MOST_PARAMETERS = 30_000
 """SQLite takes 32,766 in one statement."""
 
-S = TypeVar("S")
-
-
 UNKNOWN_ENTITY = "unknown_entity"
 """Error type of a row whose entity is not registered."""
+
+S = TypeVar("S")
 
 
 class LoadFailed(NamedTuple):
