@@ -20,6 +20,7 @@ from outbox.errors import DatabaseUnavailable, DestinationError
 from outbox.models import Event, State, now_ms
 from outbox.plan import Fold
 from outbox.poison import LONE_FAILURES, Verdicts
+from outbox.rate import TenantRates
 from outbox.settings import LEASE_MARGIN_S, Settings
 from outbox.store import Claim, Store
 from outbox.transition import Policy, Transition
@@ -83,6 +84,7 @@ class Relay:
         self._policy = Policy(
             settings.max_retries, int(settings.retry_backoff * 1000), int(settings.breaker_longest_pause * 1000)
         )
+        self._rates = TenantRates(settings.tenant_rate) if settings.tenant_rate else None
         self._breaker = self._new_breaker()
         self._index_breakers: dict[str, Breaker] = {}
         # Others are next: the last answer was none, to a row sent alone. Or this relay has just begun, perhaps because
@@ -171,7 +173,8 @@ class Relay:
 
     def _claim(self, now: int, rows: int, *, only: str | None = None, lone: bool = True) -> Claim | None:
         paused = [name for name, breaker in self._index_breakers.items() if breaker.is_open and name != only]
-        return self._store.claim(
+        rates = self._rates
+        claim = self._store.claim(
             relay=self._id,
             now=now,
             lease_ms=self._lease_ms,
@@ -180,9 +183,14 @@ class Relay:
             bytes_=self._settings.batch_bytes,
             leave_out=paused,
             only=only,
+            tenants_out=rates.exhausted(now) if rates else (),
+            tenant_rows=rates.burst if rates else None,
             lone_after=self._settings.lone_after,
             lone=lone and not any(request.claim.lone for request in self._in_flight.values()),
         )
+        if claim and rates:
+            rates.took((event.tenant_id for event in claim.events), now)
+        return claim
 
     def _claim_trial(self, now: int) -> Claim | None:
         """One row of an index that was blocked and should be tried again."""

@@ -83,6 +83,10 @@ class Settings(WriteSettings):
     )
     concurrency: int = Field(4, ge=1, le=50, description="requests in flight at the same time")
 
+    tenant_rate: float = Field(
+        0.0, ge=0, le=1_000_000, description="rows a second of one tenant that a relay delivers, at most; 0: no limit"
+    )
+
     # Leases and timeouts: a request must be over before its lease is
     lease: float = Field(
         60.0,

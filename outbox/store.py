@@ -123,25 +123,28 @@ class Store:
         bytes_: int,
         leave_out: Iterable[str] = (),
         only: str | None = None,
+        tenants_out: Iterable[str] = (),
+        tenant_rows: int | None = None,
         lone_after: int = 10,
         lone: bool = True,
     ) -> Claim | None:
         """Take up to `rows` due rows (about `bytes_` of documents), in order and without a gap for each document.
 
         Tenants and indexes share a batch evenly, so that a backlog of one does not starve the others. `leave_out` and
-        `only` name indexes. A row that was delivered `lone_after` times and got no answer is claimed alone, and before
-        the others, the one that waits longest first; without `lone` it is passed over.
+        `only` name indexes; `tenants_out` tenants, and `tenant_rows` is the most fresh rows of one. A row that was
+        delivered `lone_after` times and got no answer is claimed alone, and before the others, the one that waits
+        longest first; without `lone` it is passed over.
         None when nothing could be claimed, or the outbox is paused.
         """
         if not self.anything_due(now, longest_wait):
             return None
         while True:
-            lanes = self._lanes(leave_out, only)
+            lanes = self._lanes(leave_out, only, tenants_out)
             with self._write(durable=True):
                 control = self.control()
                 if control.paused_at is not None:
                     return None
-                candidates = self._due(lanes, now, longest_wait, rows, leave_out, only)
+                candidates = self._due(lanes, now, longest_wait, rows, leave_out, only, tenants_out, tenant_rows)
                 chosen, suspect, blocked = _choose(candidates, bytes_, lone_after)
                 if blocked:
                     self._park(blocked, now, longest_wait)
@@ -152,7 +155,7 @@ class Store:
             if not blocked:
                 return None
 
-    def _lanes(self, leave_out: Iterable[str], only: str | None) -> list[tuple[str, str]]:
+    def _lanes(self, leave_out: Iterable[str], only: str | None, tenants_out: Iterable[str]) -> list[tuple[str, str]]:
         """Who has fresh rows: (index, tenant), whoever waits longest first. Takes no lock: two index seeks a lane."""
         after = f"SELECT n.id FROM outbox_events AS n INDEXED BY ix_outbox_events_fresh WHERE {_of('n', FRESH)}"
         order = f"ORDER BY n.index_name, {_of('n', TENANT)}, n.id LIMIT 1"
@@ -172,16 +175,18 @@ class Store:
             """,
             {"left_out": json.dumps(sorted(leave_out)), "only": only},
         )
-        return [(index_name, tenant) for index_name, tenant in lanes]
+        left_out = set(tenants_out)
+        return [(index_name, tenant) for index_name, tenant in lanes if tenant not in left_out]
 
-    def _fresh(self, lanes: Sequence[tuple[str, str]], rows: int) -> list[int]:
+    def _fresh(self, lanes: Sequence[tuple[str, str]], rows: int, tenant_rows: int | None) -> list[int]:
         """Up to `rows` fresh rows: an even share for each lane; what some leave of theirs goes to the others."""
-        share = max(1, rows // max(1, len(lanes)))
+        most = rows if tenant_rows is None else tenant_rows
+        share = min(most, max(1, rows // max(1, len(lanes))))
         found = self._heads(lanes[:rows], share)
         hungry = [lane for lane, ids in found.items() if len(ids) == share]
         left = rows - sum(map(len, found.values()))
         if left >= len(hungry) > 0:
-            found |= self._heads(hungry, share + left // len(hungry))
+            found |= self._heads(hungry, min(most, share + left // len(hungry)))
         return [id_ for ids in found.values() for id_ in ids]
 
     def _heads(self, lanes: Sequence[tuple[str, str]], share: int) -> dict[tuple[str, str], list[int]]:
@@ -207,6 +212,8 @@ class Store:
         rows: int,
         leave_out: Iterable[str],
         only: str | None,
+        tenants_out: Iterable[str],
+        tenant_rows: int | None,
     ) -> Sequence[Any]:
         """Candidates in the order of their ids, each with the nearest earlier unfinished row of its document."""
         waiting = [
@@ -217,9 +224,11 @@ class Store:
                 WHERE {WAITING} AND (available_at <= :now OR available_at > :too_far)
                 AND index_name NOT IN (SELECT value FROM json_each(:left_out))
                 AND (:only IS NULL OR index_name = :only)
+                AND {TENANT} NOT IN (SELECT value FROM json_each(:tenants_out))
                 ORDER BY available_at, id LIMIT :rows
                 """,
                 {
+                    "tenants_out": json.dumps(list(tenants_out)),
                     "now": now,
                     "too_far": now + longest_wait,
                     "left_out": json.dumps(sorted(leave_out)),
@@ -228,7 +237,7 @@ class Store:
                 },
             )
         ]
-        fresh = self._fresh(lanes, max(rows - len(waiting), rows // 2))
+        fresh = self._fresh(lanes, max(rows - len(waiting), rows // 2), tenant_rows)
         return self._run(
             f"""
             SELECT c.id, c.index_name, c.document_id, c.deliveries, c.error_type, c.available_at,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from outbox.destinations.embedded import EmbeddedDestination
 from outbox.models import Event, now_ms
+from outbox.rate import TenantRates
 from outbox.store import Claim, Store
 from tests.support.outbox import Outbox
 
@@ -62,3 +66,33 @@ def test_rows_of_one_document_under_two_tenants_keep_their_order(outbox: Outbox)
     with outbox.sessions.begin() as session:
         later = outbox.repository(session).index("contacts", first[0].document_id, {}, tenant_id="t2")
     assert later not in [event.id for event in claim(store, 100)]
+
+
+def test_tenant_above_its_rate_waits_and_others_flow(outbox: Outbox, tmp_path: Path) -> None:
+    write(outbox, "large", "contacts", 110)
+    write(outbox, "small", "contacts", 5)
+    write(outbox, None, "contacts", 50)
+    relay = outbox.relay(EmbeddedDestination(tmp_path / "search.db"), tenant_rate=10)
+    now = now_ms()
+
+    def done_after(seconds: float) -> dict[str, int]:
+        while relay.run_once(now + int(seconds * 1_000)):
+            pass
+        with outbox.engine.connect() as connection:
+            found = connection.exec_driver_sql(
+                "SELECT coalesce(tenant_id, '-'), count(*) FROM outbox_events WHERE state = 'done' GROUP BY 1"
+            )
+            return {row[0]: row[1] for row in found}
+
+    assert done_after(0) == {"large": 10, "small": 5, "-": 50}
+    for second in range(1, 9):
+        assert done_after(second)["large"] == 10 + 10 * second
+    assert done_after(60)["large"] == 100  # a pause saves up for no more than a second: two bursts, one into debt
+
+
+def test_clock_that_jumps_back_neither_refills_nor_strands_a_tenant() -> None:
+    rates = TenantRates(10)
+    rates.took(["t1"] * 10, 1_000_000)
+    assert rates.exhausted(1_000_000) == ["t1"]
+    assert rates.exhausted(0) == ["t1"]
+    assert rates.exhausted(1_000) == []
