@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from outbox import words
 from outbox.destinations import embedded, mapping
 from outbox.destinations.base import Action, Outcome, OutcomeKind
 from outbox.destinations.embedded import EmbeddedDestination
@@ -280,7 +281,7 @@ def test_common_word_beats_the_rare_misspelling(destination: EmbeddedDestination
     assert hits[-1].document_id == "rare"
 
 
-@pytest.mark.parametrize("module", [embedded, mapping])
+@pytest.mark.parametrize("module", [words, mapping])
 def test_examples_in_the_docstrings(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert (result.failed, result.attempted > 0) == (0, True)

@@ -31,6 +31,7 @@ def main() -> None:
     Then:        outbox-relay run             deliver, until stopped
     Look:        outbox-relay status          depth, age, relays, what is paused
                  outbox-relay check           is everything as it should be?
+                 outbox-relay search          what does an index find?
     In trouble:  outbox-relay dead list       what was given up, and why
                  outbox-relay pause|resume    stop and restart all relays
 
@@ -40,8 +41,8 @@ def main() -> None:
     """
 
 
-from outbox.cli import check, control, dead, look, run  # noqa: E402  (they register themselves on the group)
+from outbox.cli import check, control, dead, look, run, search  # noqa: E402  (they register themselves on the group)
 
-for module in (run, look, check, dead, control):
+for module in (run, look, check, search, dead, control):
     for each in module.commands:
         main.add_command(each)

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 from elastic_transport import ConnectionTimeout, TransportError
-from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
+from elasticsearch import ApiError, Elasticsearch, NotFoundError, UnsupportedProductError
 
 from outbox import merge
 from outbox.destinations.base import (
@@ -273,6 +273,8 @@ class ElasticsearchDestination:
             hits = self._client.search(
                 index=name, size=limit, query={"bool": {"should": words, "minimum_should_match": 1, "filter": only}}
             )["hits"]["hits"]
+        except NotFoundError:
+            raise DestinationError(f"there is no index {name}") from None
         except (ApiError, TransportError, UnsupportedProductError) as error:
             raise DestinationError(f"index {name} cannot be searched: {_describe(error)}") from error
         return [Hit(hit["_id"], hit["_score"], hit["_source"]) for hit in hits]

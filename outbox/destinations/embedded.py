@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sqlite3
 import threading
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,6 +40,7 @@ from outbox.destinations.base import (
     unsendable,
 )
 from outbox.errors import DestinationError
+from outbox.words import edits, errors_allowed, folded, words_of
 
 APPLICATION_ID = 0x6F627872  # "obxr": marks the file as one of ours, so that no other database is taken for it
 WORDS_AT_ONCE = 1_000
@@ -177,7 +176,7 @@ class EmbeddedDestination:
                 _require(connection, name)
             self._take_up_words()
             with self._reading() as connection:
-                found = _search(connection, _require(connection, name), _words_of(query), tenant, limit)
+                found = _search(connection, _require(connection, name), words_of(query), tenant, limit)
         return [Hit(document_id, score, json.loads(source)) for document_id, score, source in found]
 
     def ping(self) -> str | None:
@@ -489,11 +488,6 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _words_of(text: str) -> list[str]:
-    """The words of a query, cut as unicode61 cuts them: letters and digits."""
-    return list(dict.fromkeys(re.findall(r"[^\W_]+", unicodedata.normalize("NFC", text.lower()))))
-
-
 def _search(
     connection: sqlite3.Connection, index: str, words: Sequence[str], tenant: str | None, limit: int
 ) -> list[tuple[str, float, str]]:
@@ -515,10 +509,9 @@ def _search(
 
 
 def _misspelt(connection: sqlite3.Connection, word: str) -> list[str]:
-    """Words of documents that `word` may have been meant for, the nearest first: their first letter is the same,
-    and one other letter is wrong, or two in a word of more than five."""
-    word = "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))  # as terms are
-    most = 0 if len(word) < 3 else 1 if len(word) <= 5 else 2
+    """Words of documents that `word` may have been meant for, the nearest first. Their first letter is the same."""
+    word = folded(word)  # as they are
+    most = errors_allowed(word)
     if not most:
         return []
     terms = connection.execute(
@@ -527,30 +520,9 @@ def _misspelt(connection: sqlite3.Connection, word: str) -> list[str]:
     near = [
         (errors, -documents, term)
         for term, documents in terms
-        if term != word and abs(len(term) - len(word)) <= most and (errors := edits(word, term, most)) <= most
+        if term != word and (errors := edits(word, term, most)) <= most
     ]
     return [term for _, _, term in sorted(near)[:MOST_MISSPELT]]
-
-
-def edits(one: str, other: str, most: int) -> int:
-    """Letters to insert, drop, change or swap with their neighbour to make one word the other; `most` + 1 if more.
-
-    >>> edits("lovelace", "lovlaec", 2), edits("ada", "adm", 1), edits("ada", "bob", 1)
-    (2, 1, 2)
-    """
-    before_last: list[int] = []
-    last = list(range(len(other) + 1))
-    for i, letter in enumerate(one, 1):
-        row = [i]
-        for j, candidate in enumerate(other, 1):
-            cost = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (letter != candidate))
-            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == candidate:
-                cost = min(cost, before_last[j - 2] + 1)
-            row.append(cost)
-        if min(row) > most:
-            return most + 1
-        before_last, last = last, row
-    return min(last[-1], most + 1)
 
 
 # -- outcomes ------------------------------------------------------------------------------------------------------
