@@ -14,6 +14,7 @@ from outbox import schema, sqlite
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from tests.support.node import VERSION, VERSION_9, Node, unavailable_reason
 from tests.support.outbox import Outbox
+from tests.support.places import ElasticsearchPlace, EmbeddedPlace, Place
 from tests.support.proxy import FaultProxy
 from tests.support.relays import Relays
 
@@ -81,6 +82,18 @@ def destination(proxy: FaultProxy) -> Iterator[ElasticsearchDestination]:
     made = ElasticsearchDestination([proxy.url], request_timeout=3)
     yield made
     made.close()
+
+
+@pytest.fixture(params=["embedded", "elasticsearch"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Each kind of destination in turn, for tests that hold for all of them."""
+    if request.param == "elasticsearch":
+        names = ("destination", "node", "proxy")
+        yield ElasticsearchPlace(*(request.getfixturevalue(name) for name in names))
+    else:
+        made = EmbeddedPlace(tmp_path / "search.db")
+        yield made
+        made.destination.close()
 
 
 @pytest.fixture

@@ -1,0 +1,122 @@
+"""Where a relay under test delivers to, by name: what is there now, and failures that every kind of place can have."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind
+from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.destinations.embedded import EmbeddedDestination
+from tests.support.node import Node
+from tests.support.proxy import FaultProxy, bulk, rewrite
+
+
+class Place(Protocol):
+    """A destination, and a look behind it."""
+
+    @property
+    def destination(self) -> Destination: ...
+
+    def get(self, index: str, document_id: str) -> dict[str, Any] | None:
+        """The document as the index holds it now."""
+
+    def version(self, index: str, document_id: str) -> int | None: ...
+
+    def documents(self, index: str) -> dict[str, Any]:
+        """Everything in the index, by id."""
+
+    def indexes(self) -> list[str]: ...
+
+    def fail(self, times: int | None = None) -> None:
+        """The first operation of a request fails by itself, the next `times` times or always."""
+
+    def sent(self) -> list[int]:
+        """How many operations each request had that reached the destination."""
+
+
+def failing_item(status: int, error_type: str, reason: str = "provoked", position: int = 0) -> Any:
+    """The node applies everything, but its answer says that one operation failed."""
+
+    def change(answer: Any) -> Any:
+        operation, result = next(iter(answer["items"][position].items()))
+        error = {"type": error_type, "reason": reason}
+        answer["items"][position] = {operation: {"_id": result["_id"], "status": status, "error": error}}
+        return answer
+
+    return rewrite(change)
+
+
+class ElasticsearchPlace:
+    """A node behind the fault proxy."""
+
+    def __init__(self, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy) -> None:
+        self.destination, self._proxy = destination, proxy
+        self.get, self.version, self.documents, self.indexes = node.get, node.version, node.documents, node.indexes
+
+    def fail(self, times: int | None = None) -> None:
+        self._proxy.on(bulk, failing_item(500, "some_exception"), times=times)
+
+    def sent(self) -> list[int]:
+        return [request.body.count(b'"_id"') for request in self._proxy.requests if request.is_bulk]
+
+
+class EmbeddedPlace:
+    """A file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.destination = _Watched(path)
+
+    def get(self, index: str, document_id: str) -> dict[str, Any] | None:
+        return self.documents(index).get(document_id)
+
+    def version(self, index: str, document_id: str) -> int | None:
+        found = self._rows(index)
+        return found[document_id][0] if document_id in found else None
+
+    def documents(self, index: str) -> dict[str, Any]:
+        return {each: json.loads(source) for each, (_, source) in self._rows(index).items()}
+
+    def indexes(self) -> list[str]:
+        return [name for (name,) in self._query("SELECT name FROM indexes ORDER BY name")]
+
+    def fail(self, times: int | None = None) -> None:
+        self.destination.failures = 1_000_000 if times is None else times
+
+    def sent(self) -> list[int]:
+        return self.destination.sent
+
+    def _rows(self, index: str) -> dict[str, tuple[int, str]]:
+        rows = self._query(
+            "SELECT document_id, version, source FROM documents JOIN aliases USING (index_name)"
+            " WHERE name = ? AND NOT deleted",
+            index,
+        )
+        return {document_id: (version, source) for document_id, version, source in rows}
+
+    def _query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        connection = sqlite3.connect(self._path)
+        try:
+            return connection.execute(sql, parameters).fetchall()
+        finally:
+            connection.close()
+
+
+class _Watched(EmbeddedDestination):
+    """Counts what it is sent, and applies it even where it says that it failed, as the proxy's node does."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.failures, self.sent = 0, list[int]()
+
+    def apply(self, actions: Sequence[Action]) -> list[Outcome]:
+        self.sent.append(len(actions))
+        outcomes = super().apply(actions)
+        if self.failures:
+            self.failures -= 1
+            outcomes[0] = Outcome(OutcomeKind.FAILED, "some_exception", "provoked")
+        return outcomes
