@@ -674,6 +674,16 @@ class Store:
         )
         return dict(row) if row else None
 
+    def events(self, *, index: str | None = None, document_id: str | None = None) -> list[dict[str, Any]]:
+        """All rows with their documents in the order of their ids, narrowed by what is given."""
+        rows = self._run(
+            "SELECT e.*, d.document FROM outbox_events AS e LEFT JOIN outbox_documents AS d ON d.event_id = e.id"
+            " WHERE (:index IS NULL OR index_name = :index) AND (:document IS NULL OR document_id = :document)"
+            " ORDER BY e.id",
+            {"index": index, "document": document_id},
+        )
+        return [dict(row) for row in rows.mappings()]
+
     def dead(
         self,
         *,

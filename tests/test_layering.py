@@ -47,6 +47,9 @@ ALLOWED: dict[str, set[str]] = {
         "errors", "settings", "models", "logs", "store", "load", "entities", "plan", "destinations.base", "transition",
         "breaker", "poison", "rate", "wakeup",
     },
+    "testing": {
+        "destinations.base", "destinations.embedded", "entities", "models", "relay", "settings", "store",
+    },
     "schema": {"models", "errors"},
     "check": {"destinations.base", "store", "schema", "models", "logs", "errors"},
 }  # fmt: skip

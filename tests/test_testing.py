@@ -1,0 +1,145 @@
+"""What an application's own tests see of the outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import StaticPool
+
+from outbox import EntityRegistry, OutboxRepository, sqlite
+from outbox.testing import OutboxTester
+
+pytest_plugins = ["pytester"]
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Contact(Base):
+    __tablename__ = "contacts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Iterator[Engine]:
+    engine = create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+    sqlite.prepare(engine)
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def tester(application: Engine) -> Iterator[OutboxTester]:
+    with OutboxTester(application) as made:
+        yield made
+
+
+def test_rows_of_the_application_are_seen_and_delivered(application: Engine, tester: OutboxTester) -> None:
+    with Session(application) as session, session.begin():
+        repo = OutboxRepository(session)
+        repo.index("contacts", "1", {"name": "Ada Lovelace"}, tenant_id="t1")
+        repo.update("contacts", "1", {"phone": "123"})
+    tester.assert_enqueued("contacts")
+    tester.assert_enqueued("contacts", "1", action="update", document={"phone": "123"}, times=1)
+    tester.drain()
+    assert tester.document("contacts", "1") == {"name": "Ada Lovelace", "phone": "123"}
+    assert [hit.document_id for hit in tester.search("contacts", "lovelase")] == ["1"]
+
+
+def test_row_that_is_missing_or_too_many_fails_and_says_what_is_there(
+    application: Engine, tester: OutboxTester
+) -> None:
+    tester.assert_nothing_enqueued()
+    with Session(application) as session, session.begin():
+        OutboxRepository(session).index("contacts", "1", {"name": "Ada"}, tenant_id="t1")
+    with pytest.raises(
+        AssertionError, match=r"no row for index contacts document_id='2'.*\n  index 1 \{'name': 'Ada'\}"
+    ):
+        tester.assert_enqueued("contacts", "2")
+    with pytest.raises(AssertionError, match="1 rows instead of 2"):
+        tester.assert_enqueued("contacts", tenant_id="t1", times=2)
+    with pytest.raises(AssertionError, match="1 rows were written"):
+        tester.assert_nothing_enqueued("contacts")
+    tester.assert_nothing_enqueued("deals")
+
+
+def test_row_that_dies_or_cannot_be_delivered_fails_the_drain(application: Engine, tester: OutboxTester) -> None:
+    with Session(application) as session, session.begin():
+        OutboxRepository(session).update("contacts", "1", {"phone": "123"})
+    with pytest.raises(AssertionError, match="document_missing"):
+        tester.drain()
+    tester.drain(allow_dead=True)
+    registry = EntityRegistry()
+    registry.add(Contact, index="people", fields=["name"])
+    with Session(application) as session, session.begin():
+        OutboxRepository(session, registry).refresh("contacts", 1)
+    with pytest.raises(AssertionError, match="OUTBOX_ENTITIES"):
+        tester.drain(allow_dead=True)
+
+
+def test_retries_need_no_waiting(application: Engine) -> None:
+    failures = iter([True, True, False])
+
+    def to_document(contact: Contact) -> dict[str, str]:
+        if next(failures):
+            raise ValueError("not yet")
+        return {"name": contact.name}
+
+    registry = EntityRegistry()
+    registry.add(Contact, index="contacts", to_document=to_document)
+    with OutboxTester(application, registry) as tester:
+        with Session(application) as session, session.begin():
+            session.add(Contact(id=1, name="Ada"))
+            OutboxRepository(session, registry).refresh("contacts", 1)
+        tester.drain()
+        assert tester.document("contacts", "1") == {"name": "Ada"}
+
+
+def test_database_in_memory_will_do() -> None:
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    with OutboxTester(engine) as tester:
+        with Session(engine) as session, session.begin():
+            OutboxRepository(session).index("contacts", "1", {"name": "Ada"})
+        tester.drain()
+        assert tester.document("contacts", "1") == {"name": "Ada"}
+    engine.dispose()
+
+
+def test_fixture_serves_an_application(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+        from sqlalchemy import create_engine
+        from outbox import sqlite
+
+        pytest_plugins = ["outbox.testing"]
+
+        @pytest.fixture
+        def outbox_engine(tmp_path):
+            engine = create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+            sqlite.prepare(engine)
+            yield engine
+            engine.dispose()
+        """
+    )
+    pytester.makepyfile(
+        """
+        from sqlalchemy.orm import Session
+        from outbox import OutboxRepository
+
+        def test_it(outbox, outbox_engine):
+            with Session(outbox_engine) as session, session.begin():
+                OutboxRepository(session).index("contacts", "1", {"name": "Ada"})
+            outbox.assert_enqueued("contacts", "1", action="index", document={"name": "Ada"})
+            outbox.drain()
+            assert outbox.document("contacts", "1") == {"name": "Ada"}
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
