@@ -16,13 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_contacts
 import click
 import orjson
 from elasticsearch import Elasticsearch
 from node import node
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import ForeignKey, create_engine, func, select, text, update
+from sqlalchemy import ForeignKey, create_engine, func, insert, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from outbox import EntityRegistry, OutboxRepository, schema, sqlite
@@ -95,17 +96,29 @@ def raw(url: str, bodies: list[bytes], connections: int) -> float:
 
 
 def relay(
-    url: str, rows: list[tuple[str, dict[str, Any]]], concurrency: int | None, directory: Path
+    url: str, rows: list[tuple[str, dict[str, Any]]], concurrency: int | None, directory: Path, *, refresh: bool
 ) -> dict[str, float]:
-    """One relay process that drains the rows: from its first claim to its last record, by the table's own clock."""
+    """One relay process that drains the rows: from its first claim to its last record, by the table's own clock.
+
+    `refresh`: the documents stand in a table of the application, and the rows only name them.
+    """
     fresh_index(url)
     path = Path(tempfile.mkdtemp(dir=directory)) / "app.db"
     engine = create_engine(f"sqlite:///{path}")
     sqlite.prepare(engine)
     schema.upgrade(engine)
     with Session(engine) as session, session.begin():
-        OutboxRepository(session).index_many(INDEX, rows)
+        if refresh:
+            bench_contacts.Base.metadata.create_all(session.connection())
+            session.execute(insert(bench_contacts.Contact), [{"id": id_, **document} for id_, document in rows])
+            repo = OutboxRepository(session, bench_contacts.registry)
+            for id_, _ in rows:
+                repo.refresh("contacts", id_)
+        else:
+            OutboxRepository(session).index_many(INDEX, rows)
     environment = os.environ | {"OUTBOX_DATABASE_URL": f"sqlite:///{path}", "OUTBOX_ELASTICSEARCH_URL": url}
+    if refresh:
+        environment |= {"OUTBOX_ENTITIES": "bench_contacts:registry", "PYTHONPATH": str(Path(__file__).parent)}
     arguments = ["--concurrency", str(concurrency)] if concurrency else []
     with (path.parent / "relay.log").open("w") as log:
         process = subprocess.Popen(
@@ -153,7 +166,8 @@ def main() -> None:
 @click.option("--rows", default=50_000, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--concurrency", default="", help="Values of OUTBOX_CONCURRENCY to compare, e.g. 1,2,4.")
-def drain(rows: int, rounds: int, concurrency: str) -> None:
+@click.option("--refresh", is_flag=True, help="Rows that stand for entities: the relay loads each document.")
+def drain(rows: int, rounds: int, concurrency: str, refresh: bool) -> None:
     """Rows a second: the relay draining a full outbox, and raw _bulk with the same documents."""
     levels: list[int | None] = [int(level) for level in concurrency.split(",")] if concurrency else [None]
     contents = documents(rows)
@@ -175,7 +189,7 @@ def drain(rows: int, rounds: int, concurrency: str) -> None:
             with console.status(f"round {round_} of {rounds}…"):
                 best, connections = min((raw(url, prepared, n), n) for n in (1, 2, 4))
                 for level in levels:
-                    figures = relay(url, contents, level, Path(directory))
+                    figures = relay(url, contents, level, Path(directory), refresh=refresh)
                     ratios[level].append(best / figures["seconds"])
                     table.add_row(
                         str(round_),
