@@ -180,9 +180,12 @@ class Capture:
                 for entity, _, _ in plan.own:
                     if entity.tenancy is Tenancy.SHARED:
                         tenant = _tenant(entity, instance_state(instance).dict)
-                        places.append((entity, entity.key_of(key[1], tenant)))
+                        places += _left(entity, key[1], tenant)
+        refused: list[InvalidName] = []
         for entity, identities in unknown.items():
-            places += _places(session, entity, identities)
+            places += _places(session, entity, identities, refused)
+        if refused:
+            raise refused[0]
         self._note(session, places)
         for link, identities in touched.items():
             self._note_dependents(session, link, identities)
@@ -204,14 +207,15 @@ class Capture:
             tenant = _tenant(entity, values)
             places.append((entity, entity.key_of(current, tenant)))
             if former != current:
-                places.append((entity, entity.key_of(former, tenant)))
+                places += _left(entity, former, tenant)
             return
         unknown.setdefault(entity, []).append(
             current
         )  # not by the tenant in memory: another session may have changed it
         if not own.moves.isdisjoint(changed) and not (before and (entity, former) in before.looked):
             # Moved by a listener of the application's, after we looked: what is remembered has to do.
-            places += [(entity, entity.key_of(former, tenant)) for tenant in _former(instance, entity.tenant)]
+            for tenant in _former(instance, entity.tenant):
+                places += _left(entity, former, tenant)
 
     # -- statements ---------------------------------------------------------------------------------------------
 
@@ -263,12 +267,14 @@ class Capture:
         identities: Sequence[Identity],
         before: Sequence[Place],
     ) -> None:
-        places = list(before)
+        places, refused = list(before), list[InvalidName]()
         for each in own:
-            places += _places(session, each.entity, identities, strict=True)
+            places += _places(session, each.entity, identities, refused)
         self._note(session, places)
         for link in touched:
             self._note_dependents(session, link, identities)
+        if refused:
+            raise refused[0]  # what is not at fault is noted, should the application go on
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
@@ -392,24 +398,33 @@ def _flat(identities: Sequence[Identity]) -> list[Any]:
     return [identity[0] if len(identity) == 1 else identity for identity in identities]
 
 
-def _places(session: Session, entity: Entity, identities: Sequence[Identity], *, strict: bool = False) -> list[Place]:
+def _left(entity: Entity, identity: Identity, tenant: Any) -> list[Place]:
+    """The place that a document leaves; none, if it cannot have been there."""
+    try:
+        return [(entity, entity.key_of(identity, tenant))]
+    except InvalidName:
+        return []
+
+
+def _places(
+    session: Session, entity: Entity, identities: Sequence[Identity], refused: list[InvalidName] | None = None
+) -> list[Place]:
     """Where the documents of these rows stand, by what the database says at this moment.
 
-    `strict`: raise `InvalidName` for a row that can have no place; otherwise it has none.
+    Rows that can have no place have none; `refused` gets the reason.
     """
     connection = session.connection(bind_arguments={"mapper": entity.mapper})
     tenant = [] if entity.tenant is None else [entity.column(entity.tenant)]
-    width = len(entity.key)
+    columns, width = entity.key_columns, len(entity.key)
     found: list[Place] = []
     for part in _parts(entity.mapper, identities):
-        columns = entity.key_columns
         statement = select(*columns, *tenant).select_from(entity.model).where(among(columns, part))
         for row in connection.execute(statement):
             try:
                 found.append((entity, entity.key_of(row[:width], row[width] if tenant else None)))
-            except InvalidName:
-                if strict:
-                    raise
+            except InvalidName as error:
+                if refused is not None:
+                    refused.append(error)
     return found
 
 
