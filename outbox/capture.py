@@ -5,12 +5,13 @@ and `insert()`, `update()`, `delete()` of mapped classes (`Query.update` and `.d
 
 What is not seen, since no session knows of it: `bulk_insert_mappings` and its sisters, statements on a `Table` or in
 plain SQL, rows that the database changes by itself (`ON DELETE CASCADE`, triggers), an upsert that moves a row to
-another tenant, and other programs. Call `OutboxRepository.refresh` beside those, or have the database note changes
-by triggers.
+another tenant, and other programs. Call `OutboxRepository.refresh` beside those, or have triggers of the database
+insert such rows: `Entity.index_sql` and `Entity.document_id_sql` say which.
 
-Rows are inserted in `after_flush`: only then are the entities written, so that the id of a row is higher than that of
-any row whose transaction the entity's write waited for. Places that a document leaves are read before the flush, from
-the database: what the session remembers may be older.
+A document has one row a transaction and savepoint; a second one, if it changes after it was noted as made of another
+row that changed. Rows are inserted in `after_flush`: only then are the entities written, so that the id of a row is
+higher than that of any row whose transaction the entity's write waited for. Places that a document leaves are read
+before the flush, from the database: what the session remembers may be older.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import (
     Column,
@@ -308,17 +308,20 @@ nasty = st.text(st.sampled_from(["|", "\\", "'", '"', ":", "%", "é", "😀", "a
 printable = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=20)
 
 
+@settings(deadline=None)
 @given(st.lists(words | nasty | st.just(""), min_size=1, max_size=4))
 def test_any_parts_of_a_key_come_back(parts: list[str]) -> None:
     assert keys.split(keys.join(parts), len(parts)) == parts
 
 
+@settings(deadline=None)
 @given(nasty, st.integers(2, 3))
 def test_text_that_is_no_key_is_known_as_such(given_text: str, number: int) -> None:
     parts = keys.split(given_text, number)
     assert parts is None or keys.join(parts) == given_text
 
 
+@settings(deadline=None)
 @given(st.tuples(printable | nasty.filter(str.isprintable), words), st.tuples(printable, words))
 def test_prefixed_ids_of_two_tenants_never_meet(one: tuple[str, str], other: tuple[str, str]) -> None:
     places = [
@@ -391,22 +394,26 @@ def both_ways(memory: Connection, entity: Entity, **values: Any) -> None:
 
 
 tenants = st.sampled_from(["shared", "prefixed", "index"])
-tenant_ids = printable | nasty.filter(str.isprintable) | st.from_regex(r"[a-z0-9-]{1,64}", fullmatch=True)
+edges = st.sampled_from(["-a", "a-", "-", "x" * 63, "x" * 64, "a_b", "A"])
+tenant_ids = printable | nasty.filter(str.isprintable) | st.from_regex(r"[a-z0-9-]{1,64}", fullmatch=True) | edges
 uuids = st.uuids()
 
 
+@settings(deadline=None)
 @given(tenancy=tenants, tenant_id=tenant_ids, id_=st.integers(-(2**63), 2**63 - 1))
 def test_database_makes_the_place_of_an_integer_key(memory: Connection, tenancy: str, tenant_id: str, id_: int) -> None:
     entity = EntityRegistry().add(Contact, index="contacts", fields=["name"], tenant="tenant_id", tenancy=tenancy)
     both_ways(memory, entity, id=id_, name="Ada", tenant_id=tenant_id, archived=False, count=0)
 
 
+@settings(deadline=None)
 @given(tenancy=tenants, tenant_id=tenant_ids, word=words | nasty)
 def test_database_makes_the_place_of_a_text_key(memory: Connection, tenancy: str, tenant_id: str, word: str) -> None:
     entity = EntityRegistry().add(Word, index="words", fields=["text"], tenant="tenant_id", tenancy=tenancy)
     both_ways(memory, entity, text=word, tenant_id=tenant_id)
 
 
+@settings(deadline=None)
 @given(tenancy=tenants, tenant_id=uuids, id_=uuids)
 def test_database_makes_the_place_of_a_uuid_key(memory: Connection, tenancy: str, tenant_id: UUID, id_: UUID) -> None:
     entity = EntityRegistry().add(Doc, index="docs", fields=["name"], tenant="tenant_id", tenancy=tenancy)
@@ -414,6 +421,7 @@ def test_database_makes_the_place_of_a_uuid_key(memory: Connection, tenancy: str
     both_ways(memory, EntityRegistry().add(Note, index="notes", fields=["name"]), id=str(id_), name="x")
 
 
+@settings(deadline=None)
 @given(
     tenancy=tenants,
     tenant_id=tenant_ids,

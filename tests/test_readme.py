@@ -6,18 +6,22 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import click
 import pytest
 from click.testing import CliRunner
 from pydantic.fields import FieldInfo
-from sqlalchemy import Engine, text
+from sqlalchemy import Boolean, Engine, ForeignKey, Integer, String, text
+from sqlalchemy.orm import DeclarativeBase, mapped_column, relationship, sessionmaker
 
+from outbox import OutboxRepository
 from outbox.cli import main
 from outbox.cli.look import default_text
+from outbox.destinations import destination_of
 from outbox.destinations.base import OutcomeKind
-from outbox.settings import Settings, variable
+from outbox.settings import Settings, load, variable
+from tests.support.outbox import Outbox
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -115,3 +119,54 @@ def test_first_snippet_runs_as_it_stands() -> None:
         ("index", "contact-1", None),
         ("index", "contact-2", None),
     ]
+
+
+def test_snippet_of_entities_runs_as_it_stands(outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Account(Base):
+        __tablename__ = "accounts"
+        id = mapped_column(Integer, primary_key=True)
+        name = mapped_column(String)
+
+    class Tag(Base):
+        __tablename__ = "tags"
+        id = mapped_column(Integer, primary_key=True)
+        label = mapped_column(String)
+        contact_id = mapped_column(ForeignKey("contacts.id"))
+
+    class Contact(Base):
+        __tablename__ = "contacts"
+        id = mapped_column(Integer, primary_key=True)
+        first_name, email, tenant_id = mapped_column(String), mapped_column(String), mapped_column(String)
+        archived = mapped_column(Boolean, default=False)
+        account_id = mapped_column(ForeignKey("accounts.id"))
+        account, tags = relationship("Account"), relationship("Tag")
+
+    class Deal(Base):
+        __tablename__ = "deals"
+        id = mapped_column(Integer, primary_key=True)
+        account_id = mapped_column(ForeignKey("accounts.id"))
+
+    class WithRelay(OutboxRepository):
+        """For which a relay runs."""
+
+        def wait_until_synced(self, *arguments: Any, **options: Any) -> dict[int, str]:
+            relay = outbox.relay(destination, registry=self._registry)
+            while relay.run_once():
+                pass
+            waited.update(super().wait_until_synced(*arguments, **options))
+            return waited
+
+    Base.metadata.create_all(outbox.engine)
+    monkeypatch.setenv("OUTBOX_DESTINATION", "embedded")
+    monkeypatch.setenv("OUTBOX_EMBEDDED_PATH", str(tmp_path / "search.db"))
+    destination, waited = destination_of(load()), dict[int, str]()
+    given = {"Account": Account, "Contact": Contact, "Deal": Deal, "deal_document": dict, "OutboxRepository": WithRelay}
+    snippet = README.split("## Entities")[1].split("```python\n")[1].split("```")[0]
+    exec(snippet, given | {"Session": sessionmaker(outbox.engine)})
+    assert waited == {1: "applied"}
+    (hit,) = destination.search("contacts", "ada", tenant="acme")
+    destination.close()
+    assert (hit.document_id, hit.source["tags"]) == ("4:acme:1", [])
