@@ -80,17 +80,49 @@ class _Before:
     looked: set[tuple[Entity, Identity]] = field(default_factory=set)
 
 
+class _Known:
+    """What follows from a registry as it is: made anew when an entity is added, never changed under a thread."""
+
+    def __init__(self, registry: EntityRegistry) -> None:
+        self.generation = registry.generation
+        self.own = [_Own(entity, counted(entity), _moves(entity)) for entity in registry]
+        self.links = links(registry)
+        self.looks_before = bool(self.links) or any(own.moves for own in self.own)
+        self._plans: dict[type[Any], _Plan | None] = {}
+        self._inserts: dict[Link, Insert] = {}
+
+    def plan(self, class_: type[Any]) -> _Plan | None:
+        """What a change of an object means; None: nothing."""
+        try:
+            return self._plans[class_]
+        except KeyError:
+            plan = self._plans[class_] = self._new_plan(inspect(class_))
+            return plan
+
+    def _new_plan(self, mapper: Mapper[Any]) -> _Plan | None:
+        own = tuple(own for own in self.own if mapper.isa(own.entity.mapper))
+        touched = tuple(link for link in self.links if mapper.isa(link.target))
+        collections = tuple(
+            (link.children[1], link) for link in self.links if link.children and mapper.isa(link.children[0])
+        )
+        if not (own or touched or collections):
+            return None
+        return _Plan(own, touched, collections, frozenset(mapper.relationships.keys()))
+
+    def insert_of(self, link: Link) -> Insert:
+        """The statement that notes all documents of a link."""
+        found = self._inserts.get(link)
+        if found is None:
+            found = self._inserts[link] = _insert_of(link)
+        return found
+
+
 class Capture:
     """The listeners of one registry."""
 
     def __init__(self, registry: EntityRegistry) -> None:
         self._registry = registry
-        self._generation = -1
-        self._plans: dict[type[Any], _Plan | None] = {}
-        self._own: list[_Own] = []
-        self._links: list[Link] = []
-        self._inserts: dict[Link, Insert] = {}
-        self._looks_before = False
+        self._last_known = _Known(registry)
 
     def listen(self, sessions: Any) -> None:
         """Listen to what these sessions do. Once is enough; again changes nothing."""
@@ -109,23 +141,29 @@ class Capture:
                     "async_sessionmaker or subclass of Session"
                 ) from None
 
+    def _known(self) -> _Known:
+        known = self._last_known
+        if known.generation != self._registry.generation:
+            known = self._last_known = _Known(self._registry)
+        return known
+
     # -- objects ------------------------------------------------------------------------------------------------
 
     def before_flush(self, session: Session, _context: Any, _instances: Any) -> None:
         """Read what the flush is about to overwrite: where documents stand that move or go."""
-        self._update()
-        if not self._looks_before or not write_settings().enabled:
+        known = self._known()
+        if not known.looks_before or not write_settings().enabled:
             return
         rows_: dict[Entity, list[Identity]] = {}
         linked: dict[Link, list[Identity]] = {}
         for instance in session.deleted:
-            if (plan := self._plan(type(instance))) and (key := instance_state(instance).key):
+            if (plan := known.plan(type(instance))) and (key := instance_state(instance).key):
                 for own in plan.own:
                     rows_.setdefault(own.entity, []).append(key[1])
                 for link in plan.links:
                     linked.setdefault(link, []).append(key[1])
         for instance in session.dirty:
-            if (plan := self._plan(type(instance))) and (changed := instance_state(instance).committed_state):
+            if (plan := known.plan(type(instance))) and (changed := instance_state(instance).committed_state):
                 identity = _identity(instance)
                 for own in plan.own:
                     if not own.moves.isdisjoint(changed):
@@ -135,7 +173,7 @@ class Capture:
                         linked.setdefault(link, []).append(identity)
                 _adopted(instance, changed, plan, linked)
         for instance in session.new:
-            if (plan := self._plan(type(instance))) and plan.collections:
+            if (plan := known.plan(type(instance))) and plan.collections:
                 _adopted(instance, instance_state(instance).committed_state, plan, linked)
         before = _Before()
         for entity, identities in rows_.items():
@@ -147,7 +185,7 @@ class Capture:
 
     def after_flush(self, session: Session, _context: Any) -> None:
         """Note what was written."""
-        self._update()
+        known = self._known()
         if not write_settings().enabled:
             return
         before: _Before | None = session.info.pop(_BEFORE, None)
@@ -155,7 +193,7 @@ class Capture:
         unknown: dict[Entity, list[Identity]] = {}  # the database knows where they stand
         touched: dict[Link, list[Identity]] = {}
         for instance in session.new:
-            if plan := self._plan(type(instance)):
+            if plan := known.plan(type(instance)):
                 values = instance_state(instance).dict
                 for entity, _, _ in plan.own:
                     identity = _current(values, entity.key)
@@ -168,7 +206,7 @@ class Capture:
                 for link in plan.links:
                     touched.setdefault(link, []).append(_current(values, link.key))
         for instance in session.dirty:
-            if (plan := self._plan(type(instance))) and (changed := instance_state(instance).committed_state):
+            if (plan := known.plan(type(instance))) and (changed := instance_state(instance).committed_state):
                 values = instance_state(instance).dict
                 for own in plan.own:
                     if _counts(instance, own.counts, changed, plan.relationships):
@@ -177,7 +215,7 @@ class Capture:
                     if _counts(instance, link.counts, changed, plan.relationships):
                         touched.setdefault(link, []).append(_current(values, link.key))
         for instance in session.deleted:
-            if (plan := self._plan(type(instance))) and (key := instance_state(instance).key):
+            if (plan := known.plan(type(instance))) and (key := instance_state(instance).key):
                 for entity, _, _ in plan.own:
                     if entity.tenancy is Tenancy.SHARED:
                         tenant = _tenant(entity, instance_state(instance).dict)
@@ -224,13 +262,13 @@ class Capture:
         """Note what `insert()`, `update()` and `delete()` of mapped classes change."""
         if state.is_select or not (state.is_insert or state.is_update or state.is_delete):
             return None
-        self._update()
+        known = self._known()
         mapper = state.bind_mapper
         if mapper is None or not write_settings().enabled:
             return None
         names = _assigned(state, mapper) if state.is_update else None
-        own = [each for each in self._own if _related(mapper, each.entity.mapper) and _meets(each.counts, names)]
-        touched = [link for link in self._links if _related(mapper, link.target) and _meets(link.counts, names)]
+        own = [each for each in known.own if _related(mapper, each.entity.mapper) and _meets(each.counts, names)]
+        touched = [link for link in known.links if _related(mapper, link.target) and _meets(link.counts, names)]
         if not own and not touched:
             return None
         session = state.session
@@ -293,9 +331,7 @@ class Capture:
         connection = rows.connection_of(session)
         journal = rows.journal_of(session, connection)
         fresh = _fresh(session, connection, {(link, identity): None for identity in identities})
-        statement = self._inserts.get(link)
-        if statement is None:
-            statement = self._inserts[link] = _insert_of(link)
+        statement = self._known().insert_of(link)
         for part in _parts(link.target, [identity for _, identity in fresh]):
             created_at = now_ms()
             since = min((first for first, _, _ in journal.written), default=EPOCH_STEP)
@@ -303,35 +339,6 @@ class Capture:
             if done.rowcount:
                 first = done.lastrowid - done.rowcount + 1  # one statement, one writer: the ids are a sequence
                 journal.written.append((first, done.rowcount, created_at))
-
-    # -- plans --------------------------------------------------------------------------------------------------
-
-    def _update(self) -> None:
-        if self._generation == self._registry.generation:
-            return
-        self._generation = self._registry.generation
-        self._plans.clear()
-        self._inserts.clear()
-        self._own = [_Own(entity, counted(entity), _moves(entity)) for entity in self._registry]
-        self._links = links(self._registry)
-        self._looks_before = bool(self._links) or any(own.moves for own in self._own)
-
-    def _plan(self, class_: type[Any]) -> _Plan | None:
-        try:
-            return self._plans[class_]
-        except KeyError:
-            plan = self._plans[class_] = self._new_plan(inspect(class_))
-            return plan
-
-    def _new_plan(self, mapper: Mapper[Any]) -> _Plan | None:
-        own = tuple(own for own in self._own if mapper.isa(own.entity.mapper))
-        touched = tuple(link for link in self._links if mapper.isa(link.target))
-        collections = tuple(
-            (link.children[1], link) for link in self._links if link.children and mapper.isa(link.children[0])
-        )
-        if not (own or touched or collections):
-            return None
-        return _Plan(own, touched, collections, frozenset(mapper.relationships.keys()))
 
 
 def _moves(entity: Entity) -> frozenset[str]:

@@ -306,6 +306,24 @@ def test_savepoint_that_is_rolled_back_leaves_no_changed_entity_without_a_row(
 
 
 @pytest.mark.usefixtures("contacts")
+def test_change_in_a_savepoint_of_what_is_noted_outside_needs_no_second_row(
+    sessions: sessionmaker[Session], new: Rows
+) -> None:
+    with sessions() as session:
+        contact = Contact(id=1, name="Ada")
+        session.add(contact)
+        session.flush()
+        savepoint = session.begin_nested()
+        contact.name = "Grace"
+        session.flush()
+        savepoint.rollback()
+        with session.begin_nested():
+            contact.name = "Grace"
+        session.commit()
+        assert new() == ["contacts/1"]
+
+
+@pytest.mark.usefixtures("contacts")
 def test_change_in_a_released_savepoint_has_its_row(sessions: sessionmaker[Session], new: Rows) -> None:
     with sessions() as session:
         with session.begin_nested():

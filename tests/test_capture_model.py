@@ -335,20 +335,24 @@ class History(RuleBasedStateMachine):
         if nested:
             self.attempt(lambda _: nested.commit())
 
-    @rule(at=ids, name=names)
-    def roll_back_a_savepoint_of_the_connection(self, at: int, name: str) -> None:
-        """One that the session knows nothing of."""
+    @rule(at=ids, names_=st.tuples(names, names), of_connection=st.booleans())
+    def change_again_after_a_savepoint_that_is_rolled_back(
+        self, at: int, names_: tuple[str, str], of_connection: bool
+    ) -> None:
+        """A savepoint of the connection is one that the session knows nothing of."""
 
         def work(session: Session) -> None:
             session.flush()
-            savepoint = session.connection().begin_nested()
+            savepoint = (session.connection() if of_connection else session).begin_nested()
             try:
                 if (found := session.get(Contact, at)) is not None:
-                    found.name, found.tenant_id = name, "t2"
+                    found.name, found.tenant_id = names_[0], "t2"
                     session.flush()
             finally:
                 savepoint.rollback()
             session.expire_all()
+            if (found := session.get(Contact, at)) is not None:
+                found.name = names_[1]
 
         self.attempt(work)
 

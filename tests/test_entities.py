@@ -79,6 +79,7 @@ class Contact(Base):
     account_id: Mapped[int | None] = mapped_column(ForeignKey("accounts.id"))
     account: Mapped[Account | None] = relationship()
     tags: Mapped[list[Tag]] = relationship(secondary=contact_tags)
+    words: Mapped[list[Word]] = relationship()
 
     @property
     def shout(self) -> str:
@@ -150,6 +151,7 @@ class Word(Base):
     __tablename__ = "words"
     text: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str | None]
+    contact_id: Mapped[int | None] = mapped_column(ForeignKey("contacts.id"))
 
 
 @pytest.fixture
@@ -548,6 +550,16 @@ def test_paths_lead_through_relationships(registry: EntityRegistry, session: Ses
     }
     assert documents[20] == {"name": "Bob", "notes": None, "account": None, "tags": []}
     assert len(seen) == 2  # the objects with what is to-one, and the tags
+
+
+def test_members_of_a_list_come_in_the_order_of_their_keys(registry: EntityRegistry, session: Session) -> None:
+    entity = registry.add(Contact, index="contacts", fields=["words.text"])
+    session.add(Contact(id=1, name="Ada"))
+    for word in "bca":
+        session.add(Word(text=word, contact_id=1))
+        session.flush()
+    session.expire_all()
+    assert loaded(registry, session, entity, "1") == [{"words": [{"text": "a"}, {"text": "b"}, {"text": "c"}]}]
 
 
 def test_plain_property_of_the_model_can_be_a_field(registry: EntityRegistry, session: Session) -> None:

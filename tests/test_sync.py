@@ -272,7 +272,14 @@ def test_waiting_takes_no_write_lock(sessions: sessionmaker[Session], engine: En
         assert repo.wait_until_synced() == {1: "applied"}
 
 
-def test_waiting_in_an_async_session_lets_others_run(engine: Engine, settle: Callable[..., None]) -> None:
+def test_waiting_in_an_async_session_lets_others_run(
+    engine: Engine, settle: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def block(_seconds: float) -> None:
+        raise AssertionError("the event loop stands still")
+
+    monkeypatch.setattr("outbox.repository.time.sleep", block)
+
     async def write() -> Any:
         async_engine = create_async_engine(f"sqlite+aiosqlite:///{engine.url.database}")
         sqlite.prepare(async_engine)
