@@ -248,9 +248,8 @@ class Capture:
             if former != current:
                 places += _left(entity, former, tenant)
             return
-        unknown.setdefault(entity, []).append(
-            current
-        )  # not by the tenant in memory: another session may have changed it
+        # Not by the tenant in memory: another session may have changed it.
+        unknown.setdefault(entity, []).append(current)
         if not own.moves.isdisjoint(changed) and not (before and (entity, former) in before.looked):
             # Moved by a listener of the application's, after we looked: what is remembered has to do.
             for tenant in _former(instance, entity.tenant):

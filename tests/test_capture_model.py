@@ -140,6 +140,17 @@ class History(RuleBasedStateMachine):
         self.session, self.other = sessions(), sessions()
         self.index: dict[tuple[str, str], Any] = {}
         self.seen = 0
+        owners = [Owner(id=at, name="a") for at in (1, 2)]
+        accounts = [Account(id=at, name="a", owner=owners[0]) for at in (1, 2)]
+        tags = [Tag(id=at, name="a") for at in (1, 2)]
+        self.session.add_all([*owners, *accounts, *tags])
+        for at in (1, 2):
+            phones = [Phone(id=at, name="a")]
+            self.session.add(
+                Contact(id=at, name="a", tenant_id="t1", account=accounts[0], tags=tags[:at], phones=phones)
+            )
+            self.session.add(Line(deal=f"d|{at}", number=at, name="a", tenant_id="t1", account_id=1))
+        self.commit()
 
     # -- what the application does
 
