@@ -280,6 +280,14 @@ def test_document_of_an_earlier_system_with_a_high_internal_version_is_replaced(
     assert node.request("GET", "/contacts/_settings")[1]["contacts"]["settings"]["index"]["gc_deletes"] == "24h"
 
 
+def test_index_is_created_with_the_settings_that_it_is_given_and_with_ours(
+    destination: ElasticsearchDestination, node: Node
+) -> None:
+    destination.ensure_index("contacts", settings={"index.refresh_interval": "5s", "number_of_shards": 2})
+    found = node.request("GET", "/contacts/_settings")[1]["contacts-000001"]["settings"]["index"]
+    assert (found["refresh_interval"], found["number_of_shards"], found["gc_deletes"]) == ("5s", "2", "24h")
+
+
 def test_epoch_advanced_while_a_row_waits_keeps_the_order(outbox: Outbox, place: Place) -> None:
     outbox.index("contacts", "c1", {"n": 1})
     place.fail(times=1)

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,12 +67,26 @@ def test_file_locked_for_too_long_is_unavailable_and_takes_rows_afterwards(
 def test_thread_that_keeps_the_connection_for_too_long_is_unavailable_to_others(
     destination: EmbeddedDestination,
 ) -> None:
+    before = time.monotonic()
     with destination._writing():
         assert kind_and_error(destination.apply([put("c1")])) == (
             OutcomeKind.UNAVAILABLE,
             "other threads of this process keep the file busy",
         )
+    assert time.monotonic() - before < 20
     assert destination.apply([put("c1")])[0].kind is OutcomeKind.APPLIED
+
+
+def test_wait_for_threads_and_then_for_processes_is_one_wait(destination: EmbeddedDestination, path: Path) -> None:
+    destination._timeout = 2.0
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    destination._lock.acquire()
+    threading.Timer(1.6, destination._lock.release).start()
+    before = time.monotonic()
+    assert destination.apply([put("c1")])[0].error_type == "sqlite_busy"
+    assert time.monotonic() - before < 3.2
+    other.close()
 
 
 def test_full_disk_is_unavailable_and_keeps_nothing_of_the_batch(destination: EmbeddedDestination) -> None:
@@ -83,6 +98,35 @@ def test_full_disk_is_unavailable_and_keeps_nothing_of_the_batch(destination: Em
     assert destination.read("contacts", [f"c{n}" for n in range(100)]) == {}
     destination._connection.execute(f"PRAGMA max_page_count = {pages + 10_000}")
     assert {o.kind for o in destination.apply([put("c1"), put("c2")])} == {OutcomeKind.APPLIED}
+
+
+def test_batch_that_fails_in_its_middle_leaves_nothing_behind(destination: EmbeddedDestination, path: Path) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("ALTER TABLE words_due RENAME TO away")
+    assert destination.apply([put("c1")])[0].kind is OutcomeKind.UNAVAILABLE
+    other.execute("ALTER TABLE away RENAME TO words_due")
+    other.close()
+    assert destination.read("contacts", ["c1"]) == {}
+    assert destination.apply([put("c1")])[0].kind is OutcomeKind.APPLIED
+
+
+def test_file_whose_journal_cannot_be_switched_at_this_moment_is_used_as_it_is(
+    destination: EmbeddedDestination, path: Path
+) -> None:
+    destination.apply([put("c1", n=1)])
+    destination.close()
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("PRAGMA journal_mode = DELETE")
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM documents").fetchone()
+    assert destination.read("contacts", ["c1"])["c1"].source == {"n": 1}
+    reader.execute("COMMIT")
+    destination.close()
+    assert destination.apply([put("c2")])[0].kind is OutcomeKind.APPLIED
+    reader.close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
 
 
 def test_letter_to_grandmother_is_no_destination(path: Path) -> None:
@@ -129,6 +173,17 @@ def test_file_is_made_by_the_first_index_and_by_nothing_else(path: Path, empty: 
     assert made.ensure_index("contacts") == "contacts-000001"
     assert made.apply([put("c1")])[0].kind is OutcomeKind.APPLIED
     made.close()
+
+
+def test_mappings_and_settings_stand_in_the_file(destination: EmbeddedDestination, path: Path) -> None:
+    destination.ensure_index("deals", {"dynamic": False}, {"index.refresh_interval": "5s"})
+    with sqlite3.connect(path) as connection:
+        found = connection.execute("SELECT name, mappings, settings FROM indexes ORDER BY name").fetchall()
+    connection.close()
+    assert found == [
+        ("contacts-000001", None, None),
+        ("deals-000001", '{"dynamic": false}', '{"index.refresh_interval": "5s"}'),
+    ]
 
 
 def test_file_that_was_removed_is_not_written_to_any_longer(destination: EmbeddedDestination, path: Path) -> None:
@@ -268,9 +323,11 @@ def test_long_query_is_answered(destination: EmbeddedDestination) -> None:
     assert [hit.document_id for hit in destination.search("contacts", query)] == ["c1"]
 
 
-@pytest.mark.parametrize("query", ["muller", "MÜLLER", "müll", "Mu\u0308ller", "mulelr", "йод", "Nguyễn", "nguyen"])
+@pytest.mark.parametrize(
+    "query", ["muller", "MÜLLER", "müll", "Mu\u0308ller", "mulelr", "йод", "Nguyễn", "nguyen", "Émole"]
+)
 def test_letters_with_and_without_diacritics_are_the_same(destination: EmbeddedDestination, query: str) -> None:
-    destination.apply([put("c1", name="Jürgen Müller Йод Nguyễn")])
+    destination.apply([put("c1", name="Jürgen Müller Йод Nguyễn Emile")])
     assert [hit.document_id for hit in destination.search("contacts", query)] == ["c1"]
 
 

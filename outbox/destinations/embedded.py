@@ -15,6 +15,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -249,6 +250,7 @@ class EmbeddedDestination:
 
     @contextmanager
     def _connected(self, create: bool) -> Iterator[sqlite3.Connection]:
+        deadline = time.monotonic() + self._timeout
         if not self._lock.acquire(timeout=self._timeout):
             raise TimeoutError("other threads of this process keep the file busy")
         try:
@@ -256,6 +258,8 @@ class EmbeddedDestination:
                 self._disconnect()
                 self._connection = self._connect(create)
                 self._identity = self._file()
+            left_ms = max(0, int((deadline - time.monotonic()) * 1000))
+            self._connection.execute(f"PRAGMA busy_timeout = {left_ms}")  # for other processes
             try:
                 yield self._connection
             except BaseException:

@@ -278,10 +278,14 @@ def test_fields_written_with_dots_are_the_same_fields(typed: Index) -> None:
 
 
 def test_malformed_values_that_the_mapping_ignores_are_taken(destination: Destination, name: str) -> None:
-    lenient = {"age": {"type": "long", "ignore_malformed": True}, "raw": {"type": "object", "enabled": False}}
+    lenient = {
+        "age": {"type": "long", "ignore_malformed": True},
+        "raw": {"type": "object", "enabled": False, "properties": {"n": {"type": "long"}}},
+    }
     destination.ensure_index(name, {"properties": lenient})
     index = Index(destination, name)
-    assert kinds(index.apply(index.put("c1", 1, {"age": "old"}), index.put("c2", 2, {"raw": 5}))) == [APPLIED] * 2
+    documents = [{"age": "old"}, {"raw": 5}, {"raw": {"n": "x"}}]
+    assert kinds(index.apply(*(index.put(str(each), 1, each) for each in documents))) == [APPLIED] * 3
 
 
 @pytest.mark.parametrize(
