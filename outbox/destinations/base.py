@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -74,6 +74,14 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """A document as a listing has it: without its content, so that a page of large ones weighs no more."""
+
+    version: int
+    tenant_id: str | None  # what its field `tenantId` says
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """One document that a search found; a higher score is a better match."""
 
@@ -122,6 +130,14 @@ class Destination(Protocol):
 
     def read(self, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
         """The documents that are there, by id, as last applied. Raises `DestinationError`."""
+
+    def pages(self, name: str, size: int, *, share: tuple[int, int] = (0, 1)) -> Iterator[dict[str, Listed]]:
+        """What an index holds, page by page, each document once; nothing if there is no such index.
+
+        A document that is there from the first page to the last is listed; one that comes or goes meanwhile may be.
+        `share` is (k, n): about every n-th document, the k-th such part of `n` that have none in common. Closing the
+        iterator early is fine. Raises `DestinationError`.
+        """
 
     def refresh(self, name: str) -> None:
         """Make what was applied so far visible to searches. Raises `DestinationError`."""

@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from outbox.destinations.base import (
     Health,
     Hit,
     IndexFacts,
+    Listed,
     Outcome,
     OutcomeKind,
     Stored,
@@ -71,6 +73,8 @@ _OVERLOADED = frozenset({429, 502, 503, 504})
 _CURRENT_VERSION = re.compile(r"current version \[(\d+)\]")
 _OF_A_DOCUMENT = re.compile(r"\b(field|fields|mapper|mapping|_id|term|object|malformed content)\b", re.IGNORECASE)
 _OF_AN_INDEX = re.compile(r"\b(alias|write index|index \[)", re.IGNORECASE)
+_POINT_KEPT = "5m"
+_LISTED_FIELDS = "pit_id,_shards.failed,hits.hits._id,hits.hits._version,hits.hits._source,hits.hits.sort"
 _ANSWERED_FIELDS = "errors,items.*._id,items.*.status,items.*._version,items.*.error"
 
 
@@ -253,7 +257,51 @@ class ElasticsearchDestination:
             found = self._client.mget(index=target, ids=list(document_ids)).body["docs"]
         except (ApiError, TransportError, UnsupportedProductError) as error:
             raise DestinationError(f"documents of index {target} cannot be read: {_describe(error)}") from error
+        for each in found:  # a closed index must not look like an empty one
+            if (failed := each.get("error")) and failed.get("type") != "index_not_found_exception":
+                reason = shortened(_type_and_reason(failed)[1], 200)
+                raise DestinationError(f"documents of index {target} cannot be read: {reason}")
         return {each["_id"]: Stored(each["_version"], each["_source"]) for each in found if each.get("found")}
+
+    def pages(self, name: str, size: int, *, share: tuple[int, int] = (0, 1)) -> Iterator[dict[str, Listed]]:
+        point: str | None = None
+        after: list[Any] | None = None
+        part, parts = share
+        try:
+            if not self._client.indices.exists(index=name):
+                return
+            self._client.indices.refresh(index=name)
+            point = self._client.open_point_in_time(index=name, keep_alive=_POINT_KEPT)["id"]
+            while True:
+                # Not by _id: sorting by it is refused unless the cluster was told to allow it.
+                answer = self._client.search(
+                    size=size,
+                    version=True,
+                    source={"includes": [TENANT_FIELD]},
+                    pit={"id": point, "keep_alive": _POINT_KEPT},
+                    sort=["_shard_doc"],
+                    search_after=after,
+                    slice=None if parts == 1 else {"id": part, "max": parts},
+                    track_total_hits=False,
+                    filter_path=_LISTED_FIELDS,
+                ).body
+                if failed := answer.get("_shards", {}).get("failed"):
+                    raise DestinationError(f"index {name} cannot be listed: {failed} of its shards did not answer")
+                point = answer["pit_id"]
+                hits = answer.get("hits", {}).get("hits", [])
+                if not hits:
+                    return
+                yield {
+                    hit["_id"]: Listed(hit["_version"], _tenant_of(hit.get("_source", {}).get(TENANT_FIELD)))
+                    for hit in hits
+                }
+                after = hits[-1]["sort"]
+        except (ApiError, TransportError, UnsupportedProductError) as error:
+            raise DestinationError(f"index {name} cannot be listed: {_describe(error)}") from error
+        finally:
+            if point is not None:
+                with suppress(ApiError, TransportError):  # it ends by itself
+                    self._client.close_point_in_time(id=point)
 
     def refresh(self, name: str) -> None:
         try:
@@ -345,6 +393,11 @@ class ElasticsearchDestination:
 
     def close(self) -> None:
         self._client.close()
+
+
+def _tenant_of(value: Any) -> str | None:
+    """A field that holds something else than text is compared by what it looks like."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _operation(action: Action) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from outbox.destinations.base import FOREVER, Action, Destination, Outcome, OutcomeKind
+from outbox.destinations.base import FOREVER, Action, Destination, Listed, Outcome, OutcomeKind
 from outbox.errors import DestinationError
 from tests.conformance.conftest import Opener
 
@@ -450,6 +450,63 @@ def test_read_keeps_numbers_exact(index: Index) -> None:
     assert {key: (value, type(value)) for key, value in source.items()} == {
         key: (value, type(value)) for key, value in document.items()
     }
+
+
+def listed(index: Index, size: int, **options: Any) -> list[dict[str, Listed]]:
+    return list(index.destination.pages(index.name, size, **options))
+
+
+def test_pages_list_each_document_once_with_its_version_and_tenant_and_no_deleted_one(index: Index) -> None:
+    index.apply(*(index.put(f"c{n}", n + 1, {"n": n, "tenantId": f"t{n % 2}"}) for n in range(25)))
+    index.apply(index.delete("c3", 100), index.put("c4", 101, {"text": "x" * 1_000}))
+    pages = listed(index, 10)
+    assert [len(page) for page in pages] == [10, 10, 4]
+    assert {each: found for page in pages for each, found in page.items()} == {
+        "c4": Listed(101, None),
+        **{f"c{n}": Listed(n + 1, f"t{n % 2}") for n in range(25) if n not in (3, 4)},
+    }
+    assert [set(page) for page in listed(index, 100)] == [{f"c{n}" for n in range(25) if n != 3}]
+
+
+def test_pages_of_one_index_list_nothing_of_another(index: Index, name: str) -> None:
+    other = Index(index.destination, f"{name}-other")
+    index.destination.ensure_index(other.name)
+    index.apply(index.put("c1", 1, {}), other.put("c2", 2, {}))
+    assert [set(page) for page in listed(index, 10)] == [{"c1"}]
+
+
+def test_pages_of_a_missing_or_empty_index_are_none(index: Index, name: str) -> None:
+    assert listed(index, 10) == []
+    assert list(index.destination.pages(f"{name}-missing", 10)) == []
+
+
+def test_shares_of_the_pages_have_nothing_in_common_and_are_all_of_it_together(index: Index) -> None:
+    index.apply(*(index.put(f"c{n}", 1, {}) for n in range(100)))
+    shares = [{each for page in listed(index, 7, share=(part, 4)) for each in page} for part in range(4)]
+    assert sum(map(len, shares)) == 100
+    assert set.union(*shares) == {f"c{n}" for n in range(100)}
+    assert all(5 <= len(share) <= 60 for share in shares)
+
+
+def test_documents_that_come_and_go_between_pages_keep_no_other_from_being_listed(index: Index) -> None:
+    index.apply(*(index.put(f"c{n}", 1, {}) for n in range(30)))
+    pages = index.destination.pages(index.name, 10)
+    found = set(next(pages))
+    gone, *_ = {f"c{n}" for n in range(30)} - found
+    index.apply(index.delete(gone, 2), index.put("new", 1, {}))
+    for page in pages:
+        assert not found & set(page)
+        found |= set(page)
+    assert found >= {f"c{n}" for n in range(30)} - {gone}
+
+
+def test_pages_that_nobody_reads_to_the_end_leave_the_index_usable(index: Index) -> None:
+    index.apply(*(index.put(f"c{n}", 1, {}) for n in range(30)))
+    for _ in range(20):
+        pages = index.destination.pages(index.name, 10)
+        next(pages)
+        pages.close()  # type: ignore[attr-defined]
+    assert index.one(index.put("c1", 2, {})) == Outcome(APPLIED)
 
 
 def test_highest_version_of_an_empty_a_missing_and_a_filled_index(index: Index, name: str) -> None:
