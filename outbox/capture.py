@@ -17,6 +17,7 @@ before the flush, from the database: what the session remembers may be older.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -133,8 +134,7 @@ class Capture:
             ("do_orm_execute", self.do_orm_execute),
         ):
             try:
-                if not event.contains(target, name, listener):
-                    event.listen(target, name, listener)
+                event.listen(target, name, listener)
             except SQLAlchemyError:
                 raise ConfigurationError(
                     f"{shortened(sessions)} makes no sessions; capture a sessionmaker, scoped_session, "
@@ -406,11 +406,11 @@ def _flat(identities: Sequence[Identity]) -> list[Any]:
 
 
 def _left(entity: Entity, identity: Identity, tenant: Any) -> list[Place]:
-    """The place that a document leaves; none, if it cannot have been there."""
-    try:
-        return [(entity, entity.key_of(identity, tenant))]
-    except InvalidName:
-        return []
+    """The place that a document leaves; none, if it cannot have been there. An illegal tenant may be a later one."""
+    for each in (tenant, None):
+        with suppress(InvalidName):
+            return [(entity, entity.key_of(identity, each))]
+    return []
 
 
 def _places(
@@ -418,7 +418,7 @@ def _places(
 ) -> list[Place]:
     """Where the documents of these rows stand, by what the database says at this moment.
 
-    Rows that can have no place have none; `refused` gets the reason.
+    `refused` gets the reasons why rows can have no place. Without it, the places are those that documents leave.
     """
     connection = session.connection(bind_arguments={"mapper": entity.mapper})
     tenant = [] if entity.tenant is None else [entity.column(entity.tenant)]
@@ -427,11 +427,14 @@ def _places(
     for part in _parts(entity.mapper, identities):
         statement = select(*columns, *tenant).select_from(entity.model).where(among(columns, part))
         for row in connection.execute(statement):
+            tenant_id = row[width] if tenant else None
+            if refused is None:
+                found += _left(entity, row[:width], tenant_id)
+                continue
             try:
-                found.append((entity, entity.key_of(row[:width], row[width] if tenant else None)))
+                found.append((entity, entity.key_of(row[:width], tenant_id)))
             except InvalidName as error:
-                if refused is not None:
-                    refused.append(error)
+                refused.append(error)
     return found
 
 

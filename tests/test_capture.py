@@ -543,24 +543,34 @@ def test_tenant_that_would_leave_its_index_fails_the_write(
             session.commit()
 
 
+@pytest.mark.parametrize(
+    ("tenancy", "left", "place"),
+    [("index", [], "t1_contacts/3"), ("shared", ["contacts/1", "contacts/2"], "contacts/3")],
+)
 def test_row_of_a_hostile_tenant_that_is_there_already_can_be_deleted_and_moved_back(
-    registry: EntityRegistry, sessions: sessionmaker[Session], database: Engine, new: Rows
+    registry: EntityRegistry,
+    sessions: sessionmaker[Session],
+    database: Engine,
+    new: Rows,
+    tenancy: str,
+    left: list[str],
+    place: str,
 ) -> None:
-    registry.add(Contact, index="contacts", fields=["name"], tenant="tenant_id", tenancy="index")
+    registry.add(Contact, index="contacts", fields=["name"], tenant="tenant_id", tenancy=tenancy)
     with database.begin() as connection:
         connection.execute(
             insert(Contact.__table__),
-            [{"id": at, "name": "Eve", "tenant_id": "*", "archived": False} for at in range(1, 4)],
+            [{"id": at, "name": "Eve", "tenant_id": "*" * 300, "archived": False} for at in range(1, 4)],
         )
     with sessions() as session:
         session.delete(session.get_one(Contact, 1))
         session.commit()
         session.execute(delete(Contact).where(Contact.id == 2))
         session.commit()
-        assert new() == []
+        assert new() == left
         session.get_one(Contact, 3).tenant_id = "t1"
         session.commit()
-        assert new() == ["t1_contacts/3"]
+        assert new() == [place]
 
 
 def test_subclasses_are_documents_of_the_entities_above_them(
