@@ -16,10 +16,17 @@ from tests.support.proxy import FaultProxy, bulk, rewrite
 
 
 class Place(Protocol):
-    """A destination, and a look behind it."""
+    """A destination, and a look behind it. `wire`: faults between it and the relay, where there is one."""
 
     @property
     def destination(self) -> Destination: ...
+
+    @property
+    def wire(self) -> FaultProxy | None: ...
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes a relay process deliver here."""
 
     def get(self, index: str, document_id: str) -> dict[str, Any] | None:
         """The document as the index holds it now."""
@@ -30,6 +37,9 @@ class Place(Protocol):
         """Everything in the index, by id."""
 
     def indexes(self) -> list[str]: ...
+
+    def drop(self, index: str) -> None:
+        """Remove what readers find under that name."""
 
     def fail(self, times: int | None = None) -> None:
         """The first operation of a request fails by itself, the next `times` times or always."""
@@ -54,22 +64,27 @@ class ElasticsearchPlace:
     """A node behind the fault proxy."""
 
     def __init__(self, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy) -> None:
-        self.destination, self._proxy = destination, proxy
+        self.destination, self.wire = destination, proxy
         self.get, self.version, self.documents, self.indexes = node.get, node.version, node.documents, node.indexes
+        self.drop = node.delete_index
+        self.environment = {"OUTBOX_ELASTICSEARCH_URL": proxy.url}
 
     def fail(self, times: int | None = None) -> None:
-        self._proxy.on(bulk, failing_item(500, "some_exception"), times=times)
+        self.wire.on(bulk, failing_item(500, "some_exception"), times=times)
 
     def sent(self) -> list[int]:
-        return [request.body.count(b'"_id"') for request in self._proxy.requests if request.is_bulk]
+        return [request.body.count(b'"_id"') for request in self.wire.requests if request.is_bulk]
 
 
 class EmbeddedPlace:
     """A file."""
 
+    wire = None
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self.destination = _Watched(path)
+        self.environment = {"OUTBOX_DESTINATION": "embedded", "OUTBOX_EMBEDDED_PATH": str(path)}
 
     def get(self, index: str, document_id: str) -> dict[str, Any] | None:
         return self.documents(index).get(document_id)
@@ -83,6 +98,9 @@ class EmbeddedPlace:
 
     def indexes(self) -> list[str]:
         return [name for (name,) in self._query("SELECT name FROM indexes ORDER BY name")]
+
+    def drop(self, index: str) -> None:
+        self._query("DELETE FROM aliases WHERE name = ?", index)
 
     def fail(self, times: int | None = None) -> None:
         self.destination.failures = 1_000_000 if times is None else times
@@ -99,7 +117,7 @@ class EmbeddedPlace:
         return {document_id: (version, source) for document_id, version, source in rows}
 
     def _query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        connection = sqlite3.connect(self._path)
+        connection = sqlite3.connect(self._path, isolation_level=None)
         try:
             return connection.execute(sql, parameters).fetchall()
         finally:
