@@ -42,6 +42,10 @@ class Relays:
         self.url = url
         self.started: list[subprocess.Popen[str]] = []
 
+    def give(self, **environment: str) -> None:
+        """More environment, for all that follow."""
+        self._environment |= environment
+
     def start(self, *arguments: str, **given: str) -> subprocess.Popen[str]:
         with (self._directory / f"relay-{len(self.started)}.log").open("w") as log:
             process = subprocess.Popen(

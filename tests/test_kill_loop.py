@@ -1,0 +1,135 @@
+"""Two relay processes, killed at random moments over and over while the application goes on writing.
+
+`TEST_KILL_ROUNDS` makes it longer, `TEST_KILL_SEED` repeats what was random in a run that failed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.outbox import Outbox
+from tests.support.places import Place
+from tests.support.relays import Relays, until
+
+pytestmark = pytest.mark.slow
+
+ROUNDS = int(os.environ.get("TEST_KILL_ROUNDS", "25"))
+TENANTS = ("t1", "t2", "t3")
+DOCUMENTS = 300
+LONGEST_LIFE_S = 0.5  # of a relay that is up
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    seed = os.environ.get("TEST_KILL_SEED") or str(random.randrange(10**9))
+    print(f"TEST_KILL_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def relays(outbox: Outbox, place: Place, tmp_path: Path) -> Iterator[Relays]:
+    running = Relays(outbox, "http://127.0.0.1:9", tmp_path)
+    running.give(
+        **place.environment,
+        OUTBOX_BATCH_ROWS="15",  # the updates of one document come in several claims
+        OUTBOX_REQUEST_TIMEOUT="20",
+        OUTBOX_LOG_OPERATIONS="false",
+    )
+    yield running
+    running.end()
+
+
+class Application:
+    """Writes until told to stop, and knows what the index has to hold in the end."""
+
+    def __init__(self, outbox: Outbox, chance: random.Random) -> None:
+        self._outbox, self._chance = outbox, chance
+        self.expected: dict[str, dict[str, Any]] = {}
+        self.rows = 0
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        while not self.stop.wait(0.002):
+            try:
+                self._transaction()
+            except ZeroDivisionError:
+                continue
+
+    def _transaction(self) -> None:
+        """One to four rows; one in ten is rolled back."""
+        written = dict(self.expected)
+        number = self._chance.randint(1, 4)
+        with self._outbox.sessions.begin() as session:
+            repo = self._outbox.repository(session)
+            for _ in range(number):
+                # Every second row is of one of a dozen documents: theirs are always on the way.
+                at = self._chance.randrange(12 if self._chance.random() < 0.5 else DOCUMENTS)
+                document_id, tenant = f"c{at}", TENANTS[at % len(TENANTS)]
+                n, held = self._chance.randrange(10**6), written.get(document_id)
+                what = self._chance.choices(["update", "index", "delete"], [7, 2, 1])[0]
+                if held and what == "update":
+                    field = self._chance.choice("abcdef")
+                    repo.update("contacts", document_id, {"last": [n], "seen": {field: n}}, tenant_id=tenant)
+                    written[document_id] = {**held, "last": [n], "seen": {**held["seen"], field: n}}
+                elif held and what == "delete":
+                    repo.delete("contacts", document_id, tenant_id=tenant)
+                    del written[document_id]
+                else:
+                    document = {"n": n, "last": [], "seen": {}}
+                    repo.index("contacts", document_id, document, tenant_id=tenant)
+                    written[document_id] = document
+            if self._chance.random() < 0.1:
+                raise ZeroDivisionError
+        self.expected, self.rows = written, self.rows + number
+
+
+def test_relays_killed_over_and_over_under_writes_lose_double_and_kill_nothing(
+    outbox: Outbox, relays: Relays, place: Place, chance: random.Random
+) -> None:
+    application = Application(outbox, random.Random(chance.random()))
+
+    def is_up(process: subprocess.Popen[str]) -> bool:
+        log = relays.log(relays.started.index(process))
+        assert process.poll() is None, log
+        return " delivers " in log
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(application.run)
+        try:
+            running = [relays.start(), relays.start()]
+            for _ in range(ROUNDS):
+                for process in running:
+                    until(lambda process=process: is_up(process), "the relay is up")
+                time.sleep(chance.uniform(0, LONGEST_LIFE_S))
+                killed = chance.choice([running[:1], running[1:], running])
+                for process in killed:
+                    process.kill()
+                    process.wait()
+                running = [relays.start() if process in killed else process for process in running]
+                assert not writing.done()
+        finally:
+            application.stop.set()
+        writing.result()  # no write ever failed
+    for process in running:
+        until(lambda process=process: is_up(process), "the relay is up")
+        process.terminate()
+        assert process.wait(60) == 0
+    drained = relays.call("run", "--drain")
+    assert drained.returncode == 0, drained.stderr
+    assert outbox.dead() == []
+    assert outbox.counts() == {"pending": 0, "claimed": 0, "done": application.rows, "dead": 0}
+    assert place.documents("contacts") == application.expected
+    with outbox.engine.connect() as connection:
+        again = connection.exec_driver_sql("SELECT count(*) FROM outbox_events WHERE deliveries > 1").scalar_one()
+    assert again > 0  # the kills met rows on their way
+    print(f"{application.rows} rows, {again} of them were delivered more than once")
