@@ -1,199 +1,338 @@
-"""A small CRM whose contacts, accounts and deals are in Elasticsearch, whatever happens to the relay."""
+"""What bin/demo shows: a CRM at work, a relay that is killed half-way, searches, and a comparison of both sides.
+
+The application is `examples/crm.py`: look there for how the library is used. Here it is only driven and watched.
+"""
 
 from __future__ import annotations
 
 import os
-import random
+import shlex
+import shutil
+import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
-from elasticsearch import Elasticsearch
-from node import node
+import click
+from demo_proof import INDEXES, Comparison, client_of, compare
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from sqlalchemy import ForeignKey, create_engine, select, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from rich.table import Table
 
-from outbox import OutboxRepository, sqlite
+from outbox import settings
 
-console = Console()
-chance = random.Random(1815)
+BIN = Path(__file__).parent.absolute()
+EXAMPLE = BIN.parent / "examples" / "crm.py"
+STANDARD = BIN.parent / ".demo"
 OUTBOX_RELAY = Path(sys.executable).with_name("outbox-relay")
+CHANGES, IMPORTED = 300, 500  # changes before the kill, and again after it; contacts of the import that it ends
+LONGEST_WAIT_S = 120
 
-FIRST = ["Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald", "Katherine", "Linus", "Margaret", "Radia", "Hedy"]
-LAST = ["Lovelace", "Hopper", "Turing", "Dijkstra", "Liskov", "Knuth", "Johnson", "Hamilton", "Ritchie", "Perlman"]
-COMPANIES = ["Analytical Engines", "Northwind", "Blue Harbour", "Kite & Sons", "Oakfield", "Meridian", "Tidewater"]
-TENANTS = ["acme", "globex", "initech"]
+Tick = Callable[[], None]
 
+SEARCHES = [
+    ("Two names, both misspelt", "demo-contacts", "harisch krisnamurthy", "--limit 2"),
+    ("The beginning of one", "demo-contacts", "bhattach", "--limit 2"),
+    ("A name, and a word of the notes", "demo-contacts", "tanaka samples", "--tenant acme --limit 2"),
+    ("A deal, by what it is about and where", "demo-deals", "pilot gdansk", "--limit 2"),
+]
 
-# -- the application: ordinary SQLAlchemy models … ---------------------------------------------------------------
+MEANING = {
+    "applied": "the index took them",
+    "deleted": "the document is gone",
+    "coalesced": "a later row of the same document spoke for them",
+    "superseded": "came again after the kill; the index had them already",
+    "dead": "[red]given up[/]",
+}
 
-
-class Base(DeclarativeBase):
-    def document(self) -> dict[str, Any]:
-        """What searchers see of it."""
-        return {column.name: getattr(self, column.name) for column in self.__table__.columns}
-
-
-class Account(Base):
-    __tablename__ = "accounts"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    tenant_id: Mapped[str]
-    name: Mapped[str]
-
-
-class Contact(Base):
-    __tablename__ = "contacts"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    tenant_id: Mapped[str]
-    first_name: Mapped[str]
-    last_name: Mapped[str]
-    email: Mapped[str]
-    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id"))
+console = Console(highlight=False)
+console.width = min(console.width, 80)
 
 
-class Deal(Base):
-    __tablename__ = "deals"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    tenant_id: Mapped[str]
-    title: Mapped[str]
-    amount: Mapped[int]
-    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id"))
+@click.command()
+@click.option("--elasticsearch", is_flag=True, help="On a real node instead of the embedded destination.")
+@click.option("--compare", "only_compare", is_flag=True, help="Only compare again what the last demo left there.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    default=STANDARD,
+    help="Where its files go. Default: .demo in the checkout.",
+)
+def main(elasticsearch: bool, only_compare: bool, directory: Path) -> None:
+    """A small CRM whose contacts, accounts and deals can be found, whatever happens to the relay.
 
+    Exits 1 if the indexes and the database differ in anything.
+    """
+    directory = directory.absolute()
+    started_in = Path.cwd()
+    in_the_way = set_aside_settings(elasticsearch or only_compare)
+    if only_compare:
+        enter(directory)
+        sys.exit(0 if show_comparison(compare("crm.db", settings.load())) else 1)
+    console.print("[bold]A CRM, its search index, and a relay that is killed half-way[/]\n")
+    with ExitStack() as stack:
+        destination = {"OUTBOX_DESTINATION": "embedded", "OUTBOX_EMBEDDED_PATH": "search.db"}
+        given = os.environ.get("OUTBOX_ELASTICSEARCH_URL") or os.environ.get("ELASTICSEARCH_URL")
+        if elasticsearch:
+            from node import node
 
-MODELS: tuple[type[Account] | type[Contact] | type[Deal], ...] = (Account, Contact, Deal)
-
-
-def index_of(model: type[Base]) -> str:
-    return f"demo-{model.__tablename__}"
-
-
-# -- … and the outbox: one call beside each write, in the same transaction ----------------------------------------
-
-
-def save(session: Session, *entities: Account | Contact | Deal) -> None:
-    session.add_all(entities)
-    session.flush()  # gives new entities their ids
-    repo = OutboxRepository(session)
-    for entity in entities:
-        repo.index(index_of(type(entity)), str(entity.id), entity.document(), tenant_id=entity.tenant_id)
-
-
-def remove(session: Session, entity: Account | Contact | Deal) -> None:
-    session.delete(entity)
-    OutboxRepository(session).delete(index_of(type(entity)), str(entity.id), tenant_id=entity.tenant_id)
-
-
-def a_working_day(sessions: sessionmaker[Session], customers: int) -> None:
-    """New customers, changes of old ones, and some that leave: each in a transaction of its own."""
-    for _ in range(customers):
-        tenant, first, last = chance.choice(TENANTS), chance.choice(FIRST), chance.choice(LAST)
-        company = chance.choice(COMPANIES)
-        with sessions.begin() as session:
-            account = Account(tenant_id=tenant, name=company)
-            save(session, account)
-            email = f"{first}.{last}@{company.split()[0]}.example".lower()
-            contact = Contact(
-                tenant_id=tenant, first_name=first, last_name=last, email=email, account_id=account.id
-            )  # fmt: skip
-            deal = Deal(
-                tenant_id=tenant, title=f"{company} renewal", amount=chance.randint(1, 90) * 500, account_id=account.id
-            )
-            save(session, contact, deal)
-        with sessions.begin() as session:
-            negotiated = session.get_one(Deal, chance.randint(1, deal.id))
-            negotiated.amount += 1_000
-            save(session, negotiated)
-        if chance.random() < 0.1:
-            with sessions.begin() as session:
-                leaving = session.scalars(select(Contact).order_by(Contact.id.desc()).limit(1)).one()
-                remove(session, leaving)
-
-
-# -- what you see --------------------------------------------------------------------------------------------------
-
-
-def main() -> int:
-    console.rule("[bold]outbox-relay: a killed relay loses nothing")
-    with tempfile.TemporaryDirectory() as directory, node(console) as url:
-        database = Path(directory) / "crm.db"
-        environment = os.environ | {
-            "OUTBOX_DATABASE_URL": f"sqlite:///{database}",
-            "OUTBOX_ELASTICSEARCH_URL": url,
-        }
-        subprocess.run([OUTBOX_RELAY, "migrate"], env=environment, check=True, stdout=subprocess.DEVNULL)
-        engine = create_engine(f"sqlite:///{database}")
-        sqlite.prepare(engine)
-        Base.metadata.create_all(engine)
-        sessions = sessionmaker(engine, expire_on_commit=False)
-        client = Elasticsearch(url)
-        for model in MODELS:
-            client.options(ignore_status=404).indices.delete(index=f"{index_of(model)}-000001")
-
-        def count(state: str) -> int:
-            with engine.connect() as connection:
-                query = text("SELECT count(*) FROM outbox_events WHERE state = :state")
-                return int(connection.execute(query, {"state": state}).scalar_one())
-
-        def relay() -> subprocess.Popen[bytes]:
-            return subprocess.Popen([OUTBOX_RELAY, "run"], env=environment, stderr=subprocess.DEVNULL)
-
-        with Progress(TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), console=console) as bar:
-            task = bar.add_task("the CRM writes, a relay delivers", total=None)
-
-            def show(description: str) -> None:
-                done = count("done")
-                bar.update(
-                    task, description=description, completed=done, total=done + count("pending") + count("claimed")
-                )
-
-            running = relay()
-            for _ in range(10):
-                a_working_day(sessions, 25)
-                show("the CRM writes, a relay delivers")
-            running.kill()  # SIGKILL: it can say goodbye to nobody
-            running.wait()
-            for _ in range(10):
-                a_working_day(sessions, 25)
-                show("[red]relay killed[/]; the CRM goes on writing")
-            running = relay()
-            while count("pending") + count("claimed"):
-                show("[green]relay started again[/]; it catches up")
-                time.sleep(0.1)
-            show("everything is delivered")
-            running.terminate()
-            running.wait()
-
-        equal = compare(engine, client)
-        engine.dispose()
-        client.close()
+            destination = {"OUTBOX_ELASTICSEARCH_URL": stack.enter_context(node(console))}
+        prepare(directory, destination)
+        equal = show("Elasticsearch" if elasticsearch else "search.db")
     if equal:
-        console.print("\nTry next: [bold]bin/elasticsearch[/] in one terminal, the README's first snippet in another,")
-        console.print("then [bold]outbox-relay run[/], [bold]outbox-relay status[/] and [bold]outbox-relay check[/].")
-    return 0 if equal else 1
+        say_what_to_try(started_in, directory, in_the_way, node_is_gone=elasticsearch and not given)
+    sys.exit(0 if equal else 1)
 
 
-def compare(engine: Any, client: Elasticsearch) -> bool:
-    """Whether each index holds exactly what its table holds."""
-    equal = True
-    with Session(engine) as session:
-        for model in MODELS:
-            table = {str(entity.id): entity.document() for entity in session.scalars(select(model))}
-            client.indices.refresh(index=index_of(model))
-            hits = client.search(index=index_of(model), size=10_000)["hits"]["hits"]
-            index = {hit["_id"]: hit["_source"] for hit in hits}
-            same = table == index
-            equal &= same
-            mark = "[green]✓ equal[/]" if same else "[red]✗ different[/]"
-            console.print(f"{model.__tablename__:<10} {len(table):>6,} rows   {len(index):>6,} documents   {mark}")
-            for document_id in [key for key in table | index if table.get(key) != index.get(key)][:5]:
-                console.print(f"    {document_id}: {table.get(document_id)} ≠ {index.get(document_id)}")
-    return equal
+# -- its place -----------------------------------------------------------------------------------------------------
+
+
+def set_aside_settings(keep_node: bool) -> list[str]:
+    """Settings in the environment are another application's; only those of a node may be meant for the demo.
+
+    Returns the names of all of them.
+    """
+    names = sorted(name for name in os.environ if name.startswith(("OUTBOX_", "ELASTICSEARCH_URL")))
+    for name in names:
+        if not (keep_node and "ELASTICSEARCH" in name):
+            del os.environ[name]
+    return names
+
+
+def prepare(directory: Path, destination: dict[str, str]) -> None:
+    """A directory with the application, its settings in `.env`, and the tables of the outbox."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for pattern in ("crm.*", "search.*", "relay.log", ".env"):
+        for left in directory.glob(pattern):
+            left.unlink()
+    shutil.copy(EXAMPLE, directory)
+    lines = {"OUTBOX_DATABASE_URL": "sqlite:///crm.db", "OUTBOX_ENTITIES": "crm:registry", **destination}
+    (directory / ".env").touch(0o600)  # the address of a node may hold a password
+    (directory / ".env").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+    enter(directory)
+    subprocess.run([OUTBOX_RELAY, "migrate"], check=True, stdout=subprocess.DEVNULL)
+    if "OUTBOX_ELASTICSEARCH_URL" in destination:
+        with client_of(settings.load()) as client:
+            for index in INDEXES:  # what an earlier demo left on the same node
+                client.indices.delete(index=f"{index}-000001", ignore_unavailable=True)
+
+
+def enter(directory: Path) -> None:
+    """From here on `.env`, `crm.py` and `crm.db` are those of the demo."""
+    if not (directory / ".env").exists():
+        raise click.ClickException(f"there is no demo in {directory}; run bin/demo first")
+    os.chdir(directory)
+    sys.path.insert(0, str(directory))
+
+
+# -- the show ------------------------------------------------------------------------------------------------------
+
+
+def show(destination: str) -> bool:
+    """The whole of it, step by step. Returns whether both sides are equal at the end."""
+    from demo_day import Day  # not above: the CRM opens the database of the working directory
+
+    day = Day()
+    with Relay() as relay:
+        step(f"Relay {relay.start()} is started. It delivers from crm.db to {destination}.")
+        with watching(relay, "new accounts") as tick:
+            transactions = day.new_accounts(tick)
+        found = ", ".join(f"{number:,} {what}" for what, number in day.counts().items())
+        step(f"{found}: written in {transactions} transactions.")
+        with watching(relay, "people change this and that") as tick:
+            day.work(CHANGES, tick)
+        step(f"{CHANGES} changes: people come, change and leave, deals move on or are dropped.")
+        day.import_contacts(IMPORTED)
+        pid, held = relay.kill_while_it_delivers()
+        step(f"{IMPORTED} contacts are imported. While it delivers them, with {held:,} rows in hand,")
+        console.print(f"   [red]relay {pid} is killed[/] (SIGKILL).")
+        with watching(relay, "[red]no relay[/]: the CRM goes on") as tick:
+            slowest = day.work(CHANGES, tick)
+        step(
+            f"{CHANGES} changes without a relay: the slowest took {slowest * 1000:.0f} ms, "
+            f"{relay.unfinished():,} rows wait."
+        )
+        step(f"Relay {relay.start()} is started.")
+        began = time.monotonic()
+        with watching(relay, "[green]it catches up[/]") as tick:
+            relay.wait_until_all_is_delivered(tick)
+        step(f"[green]Everything is delivered[/], {time.monotonic() - began:.1f} s later.")
+        name, seconds = day.last_customer()
+        step(f"A new customer, {name}, can be found {seconds * 1000:.0f} ms after the commit.")
+        for what, index, query, options in SEARCHES:
+            search(what, index, query, options)
+        outcomes = relay.outcomes()
+    console.print("\n[bold]What became of the rows of the outbox?[/]\n")
+    for outcome, number in outcomes.items():
+        console.print(f" {number:>6,} {outcome:<12} {MEANING.get(outcome, '')}")
+    dead = outcomes.get("dead", 0)
+    if dead:
+        console.print(f"[red]{dead:,} rows are dead.[/] What they died of: cd {Path.cwd()}; {OUTBOX_RELAY} dead list")
+    return show_comparison(compare("crm.db", settings.load())) and not dead
+
+
+def step(what: str) -> None:
+    console.print(f"[dim]•[/]  {what}")
+
+
+def search(what: str, index: str, query: str, options: str) -> None:
+    """As anybody would do it: the command, and what it prints."""
+    console.print(f"\n[bold]{what}[/]")
+    console.print(f"$ outbox-relay search {index} {shlex.quote(query)} {options}", soft_wrap=True)
+    sys.stdout.flush()
+    subprocess.run([OUTBOX_RELAY, "search", index, query, *options.split()], check=True)
+
+
+def show_comparison(comparisons: list[Comparison]) -> bool:
+    """The table, and the verdict in words. Returns whether all is equal."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("index")
+    table.add_column("tenant")
+    table.add_column("rows in crm.db", justify="right")
+    table.add_column("documents", justify="right")
+    table.add_column("")
+    for each in comparisons:
+        verdict = f"[red]✗ {len(each.different):,} differ[/]" if each.different else "[green]✓ equal[/]"
+        table.add_row(each.index, each.tenant, f"{each.rows:,}", f"{each.documents:,}", verdict)
+    console.print("\n[bold]Do the indexes hold what the database holds?[/]", table, sep="\n")
+    different = [line for each in comparisons for line in each.different]
+    for line in different[:10]:
+        console.print(f"[red]✗[/] {escape(line)}")
+    if different:
+        documents = "1 document is" if len(different) == 1 else f"{len(different):,} documents are"
+        console.print(f"[red]Different.[/] {documents} not what the database says.")
+        return False
+    console.print(
+        f"[green]Equal.[/] {sum(each.documents for each in comparisons):,} documents were read and compared with "
+        "their rows, field by field:\nnothing is lost, nothing is left over, and no tenant has anything of another."
+    )
+    return True
+
+
+def say_what_to_try(started_in: Path, directory: Path, in_the_way: list[str], *, node_is_gone: bool) -> None:
+    """Commands that can be pasted, in the directory where the demo was started."""
+    near = directory == STANDARD
+    bin_, demo = (
+        ("../.venv/bin", "../bin/demo")
+        if near
+        else (
+            shlex.quote(str(OUTBOX_RELAY.parent)),
+            shlex.quote(str(BIN / "demo")),
+        )
+    )
+    lines = [f"unset {' '.join(in_the_way)}"] if in_the_way else []
+    lines += [
+        f"cd {shlex.quote(os.path.relpath(directory, started_in))}",
+        "less crm.py       # the application",
+        "less relay.log    # what both relays said",
+        f"{bin_}/outbox-relay status",
+    ]
+    if node_is_gone:
+        console.print("\nThe node has ended with the demo; bin/elasticsearch runs one that stays.")
+    else:
+        lines += [
+            f"{bin_}/python -c '",
+            "import crm",
+            "with crm.Sessions.begin() as session:",
+            '    crm.rename_account(session, session.get_one(crm.Account, 1), "Kite and Sons")\'',
+            f"{bin_}/outbox-relay run --drain",
+            f"{bin_}/outbox-relay search demo-contacts kite",
+            f"{demo} --compare{'' if near else ' --directory .'}",
+        ]
+    console.print("\n[bold]To try next[/]")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+# -- the relay -----------------------------------------------------------------------------------------------------
+
+
+class Relay:
+    """The process `outbox-relay run`, and what the table says of its work."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+
+    def start(self) -> int:
+        """Returns the number of the process."""
+        with Path("relay.log").open("ab") as log:
+            self._process = subprocess.Popen([OUTBOX_RELAY, "run"], stderr=log)
+        return self._process.pid
+
+    def kill_while_it_delivers(self) -> tuple[int, int]:
+        """SIGKILL as soon as it holds rows. Returns the number of the process, and how many rows it held."""
+        assert self._process is not None
+        deadline = time.monotonic() + 10
+        while not self.counts().get("claimed") and time.monotonic() < deadline:
+            self._check()
+        self._process.kill()
+        self._process.wait()
+        return self._process.pid, self.counts().get("claimed", 0)
+
+    def wait_until_all_is_delivered(self, tick: Tick) -> None:
+        deadline = time.monotonic() + LONGEST_WAIT_S
+        while self.unfinished():
+            self._check()
+            if time.monotonic() > deadline:
+                raise click.ClickException(f"rows still wait after {LONGEST_WAIT_S} s; see {Path.cwd()}/relay.log")
+            tick()
+            time.sleep(0.02)
+
+    def counts(self) -> dict[str, int]:
+        """Rows by state."""
+        return self._counted("SELECT state, count(*) FROM outbox_events GROUP BY state")
+
+    def unfinished(self) -> int:
+        counts = self.counts()
+        return counts.get("pending", 0) + counts.get("claimed", 0)
+
+    def outcomes(self) -> dict[str, int]:
+        """Rows by what became of them."""
+        return self._counted(
+            "SELECT coalesce(outcome, state) AS what, count(*) FROM outbox_events GROUP BY what ORDER BY count(*) DESC"
+        )
+
+    def _counted(self, query: str) -> dict[str, int]:
+        with closing(sqlite3.connect("crm.db")) as connection:
+            return dict(connection.execute(query))
+
+    def _check(self) -> None:
+        if self._process and self._process.poll() is not None:
+            last = Path("relay.log").read_text().strip().splitlines()[-1:]
+            raise click.ClickException(f"the relay ended by itself: {' '.join(last)}")
+
+
+@contextmanager
+def watching(relay: Relay, what: str) -> Iterator[Tick]:
+    """On a terminal: a bar of what is delivered of all that is written, until the step is done."""
+    columns = (TextColumn(f"   {what:<34}"), BarColumn(22), MofNCompleteColumn(), TextColumn("rows delivered"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        last = 0.0
+
+        def tick() -> None:
+            nonlocal last
+            if bar.disable or time.monotonic() - last < 0.05:
+                return
+            last = time.monotonic()
+            counts = relay.counts()
+            bar.update(task, completed=counts.get("done", 0), total=sum(counts.values()))
+
+        yield tick
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,0 +1,150 @@
+"""A small CRM: an example of an application whose contacts, accounts and deals can be searched.
+
+Two ways to use the outbox stand side by side. Both write their rows in the transaction of the change itself.
+
+* Accounts and contacts are *registered*: the registry says what their documents hold, and every change that a
+  session makes is noted by itself. The code that changes them knows nothing of search.
+* Deals are written by *explicit calls*: `index`, `update` and `delete`, one beside each change.
+
+`bin/demo` runs this file, and so does its relay, which finds the registry by `OUTBOX_ENTITIES=crm:registry`.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from sqlalchemy import ForeignKey, create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
+
+from outbox import EntityRegistry, OutboxRepository, sqlite
+
+# -- the database ----------------------------------------------------------------------------------------------------
+
+engine = create_engine("sqlite:///crm.db")
+sqlite.prepare(engine)  # WAL, busy timeout, BEGIN IMMEDIATE: once, before the first connection
+Sessions = sessionmaker(engine, expire_on_commit=False)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Account(Base):
+    """A company that buys, or might."""
+
+    __tablename__ = "accounts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str]
+    name: Mapped[str]
+    industry: Mapped[str]
+    city: Mapped[str]
+    country: Mapped[str]
+    contacts: Mapped[list[Contact]] = relationship(back_populates="account", cascade="all, delete-orphan")
+    deals: Mapped[list[Deal]] = relationship(back_populates="account")
+
+
+class Contact(Base):
+    """Somebody who works there."""
+
+    __tablename__ = "contacts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str]
+    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id"), index=True)
+    name: Mapped[str]
+    email: Mapped[str]
+    job_title: Mapped[str]
+    notes: Mapped[str]
+    account: Mapped[Account] = relationship(back_populates="contacts")
+
+
+class Deal(Base):
+    """What they may buy, for how much, and how far it is."""
+
+    __tablename__ = "deals"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str]
+    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id"), index=True)
+    title: Mapped[str]
+    stage: Mapped[str]
+    amount: Mapped[int]
+    closes_on: Mapped[date]
+    account: Mapped[Account] = relationship(back_populates="deals")
+
+    def document(self) -> dict[str, Any]:
+        """What searchers see of it."""
+        return {
+            "title": self.title,
+            "stage": self.stage,
+            "amount": self.amount,
+            "closes_on": self.closes_on,
+            "account": {"name": self.account.name, "city": self.account.city},
+            "tenantId": self.tenant_id,
+        }
+
+
+# -- accounts and contacts: registered, and captured -----------------------------------------------------------------
+
+ACCOUNTS, CONTACTS, DEALS = "demo-accounts", "demo-contacts", "demo-deals"
+
+registry = EntityRegistry()
+registry.add(Account, index=ACCOUNTS, tenant="tenant_id", fields=["name", "industry", "city", "country"])
+registry.add(
+    Contact,
+    index=CONTACTS,
+    tenant="tenant_id",
+    # The name of the account is part of the document: renaming the account makes those of its contacts anew.
+    fields=["name", "email", "job_title", "notes", "account.name"],
+)
+registry.capture(Sessions)
+
+
+def hire(session: Session, account: Account, **person: str) -> Contact:
+    """Somebody new at an account. Nothing here speaks of search: the session's change is noted."""
+    contact = Contact(account=account, tenant_id=account.tenant_id, **person)
+    session.add(contact)
+    return contact
+
+
+# -- deals: one explicit call beside each change ---------------------------------------------------------------------
+
+
+def open_deal(session: Session, account: Account, **deal: Any) -> Deal:
+    """A new deal: its whole document."""
+    opened = Deal(account=account, tenant_id=account.tenant_id, **deal)
+    session.add(opened)
+    session.flush()  # gives it its id
+    OutboxRepository(session).index(DEALS, str(opened.id), opened.document(), tenant_id=opened.tenant_id)
+    return opened
+
+
+def move_deal(session: Session, deal: Deal, stage: str, amount: int) -> None:
+    """A deal gets on: a partial update, of the fields that changed."""
+    deal.stage, deal.amount = stage, amount
+    changes = {"stage": stage, "amount": amount}
+    OutboxRepository(session).update(DEALS, str(deal.id), changes, tenant_id=deal.tenant_id)
+
+
+def drop_deal(session: Session, deal: Deal) -> None:
+    """A deal that comes to nothing."""
+    session.delete(deal)
+    OutboxRepository(session).delete(DEALS, str(deal.id), tenant_id=deal.tenant_id)
+
+
+# -- both in one transaction -----------------------------------------------------------------------------------------
+
+
+def rename_account(session: Session, account: Account, name: str) -> None:
+    """Documents of the account and of all its contacts follow by themselves; those of its deals have to be told."""
+    account.name = name
+    outbox = OutboxRepository(session)
+    for deal in account.deals:
+        # Objects are merged: the city stays.
+        outbox.update(DEALS, str(deal.id), {"account": {"name": name}}, tenant_id=deal.tenant_id)
+
+
+def close_account(session: Session, account: Account) -> None:
+    """An account leaves, with its contacts and deals."""
+    for deal in list(account.deals):
+        drop_deal(session, deal)
+    session.delete(account)
