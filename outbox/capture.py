@@ -16,6 +16,7 @@ before the flush, from the database: what the session remembers may be older.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Insert, Result, Text, bindparam, event, insert, inspect, literal, select, tuple_
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Mapper, ORMExecuteState, PassiveFlag, Session
 from sqlalchemy.orm.attributes import get_history, instance_state
 
@@ -47,13 +47,19 @@ def capture(registry: EntityRegistry, sessions: Any) -> None:
     capturing = registry.capturing
     if capturing is None:
         capturing = registry.capturing = Capture(registry)
-    if isinstance(sessions, async_sessionmaker):
+    if _is_async_sessionmaker(sessions):
         # Their events are those of the session inside, of which each maker gets a class of its own.
         inside = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
         own = type(f"Captured{inside.__name__}", (inside,), {})
         sessions.configure(sync_session_class=own)
         sessions = own
     capturing.listen(sessions)
+
+
+def _is_async_sessionmaker(sessions: Any) -> bool:
+    """Asked only where SQLAlchemy's asyncio is in use: it cannot be imported without greenlet, which is optional."""
+    asyncio = sys.modules.get("sqlalchemy.ext.asyncio")
+    return asyncio is not None and isinstance(sessions, asyncio.async_sessionmaker)
 
 
 class _Own(NamedTuple):

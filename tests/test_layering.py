@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,14 @@ def test_module_imports_only_what_it_may(module: str) -> None:
 
 def test_nobody_imports_the_command_line() -> None:
     assert not [module for module in modules() if any(name.startswith("cli") for name in imported(module))]
+
+
+def test_nothing_needs_greenlet_which_only_asyncio_does() -> None:
+    names = ", ".join(f"outbox.{module}" for module in modules())
+    script = (
+        "import sys; sys.modules['greenlet'] = None\n"
+        f"import {names}, outbox.cli\n"
+        "from sqlalchemy.orm import sessionmaker\n"
+        "outbox.EntityRegistry().capture(sessionmaker())\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
