@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, inspect, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, false, func, inspect, select, tuple_
 from sqlalchemy.exc import DBAPIError, NoInspectionAvailable, SQLAlchemyError
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import (
@@ -353,7 +354,7 @@ class EntityRegistry:
             by_place: dict[tuple[str, str], list[int]] = defaultdict(list)
             for row in rows:
                 by_place[row.index_name, row.document_id].append(row.id)
-            for place, document in self._load_entity(connection, entity, list(by_place)).items():
+            for place, document in self.load_places(connection, entity, list(by_place)).items():
                 loaded |= dict.fromkeys(by_place[place], document)
         return loaded
 
@@ -364,9 +365,10 @@ class EntityRegistry:
             "add it to the registry that OUTBOX_ENTITIES names, with the name= it had when the row was written",
         )
 
-    def _load_entity(
+    def load_places(
         self, connection: Connection, entity: Entity, places: Sequence[tuple[str, str]]
     ) -> dict[tuple[str, str], Loaded]:
+        """The same of the documents of one entity, by where they stand: (index name, `_id`)."""
         identities = {place: entity.identity_of(place[1]) for place in places}
         wanted = list({identity for identity in identities.values() if identity is not None})
         found = self._found(connection, entity, wanted)
@@ -374,6 +376,82 @@ class EntityRegistry:
             place: _at(place, None if identity is None else found.get(identity))
             for place, identity in identities.items()
         }
+
+    # -- walking through an entity ------------------------------------------------------------------------------
+
+    def count(self, connection: Connection, entity: Entity, *, tenant_id: str | None = None) -> int:
+        """How many rows an entity has, of one tenant if given. Raises `DatabaseUnavailable`."""
+        statement = _of_tenant(select(func.count()).select_from(entity.model), entity, tenant_id)
+        with _or_unavailable(entity):
+            return int(connection.execute(statement).scalar_one())
+
+    def identities(
+        self,
+        connection: Connection,
+        entity: Entity,
+        *,
+        after: tuple[Any, ...] | None,
+        limit: int,
+        tenant_id: str | None = None,
+    ) -> list[tuple[Any, ...]]:
+        """The next primary keys of an entity after that one, in their order. Raises `DatabaseUnavailable`.
+
+        One short read for each page: a long one would keep the write-ahead log from being taken up.
+        """
+        columns = entity.key_columns
+        statement = select(*columns).select_from(entity.model).where(*(column.is_not(None) for column in columns))
+        if after is not None:
+            beyond = columns[0] > after[0] if len(columns) == 1 else tuple_(*columns) > after
+            statement = statement.where(beyond)
+        statement = _of_tenant(statement, entity, tenant_id).order_by(*columns).limit(limit)
+        with _or_unavailable(entity):
+            return [tuple(row) for row in connection.execute(statement)]
+
+    def load_rows(
+        self, connection: Connection, entity: Entity, identities: Sequence[tuple[Any, ...]]
+    ) -> dict[tuple[Any, ...], tuple[DocumentKey | None, Loaded]]:
+        """Where the documents of rows stand, and what the database says of them, by primary key.
+
+        No place, and no document, for a row without a legal one; a row that is gone is missing.
+        Raises `DatabaseUnavailable`.
+        """
+        found = self._found(connection, entity, identities)
+        return {
+            identity: (None if each.key is _NOWHERE else each.key, each.document) for identity, each in found.items()
+        }
+
+    def holders(
+        self, connection: Connection, entity: Entity, places: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], DocumentKey]:
+        """Those of the places at which a document shall stand; also one that cannot be made at present.
+
+        Costs less than to load the documents, unless `when` has to look at them. Raises `DatabaseUnavailable`.
+        """
+        identities = {place: entity.identity_of(place[1]) for place in places}
+        wanted = list({identity for identity in identities.values() if identity is not None})
+        if entity.when is None:
+            keys_ = self._keys(connection, entity, wanted)
+        else:
+            found = self._found(connection, entity, wanted)
+            keys_ = {identity: each.key for identity, each in found.items() if each.key and each.document is not None}
+        standing = ((place, keys_.get(identity)) for place, identity in identities.items() if identity is not None)
+        return {place: key for place, key in standing if key is not None and key[:2] == place}
+
+    def _keys(
+        self, connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]]
+    ) -> dict[tuple[Any, ...], DocumentKey]:
+        found: dict[tuple[Any, ...], DocumentKey] = {}
+        width, step = len(entity.key), MOST_PARAMETERS // len(entity.key)
+        columns = [*entity.key_columns, *([entity.column(entity.tenant)] if entity.tenant else [])]
+        for start in range(0, len(wanted), step):
+            part = wanted[start : start + step]
+            with _or_unavailable(entity):
+                statement = select(*columns).select_from(entity.model).where(among(entity.key_columns, part))
+                for row in connection.execute(statement):
+                    with suppress(InvalidName):  # no place, no document
+                        identity = tuple(row[:width])
+                        found[identity] = entity.key_of(identity, row[width] if entity.tenant else None)
+        return found
 
     def _found(self, connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]]) -> dict[Any, _Found]:
         found: dict[Any, _Found] = {}
@@ -383,7 +461,7 @@ class EntityRegistry:
             try:
                 found |= self._query(connection, entity, part)
             except DBAPIError as error:
-                raise DatabaseUnavailable(f"entity {entity.name!r} cannot be loaded: {error.orig}") from error
+                raise _unavailable(entity, error) from error
             except Exception as error:
                 # A row that the types of its columns, or a loader, cannot read: find it, so that only it fails.
                 if len(part) == 1:
@@ -483,6 +561,31 @@ class _Maker:
 
 def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def _unavailable(entity: Entity, error: DBAPIError) -> DatabaseUnavailable:
+    return DatabaseUnavailable(f"entity {entity.name!r} cannot be loaded: {error.orig}")
+
+
+@contextmanager
+def _or_unavailable(entity: Entity) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise _unavailable(entity, error) from error
+
+
+def _of_tenant(statement: Select[Any], entity: Entity, tenant_id: str | None) -> Select[Any]:
+    """Only rows of one tenant. An entity without tenants has none of it."""
+    if tenant_id is None:
+        return statement
+    if entity.tenant is None or entity.tenant_form is None:
+        return statement.where(false())
+    try:
+        value = entity.tenant_form.from_text(tenant_id)
+    except ValueError:  # nobody's
+        return statement.where(false())
+    return statement.where(entity.column(entity.tenant) == value)
 
 
 def _needs_objects(entity: Entity) -> bool:

@@ -195,6 +195,14 @@ def is_tenant_index(name: str, index: str) -> bool:
     return name.endswith(f"_{index}") and bool(_INDEX_TENANT.match(name[: -len(index) - 1]))
 
 
+def tenant_of(tenancy: Tenancy, index: str, index_name: str, document_id: str) -> str | None:
+    """The tenant that is part of a document's place; None if the tenancy makes it none of it."""
+    if tenancy is Tenancy.INDEX:
+        return index_name[: -len(index) - 1] if is_tenant_index(index_name, index) else None
+    text = id_text_of(tenancy, document_id) if tenancy is Tenancy.PREFIXED else None
+    return None if text is None else document_id[document_id.index(":") + 1 : -len(text) - 1]
+
+
 def id_text_of(tenancy: Tenancy, document_id: str) -> str | None:
     """The text of the primary key in an `_id`; None if the tenancy makes no such `_id`."""
     if tenancy is not Tenancy.PREFIXED:

@@ -804,6 +804,78 @@ class Store:
         self._run("DELETE FROM outbox_documents WHERE event_id IN (SELECT value FROM json_each(?))", listed)
         return int(self._run("DELETE FROM outbox_events WHERE id IN (SELECT value FROM json_each(?))", listed).rowcount)
 
+    # -- verification -------------------------------------------------------------------------------------------
+
+    def highest_id(self) -> int:
+        """The highest id that was issued so far."""
+        return int(
+            self._run("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox_events'").scalar_one()
+        )
+
+    def note_unfinished(self) -> int:
+        """Note which documents have unfinished rows, for `moving`. Returns the highest id issued before."""
+        self._run(
+            "CREATE TEMP TABLE IF NOT EXISTS unfinished ("
+            " index_name TEXT, document_id TEXT, PRIMARY KEY (index_name, document_id)) WITHOUT ROWID"
+        )
+        self._run("DELETE FROM temp.unfinished")
+        before = self.highest_id()
+        self._run(
+            "INSERT OR IGNORE INTO temp.unfinished"
+            f" SELECT index_name, document_id FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}"
+            " UNION ALL"
+            f" SELECT index_name, document_id FROM outbox_events INDEXED BY ix_outbox_events_held WHERE {HELD}"
+        )
+        return before
+
+    def moving(self, places: Iterable[tuple[str, str]], since: int) -> set[tuple[str, str]]:
+        """Those of the documents that had an unfinished row at `note_unfinished`, or got one after the id `since`.
+
+        The outbox has changed no other document since then.
+        """
+        found = self._run(
+            """
+            WITH place (index_name, document_id) AS MATERIALIZED (
+                SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:places))
+            SELECT index_name, document_id FROM place JOIN temp.unfinished USING (index_name, document_id)
+            UNION SELECT index_name, document_id FROM outbox_events
+            WHERE id > :since AND (index_name, document_id) IN (SELECT index_name, document_id FROM place)
+            """,
+            {"places": json.dumps(list(places)), "since": since},
+        )
+        return {(row[0], row[1]) for row in found}
+
+    def raise_above(self, found: int, now: int) -> int | None:
+        """Have all further rows carry versions above `found`, which an index holds. Returns the new epoch, if any.
+
+        Within this epoch the next ids are made higher; a version of a later one, or so high that few ids would be
+        left below it, takes an epoch of its own.
+        """
+        epoch, id_ = divmod(found, EPOCH_STEP)
+        if epoch < self.control().epoch:
+            return None
+        if epoch > self.control().epoch or id_ > EPOCH_STEP // 2:
+            return self.advance_epoch(epoch, now)
+        with self._write(durable=True):
+            raised = self._run(
+                "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'outbox_events'", id_
+            ).rowcount
+            if not raised:
+                self._run("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_events', ?)", id_)
+        return None
+
+    def refresh(self, documents: Sequence[tuple[str, str, str | None, str]], now: int) -> None:
+        """Write a `refresh` row for each document: index, id, tenant and entity."""
+        with self._write(durable=True):
+            self._run(
+                "INSERT INTO outbox_events"
+                " (action, index_name, document_id, tenant_id, entity, document_bytes, created_at)"
+                " SELECT 'refresh', json_extract(value, '$[0]'), json_extract(value, '$[1]'),"
+                " json_extract(value, '$[2]'), json_extract(value, '$[3]'), 0, ? FROM json_each(?)",
+                now,
+                json.dumps(documents),
+            )
+
     # -- the connection -----------------------------------------------------------------------------------------
 
     def _run(self, sql: str, *parameters: Any) -> CursorResult[*tuple[Any, ...]]:

@@ -52,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {
         "destinations.base", "destinations.embedded", "entities", "models", "relay", "settings", "store",
     },
+    "verify": {"entities", "keys", "destinations.base", "store", "models", "errors"},
     "schema": {"models", "errors"},
     "check": {"destinations.base", "store", "schema", "models", "logs", "errors"},
 }  # fmt: skip

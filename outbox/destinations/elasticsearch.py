@@ -364,32 +364,8 @@ class ElasticsearchDestination:
         )
 
     def highest_version(self, name: str) -> int:
-        highest = 0
-        try:
-            if self._find(name) is None:
-                return 0
-            self._client.indices.refresh(index=name)
-            # Versions cannot be sorted by: all are read, newest first where that is likely.
-            point = self._client.open_point_in_time(index=name, keep_alive="1m")["id"]
-            after: list[Any] | None = None
-            while True:
-                page = self._client.search(
-                    size=5_000,
-                    version=True,
-                    source=False,
-                    pit={"id": point, "keep_alive": "1m"},
-                    sort=["_shard_doc"],
-                    search_after=after,
-                    track_total_hits=False,
-                )["hits"]["hits"]
-                if not page:
-                    break
-                highest = max(highest, *(hit["_version"] for hit in page))
-                after = page[-1]["sort"]
-            self._client.close_point_in_time(id=point)
-        except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"versions of index {name} cannot be read: {_describe(error)}") from error
-        return highest
+        # Versions cannot be sorted by: all are read.
+        return max((listed.version for page in self.pages(name, 5_000) for listed in page.values()), default=0)
 
     def close(self) -> None:
         self._client.close()

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind
 from outbox.destinations.elasticsearch import ElasticsearchDestination
@@ -41,6 +42,9 @@ class Place(Protocol):
     def drop(self, index: str) -> None:
         """Remove what readers find under that name."""
 
+    def tamper(self, index: str, document_id: str, document: Any | None, version: int | None = None) -> None:
+        """What somebody does by hand: write a document, or delete it, with the next version or the given one."""
+
     def fail(self, times: int | None = None) -> None:
         """The first operation of a request fails by itself, the next `times` times or always."""
 
@@ -68,6 +72,13 @@ class ElasticsearchPlace:
         self.get, self.version, self.documents, self.indexes = node.get, node.version, node.documents, node.indexes
         self.drop = node.delete_index
         self.environment = {"OUTBOX_ELASTICSEARCH_URL": proxy.url}
+        self._node = node
+
+    def tamper(self, index: str, document_id: str, document: Any | None, version: int | None = None) -> None:
+        given = "" if version is None else f"?version={version}&version_type=external"
+        path = f"/{index}/_doc/{quote(document_id, safe='')}{given}"
+        status, answer = self._node.request("DELETE" if document is None else "PUT", path, document)
+        assert status in (200, 201), answer
 
     def fail(self, times: int | None = None) -> None:
         self.wire.on(bulk, failing_item(500, "some_exception"), times=times)
@@ -101,6 +112,16 @@ class EmbeddedPlace:
 
     def drop(self, index: str) -> None:
         self._query("DELETE FROM aliases WHERE name = ?", index)
+
+    def tamper(self, index: str, document_id: str, document: Any | None, version: int | None = None) -> None:
+        target = self.destination.ensure_index(index)
+        held = self._rows(index).get(document_id, (0, ""))
+        version = held[0] + 1 if version is None else version
+        action = Action(
+            index, target, document_id, version, None if document is None else json.dumps(document).encode()
+        )
+        (outcome,) = EmbeddedDestination(self._path).apply([action])
+        assert outcome.kind is OutcomeKind.APPLIED
 
     def fail(self, times: int | None = None) -> None:
         self.destination.failures = 1_000_000 if times is None else times
