@@ -1,22 +1,25 @@
-"""What a relay does beside delivering: APScheduler jobs on a thread and a connection of their own."""
+"""What a relay does beside delivering: APScheduler jobs on threads and connections of their own."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.cron import CronTrigger
 from loguru import logger
 from sqlalchemy import Engine
 
 from outbox import logs, presence
-from outbox.errors import DatabaseUnavailable
+from outbox.errors import DatabaseUnavailable, OutboxError
 from outbox.models import now_ms
 from outbox.settings import LONGEST_LEASE_S, Settings
 from outbox.store import Store
+from outbox.verify import Verification
 
 CHECKPOINT_EVERY_S = 20
 PRUNE_EVERY_S = 60
@@ -24,16 +27,27 @@ HEARTBEATS_MISSED = 6
 NO_LEASE_MS = 1_000 * (LONGEST_LEASE_S + 60)  # from the longest lease on, with what a claim may wait for the lock
 
 
+ONE_RELAY_MS = 50_000  # for which the relay that begins with a scheduled job has it alone: cron knows minutes
+
+
 class Maintenance:
-    """Heartbeat, reap, prune, checkpoint and statistics of one relay, until `stop`."""
+    """Heartbeat, reap, prune, checkpoint and statistics of one relay, until `stop`.
+
+    `verification` makes the one that `settings.verify_schedule` asks for.
+    """
 
     def __init__(
-        self, engine: Engine, relay: int, settings: Settings, breakers: Callable[[], Sequence[Mapping[str, Any]]]
+        self,
+        engine: Engine,
+        relay: int,
+        settings: Settings,
+        breakers: Callable[[], Sequence[Mapping[str, Any]]],
+        verification: Callable[[Store], Verification] | None = None,
     ) -> None:
         self._engine, self._relay, self._settings, self._breakers = engine, relay, settings, breakers
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # a late job is no news
         self._scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(1)},
+            executors={"default": ThreadPoolExecutor(1), "long": ThreadPoolExecutor(1)},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             timezone="UTC",
         )
@@ -44,6 +58,10 @@ class Maintenance:
             (self.checkpoint, CHECKPOINT_EVERY_S),
         ):
             self._scheduler.add_job(self._guarded, "interval", seconds=seconds, args=[job], id=job.__name__)
+        self._verification, self._stopping = verification, False
+        if settings.verify_schedule is not None and verification is not None:
+            schedule = CronTrigger.from_crontab(settings.verify_schedule, timezone="UTC")
+            self._scheduler.add_job(self.verify, schedule, executor="long", id="verify")
         self._store: Store | None = None
         self._failing: set[str] = set()
 
@@ -55,6 +73,7 @@ class Maintenance:
 
     def stop(self) -> None:
         """Let the running job finish, then no more."""
+        self._stopping = True
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
         if self._store is not None:
@@ -85,6 +104,27 @@ class Maintenance:
 
     def checkpoint(self, store: Store) -> None:
         store.checkpoint()
+
+    def verify(self) -> None:
+        """Compare a sample with the index, unless another relay does. What is wrong stands in `status` and the log."""
+        assert self._verification is not None
+        try:
+            store = Store(self._engine)
+            try:
+                verification = self._verification(store)
+                since = now_ms() - ONE_RELAY_MS
+                with closing(verification.recorded(f"relay {self._relay}", unless_scheduled_since=since)) as steps:
+                    for _ in steps:
+                        if self._stopping:
+                            return
+            finally:
+                store.close()
+        except OutboxError as error:
+            logger.warning(f"the scheduled verification has not come to its end: {error}")
+            return
+        if verification.totals.drift:
+            found = ", ".join(f"{number:,} {kind}" for kind, number in verification.totals.found.items())
+            logger.error(f"a sample of the documents is not as the database says: {found}; see 'outbox-relay verify'")
 
     def _guarded(self, job: Callable[[Store], None]) -> None:
         if self._store is None:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Float,
     Index,
     Integer,
     MetaData,
@@ -186,6 +187,26 @@ stats = Table(
     PrimaryKeyConstraint("minute", "index_name", "entity", "tenant_id", "action"),
     sqlite_with_rowid=False,
     comment="what became of the rows, by minute; kept when the rows are gone",
+)
+
+FOUND: Final = ("documents", "listed", "missing", "different", "extra", "version", "failed", "in_flight", "repaired")
+"""What a verification counts, see `outbox.verify`."""
+
+verifications = Table(
+    "outbox_verifications",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("started_at", _INSTANT, nullable=False),
+    Column("finished_at", _INSTANT, comment="NULL: it runs, or was killed"),
+    Column("started_by", Text, nullable=False),
+    Column("scheduled", Integer, nullable=False, server_default="0"),
+    Column("entities", Text, nullable=False, comment="JSON list of names"),
+    Column("tenant_id", Text, comment="NULL: all tenants"),
+    Column("sample", Float, nullable=False, comment="part of the documents, 1: all"),
+    *(Column(name, _INSTANT, nullable=False, server_default="0") for name in FOUND),
+    Column("error", Text, comment="why it did not come to its end"),
+    sqlite_autoincrement=True,
+    comment="what comparisons of index and database have found, the newest hundred",
 )
 
 

@@ -131,6 +131,12 @@ class Settings(WriteSettings):
         description="how long Elasticsearch remembers deletes of an index (index.gc_deletes)",
     )
 
+    # Verification
+    verify_schedule: str | None = Field(
+        None, description="when a relay compares a sample with the index: five fields of cron, in UTC, e.g. 0 3 * * *"
+    )
+    verify_sample: float = Field(1.0, ge=0.1, le=100, description="% of the documents that such a comparison draws")
+
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
     log_format: Literal["text", "json"] = Field("text", description="one line of text or of JSON an entry")
@@ -148,6 +154,18 @@ class Settings(WriteSettings):
             if not url.startswith(("http://", "https://")):
                 raise ValueError("each address must start with http:// or https://")
         return urls
+
+    @field_validator("verify_schedule")
+    @classmethod
+    def _is_cron(cls, value: str | None) -> str | None:
+        if value is not None:
+            from apscheduler.triggers.cron import CronTrigger  # not above: only who has a schedule loads it
+
+            try:
+                CronTrigger.from_crontab(value)
+            except ValueError as error:
+                raise ValueError(f"not in the form of cron, minute hour day month weekday: {error}") from None
+        return value
 
     @model_validator(mode="after")
     def _lease_outlasts_a_request(self) -> Self:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from outbox.errors import DatabaseUnavailable
 from outbox.models import (
     EPOCH_STEP,
+    FOUND,
     FRESH,
     HELD,
     LATENCY_BOUNDS_MS,
@@ -875,6 +876,51 @@ class Store:
                 now,
                 json.dumps(documents),
             )
+
+    def begin_verification(
+        self,
+        by: str,
+        entities: Sequence[str],
+        tenant_id: str | None,
+        sample: float,
+        now: int,
+        *,
+        unless_scheduled_since: int | None = None,
+    ) -> int | None:
+        """Note a verification. None if it is a scheduled one, and another relay began with it since that instant."""
+        with self._write(durable=False):
+            self._run("DELETE FROM outbox_verifications WHERE id <= (SELECT max(id) FROM outbox_verifications) - 99")
+            begun = self._run(
+                "INSERT INTO outbox_verifications (started_at, started_by, scheduled, entities, tenant_id, sample)"
+                " SELECT :now, :by, :since IS NOT NULL, :entities, :tenant, :sample"
+                " WHERE :since IS NULL OR NOT EXISTS ("
+                "  SELECT 1 FROM outbox_verifications WHERE scheduled AND started_at > :since)",
+                {
+                    "now": now,
+                    "by": by,
+                    "since": unless_scheduled_since,
+                    "entities": json.dumps(list(entities)),
+                    "tenant": tenant_id,
+                    "sample": sample,
+                },
+            )
+            return begun.lastrowid if begun.rowcount else None
+
+    def finish_verification(self, id_: int, found: Mapping[str, int], error: str | None, now: int) -> None:
+        """Note what a verification has found, by the names of `models.FOUND`; or why it has not come to its end."""
+        with self._write(durable=False):
+            self._run(
+                f"UPDATE outbox_verifications SET finished_at = :now, error = :error,"
+                f" {', '.join(f'{name} = :{name}' for name in FOUND)} WHERE id = :id",
+                {"now": now, "error": printable(error), "id": id_, **found},
+            )
+
+    def last_verification(self) -> dict[str, Any] | None:
+        """The newest verification that is over."""
+        rows = self._run(
+            "SELECT * FROM outbox_verifications WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 1"
+        ).mappings()
+        return next(({**row, "entities": json.loads(row["entities"])} for row in rows), None)
 
     # -- the connection -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ import orjson
 
 from outbox.destinations.base import TENANT_FIELD, Action, Destination, Listed, OutcomeKind, Stored
 from outbox.entities import Entity, EntityRegistry, Loaded, LoadFailed
-from outbox.errors import ConfigurationError, DestinationError
+from outbox.errors import ConfigurationError, DestinationError, OutboxError
 from outbox.keys import Tenancy, tenant_of
 from outbox.models import now_ms, version
 from outbox.store import Store
@@ -95,6 +95,11 @@ class Totals:
     def drift(self) -> int:
         return sum(self.found.values())
 
+    def as_found(self) -> dict[str, int]:
+        """By the names of `outbox.models.FOUND`."""
+        counted = {name: getattr(self, name) for name in ("documents", "listed", "in_flight", "repaired")}
+        return {**counted, **{str(kind): self.found[kind] for kind in Kind}}
+
 
 class Verification:
     """One walk through the entities and their indexes. `totals` grows while `run` is iterated over.
@@ -146,6 +151,29 @@ class Verification:
         for index in self._index_names():
             yield from self._index(index)
         yield from self._look_again()
+
+    def recorded(
+        self, by: str, *, unless_scheduled_since: int | None = None
+    ) -> Generator[Progress | Drift, None, None]:
+        """`run`, and what it found is noted in the table `outbox_verifications`, where `status` looks.
+
+        Nothing happens if another relay has begun with a scheduled one since that instant. Close it to stop early.
+        """
+        names = [entity.name for entity in self._entities]
+        id_ = self._store.begin_verification(
+            by, names, self._tenant_id, self._sample, now_ms(), unless_scheduled_since=unless_scheduled_since
+        )
+        if id_ is None:
+            return
+        error: str | None = "stopped before its end"
+        try:
+            yield from self.run()
+            error = None
+        except OutboxError as raised:
+            error = str(raised)
+            raise
+        finally:
+            self._store.finish_verification(id_, self.totals.as_found(), error, now_ms())
 
     # -- the database against the index -------------------------------------------------------------------------
 

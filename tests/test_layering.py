@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "poison": set(),
     "wakeup": {"errors"},
     "presence": set(),
-    "maintenance": {"store", "settings", "logs", "presence", "models", "errors"},
+    "maintenance": {"store", "verify", "settings", "logs", "presence", "models", "errors"},
     "relay": {
         "errors", "settings", "models", "logs", "store", "load", "entities", "plan", "destinations.base", "transition",
         "breaker", "poison", "rate", "wakeup",

@@ -32,6 +32,7 @@ def main() -> None:
     Look:        outbox-relay status          depth, age, relays, what is paused
                  outbox-relay check           is everything as it should be?
                  outbox-relay search          what does an index find?
+                 outbox-relay verify          does it hold what the database says?
     In trouble:  outbox-relay dead list       what was given up, and why
                  outbox-relay pause|resume    stop and restart all relays
 
@@ -41,8 +42,8 @@ def main() -> None:
     """
 
 
-from outbox.cli import check, control, dead, look, run, search  # noqa: E402  (they register themselves on the group)
+from outbox.cli import check, control, dead, look, run, search, verify  # noqa: E402  (they register themselves on the group)
 
-for module in (run, look, check, search, dead, control):
+for module in (run, look, check, search, verify, dead, control):
     for each in module.commands:
         main.add_command(each)

@@ -13,6 +13,7 @@ from outbox.cli.wiring import database_option, json_option, load_settings, open_
 from outbox.errors import OutboxError
 from outbox.models import now_ms
 from outbox.settings import Settings, variable
+from outbox.verify import Kind
 
 
 @click.command()
@@ -37,6 +38,7 @@ def status(as_json: bool, database_url: str | None) -> None:
             else {"since": iso(control.paused_at), "by": control.paused_by, "reason": control.pause_reason},
             "epoch": control.epoch,
             "breakers": [breaker for relay in relays for breaker in relay["breakers"]],
+            "verification": verified(store.last_verification()),
             "relays": [{**relay, "silent_seconds": (now - relay["heartbeat_at"]) / 1000} for relay in relays],
         }
     if as_json:
@@ -56,8 +58,45 @@ def status(as_json: bool, database_url: str | None) -> None:
     for relay in relays:
         silent = (now - relay["heartbeat_at"]) / 1000
         click.echo(f"relay {relay['id']} on {relay['host']}, pid {relay['pid']}, last sign of life {silent:.0f} s ago")
+    if facts["verification"]:
+        click.echo(logs.safe(_verification_line(facts["verification"])))
     if not relays:
         click.echo("no relay runs  → outbox-relay run")
+
+
+def verified(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A verification as people and programs read it."""
+    if row is None:
+        return None
+    kinds = {str(kind): row[kind] for kind in Kind}
+    return {
+        "finished": iso(row["finished_at"]),
+        "seconds": (row["finished_at"] - row["started_at"]) / 1000,
+        "by": row["started_by"],
+        "entities": row["entities"],
+        "tenant": row["tenant_id"],
+        "sample": row["sample"],
+        "documents": row["documents"],
+        "drift": sum(kinds.values()),
+        **kinds,
+        "in_flight": row["in_flight"],
+        "repaired": row["repaired"],
+        "error": row["error"],
+    }
+
+
+def _verification_line(facts: dict[str, Any]) -> str:
+    part = "" if facts["sample"] == 1 else f"a sample of {facts['sample'] * 100:g}% of "
+    whose = "" if facts["tenant"] is None else f" of tenant {facts['tenant']}"
+    what = f"{part}{', '.join(facts['entities'])}{whose} at {facts['finished']} by {facts['by']}"
+    if facts["error"]:
+        return f"NOT VERIFIED: {what}: {facts['error']}"
+    took = f"{facts['documents']:,} documents in {facts['seconds']:,.1f} s"
+    if not facts["drift"]:
+        return f"verified {what}: {took}, no drift"
+    found = ", ".join(f"{facts[kind]:,} {kind}" for kind in Kind if facts[kind])
+    after = f", {logs.rows(facts['repaired'])} written to repair it" if facts["repaired"] else ""
+    return f"DRIFT in {what}: {found} ({took}){after}" + ("" if after else "  → outbox-relay verify --repair")
 
 
 @click.command()

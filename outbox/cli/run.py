@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ from loguru import logger
 
 from outbox import __version__, logs, schema
 from outbox.cli.wiring import addresses, database_option, destination_of, engine_of, load_settings, registry_of
+from outbox.destinations.base import Destination
+from outbox.entities import EntityRegistry
+from outbox.errors import ConfigurationError
 from outbox.maintenance import Maintenance
 from outbox.models import now_ms
 from outbox.presence import Presence
 from outbox.relay import Relay, Totals
+from outbox.settings import Settings
 from outbox.store import Store
+from outbox.verify import Verification
 
 
 @click.command()
@@ -65,6 +71,8 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
     """
     loaded = load_settings(database_url=database_url, concurrency=concurrency, log_format=log_format)
     destination, registry = destination_of(loaded), registry_of(loaded)
+    if loaded.verify_schedule is not None and registry is None:
+        raise ConfigurationError("OUTBOX_VERIFY_SCHEDULE needs to know the entities: set OUTBOX_ENTITIES")
     engine = engine_of(loaded)
     schema.require_head(engine)
     store = Store(engine)
@@ -74,7 +82,8 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
     relay_id = store.enlist(socket.gethostname(), os.getpid(), __version__, now_ms())
     presence = Presence(Path(str(engine.url.database)), relay_id)
     relay = Relay(store, destination, loaded, relay_id=relay_id, registry=registry)
-    maintenance = Maintenance(engine, relay_id, loaded, relay.breakers)
+    verification = None if registry is None else partial(_sample, loaded, destination, registry)
+    maintenance = Maintenance(engine, relay_id, loaded, relay.breakers, verification)
     _on_signals(relay.stop)
     maintenance.start()
     at_a_time = "1 request" if loaded.concurrency == 1 else f"{loaded.concurrency} requests"
@@ -94,6 +103,10 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
     if drain and totals.dead:
         click.echo(f"{logs.rows(totals.dead, 'is', 'are')} dead: see 'outbox-relay dead list'", err=True)
         sys.exit(1)
+
+
+def _sample(loaded: Settings, destination: Destination, registry: EntityRegistry, store: Store) -> Verification:
+    return Verification(store, destination, registry, sample=loaded.verify_sample / 100)
 
 
 def _on_signals(stop: Callable[[], None]) -> None:
