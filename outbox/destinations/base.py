@@ -22,6 +22,7 @@ class Action:
     version: int
     document: bytes | None
     patches: tuple[bytes, ...] = ()
+    or_equal: bool = False  # applied over its own version too
 
     @property
     def is_delete(self) -> bool:
@@ -114,9 +115,9 @@ class Destination(Protocol):
     def apply(self, actions: Sequence[Action]) -> list[Outcome]:
         """Carry out the actions, of different documents, together. Returns one outcome for each, in their order.
 
-        Raises nothing. An action is applied if its version is higher than the one the destination holds, or
-        remembers of a deleted document; else it is a conflict that reports that version. Patches are rejected as
-        `document_missing` where the document is not there.
+        Raises nothing. An action is applied if its version is higher (`or_equal`: not lower) than the one the
+        destination holds, or remembers of a deleted document; else it is a conflict that reports that version. Patches
+        are rejected as `document_missing` where the document is not there.
         """
 
     def ensure_index(
@@ -159,6 +160,31 @@ class Destination(Protocol):
 
     def highest_version(self, name: str) -> int:
         """The highest version found in the index, 0 if it is empty or missing. Raises `DestinationError`."""
+
+    def count(self, target: str) -> int:
+        """How many documents are there. Raises `DestinationError`."""
+
+    def create_index(self, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """A physical index that no reader reaches, ready to be filled, and no faster to search than needed for that.
+
+        Raises `DestinationError`, also where something has that name already.
+        """
+
+    def finish_index(self, target: str, settings: Mapping[str, Any]) -> None:
+        """Make a filled index fit for readers: with all of its settings, and with all that was applied visible.
+
+        Raises `DestinationError`.
+        """
+
+    def swap(self, name: str, old: str, new: str, *, adopt: bool = False) -> None:
+        """Lead the readers of `name` to the index `new` instead of `old`, in one step.
+
+        `adopt`: `name` is no alias, but the index `old` itself, which is removed in the same step. Raises
+        `DestinationError` and changes nothing if `name` does not lead to `old` (any more).
+        """
+
+    def drop_index(self, target: str) -> None:
+        """Remove a physical index with all documents; one that is missing is fine. Raises `DestinationError`."""
 
     def close(self) -> None: ...
 

@@ -367,6 +367,54 @@ class ElasticsearchDestination:
         # Versions cannot be sorted by: all are read.
         return max((listed.version for page in self.pages(name, 5_000) for listed in page.values()), default=0)
 
+    def count(self, target: str) -> int:
+        try:
+            return int(self._client.count(index=target)["count"])
+        except (ApiError, TransportError, UnsupportedProductError) as error:
+            raise DestinationError(f"documents of index {target} cannot be counted: {_describe(error)}") from error
+
+    def create_index(self, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        held_back = {"index.refresh_interval": "-1", "index.number_of_replicas": 0}
+        try:
+            created = self._client.indices.create(
+                index=target,
+                mappings=mappings,
+                settings={**_flat(settings), **held_back, "index.gc_deletes": self._gc_deletes},
+            )
+        except (ApiError, TransportError, UnsupportedProductError) as error:
+            raise DestinationError(f"index {target} cannot be created: {_describe(error)}") from error
+        if not created.get("shards_acknowledged", True):
+            self.drop_index(target)
+            raise DestinationError(f"index {target} cannot be created: no node takes its primary shards")
+
+    def finish_index(self, target: str, settings: Mapping[str, Any]) -> None:
+        given = _flat(settings)
+        held_back = ("index.refresh_interval", "index.number_of_replicas")
+        try:
+            # null: the default of the cluster
+            self._client.indices.put_settings(index=target, settings={name: given.get(name) for name in held_back})
+        except (ApiError, TransportError, UnsupportedProductError) as error:
+            raise DestinationError(f"index {target} cannot get its settings: {_describe(error)}") from error
+        self.refresh(target)
+
+    def swap(self, name: str, old: str, new: str, *, adopt: bool = False) -> None:
+        if adopt:
+            away: dict[str, Any] = {"remove_index": {"index": old}}
+        else:
+            away = {"remove": {"index": old, "alias": name, "must_exist": True}}
+        try:
+            self._client.indices.update_aliases(actions=[away, {"add": {"index": new, "alias": name}}])
+        except (ApiError, TransportError, UnsupportedProductError) as error:
+            raise DestinationError(f"alias {name} cannot be moved from {old} to {new}: {_describe(error)}") from error
+        self._checked.pop(old, None)
+
+    def drop_index(self, target: str) -> None:
+        try:
+            self._client.options(ignore_status=404).indices.delete(index=target)
+        except (ApiError, TransportError, UnsupportedProductError) as error:
+            raise DestinationError(f"index {target} cannot be removed: {_describe(error)}") from error
+        self._checked.pop(target, None)
+
     def close(self) -> None:
         self._client.close()
 
@@ -379,15 +427,25 @@ def _tenant_of(value: Any) -> str | None:
 def _operation(action: Action) -> Iterator[bytes]:
     """The lines of one action in a `_bulk` request."""
     target, document_id = orjson.dumps(action.target), orjson.dumps(action.document_id)
-    yield b'{"%s":{"_index":%s,"_id":%s,"version":%d,"version_type":"external"}}\n' % (
+    yield b'{"%s":{"_index":%s,"_id":%s,"version":%d,"version_type":"external%s"}}\n' % (
         b"delete" if action.document is None else b"index",
         target,
         document_id,
         action.version,
+        b"_gte" if action.or_equal else b"",
     )
     if action.document is not None:
         yield action.document
         yield b"\n"
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Settings of an index by their full names: they may come nested, and without `index.`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        path = f"{above}{name}"
+        found |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return found if above else {name if name.startswith("index.") else f"index.{name}": v for name, v in found.items()}
 
 
 def _resolved(action: Action, found: Any) -> Action | Outcome:

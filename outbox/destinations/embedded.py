@@ -157,10 +157,7 @@ class EmbeddedDestination:
             target = f"{name}-000001"
             if _find(connection, target):
                 raise DestinationError(f"index {target} cannot be created: something else has that name")
-            connection.execute(
-                "INSERT INTO indexes (name, mappings, settings) VALUES (?, ?, ?)",
-                (target, *(None if each is None else json.dumps(each) for each in (mappings, settings))),
-            )
+            _make(connection, target, mappings, settings)
             connection.execute("INSERT INTO aliases (name, index_name) VALUES (?, ?)", (name, target))
             return target
 
@@ -246,6 +243,39 @@ class EmbeddedDestination:
             except _FileMissing:
                 return 0
             return highest or 0
+
+    def count(self, target: str) -> int:
+        with self._or_error(f"documents of index {target} cannot be counted"), self._reading() as connection:
+            index = _require(connection, target)
+            found = "SELECT count(*) FROM documents WHERE index_name = ? AND NOT deleted"
+            return int(connection.execute(found, (index,)).fetchone()[0])
+
+    def create_index(self, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        what = f"index {target} cannot be created"
+        with self._or_error(what), self._writing(create=True) as connection:
+            if _find(connection, target):
+                raise DestinationError(f"{what}: something else has that name")
+            _make(connection, target, mappings, settings)
+
+    def finish_index(self, target: str, settings: Mapping[str, Any]) -> None:  # noqa: ARG002  (none was held back)
+        self.refresh(target)
+
+    def swap(self, name: str, old: str, new: str, *, adopt: bool = False) -> None:
+        what = f"alias {name} cannot be moved from {old} to {new}"
+        with self._or_error(what), self._writing() as connection:
+            if _mappings_of(connection, new) is None:
+                raise DestinationError(f"{what}: index {new} is missing")
+            if _find(connection, name) != old or adopt != (name == old):
+                raise DestinationError(f"{what}: it does not lead to {old}")
+            if adopt:
+                _drop(connection, old, None)
+            connection.execute("INSERT OR REPLACE INTO aliases (name, index_name) VALUES (?, ?)", (name, new))
+
+    def drop_index(self, target: str) -> None:
+        left = self._file() is not None
+        while left:  # some documents a transaction, so that nobody waits long for the file
+            with self._or_error(f"index {target} cannot be removed"), self._writing() as connection:
+                left = _drop(connection, target, WORDS_AT_ONCE)
 
     def close(self) -> None:
         with self._lock:
@@ -444,7 +474,7 @@ def _decide(
         content = orjson.loads(document) if mappings else None
     if content and mappings and (fault := mapping.fault(mappings, content)):
         return rejected(*fault)
-    if held and held.version >= action.version:
+    if held and held.version >= action.version + action.or_equal:
         return Outcome(OutcomeKind.CONFLICT, "version_conflict", "the stored document is newer", held.version)
     return _Source(None if document is None else document.decode())
 
@@ -466,6 +496,29 @@ def _find(connection: sqlite3.Connection, name: str) -> str | None:
         {"name": name},
     ).fetchone()
     return found[0] if found else None
+
+
+def _make(
+    connection: sqlite3.Connection, target: str, mappings: Mapping[str, Any] | None, settings: Mapping[str, Any] | None
+) -> None:
+    connection.execute(
+        "INSERT INTO indexes (name, mappings, settings) VALUES (?, ?, ?)",
+        (target, *(None if each is None else json.dumps(each) for each in (mappings, settings))),
+    )
+
+
+def _drop(connection: sqlite3.Connection, target: str, most: int | None) -> bool:
+    """Remove documents of an index, and the index with the last of them. Whether some are left."""
+    numbers = connection.execute(
+        "SELECT number FROM documents WHERE index_name = ? LIMIT ?", (target, -1 if most is None else most)
+    ).fetchall()
+    for table, key in (("words", "rowid"), ("words_due", "document"), ("documents", "number")):
+        connection.executemany(f"DELETE FROM {table} WHERE {key} = ?", numbers)
+    if numbers and most is not None:
+        return True
+    connection.execute("DELETE FROM aliases WHERE index_name = ?", (target,))
+    connection.execute("DELETE FROM indexes WHERE name = ?", (target,))
+    return False
 
 
 def _require(connection: sqlite3.Connection, name: str) -> str:

@@ -8,6 +8,8 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -528,6 +530,8 @@ def test_well_destination_says_so(index: Index) -> None:
     "look",
     [
         lambda destination, name: destination.refresh(name),
+        lambda destination, name: destination.count(name),
+        lambda destination, name: destination.finish_index(name, {}),
         lambda destination, name: destination.search(name, "ada"),
         lambda destination, name: destination.search(name, "ada", tenant="t1"),
     ],
@@ -537,6 +541,85 @@ def test_missing_index_is_said_to_whoever_looks(
 ) -> None:
     with pytest.raises(DestinationError, match=f"{name}-missing"):
         look(index.destination, f"{name}-missing")
+
+
+# -- rebuilding an index --------------------------------------------------------------------------------------------
+
+
+def test_action_that_may_meet_its_own_version_replaces_that_and_nothing_newer(index: Index) -> None:
+    index.apply(index.put("same", 5, {"n": 1}), index.put("newer", 6, {"n": 1}), index.put("gone", 4, {}))
+    index.one(index.delete("gone", 6))
+    batch = [index.put("same", 5, {"n": 2}), index.put("newer", 5, {"n": 2}), index.put("gone", 5, {})]
+    outcomes = index.apply(*(replace(action, or_equal=True) for action in batch))
+    assert [(outcome.kind, outcome.version) for outcome in outcomes] == [(APPLIED, None), (CONFLICT, 6), (CONFLICT, 6)]
+    assert index.holds("same", "newer", "gone") == {"same": (5, {"n": 2}), "newer": (6, {"n": 1})}
+    batch = [index.delete("same", 5), index.delete("newer", 5)]
+    outcomes = index.apply(*(replace(action, or_equal=True) for action in batch))
+    assert kinds(outcomes) == [APPLIED, CONFLICT]
+    assert index.holds("same", "newer") == {"newer": (6, {"n": 1})}
+    assert index.one(index.put("same", 5, {})).version == 5  # its delete is remembered
+    assert index.one(replace(index.put("same", 5, {}), or_equal=True)).kind is APPLIED
+
+
+def test_index_that_is_filled_before_readers_reach_it(index: Index, name: str) -> None:
+    destination, new = index.destination, f"{name}-000002"
+    index.one(index.put("c1", 1, {"name": "Ada"}))
+    mappings = {"dynamic": "strict", "properties": {"name": {"type": "text"}}}
+    destination.create_index(new, mappings, {"number_of_replicas": 0, "index": {"refresh_interval": "7s"}})
+    assert kinds(destination.apply([Action(new, new, "c1", 1, b'{"name":"Grace"}')])) == [APPLIED]
+    assert kinds(destination.apply([Action(new, new, "c2", 1, b'{"age":1}')])) == [REJECTED]  # its own mappings
+    destination.refresh(name)
+    assert (index.found("ada"), index.found("grace")) == (["c1"], [])
+    destination.finish_index(new, {"number_of_replicas": 0, "index": {"refresh_interval": "7s"}})
+    destination.swap(name, index.target, new)
+    assert (index.found("ada"), index.found("grace")) == ([], ["c1"])
+    assert destination.inspect_index(name, new).readers == (new,)
+    destination.drop_index(index.target)
+    assert not destination.inspect_index(name, index.target).exists
+    assert (index.found("ada"), index.found("grace"), destination.count(name)) == ([], ["c1"], 1)
+
+
+def test_index_of_a_name_that_is_taken_is_not_created(index: Index) -> None:
+    index.one(index.put("c1", 1, {}))
+    for taken in (index.name, index.target):
+        with pytest.raises(DestinationError, match=f"{taken} cannot be created"):
+            index.destination.create_index(taken, {}, {})
+    assert index.holds("c1") == {"c1": (1, {})}
+
+
+def test_swap_that_comes_late_changes_nothing(index: Index, name: str) -> None:
+    destination, second, third = index.destination, f"{name}-000002", f"{name}-000003"
+    for target in (second, third):
+        destination.create_index(target, {}, {})
+    destination.swap(name, index.target, second)
+    for old, new in ((index.target, second), (index.target, third), (second, f"{name}-missing")):
+        with pytest.raises(DestinationError, match=f"alias {name} cannot be moved"):
+            destination.swap(name, old, new)
+        assert destination.inspect_index(name, second).readers == (second,)
+    destination.drop_index(index.target)
+    with pytest.raises(DestinationError):
+        destination.swap(name, index.target, third)
+    assert destination.inspect_index(name, second).readers == (second,)
+
+
+def test_concrete_index_of_the_name_gives_way_to_an_alias_only_when_told(index: Index, name: str) -> None:
+    destination, concrete, new = index.destination, index.target, f"{name}-new"
+    destination.create_index(new, {}, {})
+    destination.apply([Action(new, new, "c1", 1, b'{"name":"Grace"}')])
+    destination.finish_index(new, {})
+    with pytest.raises(DestinationError):
+        destination.swap(concrete, concrete, new)
+    destination.swap(concrete, concrete, new, adopt=True)
+    assert destination.inspect_index(concrete, new).readers == (new,)
+    assert [hit.document_id for hit in destination.search(concrete, "grace")] == ["c1"]
+
+
+def test_dropping_what_is_not_there_is_fine_and_an_alias_is_no_index(index: Index, name: str) -> None:
+    index.destination.drop_index(f"{name}-missing")
+    index.one(index.put("c1", 1, {}))
+    with suppress(DestinationError):
+        index.destination.drop_index(name)
+    assert index.holds("c1") == {"c1": (1, {})}
 
 
 # -- search ---------------------------------------------------------------------------------------------------------
