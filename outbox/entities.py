@@ -358,6 +358,43 @@ class EntityRegistry:
                 loaded |= dict.fromkeys(by_place[place], document)
         return loaded
 
+    # -- all rows of an entity, for rebuilding an index -----------------------------------------------------------
+
+    def page(
+        self, connection: Connection, entity: Entity, part: Part, after: Sequence[str] | None, limit: int
+    ) -> list[Row]:
+        """The next rows in the order of the primary key, after that key (as text), with their documents.
+
+        Two queries that take no lock and hold no snapshot from one page to the next. Raises `DatabaseUnavailable`.
+        """
+        columns = entity.key_columns
+        statement = part.of(entity, select(*columns).select_from(entity.model)).order_by(*columns).limit(limit)
+        if after is not None:
+            key = tuple(form.from_text(text) for form, text in zip(entity.key_forms, after, strict=True))
+            statement = statement.where(columns[0] > key[0] if len(key) == 1 else tuple_(*columns) > tuple_(*key))
+        with _readable(entity):
+            identities = [tuple(row) for row in connection.execute(statement)]
+        found = self._found(connection, entity, identities)
+        return [
+            Row([form.to_text(each) for form, each in zip(entity.key_forms, identity, strict=True)], made.key, made[1])
+            for identity in identities
+            if (made := found.get(identity, _Found(None, None)))
+        ]
+
+    def count(self, connection: Connection, entity: Entity, part: Part) -> int:
+        """How many rows there are, also those that have no document."""
+        with _readable(entity):
+            return int(connection.execute(part.of(entity, select(func.count()).select_from(entity.model))).scalar_one())
+
+    def tenants(self, connection: Connection, entity: Entity, limit: int = -1) -> list[str]:
+        """The tenants that have rows, as text."""
+        tenant = entity.tenant_sql()
+        if tenant is None:
+            return []
+        statement = select(tenant).select_from(entity.model).where(tenant.is_not(None)).distinct().order_by(tenant)
+        with _readable(entity):
+            return [row[0] for row in connection.execute(statement.limit(limit))]
+
     def _unknown(self, name: str | None) -> LoadFailed:
         return LoadFailed(
             UNKNOWN_ENTITY,
@@ -483,6 +520,40 @@ class EntityRegistry:
         result = connection.execute(_columns(entity).where(among(entity.key_columns, wanted)))
         width = len(entity.key)
         return {tuple(row[:width]): make.of_row(row) for row in result}
+
+
+class Row(NamedTuple):
+    """A row of an entity: its primary key as text, where its document stands, and the document."""
+
+    key: list[str]
+    place: DocumentKey | None
+    document: Loaded
+
+
+class Part(NamedTuple):
+    """Which rows of an entity: of one tenant, changed since then, or all."""
+
+    tenant: str | None = None
+    since: Any = None
+
+    def of(self, entity: Entity, statement: Select[Any]) -> Select[Any]:
+        if self.tenant is not None and entity.tenant is not None and entity.tenant_form is not None:
+            try:
+                tenant = entity.tenant_form.from_text(self.tenant)
+            except ValueError:
+                return statement.where(false())
+            statement = statement.where(entity.column(entity.tenant) == tenant)
+        if self.since is not None and entity.changed_at is not None:
+            statement = statement.where(entity.column(entity.changed_at) >= self.since)
+        return statement
+
+
+@contextmanager
+def _readable(entity: Entity) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise DatabaseUnavailable(f"entity {entity.name!r} cannot be read: {error.orig}") from error
 
 
 class _Found(NamedTuple):

@@ -8,6 +8,7 @@
     │   └── SchemaError         the outbox tables are missing or at another revision
     ├── SyncFailed              `wait_until_synced`: a row is dead, or there is no committed transaction to wait for
     │   └── SyncTimeout         … or not delivered in time
+    ├── ReindexFailed           an index was not rebuilt, and is as it was; or is being rebuilt by somebody else
     ├── DatabaseUnavailable     the database cannot be opened, is locked for too long or is full
     └── DestinationError        the search engine refused or did not answer an administrative call
 
@@ -38,6 +39,10 @@ class ConfigurationError(OutboxError):
 
 class SchemaError(ConfigurationError):
     """The outbox tables are missing, or at another revision than this version needs."""
+
+
+class ReindexFailed(OutboxError):
+    """An index was not rebuilt: readers have what they had, rows go where they went."""
 
 
 class DatabaseUnavailable(OutboxError):

@@ -59,6 +59,27 @@ class Result(enum.StrEnum):
     RETRIED = "retried"  # a new row took the place of this one, which was dead
 
 
+class Role(enum.StrEnum):
+    """What a physical index is to the rows that are sent to it."""
+
+    LIVE = "live"  # readers get it, and it decides what becomes of a row
+    NEW = "new"  # it is being filled by a reindex: what it refuses ends the reindex, never a row
+    OLD = "old"  # it was live before the last reindex, and is kept for a rollback: what it refuses is counted only
+
+
+class JobState(enum.StrEnum):
+    """Where a reindex is. All but the last three are open: there is one open job of an index at most."""
+
+    RUNNING = "running"
+    FAILING = "failing"  # its new index is still to be removed
+    CANCELLING = "cancelling"  # the same
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OPEN_JOBS = "state = 'running' OR state = 'failing' OR state = 'cancelling'"
+
 metadata = MetaData()
 
 _INSTANT = BigInteger().with_variant(Integer, "sqlite")
@@ -138,8 +159,41 @@ indexes = Table(
     Column("index_name", Text, nullable=False, comment="the name that rows and readers use"),
     Column("physical_index", Text, nullable=False, comment="where its rows are sent"),
     Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
+    Column("role", Text, nullable=False, server_default=Role.LIVE.value, comment="live, new or old; one is live"),
+    Column("refused", Integer, nullable=False, server_default="0", comment="documents that an old one did not take"),
     PrimaryKeyConstraint("index_name", "physical_index"),
     comment="where the rows of an index go",
+)
+
+reindex_jobs = Table(
+    "outbox_reindex_jobs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("index_name", Text, nullable=False),
+    Column("old_index", Text, nullable=False, comment="the physical index that was live when it began"),
+    Column("new_index", Text, comment="the one it fills; NULL: it works in place"),
+    Column("state", Text, nullable=False, server_default=JobState.RUNNING.value),
+    Column("phase", Text, nullable=False, comment="the step it is at"),
+    Column("tenant_id", Text, comment="only documents of this tenant"),
+    Column("since", Text, comment="only rows that changed from then on"),
+    Column("keep_old", Integer, nullable=False, server_default="0"),
+    Column("adopt", Integer, nullable=False, server_default="0", comment="the old index has the name itself"),
+    Column("watermark", _INSTANT, comment="version of its documents; older rows must be finished before the swap"),
+    Column("position", Text, comment="JSON: entity and primary key that the scan has come to"),
+    Column("documents", Integer, nullable=False, server_default="0", comment="written by the scan so far"),
+    Column("refused", Integer, nullable=False, server_default="0", comment="that could not be made or written"),
+    Column("removed", Integer, nullable=False, server_default="0", comment="by the sweep"),
+    Column("total", Integer, nullable=False, server_default="0", comment="rows of its entities when it began"),
+    Column("error", Text),
+    Column("lease_token", Text, comment="fence: who lost it may not go on"),
+    Column("lease_holder", Text),
+    Column("lease_expires_at", _INSTANT),
+    Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
+    Column("updated_at", _INSTANT, nullable=False, server_default=_NOW),
+    Column("finished_at", _INSTANT),
+    Index("ix_outbox_reindex_jobs_open", "index_name", unique=True, sqlite_where=text(OPEN_JOBS)),
+    sqlite_autoincrement=True,
+    comment="rebuilds of indexes; a watermark explains versions, so finished jobs stay",
 )
 
 relays = Table(

@@ -16,19 +16,19 @@ from typing import IO
 from loguru import logger
 
 
-def _path(database: Path, relay: int) -> Path:
-    return database.with_name(f"{database.name}-relay-{relay}")
+def _path(database: Path, kind: str, number: int) -> Path:
+    return database.with_name(f"{database.name}-{kind}-{number}")
 
 
 class Presence:
-    """The lock of one relay, held until `end` or until the process is gone.
+    """The lock of one relay (or of whoever works on one reindex), held until `end` or until the process is gone.
 
     Where the file cannot be made, the relay goes on without: SQLite itself works in a directory that it may not
     write to, as long as the application keeps the write-ahead log there.
     """
 
-    def __init__(self, database: Path, relay: int) -> None:
-        self._path = _path(database, relay)
+    def __init__(self, database: Path, number: int, kind: str = "relay") -> None:
+        self._path = _path(database, kind, number)
         self._file: IO[bytes] | None = None
         try:
             self._file = self._path.open("wb")
@@ -36,7 +36,7 @@ class Presence:
         except OSError as error:
             self.end()  # a file without a lock would tell of a killed relay
             logger.warning(
-                f"no lock file can be kept in {self._path.parent}: {error.strerror}; if this relay is killed, others "
+                f"no lock file can be kept in {self._path.parent}: {error.strerror}; if this {kind} is killed, others "
                 "notice it only when its lease ends"
             )
 
@@ -56,9 +56,17 @@ def gone(database: Path, relays: Iterable[int]) -> list[int]:
     """
     dead = []
     for relay in relays:
-        path = _path(database, relay)
+        path = _path(database, "relay", relay)
         with contextlib.suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while it is alive
             dead.append(relay)
             path.unlink(missing_ok=True)
     return dead
+
+
+def reindex_is_gone(database: Path, job: int) -> bool:
+    """Whether the process that worked on a reindex has ended without saying so. Leaves its file to the next one."""
+    with contextlib.suppress(OSError), _path(database, "reindex", job).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while it is alive
+        return True
+    return False

@@ -12,8 +12,9 @@ from typing import Any
 
 from loguru import logger
 
-from outbox import load, logs, plan, transition
+from outbox import copies, load, logs, plan, transition
 from outbox.breaker import Breaker
+from outbox.copies import Refusal
 from outbox.destinations.base import Destination, Outcome, OutcomeKind
 from outbox.entities import EntityRegistry
 from outbox.errors import DatabaseUnavailable, DestinationError
@@ -52,6 +53,7 @@ class Answer:
     targets: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     failed_alone: bool = False  # no answer for this row, and one for a harmless operation on its document
+    refusals: Sequence[Refusal] = ()  # by the new index of a reindex, of what the live one took
 
 
 @dataclass(slots=True)
@@ -235,8 +237,9 @@ class Relay:
                 answer.outcomes = [Outcome(OutcomeKind.UNAVAILABLE, "unavailable", why)]
             return answer
         actions = [fold.action for fold in request.folds if fold.known is None]
-        outcomes = iter(self._destination.apply(actions) if actions else ())
-        answer = Answer(request, [fold.known or next(outcomes) for fold in request.folds])
+        applied, refusals = copies.apply(self._destination, actions, request.claim.copies) if actions else ((), ())
+        outcomes = iter(applied)
+        answer = Answer(request, [fold.known or next(outcomes) for fold in request.folds], refusals=refusals)
         if request.claim.lone and answer.outcomes[0].kind is OutcomeKind.UNAVAILABLE:
             # A delete that is older than anything: it leaves what is there as it is.
             harmless = replace(request.folds[0].action, version=0, document=None, patches=())
@@ -251,6 +254,7 @@ class Relay:
         request, claim = answer.request, answer.request.claim
         if request.unknown_indexes:
             return self._settle_indexes(answer, now)
+        self._note_refusals(answer, now)
         following: list[Request] = []
         transitions: list[Transition] = []
         split: list[Fold] = []
@@ -283,11 +287,31 @@ class Relay:
         self._log(answer)
         return [renewed for follower in following if (renewed := self._renewed(follower, now))]
 
+    def _note_refusals(self, answer: Answer, now: int) -> None:
+        """What only the new index of a reindex refuses fails the reindex, and the row is done."""
+        sent = [at for at, fold in enumerate(answer.request.folds) if fold.known is None]
+        for target in {refusal.target for refusal in answer.refusals}:
+            of_target = [refusal for refusal in answer.refusals if refusal.target == target]
+            first = answer.request.folds[sent[of_target[0].at]].action
+            outcome = of_target[0].outcome
+            if self._store.refused(
+                first.index,
+                target,
+                len(of_target),
+                f"index {target} does not take {first.document_id}: {outcome.error_type}: {outcome.error}",
+                blocked=outcome.kind is OutcomeKind.BLOCKED,
+                now=now,
+            ):
+                # It is live by now, or about to be: it decides when the row comes again.
+                later = Outcome(OutcomeKind.OVERLOADED, outcome.error_type, outcome.error)
+                refused = {sent[refusal.at] for refusal in of_target}
+                answer.outcomes = [later if at in refused else each for at, each in enumerate(answer.outcomes)]
+
     def _settle_indexes(self, answer: Answer, now: int) -> list[Request]:
         """Note where unknown indexes are; rows of those that cannot be had wait."""
         for name, target in answer.targets.items():
             self._store.register_index(name, target)
-        claim = replace(answer.request.claim, targets=self._store.targets())
+        claim = replace(answer.request.claim, targets=self._store.targets(), copies=self._store.copies())
         blocked = [event for event in claim.events if event.index_name in answer.refused]
         away = answer.outcomes[0] if answer.outcomes else None
         transitions: list[Transition] = []

@@ -8,7 +8,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, CursorResult, Engine
@@ -24,6 +24,7 @@ from outbox.models import (
     TENANT,
     WAITING,
     Event,
+    Role,
     State,
     version,
 )
@@ -43,6 +44,7 @@ class Claim:
     targets: Mapping[str, str]
     lease_expires_at: int
     lone: bool = False  # one row, which got no answer time and again
+    copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # further physical indexes, of a reindex
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,11 +284,19 @@ class Store:
             json.dumps(ids),
         ).fetchall()  # an unread cursor would keep the write lock
         events = tuple(sorted(map(Event._make, taken)))  # RETURNING promises no order
-        return Claim(token, events, epoch, self.targets(), expires)
+        return Claim(token, events, epoch, self.targets(), expires, copies=self.copies())
 
     def targets(self) -> dict[str, str]:
-        """The physical index that the rows of each index go to."""
-        return {row[0]: row[1] for row in self._run("SELECT index_name, physical_index FROM outbox_indexes")}
+        """The physical index that decides what becomes of the rows of each index."""
+        found = self._run("SELECT index_name, physical_index FROM outbox_indexes WHERE role = 'live'")
+        return {row[0]: row[1] for row in found}
+
+    def copies(self) -> dict[str, tuple[str, ...]]:
+        """The other physical indexes that rows go to: see `outbox.reindex`."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name, target in self._run("SELECT index_name, physical_index FROM outbox_indexes WHERE role <> 'live'"):
+            found[name] = (*found.get(name, ()), target)
+        return found
 
     def index_names(self) -> set[str]:
         """Every index that rows name, also those that no relay has looked up so far (or that a restore forgot)."""
@@ -463,8 +473,8 @@ class Store:
     def explained(self, event: Event, reported: int | None, epoch: int) -> bool:
         """Whether a delivery of this outbox accounts for the version that a conflict reports.
 
-        True for a version of a row of the same document that was delivered (the row itself: at least twice), and
-        for versions up to the highest that was pruned.
+        True for a version of a row of the same document that was delivered (the row itself: at least twice), for
+        versions up to the highest that was pruned, and for the one that a reindex of the index gave its documents.
         """
         if reported is None:
             return False
@@ -479,7 +489,47 @@ class Store:
             event.index_name,
             event.document_id,
         ).scalar_one_or_none()
-        return found is not None and found >= (2 if id_ == event.id else 1)
+        if found is not None and found >= (2 if id_ == event.id else 1):
+            return True
+        return bool(
+            self._run(
+                "SELECT EXISTS (SELECT 1 FROM outbox_reindex_jobs WHERE index_name = ? AND watermark = ?)",
+                event.index_name,
+                reported,
+            ).scalar_one()
+        )
+
+    def refused(self, index: str, target: str, documents: int, error: str, *, blocked: bool, now: int) -> bool:
+        """Note that a further physical index did not take what the live one took. Whether the rows must wait.
+
+        A reindex fails by it, and its index gets no rows any more; an old index that takes nothing at all gets none
+        either. The rows must wait if the index has become the live one meanwhile, or is about to.
+        """
+        with self._write(durable=True):
+            self._run(
+                "UPDATE outbox_reindex_jobs SET state = 'failing', error = ?, updated_at = ?"
+                " WHERE new_index = ? AND state = 'running' AND phase <> 'swap'",
+                printable(error),
+                now,
+                target,
+            )
+            self._run(
+                "DELETE FROM outbox_indexes WHERE index_name = :index AND physical_index = :target"
+                " AND (role = 'old' AND :blocked OR role = 'new' AND EXISTS (SELECT 1 FROM outbox_reindex_jobs"
+                "      WHERE new_index = :target AND state = 'failing'))",
+                {"index": index, "target": target, "blocked": blocked},
+            )
+            self._run(
+                "UPDATE outbox_indexes SET refused = refused + ?"
+                " WHERE index_name = ? AND physical_index = ? AND role = 'old'",
+                documents,
+                index,
+                target,
+            )
+            role = self._run(
+                "SELECT role FROM outbox_indexes WHERE index_name = ? AND physical_index = ?", index, target
+            ).scalar_one_or_none()
+        return role in (Role.LIVE, Role.NEW)
 
     # -- maintenance --------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "merge": set(),
     "load": {"documents", "entities", "store", "destinations.base", "models", "errors"},
     "plan": {"models", "merge", "destinations.base"},
+    "copies": {"destinations.base", "errors"},
     "destinations": {
         "destinations.base", "destinations.elasticsearch", "destinations.embedded", "settings", "errors",
     },
@@ -46,13 +47,14 @@ ALLOWED: dict[str, set[str]] = {
     "presence": set(),
     "maintenance": {"store", "verify", "settings", "logs", "presence", "models", "errors"},
     "relay": {
-        "errors", "settings", "models", "logs", "store", "load", "entities", "plan", "destinations.base", "transition",
-        "breaker", "poison", "rate", "wakeup",
+        "errors", "settings", "models", "logs", "store", "load", "entities", "plan", "copies", "destinations.base",
+        "transition", "breaker", "poison", "rate", "wakeup",
     },
     "testing": {
         "destinations.base", "destinations.embedded", "entities", "models", "relay", "settings", "store",
     },
     "verify": {"entities", "keys", "destinations.base", "store", "models", "errors"},
+    "jobs": {"store", "models", "presence", "errors"},
     "schema": {"models", "errors"},
     "check": {"destinations.base", "store", "schema", "models", "logs", "errors"},
 }  # fmt: skip

@@ -1,0 +1,88 @@
+"""An index that is being rebuilt has two physical indexes, and what is sent to the live one goes to the other too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind
+from outbox.errors import DestinationError
+
+_SETTLED = frozenset({OutcomeKind.APPLIED, OutcomeKind.CONFLICT, OutcomeKind.REJECTED, OutcomeKind.FAILED})
+_TOOK = frozenset({OutcomeKind.APPLIED, OutcomeKind.CONFLICT})
+_AGAIN = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.OVERLOADED})
+
+
+class Refusal(NamedTuple):
+    """What another physical index did not take, although the live one took it. `at`: position of its action."""
+
+    at: int
+    target: str
+    outcome: Outcome
+
+
+def apply(
+    destination: Destination, actions: Sequence[Action], copies: Mapping[str, Sequence[str]]
+) -> tuple[list[Outcome], list[Refusal]]:
+    """Carry out the actions in the live index, then in the others. `copies`: the others by index name.
+
+    The outcome of an action is that of the live index. Only where another one could not be asked, or has no time, it
+    is that: the row comes again then, and the live index knows it already.
+    """
+    # The readers' name moves on while relays still hold claims from before: no matter where it leads, a claim's
+    # physical index gets its rows.
+    outcomes = destination.apply(
+        [replace(action, index=action.target) if action.index in copies else action for action in actions]
+    )
+    copied = [
+        (at, replace(action, index=target, target=target))
+        for at, action in enumerate(actions)
+        if outcomes[at].kind in _SETTLED
+        for target in copies.get(action.index, ())
+    ]
+    refusals: list[Refusal] = []
+    sendable = _merged(destination, actions, outcomes, copied)
+    for (at, action), outcome in zip(sendable, _sent(destination, [each for _, each in sendable]), strict=True):
+        if outcome.kind in _AGAIN:
+            outcomes[at] = outcome
+        elif outcome.kind not in _TOOK and outcomes[at].kind in _TOOK:
+            refusals.append(Refusal(at, action.target, outcome))
+    return outcomes, refusals
+
+
+def _merged(
+    destination: Destination, actions: Sequence[Action], outcomes: list[Outcome], copied: list[tuple[int, Action]]
+) -> list[tuple[int, Action]]:
+    """Instead of patches, the document that came of them in the live index: the others may not have it yet."""
+    patched = sorted({at for at, action in copied if action.patches})
+    if not patched:
+        return copied
+    found: dict[tuple[str, str], bytes] = {}
+    try:
+        for target in {actions[at].target for at in patched}:
+            ids = [actions[at].document_id for at in patched if actions[at].target == target]
+            for document_id, stored in destination.read(target, ids).items():
+                found[target, document_id] = json.dumps(stored.source, ensure_ascii=False).encode()
+    except DestinationError as error:
+        for at in patched:
+            outcomes[at] = Outcome(OutcomeKind.UNAVAILABLE, "unavailable", str(error))
+        return [each for each in copied if each[0] not in patched]
+    return [
+        (at, replace(action, document=found.get((actions[at].target, action.document_id)), patches=()))
+        if action.patches
+        else (at, action)
+        for at, action in copied
+    ]
+
+
+def _sent(destination: Destination, actions: Sequence[Action]) -> Iterator[Outcome]:
+    """The outcomes of actions; a request that is too large is halved until it fits."""
+    outcomes = destination.apply(actions) if actions else []
+    if len(actions) > 1 and any(outcome.kind is OutcomeKind.SPLIT for outcome in outcomes):
+        middle = len(actions) // 2
+        yield from _sent(destination, actions[:middle])
+        yield from _sent(destination, actions[middle:])
+    else:
+        yield from outcomes
