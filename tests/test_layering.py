@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "verify": {"entities", "keys", "destinations.base", "store", "models", "errors"},
     "jobs": {"store", "models", "presence", "errors"},
+    "reindex": {"jobs", "entities", "keys", "destinations.base", "models", "presence", "errors"},
     "schema": {"models", "errors"},
     "check": {"destinations.base", "store", "schema", "models", "logs", "errors"},
 }  # fmt: skip

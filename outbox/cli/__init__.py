@@ -33,6 +33,7 @@ def main() -> None:
                  outbox-relay check           is everything as it should be?
                  outbox-relay search          what does an index find?
                  outbox-relay verify          does it hold what the database says?
+    Rebuild:     outbox-relay reindex         an index, from the database, under traffic
     In trouble:  outbox-relay dead list       what was given up, and why
                  outbox-relay pause|resume    stop and restart all relays
 
@@ -42,8 +43,8 @@ def main() -> None:
     """
 
 
-from outbox.cli import check, control, dead, look, run, search, verify  # noqa: E402  (they register themselves on the group)
+from outbox.cli import check, control, dead, look, reindex, run, search, verify  # noqa: E402  (they register themselves)
 
-for module in (run, look, check, search, verify, dead, control):
+for module in (run, look, check, search, verify, reindex, dead, control):
     for each in module.commands:
         main.add_command(each)

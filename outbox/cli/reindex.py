@@ -1,0 +1,292 @@
+"""reindex: rebuild an index from the database while rows keep flowing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from outbox import logs, reindex, schema
+from outbox.cli.wiring import database_option, destination_of, engine_of, json_option, load_settings, registry_of
+from outbox.destinations.base import Destination
+from outbox.entities import EntityRegistry
+from outbox.errors import ConfigurationError, ReindexFailed
+from outbox.jobs import Job, Jobs
+from outbox.models import now_ms
+from outbox.reindex import Progress, Reindexer, Selection
+from outbox.settings import Settings
+
+LINE_EVERY_S = 5.0
+
+
+@click.command(name="reindex")
+@click.option("--entity", "entities", multiple=True, metavar="NAME", help="The indexes of this entity; repeatable.")
+@click.option("--all", "everything", is_flag=True, help="The indexes of all registered entities.")
+@click.option("--tenant", metavar="TENANT", help="Only documents of this tenant.")
+@click.option("--from-date", "since", metavar="DATE", help="Only rows whose changed_at is not before that.")
+@click.option("--in-place", is_flag=True, help="Write to the live index instead of a new one.")
+@click.option("--keep-old", is_flag=True, help="Go on sending rows to the old index too, for --rollback.")
+@click.option("--adopt", is_flag=True, help="A physical index has the name: remove it for an alias to the new one.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Documents a second, at most.")
+@click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
+@click.option("--resume", is_flag=True, help="Go on with what was left unfinished.")
+@click.option("--cancel", type=int, metavar="JOB", help="Stop a reindex and remove its new index.")
+@click.option("--rollback", is_flag=True, help="Back to the index that --keep-old kept, which missed nothing.")
+@click.option("--drop-old", is_flag=True, help="Remove the index that --keep-old kept.")
+@click.option("--list", "listed", is_flag=True, help="Show reindexes, running and ended.")
+@json_option
+@database_option
+def command(**given: Any) -> None:
+    """Rebuild indexes from the database while rows keep flowing.
+
+    A new index is filled beside the live one, rows go to both, and readers get the new one in one step when it is
+    complete. Killed anywhere, the same command goes on. With --tenant, --from-date or --in-place the documents are
+    written to the live index instead.
+
+    \b
+    Examples:
+      outbox-relay reindex --entity contacts
+      outbox-relay reindex --all --rate 2000
+      outbox-relay reindex --entity contacts --tenant t1 --dry-run
+      outbox-relay reindex --entity contacts --from-date 2026-11-01
+      outbox-relay reindex --entity contacts --keep-old
+      outbox-relay reindex --entity contacts --rollback
+      outbox-relay reindex --resume
+      outbox-relay reindex --cancel 3
+      outbox-relay reindex --list
+    """
+    chosen = bool(given["entities"] or given["everything"])
+    if not (chosen or given["resume"] or given["listed"] or given["cancel"] is not None):
+        context = click.get_current_context()
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+    ends = [name for name in ("resume", "cancel", "rollback", "drop_old", "listed", "dry_run") if given[name]]
+    if len(ends) > 1:
+        raise click.UsageError(f"{' and '.join('--' + name.replace('_', '-') for name in ends)} do not go together")
+    if given["entities"] and given["everything"]:
+        raise click.UsageError("--entity and --all do not go together")
+    loaded = load_settings(database_url=given["database_url"])
+    with _open(loaded) as jobs:
+        if given["listed"]:
+            _list(jobs, given["as_json"])
+            return
+        registry = registry_of(loaded)
+        if registry is None and given["cancel"] is None:
+            raise ConfigurationError("no registry of entities: set OUTBOX_ENTITIES, e.g. myapp.search:registry")
+        destination = destination_of(loaded)
+        _on_sigterm()
+        try:
+            _act(jobs, destination, registry or EntityRegistry(), loaded, given)
+        finally:
+            destination.close()
+
+
+def _act(
+    jobs: Jobs, destination: Destination, registry: EntityRegistry, loaded: Settings, given: dict[str, Any]
+) -> None:
+    reindexer = Reindexer(
+        jobs,
+        destination,
+        registry,
+        rate=given["rate"],
+        lease_s=loaded.lease,
+        request_timeout_s=loaded.request_timeout,
+    )
+    if given["cancel"] is not None:
+        click.echo(reindexer.cancel(given["cancel"]))
+        return
+    if given["resume"]:
+        _resume(jobs, reindexer, registry, given)
+        return
+    selections = reindex.select(
+        jobs,
+        registry,
+        **{
+            name: given[name] for name in ("entities", "everything", "tenant", "since", "in_place", "keep_old", "adopt")
+        },
+    )
+    if given["everything"]:
+        _name_unregistered(jobs, registry)
+    if given["rollback"] or given["drop_old"]:
+        _back_or_drop(jobs, destination, selections, given)
+    elif given["dry_run"]:
+        _dry_run(jobs, registry, selections, given["as_json"])
+    else:
+        for selection in selections:
+            _show(jobs, reindexer.run(selection), selection.index, given["as_json"])
+
+
+def _resume(jobs: Jobs, reindexer: Reindexer, registry: EntityRegistry, given: dict[str, Any]) -> None:
+    wanted = {index for name in given["entities"] for index in (registry[name].index, *_of(jobs, registry, name))}
+    left = [
+        job for job in jobs.open_jobs() if jobs.abandoned(job, now_ms()) and (not wanted or job.index_name in wanted)
+    ]
+    if not left:
+        running = len(jobs.open_jobs())
+        click.echo("nothing to resume" + (f"; {running} running: see 'outbox-relay reindex --list'" if running else ""))
+    for job in left:
+        _show(jobs, reindexer.resume(job), job.index_name, given["as_json"])
+
+
+def _of(jobs: Jobs, registry: EntityRegistry, name: str) -> list[str]:
+    return [index for index in jobs.targets() if registry[name].index_names(index)]
+
+
+def _name_unregistered(jobs: Jobs, registry: EntityRegistry) -> None:
+    for name in sorted(jobs.targets()):
+        if not registry.of_index(name):
+            click.echo(f"index {name} has no registered entity and stays as it is", err=True)
+
+
+def _back_or_drop(jobs: Jobs, destination: Destination, selections: Iterable[Selection], given: dict[str, Any]) -> None:
+    for each in selections:
+        if given["everything"] and not jobs.kept(each.index):
+            continue
+        if given["drop_old"]:
+            click.echo(f"index {each.index}: {reindex.drop_old(jobs, destination, each.index)} is removed")
+            continue
+        live, refused = reindex.roll_back(jobs, destination, each.index)
+        click.echo(f"index {each.index}: readers and rows have {live} again")
+        if refused:
+            click.echo(
+                f"it had refused {logs.rows(refused)} since the reindex: "
+                f"'outbox-relay reindex --entity {each.entities[0].name}' brings them in",
+                err=True,
+            )
+
+
+def _dry_run(jobs: Jobs, registry: EntityRegistry, selections: Iterable[Selection], as_json: bool) -> None:
+    for each in selections:
+        rows, names = reindex.rows_of(jobs, registry, each), [entity.name for entity in each.entities]
+        if as_json:
+            click.echo(json.dumps({"index": each.index, "entities": names, "rows": rows, "in_place": each.in_place}))
+        else:
+            where = "in place" if each.in_place else "into a new index"
+            click.echo(f"index {each.index}: {logs.rows(rows)} of {', '.join(names)}, {where}")
+
+
+def _list(jobs: Jobs, as_json: bool) -> None:
+    found = jobs.jobs()
+    if as_json:
+        click.echo(json.dumps([facts(jobs, job) for job in found]))
+        return
+    for job in found:
+        click.echo(line(jobs, job))
+    if not found:
+        click.echo("no reindex so far")
+
+
+def facts(jobs: Jobs, job: Job) -> dict[str, Any]:
+    """A job for other programs."""
+    shown = {name: value for name, value in asdict(job).items() if name != "lease_token"}
+    return {**shown, "abandoned": job.is_open and jobs.abandoned(job, now_ms())}
+
+
+def line(jobs: Jobs, job: Job) -> str:
+    """A job for people."""
+    where = f"{job}: {job.state}"
+    if job.is_open:
+        where += f" at step '{job.phase}', {job.documents:,} of {logs.rows(job.total)}"
+        if jobs.abandoned(job, now_ms()):
+            return logs.safe(f"{where}, ABANDONED  → outbox-relay reindex --resume, or --cancel {job.id}")
+        return logs.safe(f"{where}, by {job.lease_holder}")
+    return logs.safe(where + (f": {job.error}" if job.error else f", {job.documents:,} documents"))
+
+
+def _show(jobs: Jobs, steps: Iterator[Progress], index: str, as_json: bool) -> None:
+    """Follow a job to its end."""
+    began = time.monotonic()
+    bar = not as_json and sys.stderr.isatty()
+    last = _with_bar(steps) if bar else _with_lines(steps, as_json)
+    job = jobs.job(last.job) if last else None
+    if job is None:
+        return
+    if as_json:
+        click.echo(json.dumps(facts(jobs, job)))
+    else:
+        where = f"readers get {job.new_index}" if job.new_index else f"written to {job.old_index}"
+        removed = f", {job.removed:,} removed" if job.removed else ""
+        seconds = time.monotonic() - began
+        click.echo(f"index {index}: {job.documents:,} documents in {seconds:,.1f} s{removed}; {where}")
+        if job.keep_old:
+            click.echo(f"{job.old_index} is kept: '--rollback' returns to it, '--drop-old' removes it")
+    if job.refused:
+        raise ReindexFailed(f"{job.refused:,} documents could not be written; the warnings above name the first")
+
+
+def _with_lines(steps: Iterator[Progress], as_json: bool) -> Progress | None:
+    last, said, phase = None, 0.0, ""
+    for last in steps:
+        if last.phase == phase and time.monotonic() - said < LINE_EVERY_S:
+            continue
+        said, phase = time.monotonic(), last.phase
+        click.echo(json.dumps(asdict(last)) if as_json else _line(last), err=not as_json)
+    return last
+
+
+def _line(at: Progress) -> str:
+    text = f"{at.index}: {at.phase} {at.rows:,} of {at.total:,}"
+    if at.rate:
+        text += f", {at.rate:,.0f}/s"
+    if at.eta is not None:
+        text += f", {_span(at.eta)} left"
+    return text + (f" ({at.note})" if at.note else "")
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _with_bar(steps: Iterator[Progress]) -> Progress | None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    last = None
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None, rate="")
+        for last in steps:
+            rate = f"{last.rate:,.0f}/s" if last.rate else last.note
+            if last.eta is not None:
+                rate += f", {_span(last.eta)} left"
+            described = f"{last.index} {last.phase}"
+            bar.update(task, description=described, completed=last.rows, total=last.total, rate=rate)
+    return last
+
+
+@contextmanager
+def _open(loaded: Settings) -> Iterator[Jobs]:
+    engine = engine_of(loaded)
+    schema.require_head(engine)
+    jobs = Jobs(engine)
+    try:
+        yield jobs
+    finally:
+        jobs.close()
+        engine.dispose()
+
+
+def _on_sigterm() -> None:
+    """Let the lease go on SIGTERM, as on Ctrl-C: the job waits for whoever resumes it."""
+
+    def leave(number: int, _frame: Any) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+commands = [command]
