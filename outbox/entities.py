@@ -358,43 +358,6 @@ class EntityRegistry:
                 loaded |= dict.fromkeys(by_place[place], document)
         return loaded
 
-    # -- all rows of an entity, for rebuilding an index -----------------------------------------------------------
-
-    def page(
-        self, connection: Connection, entity: Entity, part: Part, after: Sequence[str] | None, limit: int
-    ) -> list[Row]:
-        """The next rows in the order of the primary key, after that key (as text), with their documents.
-
-        Two queries that take no lock and hold no snapshot from one page to the next. Raises `DatabaseUnavailable`.
-        """
-        columns = entity.key_columns
-        statement = part.of(entity, select(*columns).select_from(entity.model)).order_by(*columns).limit(limit)
-        if after is not None:
-            key = tuple(form.from_text(text) for form, text in zip(entity.key_forms, after, strict=True))
-            statement = statement.where(columns[0] > key[0] if len(key) == 1 else tuple_(*columns) > tuple_(*key))
-        with _readable(entity):
-            identities = [tuple(row) for row in connection.execute(statement)]
-        found = self._found(connection, entity, identities)
-        return [
-            Row([form.to_text(each) for form, each in zip(entity.key_forms, identity, strict=True)], made.key, made[1])
-            for identity in identities
-            if (made := found.get(identity, _Found(None, None)))
-        ]
-
-    def count(self, connection: Connection, entity: Entity, part: Part) -> int:
-        """How many rows there are, also those that have no document."""
-        with _readable(entity):
-            return int(connection.execute(part.of(entity, select(func.count()).select_from(entity.model))).scalar_one())
-
-    def tenants(self, connection: Connection, entity: Entity, limit: int = -1) -> list[str]:
-        """The tenants that have rows, as text."""
-        tenant = entity.tenant_sql()
-        if tenant is None:
-            return []
-        statement = select(tenant).select_from(entity.model).where(tenant.is_not(None)).distinct().order_by(tenant)
-        with _readable(entity):
-            return [row[0] for row in connection.execute(statement.limit(limit))]
-
     def _unknown(self, name: str | None) -> LoadFailed:
         return LoadFailed(
             UNKNOWN_ENTITY,
@@ -416,20 +379,22 @@ class EntityRegistry:
 
     # -- walking through an entity ------------------------------------------------------------------------------
 
-    def count(self, connection: Connection, entity: Entity, *, tenant_id: str | None = None) -> int:
-        """How many rows an entity has, of one tenant if given. Raises `DatabaseUnavailable`."""
-        statement = _of_tenant(select(func.count()).select_from(entity.model), entity, tenant_id)
+    def count(self, connection: Connection, entity: Entity, part: Part) -> int:
+        """How many rows an entity has, also those that have no document. Raises `DatabaseUnavailable`."""
         with _or_unavailable(entity):
-            return int(connection.execute(statement).scalar_one())
+            return int(connection.execute(part.of(entity, select(func.count()).select_from(entity.model))).scalar_one())
+
+    def tenants(self, connection: Connection, entity: Entity, limit: int = -1) -> list[str]:
+        """The tenants that have rows, as text."""
+        tenant = entity.tenant_sql()
+        if tenant is None:
+            return []
+        statement = select(tenant).select_from(entity.model).where(tenant.is_not(None)).distinct().order_by(tenant)
+        with _or_unavailable(entity):
+            return [row[0] for row in connection.execute(statement.limit(limit))]
 
     def identities(
-        self,
-        connection: Connection,
-        entity: Entity,
-        *,
-        after: tuple[Any, ...] | None,
-        limit: int,
-        tenant_id: str | None = None,
+        self, connection: Connection, entity: Entity, part: Part, *, after: tuple[Any, ...] | None, limit: int
     ) -> list[tuple[Any, ...]]:
         """The next primary keys of an entity after that one, in their order. Raises `DatabaseUnavailable`.
 
@@ -440,9 +405,28 @@ class EntityRegistry:
         if after is not None:
             beyond = columns[0] > after[0] if len(columns) == 1 else tuple_(*columns) > after
             statement = statement.where(beyond)
-        statement = _of_tenant(statement, entity, tenant_id).order_by(*columns).limit(limit)
         with _or_unavailable(entity):
-            return [tuple(row) for row in connection.execute(statement)]
+            return [
+                tuple(row) for row in connection.execute(part.of(entity, statement).order_by(*columns).limit(limit))
+            ]
+
+    def page(
+        self, connection: Connection, entity: Entity, part: Part, after: Sequence[str] | None, limit: int
+    ) -> list[Row]:
+        """The next rows in the order of the primary key, after that key (as text), with their documents.
+
+        Two queries that take no lock and hold no snapshot from one page to the next. Raises `DatabaseUnavailable`.
+        """
+        key = None
+        if after is not None:
+            key = tuple(form.from_text(text) for form, text in zip(entity.key_forms, after, strict=True))
+        identities = self.identities(connection, entity, part, after=key, limit=limit)
+        found = self._found(connection, entity, identities)
+        return [
+            Row([form.to_text(each) for form, each in zip(entity.key_forms, identity, strict=True)], made.key, made[1])
+            for identity in identities
+            if (made := found.get(identity, _Found(None, None)))
+        ]
 
     def load_rows(
         self, connection: Connection, entity: Entity, identities: Sequence[tuple[Any, ...]]
@@ -537,23 +521,17 @@ class Part(NamedTuple):
     since: Any = None
 
     def of(self, entity: Entity, statement: Select[Any]) -> Select[Any]:
-        if self.tenant is not None and entity.tenant is not None and entity.tenant_form is not None:
+        if self.tenant is not None:
+            if entity.tenant is None or entity.tenant_form is None:
+                return statement.where(false())  # an entity without tenants has nothing of one
             try:
                 tenant = entity.tenant_form.from_text(self.tenant)
-            except ValueError:
+            except ValueError:  # nobody's
                 return statement.where(false())
             statement = statement.where(entity.column(entity.tenant) == tenant)
         if self.since is not None and entity.changed_at is not None:
             statement = statement.where(entity.column(entity.changed_at) >= self.since)
         return statement
-
-
-@contextmanager
-def _readable(entity: Entity) -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        raise DatabaseUnavailable(f"entity {entity.name!r} cannot be read: {error.orig}") from error
 
 
 class _Found(NamedTuple):
@@ -644,19 +622,6 @@ def _or_unavailable(entity: Entity) -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise _unavailable(entity, error) from error
-
-
-def _of_tenant(statement: Select[Any], entity: Entity, tenant_id: str | None) -> Select[Any]:
-    """Only rows of one tenant. An entity without tenants has none of it."""
-    if tenant_id is None:
-        return statement
-    if entity.tenant is None or entity.tenant_form is None:
-        return statement.where(false())
-    try:
-        value = entity.tenant_form.from_text(tenant_id)
-    except ValueError:  # nobody's
-        return statement.where(false())
-    return statement.where(entity.column(entity.tenant) == value)
 
 
 def _needs_objects(entity: Entity) -> bool:

@@ -97,8 +97,9 @@ class Jobs(Store):
 
     def abandoned(self, job: Job, now: int) -> bool:
         """Whether nobody works on an open job."""
-        free = job.lease_token is None or (job.lease_expires_at or 0) <= now
-        return free or presence.reindex_is_gone(self.path, job.id)
+        if job.lease_token is None or (job.lease_expires_at or 0) <= now:
+            return True
+        return presence.reindex_is_gone(self.path, job.lease_token)
 
     def kept(self, index: str) -> tuple[str, int] | None:
         """The old physical index that rows still go to, and how many documents it refused."""
@@ -180,7 +181,11 @@ class Jobs(Store):
                 f" WHERE id = ? AND lease_token IS ? AND ({OPEN_JOBS})",
                 *(token, holder, now + lease_ms, job.id, job.lease_token),
             ).rowcount
-        return self._known(job.id) if taken else None
+        if not taken:
+            return None
+        if job.lease_token:
+            presence.forget_reindex(self.path, job.lease_token)
+        return self._known(job.id)
 
     def give_back(self, job: Job) -> None:
         """Let the lease go."""

@@ -16,7 +16,7 @@ from typing import IO
 from loguru import logger
 
 
-def _path(database: Path, kind: str, number: int) -> Path:
+def _path(database: Path, kind: str, number: int | str) -> Path:
     return database.with_name(f"{database.name}-{kind}-{number}")
 
 
@@ -27,7 +27,7 @@ class Presence:
     write to, as long as the application keeps the write-ahead log there.
     """
 
-    def __init__(self, database: Path, number: int, kind: str = "relay") -> None:
+    def __init__(self, database: Path, number: int | str, kind: str = "relay") -> None:
         self._path = _path(database, kind, number)
         self._file: IO[bytes] | None = None
         try:
@@ -64,9 +64,14 @@ def gone(database: Path, relays: Iterable[int]) -> list[int]:
     return dead
 
 
-def reindex_is_gone(database: Path, job: int) -> bool:
-    """Whether the process that worked on a reindex has ended without saying so. Leaves its file to the next one."""
-    with contextlib.suppress(OSError), _path(database, "reindex", job).open("rb") as file:
+def reindex_is_gone(database: Path, lease: str) -> bool:
+    """Whether the process that held this lease of a reindex has ended without giving it back."""
+    with contextlib.suppress(OSError), _path(database, "reindex", lease).open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while it is alive
         return True
     return False
+
+
+def forget_reindex(database: Path, lease: str) -> None:
+    """Remove the file that a killed process left behind."""
+    _path(database, "reindex", lease).unlink(missing_ok=True)

@@ -266,7 +266,7 @@ class Reindexer:
             raise ReindexFailed(f"{job} is somebody else's by now; see 'outbox-relay reindex --list'")
         self._job, self._selection, self._noted_at = taken, replace(asked, entities=entities), now_ms()
         self._unwritten = {}
-        presence = Presence(self._jobs.path, taken.id, "reindex")
+        presence = Presence(self._jobs.path, taken.lease_token or "", "reindex")
         try:
             yield from self._work()
         finally:
@@ -423,6 +423,7 @@ class Reindexer:
         self._note(force=True, phase="wait", documents=documents, refused=refused)
 
     def _wait(self) -> Iterator[Progress]:
+        yield self._progress()
         job = self._job
         while left := self._jobs.unfinished_up_to(job.index_name, job.last_id):
             relays = "" if self._jobs.relays() else "; no relay runs: start 'outbox-relay run'"
@@ -435,16 +436,19 @@ class Reindexer:
         while True:
             try:
                 # The index first, then the database: what comes into both meanwhile is not taken for superfluous.
-                for page in self._destination.pages(self._job.target, tenant=self._selection.tenant):
-                    older = [each for each, version in page.items() if version <= (self._job.watermark or 0)]
-                    for start in range(0, len(older), PAGE_ROWS):
-                        gone = self._absent(older[start : start + PAGE_ROWS])
-                        if gone:
-                            # Noted before it is done: after a kill in between rather too many than too few.
-                            removed += len(gone)
-                            self._note(force=True, removed=removed)
-                            self._refused(self._write([self._action(each, None) for each in gone]))
-                        self._note()
+                tenant = self._selection.tenant
+                for page in self._destination.pages(self._job.target, PAGE_ROWS):
+                    older = [
+                        each
+                        for each, listed in page.items()
+                        if listed.version <= (self._job.watermark or 0) and tenant in (None, listed.tenant_id)
+                    ]
+                    if gone := self._absent(older):
+                        # Noted before it is done: after a kill in between rather too many than too few.
+                        removed += len(gone)
+                        self._note(force=True, removed=removed)
+                        self._refused(self._write([self._action(each, None) for each in gone]))
+                    self._note()
                     seen += len(page)
                     yield self._progress(rows=seen, total=max(self._job.total, seen))
                 break
@@ -596,7 +600,7 @@ class Reindexer:
     def _differing(self) -> list[str]:
         """Of a sample, the documents that are not what the database says, although no row of theirs is under way."""
         target, connection = self._job.target, self._jobs.connection
-        page = next(iter(self._destination.pages(target)), {})
+        page = next(self._destination.pages(target, PAGE_ROWS), {})
         suspects = set(random.sample(sorted(page), min(SAMPLE, len(page))))
         for entity in self._selection.entities:
             rows = self._registry.page(connection, entity, _part(entity, self._selection), None, SAMPLE)

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from outbox.destinations.base import TENANT_FIELD, Action, Destination, Listed, OutcomeKind, Stored
-from outbox.entities import Entity, EntityRegistry, Loaded, LoadFailed
+from outbox.entities import Entity, EntityRegistry, Loaded, LoadFailed, Part
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
 from outbox.keys import Tenancy, tenant_of
 from outbox.models import now_ms, version
@@ -179,12 +179,11 @@ class Verification:
 
     def _database(self, entity: Entity) -> Iterator[Progress | Drift]:
         connection, registry = self._store.connection, self._registry
-        total = registry.count(connection, entity, tenant_id=self._tenant_id)
+        part = Part(self._tenant_id)
+        total = registry.count(connection, entity, part)
         after, done = None, 0
         limit = min(int(self._page / self._sample), MOST_KEYS_AT_ONCE)
-        while identities := registry.identities(
-            connection, entity, after=after, limit=limit, tenant_id=self._tenant_id
-        ):
+        while identities := registry.identities(connection, entity, part, after=after, limit=limit):
             after = identities[-1]
             drawn = identities if self._sample == 1 else [each for each in identities if random.random() < self._sample]
             for start in range(0, len(drawn), self._page):

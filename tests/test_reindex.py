@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
@@ -117,7 +118,7 @@ class World:
             rows = self.registry.page(self.jobs.connection, entity, rebuilding.Part(), None, 10_000)
             for row in rows:
                 if row.place and isinstance(row.document, bytes):
-                    found[row.place.document_id] = __import__("json").loads(row.document)
+                    found[row.place.document_id] = json.loads(row.document)
         return found
 
     def readers(self) -> tuple[str, ...]:
@@ -170,4 +171,617 @@ def test_changes_at_every_step_arrive(world: World) -> None:
         at[phase] = change
     world.rebuild(at)
     assert world.job.state == "done"
+    world.assert_in_step()
+
+
+# -- the order of things -------------------------------------------------------------------------------------------
+
+
+def test_row_that_waits_for_its_retry_while_the_index_is_rebuilt_brings_nothing_old_back(world: World) -> None:
+    world.filled(3)
+    world.save(1, "late")
+    world.place.fail(times=1)
+    world.relay.run_once(now := now_ms())
+    assert world.outbox.counts()["pending"] == 1  # until its retry, two seconds from now
+    world.delete(1)
+    seen: list[str] = []
+    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
+        if "not delivered yet" in progress.note:
+            seen.append(progress.phase)
+            if seen.count("wait") == 3:
+                world.relay.run_once(now + 3_000)
+                world.deliver()
+    assert seen.count("wait") >= 3
+    world.assert_in_step()
+    assert world.place.get("contacts", "2:t1:1") is None
+
+
+def test_claim_from_before_both_that_is_delivered_after_the_scan(world: World) -> None:
+    """Its relay knows the old index only, and is slow: the swap waits for it."""
+    world.filled(3)
+    world.save(1, "claimed before")
+    slow = world.another_relay()
+    request = slow._next_request(now_ms())
+    assert request is not None
+    assert request.claim.copies == {}
+    waited = 0
+    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
+        if progress.phase == "wait":
+            waited += 1
+            assert world.readers() == (FIRST,)
+            if waited == 3:
+                slow._settle(slow._send(request), now_ms())
+    assert waited >= 3
+    world.assert_in_step()
+
+
+def test_claim_from_before_the_swap_is_delivered_after_it(world: World) -> None:
+    """The old index stays until nobody sends to it, and what the claim says is in the new one."""
+    world.filled(3)
+    slow = world.another_relay()
+    requests: list[Any] = []
+
+    def claim() -> None:
+        world.save(1, "in flight")
+        requests.append(slow._next_request(now_ms()))
+
+    dropping = 0
+    steps = world.steps({"swap": claim})
+    for progress in steps:
+        if progress.phase == "drop":
+            dropping += 1
+            assert world.readers() == (SECOND,)
+            break
+    (request,) = requests
+    assert request.claim.targets["contacts"] == FIRST
+    assert request.claim.copies["contacts"] == (SECOND,)
+    assert FIRST in world.place.indexes()
+    slow._settle(slow._send(request), now_ms())
+    list(steps)
+    assert dropping
+    assert world.place.get("contacts", "2:t1:1") == {"name": "in flight", "tenantId": "t1"}
+    assert slow.breakers() == []
+    world.assert_in_step()
+
+
+def test_document_that_was_changed_by_hand_is_mended(world: World) -> None:
+    world.filled(3)
+    version = (world.place.version("contacts", "2:t1:1") or 0) + 40
+    forged = Action("contacts", FIRST, "2:t1:1", version, b'{"name":"forged","tenantId":"t1"}')
+    world.place.destination.apply([forged, Action("contacts", FIRST, "stray", version + 1, b'{"name":"stray"}')])
+    assert "stray" in world.place.documents("contacts")
+    world.rebuild(in_place=True)
+    assert (world.job.state, world.job.removed) == ("done", 1)
+    world.assert_in_step(FIRST)
+    world.save(1, "after")  # newer than the version that was found
+    world.assert_in_step(FIRST)
+
+
+def test_epoch_that_is_advanced_while_the_index_is_rebuilt(world: World) -> None:
+    world.filled(3)
+
+    def advance() -> None:
+        world.save(1, "before")
+        world.jobs.advance_epoch(1, now_ms())
+        world.save(2, "after")
+
+    world.rebuild({"sweep": advance})
+    world.assert_in_step()
+
+
+class Reading:
+    """The registry, with something that happens after a page was read and before it is written."""
+
+    def __init__(self, registry: EntityRegistry, then: Callable[[], None]) -> None:
+        self._registry, self._then = registry, then
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._registry, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._registry)
+
+    def page(self, *arguments: Any) -> Any:
+        found = self._registry.page(*arguments)
+        then, self._then = self._then, lambda: None
+        then()
+        return found
+
+
+def test_delete_between_reading_and_writing_whose_tombstone_is_forgotten(world: World) -> None:
+    """The document comes back with the page, below anybody's version; the sweep finds it."""
+    world.filled(3)
+
+    def delete() -> None:
+        world.delete(1)
+        world.save(2, "changed")
+        world.save(3, "Ada 3", tenant="t2")
+        world.deliver()
+        world.place.forget_deletes(SECOND)
+
+    registry: Any = Reading(world.registry, delete)
+    for _ in reindex(world.jobs, world.place.destination, registry, entities=["contacts"]):
+        world.deliver()
+    assert world.job.removed == 2
+    world.assert_in_step()
+
+
+def test_create_while_the_sweep_looks_stays(world: World) -> None:
+    world.filled(3)
+    destination = world.place.destination
+    pages = destination.pages
+
+    def slow(target: str, **given: Any) -> Iterator[Any]:
+        for page in pages(target, **given):
+            world.save(9, "just created")
+            world.deliver()
+            yield {**page, "2:t1:9": 1}  # as if it had been there when the page was made
+        world.save(8, "and one more")
+        world.deliver()
+
+    destination.pages = slow  # type: ignore[method-assign,assignment]
+    world.rebuild()
+    world.assert_in_step()
+
+
+def test_document_that_is_excluded_archived_or_another_tenants_is_not_in_the_new_index(world: World) -> None:
+    world.filled(4)
+    world.rebuild(
+        {
+            "scan": lambda: world.save(1, "archived", archived=True),
+            "wait": lambda: world.save(2, "moved", tenant="t2"),
+            "sweep": lambda: world.delete(3),
+        }
+    )
+    world.assert_in_step()
+    assert sorted(world.place.documents("contacts")) == ["2:t1:4", "2:t2:2"]
+
+
+def test_partial_update_reaches_an_index_that_has_not_got_the_document_yet(world: World) -> None:
+    """Of an application that writes without the registry: what came of it in the live index goes to the other too."""
+    world.filled(2)
+
+    def update() -> None:
+        world.outbox.raw("UPDATE contacts SET name = 'by hand' WHERE id = 1")
+        world.outbox.update("contacts", "2:t1:1", {"name": "by hand"})
+        world.deliver()
+
+    registry: Any = Reading(world.registry, update)
+    for _ in reindex(world.jobs, world.place.destination, registry, entities=["contacts"]):
+        world.deliver()
+    world.assert_in_step()
+
+
+# -- several entities, tenants and parts ---------------------------------------------------------------------------
+
+
+def test_entities_that_share_an_index_are_rebuilt_together(outbox: Outbox, place: Place) -> None:
+    world = World(outbox, place, tenancy="shared")
+    world.registry.add(Company, index="contacts", fields=["name"])
+    world.filled(3)
+    with world.sessions.begin() as session:
+        session.add_all(Company(code=f"c|{n}", region=n, name="Acme") for n in range(4))
+    world.rebuild()
+    assert len(world.place.documents("contacts")) == 7
+    world.assert_in_step()
+    world.jobs.close()
+
+
+def test_pages_end_in_the_middle_of_equal_first_columns(
+    outbox: Outbox, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "PAGE_ROWS", 2)
+    world = World(outbox, place, tenancy="shared")
+    world.registry.add(Company, index="contacts", fields=["name"])
+    world.filled(5)
+    with world.sessions.begin() as session:
+        session.add_all(Company(code=code, region=n, name="Acme") for code in ("a", "b") for n in (10, 9, 2))
+    assert world.rebuild()[-1].rows == 11
+    world.assert_in_step()
+    world.jobs.close()
+
+
+def test_tenant_alone_is_rebuilt_in_place_and_others_are_not_touched(world: World) -> None:
+    world.filled(2)
+    world.save(3, "of t2", tenant="t2")
+    world.save(4, "of t2", tenant="t2")
+    world.deliver()
+    world.outbox.raw("UPDATE contacts SET name = 'new'")
+    world.outbox.raw("DELETE FROM contacts WHERE id IN (2, 4)")
+    world.rebuild(tenant="t1")
+    assert world.readers() == (FIRST,)
+    assert {each: found["name"] for each, found in world.place.documents("contacts").items()} == {
+        "2:t1:1": "new",
+        "2:t2:3": "of t2",
+        "2:t2:4": "of t2",
+    }
+
+
+def test_row_that_left_the_tenant_keeps_its_document(outbox: Outbox, place: Place) -> None:
+    """With ids of their own the document says the old tenant; that the row has another one now does not remove it."""
+    world = World(outbox, place, tenancy="shared").filled(2)
+    world.outbox.raw("UPDATE contacts SET tenant = 't2' WHERE id = 2")
+    world.rebuild(tenant="t1")
+    assert sorted(world.place.documents("contacts")) == ["1", "2"]
+    world.jobs.close()
+
+
+def test_index_of_a_tenant_is_rebuilt_as_a_whole(outbox: Outbox, place: Place) -> None:
+    world = World(outbox, place, tenancy="index")
+    world.save(1, "Ada", tenant="a")
+    world.save(2, "Grace", tenant="b")
+    world.deliver()
+    world.outbox.raw("UPDATE contacts SET name = 'new'")
+    world.rebuild(tenant="a")
+    targets = world.jobs.targets()
+    assert targets == {"a_contacts": "a_contacts-000002", "b_contacts": "b_contacts-000001"}
+    assert world.place.documents("a_contacts") == {"1": {"name": "new", "tenantId": "a"}}
+    assert world.place.documents("b_contacts") == {"2": {"name": "Grace", "tenantId": "b"}}
+    world.rebuild()
+    assert world.place.documents("b_contacts") == {"2": {"name": "new", "tenantId": "b"}}
+    world.jobs.close()
+
+
+def test_rows_that_changed_since_a_date_are_written_in_place_and_what_is_gone_is_removed(world: World) -> None:
+    world.filled(3)
+    world.outbox.raw("UPDATE contacts SET name = 'new', changed = '2026-03-01 12:00:00' WHERE id = 1")
+    world.outbox.raw("UPDATE contacts SET name = 'not seen' WHERE id = 2")
+    world.outbox.raw("DELETE FROM contacts WHERE id = 3")
+    world.rebuild(since="2026-03-01")
+    assert {each: found["name"] for each, found in world.place.documents("contacts").items()} == {
+        "2:t1:1": "new",
+        "2:t1:2": "Ada 2",
+    }
+
+
+def test_row_below_the_watermark_that_is_delivered_after_it_is_superseded(world: World) -> None:
+    world.filled(2)
+    world.save(1, "waits")
+    (waiting,) = [row for row in range(1, world.jobs.last_id() + 1) if world.outbox.state(row) == "pending"][:1]
+    phases = []
+    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"], in_place=True):
+        phases.append(progress.phase)
+        if progress.phase == "wait":
+            world.deliver()
+    assert "wait" in phases
+    assert (world.outbox.state(waiting), world.outbox.outcome(waiting)) == ("done", "superseded")
+    world.assert_in_step(FIRST)
+
+
+# -- back, and the end of the old index ----------------------------------------------------------------------------
+
+
+def test_kept_old_index_misses_nothing_and_a_rollback_after_traffic_is_a_true_swap_back(world: World) -> None:
+    world.filled(4)
+    world.rebuild(keep_old=True)
+    world.assert_in_step()
+    for number in (1, 20):
+        world.save(number, "after the swap")
+    world.delete(2)
+    world.deliver()
+    with pytest.raises(ReindexFailed, match="still keeps contacts-000001"):
+        world.rebuild()
+    assert rebuilding.roll_back(world.jobs, world.place.destination, "contacts") == (FIRST, 0)
+    world.assert_in_step(FIRST)
+    world.save(3, "after the rollback")
+    world.assert_in_step(FIRST)
+    assert rebuilding.roll_back(world.jobs, world.place.destination, "contacts") == (SECOND, 0)  # and forth
+    world.assert_in_step(SECOND)
+    assert rebuilding.drop_old(world.jobs, world.place.destination, "contacts") == FIRST
+    world.save(3, "after the drop")
+    world.assert_in_step()
+    assert world.place.indexes() == [SECOND]
+    for back in (rebuilding.roll_back, rebuilding.drop_old):
+        with pytest.raises(ReindexFailed, match="keeps no old one"):
+            back(world.jobs, world.place.destination, "contacts")
+
+
+def test_rollback_that_was_killed_in_the_middle_is_finished_by_the_next(world: World) -> None:
+    world.filled(2)
+    world.rebuild(keep_old=True)
+    world.place.destination.swap("contacts", SECOND, FIRST)  # and here it was killed
+    world.save(1, "meanwhile")
+    world.deliver()
+    rebuilding.roll_back(world.jobs, world.place.destination, "contacts")
+    world.assert_in_step(FIRST)
+
+
+def test_what_a_kept_old_index_refuses_is_counted_and_nobodys_fault(world: World) -> None:
+    world.filled(2)
+    world.registry = world.registered(tenancy="prefixed", mappings={"properties": {"name": {"type": "keyword"}}})
+    world.registry.capture(world.sessions)
+    world.rebuild(keep_old=True)
+    relay = world.another_relay(_Refusing(world.place.destination, FIRST))
+    world.save(1, "refused by the old one")
+    while relay.run_once():
+        pass
+    world.assert_in_step()
+    assert world.jobs.kept("contacts") == (FIRST, 1)
+
+
+# -- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+class _Refusing:
+    """A destination, one of whose indexes refuses or blocks what is sent to it."""
+
+    def __init__(self, to: Destination, target: str, kind: OutcomeKind = OutcomeKind.REJECTED) -> None:
+        self._to, self._target, self._kind = to, target, kind
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._to, name)
+
+    def apply(self, actions: Any) -> list[Outcome]:
+        passed = iter(self._to.apply([action for action in actions if action.target != self._target]))
+        refused = Outcome(self._kind, "provoked", "no such luck")
+        return [refused if action.target == self._target else next(passed) for action in actions]
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.REJECTED, OutcomeKind.BLOCKED, OutcomeKind.FAILED])
+def test_what_only_the_new_index_refuses_fails_the_job_and_no_row(world: World, kind: OutcomeKind) -> None:
+    world.filled(3)
+    refusing: Any = _Refusing(world.place.destination, SECOND, kind)
+    relay = world.another_relay(refusing)
+    with pytest.raises(ReindexFailed, match=r"contacts-000002 does not take 2:t1:1.*the index is as it was"):
+        for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
+            if progress.phase == "wait" or progress.phase == "scan":
+                world.save(1, "live")
+                while relay.run_once():
+                    pass
+    assert world.job.state == "failed"
+    assert relay.breakers() == []
+    assert (world.outbox.counts()["pending"], world.outbox.counts()["dead"]) == (0, 0)
+    assert world.place.indexes() == [FIRST]
+    world.assert_in_step(FIRST)
+    world.rebuild()
+    world.assert_in_step("contacts-000003")
+
+
+def test_new_index_that_does_not_take_a_document_of_the_scan(world: World) -> None:
+    world.filled(3)
+    world.registry = world.registered(tenancy="prefixed", mappings={"properties": {"name": {"type": "long"}}})
+    with pytest.raises(ReindexFailed, match="contacts-000002 would miss '2:t1:1': document_parsing_exception"):
+        world.rebuild()
+    assert world.place.indexes() == [FIRST]
+    world.registry = world.registered(tenancy="prefixed")
+    world.assert_in_step(FIRST)
+
+
+def test_document_that_cannot_be_made_fails_the_rebuild_and_is_named_in_place(world: World) -> None:
+    world.filled(3)
+
+    def broken(contact: Contact) -> dict[str, Any]:
+        if contact.id == 2:
+            raise KeyError("no such price list")
+        return {"name": contact.name}
+
+    registry = EntityRegistry()
+    registry.add(Contact, index="contacts", to_document=broken, tenant="tenant", tenancy="prefixed")
+    with pytest.raises(ReindexFailed, match="would miss row 2: to_document_failed: KeyError: 'no such price list'"):
+        list(reindex(world.jobs, world.place.destination, registry, entities=["contacts"]))
+    list(reindex(world.jobs, world.place.destination, registry, entities=["contacts"], in_place=True))
+    assert (world.job.state, world.job.documents, world.job.refused) == ("done", 2, 1)
+    assert world.place.get("contacts", "2:t1:2") is not None
+
+
+def test_row_that_the_new_index_refuses_at_the_swap_waits_and_dies_by_it(world: World) -> None:
+    """Too late to fail the job: the index is live a moment later, and decides then."""
+    world.filled(2)
+    refusing: Any = _Refusing(world.place.destination, SECOND)
+    relay = world.another_relay(refusing)
+
+    def live() -> None:
+        world.save(1, "refused")
+        while relay.run_once():
+            pass
+        assert world.outbox.counts()["pending"] > 0
+
+    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
+        if progress.phase == "swap":
+            live()
+    assert world.job.state == "done"
+    while relay.run_once(now_ms() + 40_000):
+        pass
+    assert world.outbox.counts()["dead"] > 0
+    assert world.outbox.counts()["pending"] == 0
+
+
+def test_cancelled_job_leaves_the_index_as_it_was(world: World) -> None:
+    world.filled(3)
+    steps = world.steps({})
+    while next(steps).phase != "wait":
+        world.save(1, "live")
+    assert world.jobs.copies() == {"contacts": (SECOND,)}
+    steps.close()
+    assert "is cancelled" in world.reindexer(registry=EntityRegistry()).cancel(world.job.id)
+    assert world.jobs.copies() == {}
+    world.assert_in_step(FIRST)
+    assert world.place.indexes() == [FIRST]
+    with pytest.raises(ReindexFailed, match="has ended already: cancelled"):
+        world.reindexer().cancel(world.job.id)
+    world.rebuild()
+    world.assert_in_step("contacts-000003")
+
+
+def test_job_that_is_cancelled_while_somebody_works_on_it_is_cleaned_up_by_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "NOTE_EVERY_MS", 0)
+    world.filled(3)
+    steps = world.steps({})
+    next(steps)
+    while next(steps).phase != "sweep":
+        pass
+    world.jobs.stop(world.job, rebuilding.JobState.CANCELLING, "cancelled", now_ms(), own=False)
+    world.save(1, "live")
+    with pytest.raises(ReindexFailed, match="cancelled"):
+        list(steps)
+    assert world.job.state == "cancelled"
+    world.assert_in_step(FIRST)
+    assert world.place.indexes() == [FIRST]
+
+
+PHASES = ["create", "scan", "wait", "sweep", "check", "swap", "drop"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_job_that_was_left_at_any_step_is_gone_on_with(
+    world: World, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "PAGE_ROWS", 2)
+    world.filled(7)
+    steps = world.steps({})
+    while next(steps).phase != phase:
+        pass
+    steps.close()
+    world.save(1, "meanwhile")
+    world.delete(2)
+    world.deliver()
+    assert world.jobs.abandoned(world.job, now_ms())
+    if phase not in ("swap", "drop"):
+        with pytest.raises(ReindexFailed, match="was left unfinished, and was asked for something else"):
+            world.rebuild(keep_old=True)
+    world.rebuild()
+    assert (world.job.id, world.job.state) == (1, "done")
+    world.assert_in_step()
+    assert world.place.indexes() == [SECOND]
+
+
+def test_swap_whose_answer_was_lost_is_not_made_twice(world: World) -> None:
+    world.filled(2)
+    steps = world.steps({})
+    while next(steps).phase != "swap":
+        pass
+    steps.close()
+    world.place.destination.swap("contacts", FIRST, SECOND)
+    world.save(1, "meanwhile")
+    world.deliver()
+    world.rebuild()
+    world.assert_in_step()
+
+
+def test_second_reindex_of_an_index_is_refused_and_names_the_running_one(world: World) -> None:
+    world.filled(2)
+    steps = world.steps({})
+    next(steps)
+    next(steps)
+    with pytest.raises(ReindexFailed, match=r"reindex 1 of contacts .* is running already, at step '\w+', by .*pid"):
+        world.rebuild()
+    list(steps)
+    world.assert_in_step()
+
+
+def test_process_whose_job_was_taken_over_does_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebuilding, "NOTE_EVERY_MS", 0)
+    world.filled(2)
+    stalled = world.steps({})
+    while next(stalled).phase != "swap":
+        pass
+    other = Reindexer(world.jobs, world.place.destination, world.registry)
+    monkeypatch.setattr(world.jobs, "abandoned", lambda *_: True)  # its lease has ended
+    for _ in other.run(Selection("contacts", ())):
+        world.deliver()
+    world.rebuild()  # and one more, so that there is something to swap wrongly
+    world.assert_in_step("contacts-000003")
+    list(stalled)
+    assert [job.state for job in world.jobs.jobs()] == ["done", "done"]
+    assert world.place.indexes() == ["contacts-000003"]
+    world.assert_in_step("contacts-000003")
+
+
+def test_index_that_lost_documents_is_not_swapped_in(world: World) -> None:
+    world.filled(5)
+
+    def lose() -> None:
+        gone = [Action(SECOND, SECOND, f"2:t1:{n}", 10**13, None) for n in (1, 2, 3)]
+        world.place.destination.apply(gone)
+
+    with pytest.raises(ReindexFailed, match=r"holds 2 documents, 5 were written"):
+        world.rebuild({"check": lose})
+    world.assert_in_step(FIRST)
+
+
+def test_index_whose_documents_differ_is_not_swapped_in(world: World) -> None:
+    world.filled(5)
+    forged = Action(SECOND, SECOND, "2:t1:3", 10**13, b'{"name":"forged"}')
+    with pytest.raises(ReindexFailed, match="differs from the database in '2:t1:3'"):
+        world.rebuild({"check": lambda: world.place.destination.apply([forged])})
+    world.assert_in_step(FIRST)
+
+
+def test_concrete_index_gives_way_to_an_alias_only_with_adopt(world: World) -> None:
+    destination = world.place.destination
+    destination.create_index("contacts", {}, {})
+    world.filled(3)
+    assert world.jobs.targets() == {"contacts": "contacts"}
+    with pytest.raises(ReindexFailed, match="with --adopt"):
+        world.rebuild()
+    world.rebuild({phase: lambda: world.save(1, "live") for phase in PHASES}, adopt=True)
+    world.assert_in_step(FIRST)
+    with pytest.raises(ReindexFailed, match="leave out --adopt"):
+        world.rebuild(adopt=True)
+
+
+def test_settings_that_were_held_back_are_restored(outbox: Outbox, place: Place, request: Any) -> None:
+    if "embedded" in request.node.name:
+        pytest.skip("an embedded index has none")
+    settings = {"index": {"refresh_interval": "7s"}, "number_of_replicas": 0}
+    world = World(outbox, place, settings=settings).filled(2)
+    node = request.getfixturevalue("node")
+
+    def of(index: str) -> Any:
+        found = node.request("GET", f"/{index}/_settings")[1][index]["settings"]["index"]
+        return found.get("refresh_interval"), found["number_of_replicas"], found.get("gc_deletes")
+
+    seen: list[Any] = []
+    world.rebuild({"scan": lambda: None, "wait": lambda: seen.append(of(SECOND))})
+    assert seen == [("-1", "0", "24h")]
+    assert of(SECOND) == ("7s", "0", "24h")
+    world.registry = world.registered(tenancy="prefixed")
+    world.rebuild()
+    assert of("contacts-000003") == (None, "1", "24h")
+    world.jobs.close()
+
+
+# -- what cannot be asked for --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"entities": ["contact"]}, "did you mean 'contacts'.*registered are contacts"),
+        ({"entities": ["deals"]}, r"registry\.add\(Model, index='deals'"),
+        ({"tenant": "t9"}, "no row is of tenant 't9'; there are t1"),
+        ({"since": "yesterday"}, "is not a date"),
+        ({"tenant": "t1", "keep_old": True}, "in place"),
+        ({"in_place": True, "adopt": True}, "leave out --adopt"),
+        ({"keep_old": True, "adopt": True}, "cannot be kept"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(world: World, given: dict[str, Any], said: str) -> None:
+    world.filled(1)
+    world.outbox.index("deals", "d1", {})
+    world.deliver()
+    with pytest.raises(ConfigurationError, match=said):
+        world.rebuild(**given)
+    assert world.jobs.jobs() == []
+
+
+def test_mapping_that_the_cluster_refuses_leaves_the_index_as_it_was(world: World, request: Any) -> None:
+    if "embedded" in request.node.name:
+        pytest.skip("it takes any type")
+    world.filled(2)
+    world.registry = world.registered(tenancy="prefixed", mappings={"properties": {"name": {"type": "no_such"}}})
+    with pytest.raises(ReindexFailed, match=r"no_such.*the index is as it was"):
+        world.rebuild()
+    assert world.place.indexes() == [FIRST]
+    world.registry = world.registered(tenancy="prefixed")
+    world.assert_in_step(FIRST)
+
+
+def test_rate_is_kept(world: World) -> None:
+    world.filled(20)
+    began = now_ms()
+    world.rebuild(rate=20.0)
+    assert now_ms() - began > 700
     world.assert_in_step()

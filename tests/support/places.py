@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +52,9 @@ class Place(Protocol):
     def sent(self) -> list[int]:
         """How many operations each request had that reached the destination."""
 
+    def forget_deletes(self, index: str) -> None:
+        """As if `gc_deletes` were over."""
+
 
 def failing_item(status: int, error_type: str, reason: str = "provoked", position: int = 0) -> Any:
     """The node applies everything, but its answer says that one operation failed."""
@@ -85,6 +89,11 @@ class ElasticsearchPlace:
 
     def sent(self) -> list[int]:
         return [request.body.count(b'"_id"') for request in self.wire.requests if request.is_bulk]
+
+    def forget_deletes(self, index: str) -> None:
+        self._node.request("PUT", f"/{index}/_settings", {"index.gc_deletes": "1ms"})
+        time.sleep(1)  # the clock of its engine has this step
+        self._node.refresh(index)
 
 
 class EmbeddedPlace:
@@ -128,6 +137,12 @@ class EmbeddedPlace:
 
     def sent(self) -> list[int]:
         return self.destination.sent
+
+    def forget_deletes(self, index: str) -> None:
+        connection = sqlite3.connect(self._path)
+        connection.execute("DELETE FROM documents WHERE deleted AND index_name = ?", (index,))
+        connection.commit()
+        connection.close()
 
     def _rows(self, index: str) -> dict[str, tuple[int, str]]:
         rows = self._query(
