@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from outbox import ConfigurationError, EntityRegistry
 from outbox import reindex as rebuilding
-from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind
+from outbox.destinations.base import Action, Destination, Listed, Outcome, OutcomeKind
 from outbox.errors import ReindexFailed
 from outbox.jobs import Job, Jobs
 from outbox.models import now_ms
@@ -311,11 +311,11 @@ def test_create_while_the_sweep_looks_stays(world: World) -> None:
     destination = world.place.destination
     pages = destination.pages
 
-    def slow(target: str, **given: Any) -> Iterator[Any]:
-        for page in pages(target, **given):
+    def slow(name: str, size: int) -> Iterator[Any]:
+        for page in pages(name, size):
             world.save(9, "just created")
             world.deliver()
-            yield {**page, "2:t1:9": 1}  # as if it had been there when the page was made
+            yield {**page, "2:t1:9": Listed(1, "t1")}  # as if it had been there when the page was made
         world.save(8, "and one more")
         world.deliver()
 

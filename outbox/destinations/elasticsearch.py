@@ -528,7 +528,9 @@ def _describe(error: Exception) -> str:
     if isinstance(error, ConnectionTimeout):
         return "Connection timeout"
     if isinstance(error, ApiError):
-        return f"HTTP {error.meta.status}: {shortened(error.message, 200)}"
+        cause = error.body.get("error") if isinstance(error.body, dict) else None
+        what = ": ".join(_type_and_reason(cause)) if isinstance(cause, dict) else error.message
+        return f"HTTP {error.meta.status}: {shortened(what, 200)}"
     text = str(getattr(error, "message", error))
     if "Connection refused" in text:
         return "Connection refused"
