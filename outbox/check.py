@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from outbox import logs, schema
 from outbox.destinations.base import FOREVER, Destination
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
+from outbox.jobs import Jobs
 from outbox.models import now_ms
 from outbox.store import Store
 
@@ -126,10 +127,11 @@ def disk(path: Path, free: int) -> Finding:
 
 
 def _rows(engine: Engine, silent_ms: int) -> list[Finding]:
-    store = Store(engine)
+    store = Jobs(engine)
     try:
         now, counts, oldest = now_ms(), store.counts(), store.oldest_unfinished()
         control, relays = store.control(), store.relays()
+        reindexes = [(job, store.abandoned(job, now)) for job in store.open_jobs()]
     finally:
         store.close()
     age = 0 if oldest is None else max(0, now - oldest)
@@ -157,6 +159,16 @@ def _rows(engine: Engine, silent_ms: int) -> list[Finding]:
             "warn",
         ),
         *_relays(relays, now, silent_ms),
+        *(
+            _finding(
+                "reindex",
+                not abandoned,
+                f"{job}, {'left unfinished' if abandoned else job.lease_holder}, at step '{job.phase}'",
+                f"run 'outbox-relay reindex --resume', or 'outbox-relay reindex --cancel {job.id}'",
+                "warn",
+            )
+            for job, abandoned in reindexes
+        ),
     ]
 
 

@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "jobs": {"store", "models", "presence", "errors"},
     "reindex": {"jobs", "entities", "keys", "destinations.base", "models", "presence", "errors"},
     "schema": {"models", "errors"},
-    "check": {"destinations.base", "store", "schema", "models", "logs", "errors"},
+    "check": {"destinations.base", "store", "jobs", "schema", "models", "logs", "errors"},
 }  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def advance(yes: bool, database_url: str | None) -> None:
 
 def _indexes(store: Store, destination: Destination) -> set[str]:
     """The physical indexes that rows go to and that readers get: after a restore these may be others."""
-    targets, found = store.targets(), set()
+    targets, copies, found = store.targets(), store.copies(), set()
     for name in store.index_names():
         try:
             check_index_name(name)
@@ -120,6 +120,7 @@ def _indexes(store: Store, destination: Destination) -> set[str]:
             continue  # written past the repository; no such index can exist
         facts = destination.inspect_index(name, targets.get(name, name))
         found |= {*facts.readers, *([targets[name]] if facts.exists and name in targets else [])}
+        found |= {each for each in copies.get(name, ()) if destination.inspect_index(each, each).exists}
     return found
 
 

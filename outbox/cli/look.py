@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from outbox import logs
-from outbox.cli.wiring import database_option, json_option, load_settings, open_store
+from outbox.cli.reindex import facts as reindex_facts
+from outbox.cli.reindex import line as reindex_line
+from outbox.cli.wiring import database_option, json_option, load_settings, open_jobs, open_store
 from outbox.errors import OutboxError
 from outbox.models import now_ms
 from outbox.settings import Settings, variable
@@ -27,8 +29,8 @@ def status(as_json: bool, database_url: str | None) -> None:
       outbox-relay status
       outbox-relay status --json | jq .pending
     """
-    with open_store(load_settings(database_url=database_url)) as store:
-        now = now_ms()
+    with open_jobs(load_settings(database_url=database_url)) as store:
+        now, reindexes = now_ms(), store.open_jobs()
         oldest, control, relays = store.oldest_unfinished(), store.control(), store.relays()
         facts: dict[str, Any] = {
             **store.counts(),
@@ -39,8 +41,10 @@ def status(as_json: bool, database_url: str | None) -> None:
             "epoch": control.epoch,
             "breakers": [breaker for relay in relays for breaker in relay["breakers"]],
             "verification": verified(store.last_verification()),
+            "reindexes": [reindex_facts(store, job) for job in reindexes],
             "relays": [{**relay, "silent_seconds": (now - relay["heartbeat_at"]) / 1000} for relay in relays],
         }
+        reindex_lines = [reindex_line(store, job) for job in reindexes]
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -55,6 +59,8 @@ def status(as_json: bool, database_url: str | None) -> None:
     for breaker in facts["breakers"]:
         name = breaker["index"] or "destination"
         click.echo(logs.safe(f"WAITING for {name} since {iso(breaker['since'])}: {breaker['reason']}"))
+    for line in reindex_lines:
+        click.echo(line)
     for relay in relays:
         silent = (now - relay["heartbeat_at"]) / 1000
         click.echo(f"relay {relay['id']} on {relay['host']}, pid {relay['pid']}, last sign of life {silent:.0f} s ago")

@@ -7,14 +7,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from outbox import logs, reindex, schema
-from outbox.cli.wiring import database_option, destination_of, engine_of, json_option, load_settings, registry_of
+from outbox import logs, reindex
+from outbox.cli.wiring import database_option, destination_of, json_option, load_settings, open_jobs, registry_of
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError, ReindexFailed
@@ -40,7 +39,7 @@ LINE_EVERY_S = 5.0
 @click.option("--cancel", type=int, metavar="JOB", help="Stop a reindex and remove its new index.")
 @click.option("--rollback", is_flag=True, help="Back to the index that --keep-old kept, which missed nothing.")
 @click.option("--drop-old", is_flag=True, help="Remove the index that --keep-old kept.")
-@click.option("--list", "listed", is_flag=True, help="Show reindexes, running and ended.")
+@click.option("--list", is_flag=True, help="Show reindexes, running and ended.")
 @json_option
 @database_option
 def command(**given: Any) -> None:
@@ -63,28 +62,29 @@ def command(**given: Any) -> None:
       outbox-relay reindex --list
     """
     chosen = bool(given["entities"] or given["everything"])
-    if not (chosen or given["resume"] or given["listed"] or given["cancel"] is not None):
+    if not (chosen or given["resume"] or given["list"] or given["cancel"] is not None):
         context = click.get_current_context()
         click.echo(context.get_help(), err=True)
         context.exit(2)
-    ends = [name for name in ("resume", "cancel", "rollback", "drop_old", "listed", "dry_run") if given[name]]
+    ends = [name for name in ("resume", "cancel", "rollback", "drop_old", "list", "dry_run") if given[name]]
     if len(ends) > 1:
         raise click.UsageError(f"{' and '.join('--' + name.replace('_', '-') for name in ends)} do not go together")
     if given["entities"] and given["everything"]:
         raise click.UsageError("--entity and --all do not go together")
     loaded = load_settings(database_url=given["database_url"])
-    with _open(loaded) as jobs:
-        if given["listed"]:
+    with open_jobs(loaded) as jobs:
+        if given["list"]:
             _list(jobs, given["as_json"])
             return
         registry = registry_of(loaded)
         if registry is None and given["cancel"] is None:
             raise ConfigurationError("no registry of entities: set OUTBOX_ENTITIES, e.g. myapp.search:registry")
         destination = destination_of(loaded)
-        _on_sigterm()
+        before = signal.signal(signal.SIGTERM, _leave)
         try:
             _act(jobs, destination, registry or EntityRegistry(), loaded, given)
         finally:
+            signal.signal(signal.SIGTERM, before)
             destination.close()
 
 
@@ -268,25 +268,9 @@ def _with_bar(steps: Iterator[Progress]) -> Progress | None:
     return last
 
 
-@contextmanager
-def _open(loaded: Settings) -> Iterator[Jobs]:
-    engine = engine_of(loaded)
-    schema.require_head(engine)
-    jobs = Jobs(engine)
-    try:
-        yield jobs
-    finally:
-        jobs.close()
-        engine.dispose()
-
-
-def _on_sigterm() -> None:
-    """Let the lease go on SIGTERM, as on Ctrl-C: the job waits for whoever resumes it."""
-
-    def leave(number: int, _frame: Any) -> None:
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
+def _leave(number: int, _frame: Any) -> None:
+    """On SIGTERM as on Ctrl-C: the lease is let go, and the job waits for whoever resumes it."""
+    sys.exit(128 + number)
 
 
 commands = [command]

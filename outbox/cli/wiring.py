@@ -22,6 +22,7 @@ from outbox import logs, schema, settings, sqlite
 from outbox.destinations import destination_of as destination_of
 from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError
+from outbox.jobs import Jobs
 from outbox.settings import Settings
 from outbox.store import Store
 
@@ -128,6 +129,19 @@ def open_store(loaded: Settings) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+        engine.dispose()
+
+
+@contextmanager
+def open_jobs(loaded: Settings) -> Iterator[Jobs]:
+    """The same, with what a reindex asks of them."""
+    engine = engine_of(loaded)
+    schema.require_head(engine)
+    jobs = Jobs(engine)
+    try:
+        yield jobs
+    finally:
+        jobs.close()
         engine.dispose()
 
 

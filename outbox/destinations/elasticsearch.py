@@ -381,7 +381,11 @@ class ElasticsearchDestination:
                 mappings=mappings,
                 settings={**_flat(settings), **held_back, "index.gc_deletes": self._gc_deletes},
             )
-        except (ApiError, TransportError, UnsupportedProductError) as error:
+        except ApiError as error:
+            found = error.body.get("error") if isinstance(error.body, dict) else None
+            why = ": ".join(_type_and_reason(found)) if isinstance(found, dict) else _describe(error)
+            raise DestinationError(f"index {target} cannot be created: {why}") from error
+        except (TransportError, UnsupportedProductError) as error:
             raise DestinationError(f"index {target} cannot be created: {_describe(error)}") from error
         if not created.get("shards_acknowledged", True):
             self.drop_index(target)

@@ -1,0 +1,146 @@
+"""`outbox-relay reindex` at the terminal: what it asks for, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from outbox import check
+from outbox.cli import main
+from tests.support.outbox import Outbox
+from tests.support.places import EmbeddedPlace
+from tests.test_reindex import World
+
+Command = Callable[..., Result]
+
+registry = World.registered(tenancy="prefixed")
+
+
+@pytest.fixture
+def world(outbox: Outbox, tmp_path: Path) -> Iterator[World]:
+    place = EmbeddedPlace(tmp_path / "search.db")
+    made = World(outbox, place).filled(3)
+    yield made
+    made.jobs.close()
+    place.destination.close()
+
+
+@pytest.fixture
+def command(world: World, tmp_path: Path) -> Command:
+    environment = {
+        "OUTBOX_DATABASE_URL": f"sqlite:///{world.outbox.engine.url.database}",
+        "OUTBOX_DESTINATION": "embedded",
+        "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db"),
+        "OUTBOX_ENTITIES": f"{__name__}:registry",
+    }
+
+    def run(*arguments: str, **given: str | None) -> Result:
+        return CliRunner().invoke(main, arguments, env=environment | given)
+
+    return run
+
+
+def left_at(world: World, phase: str) -> None:
+    """Somebody began, and went away."""
+    steps = world.steps({})
+    while next(steps).phase != phase:
+        pass
+    steps.close()
+
+
+def test_without_a_selection_help_is_shown(command: Command) -> None:
+    result = command("reindex")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--entity" in result.stderr
+
+
+def test_index_is_rebuilt_and_the_steps_are_told_line_by_line(command: Command, world: World) -> None:
+    result = command("reindex", "--entity", "contacts")
+    assert result.exit_code == 0
+    assert "index contacts: 3 documents in" in result.stdout
+    assert "readers get contacts-000002" in result.stdout
+    assert [line.split()[1] for line in result.stderr.splitlines()] == [
+        "create", "scan", "wait", "sweep", "check", "swap", "drop",
+    ]  # fmt: skip
+    world.assert_in_step()
+    as_json = command("reindex", "--all", "--json")
+    lines = [json.loads(line) for line in as_json.stdout.splitlines()]
+    assert (lines[-1]["state"], lines[-1]["documents"], lines[-1]["new_index"]) == ("done", 3, "contacts-000003")
+    assert lines[0]["phase"] == "create"
+
+
+def test_dry_run_counts_and_changes_nothing(command: Command, world: World) -> None:
+    result = command("reindex", "--all", "--dry-run")
+    assert (result.exit_code, result.stdout) == (0, "index contacts: 3 rows of contacts, into a new index\n")
+    assert "in place" in command("reindex", "--entity", "contacts", "--tenant", "t1", "--dry-run").stdout
+    assert world.jobs.jobs() == []
+    assert world.place.indexes() == ["contacts-000001"]
+
+
+def test_nothing_to_resume_is_no_failure(command: Command) -> None:
+    result = command("reindex", "--resume")
+    assert (result.exit_code, result.stdout) == (0, "nothing to resume\n")
+
+
+def test_what_was_left_is_told_by_status_check_and_list_and_gone_on_with(command: Command, world: World) -> None:
+    left_at(world, "wait")
+    assert "ABANDONED  → outbox-relay reindex --resume, or --cancel 1" in command("status").stdout
+    (found,) = json.loads(command("status", "--json").stdout)["reindexes"]
+    assert (found["index_name"], found["abandoned"]) == ("contacts", True)
+    findings = {each.name: each for each in check.database(world.outbox.engine)}
+    assert (findings["reindex"].level, "--cancel 1" in findings["reindex"].remedy) == ("warn", True)
+    assert "ABANDONED" in command("reindex", "--list").stdout
+    assert command("reindex", "--resume").exit_code == 0
+    world.assert_in_step()
+    assert "done, 3 documents" in command("reindex", "--list").stdout
+    assert "reindex" not in {each.name for each in check.database(world.outbox.engine)}
+
+
+def test_job_is_cancelled_by_its_number_without_a_registry(command: Command, world: World) -> None:
+    left_at(world, "scan")
+    result = command("reindex", "--cancel", "1", OUTBOX_ENTITIES=None)
+    assert (result.exit_code, "is cancelled" in result.stdout) == (0, True)
+    world.assert_in_step("contacts-000001")
+    assert (command("reindex", "--cancel", "7").exit_code, command("reindex", "--cancel", "1").exit_code) == (1, 1)
+
+
+def test_way_back_and_its_end(command: Command, world: World) -> None:
+    assert "'--rollback' returns to it" in command("reindex", "--entity", "contacts", "--keep-old").stdout
+    world.save(1, "after the swap")
+    world.deliver()
+    assert "contacts-000001 again" in command("reindex", "--entity", "contacts", "--rollback").stdout
+    world.assert_in_step("contacts-000001")
+    assert "contacts-000002 is removed" in command("reindex", "--all", "--drop-old").stdout
+    result = command("reindex", "--entity", "contacts", "--rollback")
+    assert (result.exit_code, "keeps no old one" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--entity", "contact"], "did you mean 'contacts'"),
+        (["--entity", "contacts", "--tenant", "t9"], "there are t1"),
+        (["--entity", "contacts", "--from-date", "soon"], "is not a date"),
+        (["--entity", "contacts", "--all"], "do not go together"),
+        (["--resume", "--list"], "--resume and --list do not go together"),
+        (["--entity", "contacts", "--rate", "0"], "--rate"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line_and_ends_with_2(command: Command, arguments: list[str], said: str) -> None:
+    result = command("reindex", *arguments)
+    assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+def test_registry_is_asked_for(command: Command) -> None:
+    result = command("reindex", "--all", OUTBOX_ENTITIES=None)
+    assert (result.exit_code, "set OUTBOX_ENTITIES" in result.stderr) == (2, True)
+
+
+def test_document_that_is_refused_in_place_ends_with_1(command: Command, world: World) -> None:
+    world.outbox.raw("UPDATE contacts SET changed = 'no date' WHERE id = 2")
+    result = command("reindex", "--entity", "contacts", "--in-place")
+    assert (result.exit_code, "1 documents could not be written" in result.stderr) == (1, True)
