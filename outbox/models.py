@@ -1,6 +1,6 @@
 """The tables, and the words that stand in them.
 
-An application may add `metadata` to its own Alembic instead of running `outbox-relay migrate`. All instants are
+A migration of the application may create them from `metadata` instead of `outbox-relay migrate`. All instants are
 integers: milliseconds since 1970-01-01 UTC (read one with `datetime(created_at / 1000, 'unixepoch')`).
 """
 

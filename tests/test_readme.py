@@ -15,15 +15,19 @@ from pydantic.fields import FieldInfo
 from sqlalchemy import Boolean, Engine, ForeignKey, Integer, String, text
 from sqlalchemy.orm import DeclarativeBase, mapped_column, relationship, sessionmaker
 
-from outbox import OutboxRepository
+from outbox import OutboxRepository, transition
 from outbox.cli import main
 from outbox.cli.look import default_text
 from outbox.destinations import destination_of
-from outbox.destinations.base import OutcomeKind
+from outbox.destinations.base import DOCUMENT_MISSING, ILLEGAL_DOCUMENT, OutcomeKind
+from outbox.entities import UNKNOWN_ENTITY
+from outbox.models import Action
 from outbox.settings import Settings, load, variable
 from tests.support.outbox import Outbox
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SOURCES = {path.stem: path.read_text() for path in (ROOT / "outbox").glob("*.py")}
 
 
 def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
@@ -106,6 +110,38 @@ def test_outcome_without_documentation(kind: OutcomeKind) -> None:
     assert f"| {kind.value} |" in README
 
 
+ERROR_TYPES = {
+    *(transition.UNANSWERED, transition.RELAY_DIED, transition.POISON, transition.OVERTAKEN, transition.UNEXPLAINED),
+    *(DOCUMENT_MISSING, ILLEGAL_DOCUMENT, UNKNOWN_ENTITY),
+    *re.findall(r'LoadFailed\("(\w+)"', SOURCES["entities"]),
+    *re.findall(r'OutcomeKind\.\w+,\s+"(\w+)"', SOURCES["load"]),
+}
+
+
+def test_error_types_of_our_own_are_all_in_the_table_and_no_others() -> None:
+    table = README.split("| error type |")[1].split("\n\n")[0]
+    named = {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert {name for name in named if not name.startswith("http_")} == ERROR_TYPES
+
+
+@pytest.mark.parametrize("action", list(Action))
+def test_log_line_of_an_action_without_documentation(action: Action) -> None:
+    assert f"`[ES] {action.upper()}" in README
+
+
+def test_link_that_leads_nowhere() -> None:
+    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
+    for path in re.findall(r"\]\(([^#)][^)]*)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_file_of_the_project_that_does_not_exist() -> None:
+    for path in re.findall(r"`((?:bin|tests|outbox|examples|\.ci)/[\w/.-]+)`", README):
+        assert (ROOT / path).exists(), path
+
+
 @pytest.mark.usefixtures("engine")  # the tables, in app.db of the working directory
 def test_first_snippet_runs_as_it_stands() -> None:
     names: dict[str, Engine] = {}
@@ -115,6 +151,7 @@ def test_first_snippet_runs_as_it_stands() -> None:
     names["engine"].dispose()
     assert [tuple(row) for row in rows] == [
         ("index", "contact-123", "t1"),
+        ("update", "contact-123", "t1"),
         ("delete", "contact-124", "t1"),
         ("index", "contact-1", None),
         ("index", "contact-2", None),
