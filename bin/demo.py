@@ -242,6 +242,7 @@ def say_what_to_try(started_in: Path, directory: Path, in_the_way: list[str], *,
             '    crm.rename_account(session, session.get_one(crm.Account, 1), "Kite and Sons")\'',
             f"{bin_}/outbox-relay run --drain",
             f"{bin_}/outbox-relay search demo-contacts kite",
+            f"{bin_}/outbox-relay verify",
             f"{demo} --compare{'' if near else ' --directory .'}",
         ]
     console.print("\n[bold]To try next[/]")
