@@ -337,7 +337,9 @@ class Relay:
 
     def _unfold(self, claim: Claim, fold: Fold) -> list[Fold]:
         """The rows of a fold one by one, in the order of their ids: only the guilty one may die."""
-        return self._folds(replace(claim, events=fold.events), *([event] for event in fold.events))
+        # What failed may have been applied: the version that the last row brings now is then there already.
+        again = tuple(event._replace(deliveries=event.deliveries + 1) for event in fold.events)
+        return self._folds(replace(claim, events=again), *([event] for event in again))
 
     def _continue(self, request: Request, transitions: Sequence[Transition], now: int) -> list[Request]:
         """After one row of an unfolded document: the next, or none if this one has to be tried again first."""

@@ -473,7 +473,7 @@ class Store:
     def explained(self, event: Event, reported: int | None, epoch: int) -> bool:
         """Whether a delivery of this outbox accounts for the version that a conflict reports.
 
-        True for a version of a row of the same document that was delivered (the row itself: at least twice), for
+        True for a version of a row of the same document that was delivered (`event` itself: at least twice), for
         versions up to the highest that was pruned, and for the one that a reindex of the index gave its documents.
         """
         if reported is None:
@@ -483,13 +483,15 @@ class Store:
         reported_epoch, id_ = divmod(reported, EPOCH_STEP)
         if reported_epoch > epoch:
             return False
-        found = self._run(
-            "SELECT deliveries FROM outbox_events WHERE id = ? AND index_name = ? AND document_id = ?",
-            id_,
-            event.index_name,
-            event.document_id,
-        ).scalar_one_or_none()
-        if found is not None and found >= (2 if id_ == event.id else 1):
+        delivered: int | None = event.deliveries
+        if id_ != event.id:
+            delivered = self._run(
+                "SELECT deliveries FROM outbox_events WHERE id = ? AND index_name = ? AND document_id = ?",
+                id_,
+                event.index_name,
+                event.document_id,
+            ).scalar_one_or_none()
+        if delivered is not None and delivered >= (2 if id_ == event.id else 1):
             return True
         return bool(
             self._run(

@@ -166,6 +166,20 @@ def test_answer_lost_between_unfolded_rows_leaves_the_dead_letter_and_the_good_o
     assert outbox.row(bad)["error_type"] == "document_parsing_exception"
 
 
+def test_failures_of_a_fold_that_was_applied_all_the_same_kill_none_of_its_rows(outbox: Outbox, place: Place) -> None:
+    """Its version is sent a second time, alone, within the same claim: what it meets there is its own."""
+    outbox.index("contacts", "c1", {"a": 0})
+    outbox.drain(place.destination)
+    for rows in (
+        [outbox.index("contacts", "c1", {"a": n}) for n in (1, 2)],
+        [outbox.update("contacts", "c1", {"b": n}) for n in (1, 2)],
+    ):
+        place.fail(times=1)
+        outbox.drain(place.destination, max_retries=0)
+        assert [(outbox.state(row), outbox.row(row)["error_type"]) for row in rows] == [("done", None)] * 2
+    assert place.get("contacts", "c1") == {"a": 2, "b": 2}
+
+
 def test_one_bad_document_among_999_good_delays_none(outbox: Outbox, place: Place) -> None:
     place.destination.ensure_index("contacts", TYPED)
     rows = outbox.index_many("contacts", [(f"c{n}", {"n": "bad" if n == 500 else n}) for n in range(1_000)])
