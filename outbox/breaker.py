@@ -32,16 +32,25 @@ class Breaker:
     def failed(self, reason: str, now: int) -> bool:
         """Note a failure. Returns True if this one opened the breaker."""
         opens = self.opened_at is None
+        self.reason = reason
         if opens:
             self.opened_at = now
             if now - self._closed_at > 2 * self._pause_ms:
                 self._pause_ms = 0
         elif now < self.retry_at:
-            return False  # an answer to a request that was in flight before
-        self.reason = reason
+            return False  # an answer to a request that was in flight before, or to a trial
+        self.tried(now)
+        return opens
+
+    def tried(self, now: int) -> None:
+        """Note that it is tried now: not again before its next pause is over, whenever the answer comes."""
         self._pause_ms = min(self.longest_pause_ms, 2 * self._pause_ms or self.first_pause_ms)
         self.retry_at = now + int(self._pause_ms * (0.75 + 0.5 * self.jitter()))
-        return opens
+
+    def proved_nothing(self, now: int) -> None:
+        """Note an answer that says neither: it may be tried again at once, and its pause has not grown."""
+        self._pause_ms //= 2
+        self.retry_at = now
 
     def succeeded(self, now: int) -> int | None:
         """Note a success. Returns for how long it had been open, in milliseconds, if this one closed it."""

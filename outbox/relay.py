@@ -32,6 +32,7 @@ MOST_ROWS_AT_TRIAL = 50
 
 _SILENT = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.BLOCKED, OutcomeKind.OVERLOADED, OutcomeKind.SPLIT})
 _ERRORS = frozenset({OutcomeKind.REJECTED, OutcomeKind.FAILED})
+_SETTLING = frozenset({OutcomeKind.CONFLICT, OutcomeKind.REJECTED, OutcomeKind.FAILED})  # whether it takes rows or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ class Relay:
             if name in asked or not breaker.probe_due(now):
                 continue
             if claim := self._claim(now, 1, only=name):
-                breaker.failed("no answer to the last trial yet", now)  # not again before its next pause is over
+                breaker.tried(now)
                 return claim
             if not self._store.any_unfinished(name):
                 del self._index_breakers[name]  # purged, or delivered by another relay
@@ -402,17 +403,21 @@ class Relay:
             if closed_after is not None:
                 waiting = logs.rows(self._store.unfinished())
                 logger.info(f"destination answers again after {_span(closed_after)}, resuming with {waiting}")
-        for fold, outcome in answered:
-            index = fold.action.index
-            if answer.failed_alone:
-                self._verdicts.failed_alone(fold.events[0].id, index, now)
-            elif outcome.kind is OutcomeKind.BLOCKED:
-                self._index_failed(index, f"{outcome.error_type}: {outcome.error}", now)
-            elif outcome.kind is OutcomeKind.APPLIED:
+        if answer.failed_alone:
+            ((fold, _),) = answered
+            self._verdicts.failed_alone(fold.events[0].id, fold.action.index, now)
+            return
+        for index, outcomes in _by_index(answered).items():
+            applied = OutcomeKind.APPLIED in outcomes
+            if applied:
                 self._verdicts.applied(index, now)
-                if index in self._index_breakers:
-                    open_for = self._index_breakers.pop(index).succeeded(now)
-                    logger.info(f"index {index} takes rows again after {_span(open_for or 0)}")
+            if blocked := outcomes.get(OutcomeKind.BLOCKED):
+                self._index_failed(index, f"{blocked.error_type}: {blocked.error}", now)
+            elif index in self._index_breakers and applied:
+                open_for = self._index_breakers.pop(index).succeeded(now)
+                logger.info(f"index {index} takes rows again after {_span(open_for or 0)}")
+            elif index in self._index_breakers and outcomes.keys() <= _SETTLING:
+                self._index_breakers[index].proved_nothing(now)
 
     def _destination_failed(self, outcome: Outcome, event: Event, now: int) -> None:
         self._verdicts.unanswered()
@@ -508,6 +513,14 @@ class _Workers:
 
 def _ids(folds: Sequence[Fold]) -> list[int]:
     return [event.id for fold in folds for event in fold.events]
+
+
+def _by_index(answered: Sequence[tuple[Fold, Outcome]]) -> dict[str, dict[OutcomeKind, Outcome]]:
+    """For each index what kinds of outcomes there are, and one of each."""
+    found: dict[str, dict[OutcomeKind, Outcome]] = {}
+    for fold, outcome in answered:
+        found.setdefault(fold.action.index, {}).setdefault(outcome.kind, outcome)
+    return found
 
 
 def _line(event: Event, error: str | None = None) -> tuple[str, str, str, int, str | None]:

@@ -120,9 +120,8 @@ def decide(
         return [_failed(event, outcome, policy, now) for event in events]
     if kind is OutcomeKind.OVERLOADED:
         due = now + policy.overload_pause(max(event.deliveries for event in events))
-    elif kind is OutcomeKind.BLOCKED:
-        due = now + policy.longest_pause_ms  # the breaker of the index decides when; this is for other relays
     else:
+        # Where the index is blocked its breaker decides when; so does that of each other relay.
         due = now + policy.longest_pause_ms if failed_alone else now
     error_type = UNANSWERED if kind is OutcomeKind.UNAVAILABLE else outcome.error_type
     return [Transition(event, State.PENDING, None, due, event.attempts, error_type, outcome.error) for event in events]

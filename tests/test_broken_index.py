@@ -126,3 +126,65 @@ def test_closed_index_of_one_tenant_holds_no_other_tenant(
         pass
     assert {outbox.state(row) for row in held} == {"done"}
     assert len(node.documents("t1_contacts")) == 49
+
+
+def close(node: Node) -> None:
+    node.request("POST", "/contacts/_close")
+
+
+def open_again(node: Node) -> None:
+    node.request("POST", "/contacts-000001/_open")
+    node.request("GET", "/_cluster/health/contacts-000001?wait_for_status=yellow")
+
+
+def test_short_trouble_of_an_index_delays_its_rows_by_the_first_pause_only(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    outbox.index("contacts", "c0", {})
+    outbox.drain(destination)
+    close(node)
+    relay, now = outbox.relay(destination), now_ms()
+    rows = outbox.index_many("contacts", [(f"c{n}", {}) for n in range(5)])
+    relay.run_once(now)
+    assert relay.breakers()
+    open_again(node)
+    while relay.run_once(now + 2 * SECOND):
+        pass
+    assert {outbox.state(row) for row in rows} == {"done"}
+
+
+def test_rows_that_prove_nothing_do_not_hold_up_an_index_that_is_mended(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    """The first rows to be tried are refused by the mapping, or already there: neither says that the index is back."""
+    outbox.index("contacts", "c0", {"n": 1})
+    outbox.drain(destination)
+    there = outbox.index_many("contacts", [(f"there-{n}", {"n": n}) for n in range(5)])
+    outbox.drain(destination)
+    outbox.raw("UPDATE outbox_events SET state = 'pending', finished_at = NULL, available_at = 1 WHERE id > 1")
+    bad = outbox.index_many("contacts", [(f"bad-{n}", {"n": "no number"}) for n in range(5)])
+    good = outbox.index("contacts", "good", {"n": 1})
+    close(node)
+    relay, now = outbox.relay(destination), now_ms()
+    relay.run_once(now)
+    open_again(node)
+    while relay.run_once(now + 60 * SECOND):
+        pass
+    states = [{outbox.state(row) for row in rows} for rows in (there, bad, [good])]
+    assert states == [{"done"}, {"dead"}, {"done"}]
+
+
+def test_reason_of_a_paused_index_is_what_its_last_trial_said(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    outbox.index("contacts", "c0", {})
+    outbox.drain(destination)
+    close(node)
+    outbox.index_many("contacts", [(f"c{n}", {}) for n in range(5)])
+    relay, now = outbox.relay(destination), now_ms()
+    for seconds in (0, 40, 80):
+        relay.run_once(now + seconds * SECOND)
+        (paused,) = relay.breakers()
+        assert paused["reason"].startswith("index_closed_exception")
+    pauses = paused["next_probe"] - (now + 80 * SECOND)
+    assert pauses >= 3 * SECOND  # 1, 2, 4 s, less a quarter
