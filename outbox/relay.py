@@ -15,7 +15,7 @@ from loguru import logger
 from outbox import copies, load, logs, plan, transition
 from outbox.breaker import Breaker
 from outbox.copies import Refusal
-from outbox.destinations.base import Destination, Outcome, OutcomeKind
+from outbox.destinations.base import DOCUMENT_MISSING, Destination, Outcome, OutcomeKind
 from outbox.entities import EntityRegistry
 from outbox.errors import DatabaseUnavailable, DestinationError
 from outbox.models import Event, State, now_ms
@@ -256,6 +256,7 @@ class Relay:
         if request.unknown_indexes:
             return self._settle_indexes(answer, now)
         self._note_refusals(answer, now)
+        answer.outcomes = [self._explained(*each) for each in zip(request.folds, answer.outcomes, strict=True)]
         following: list[Request] = []
         transitions: list[Transition] = []
         split: list[Fold] = []
@@ -266,8 +267,9 @@ class Relay:
                 first, *rest = self._unfold(claim, fold)
                 following.append(Request(claim, [first], rest))
             else:
-                explained = outcome.kind is OutcomeKind.CONFLICT and self._store.explained(
-                    fold.events[-1], outcome.version, claim.epoch
+                explained = outcome.kind is OutcomeKind.CONFLICT and (
+                    outcome.error_type == DOCUMENT_MISSING
+                    or self._store.explained(fold.events[-1], outcome.version, claim.epoch)
                 )
                 transitions += transition.decide(
                     fold.events,
@@ -307,6 +309,12 @@ class Relay:
                 later = Outcome(OutcomeKind.OVERLOADED, outcome.error_type, outcome.error)
                 refused = {sent[refusal.at] for refusal in of_target}
                 answer.outcomes = [later if at in refused else each for at, each in enumerate(answer.outcomes)]
+
+    def _explained(self, fold: Fold, outcome: Outcome) -> Outcome:
+        """A document may be missing because a later row, delivered before without an answer, removed it."""
+        if outcome.error_type == DOCUMENT_MISSING and self._store.removed_since(fold.events[-1]):
+            return outcome._replace(kind=OutcomeKind.CONFLICT, version=None)
+        return outcome
 
     def _settle_indexes(self, answer: Answer, now: int) -> list[Request]:
         """Note where unknown indexes are; rows of those that cannot be had wait."""

@@ -533,6 +533,19 @@ class Store:
             ).scalar_one_or_none()
         return role in (Role.LIVE, Role.NEW)
 
+    def removed_since(self, event: Event) -> bool:
+        """Whether a later row that removes the document, or may, was delivered and has not come to its end."""
+        return bool(
+            self._run(
+                "SELECT EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_held"
+                f" WHERE ({HELD}) AND index_name = ? AND document_id = ? AND id > ?"
+                " AND action IN ('delete', 'refresh') AND deliveries > 0)",
+                event.index_name,
+                event.document_id,
+                event.id,
+            ).scalar_one()
+        )
+
     # -- maintenance --------------------------------------------------------------------------------------------
 
     def reap(self, now: int, longest_lease_ms: int, *, dead_relays: Iterable[int] = (), lone_after: int = 10) -> Reaped:

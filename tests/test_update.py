@@ -11,6 +11,7 @@ from outbox.models import EPOCH_STEP, now_ms
 from outbox.store import Retried
 from tests.support.node import Node
 from tests.support.outbox import Outbox
+from tests.support.places import Place
 from tests.support.proxy import FaultProxy, Request, bulk, cut, refuse, reply, swallow
 
 pytestmark = pytest.mark.elasticsearch
@@ -193,6 +194,26 @@ def test_relay_killed_between_unfolded_updates_leaves_the_dead_letter_and_applie
     proxy.clear()
     outbox.drain(destination, now_ms() + MINUTE)
     assert node.get("contacts", "c1") == {"age": 1, "phone": "123"}
+
+
+def test_update_folded_into_a_delete_that_was_applied_but_not_recorded_is_no_dead_letter(
+    outbox: Outbox, place: Place
+) -> None:
+    outbox.index("contacts", "c1", {"n": 1})
+    outbox.drain(place.destination)
+    rows = [outbox.update("contacts", "c1", {"n": 2}), outbox.update("contacts", "c1", {"n": 3})]
+    rows.append(outbox.delete("contacts", "c1"))
+    killed, now = outbox.relay(place.destination), now_ms()
+    request = killed._next_request(now)
+    assert request is not None
+    killed._send(request)
+    assert place.get("contacts", "c1") is None
+    outbox.store().reap(now + 2 * MINUTE, MINUTE)
+    outbox.drain(place.destination, now + 2 * MINUTE, batch_rows=1)  # the delete is not of the same claim
+    assert [outbox.outcome(row) for row in rows] == ["superseded", "superseded", "superseded"]
+    late = outbox.update("contacts", "c1", {"n": 4})
+    outbox.drain(place.destination)
+    assert outbox.row(late)["error_type"] == "document_missing"
 
 
 def test_update_applied_but_not_recorded_is_not_applied_twice(
