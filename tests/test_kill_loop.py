@@ -59,7 +59,7 @@ class Application:
         self.stop = threading.Event()
 
     def run(self) -> None:
-        while not self.stop.wait(0.002):
+        while not self.stop.wait(0.02):
             try:
                 self._transaction()
             except ZeroDivisionError:
@@ -124,7 +124,7 @@ def test_relays_killed_over_and_over_under_writes_lose_double_and_kill_nothing(
         until(lambda process=process: is_up(process), "the relay is up")
         process.terminate()
         assert process.wait(60) == 0
-    drained = relays.call("run", "--drain")
+    drained = relays.call("run", "--drain", OUTBOX_BATCH_ROWS="500")
     assert drained.returncode == 0, drained.stderr
     assert outbox.dead() == []
     assert outbox.counts() == {"pending": 0, "claimed": 0, "done": application.rows, "dead": 0}
