@@ -152,6 +152,17 @@ class Entity:
         parts = [form.sql(self.column(name)) for form, name in zip(self.key_forms, self.key, strict=True)]
         return keys.document_id_sql(self.tenancy, self.tenant_sql(), keys.join_sql(parts))
 
+    def refused_sql(self) -> ColumnElement[bool]:
+        """Whether a row can have no place, so that it must not be written, asked of the database."""
+        return keys.refused_sql(
+            self.tenancy,
+            self.index_sql(),
+            self.document_id_sql(),
+            self.tenant_sql(),
+            short_key=all(form.short for form in self.key_forms),
+            short_tenant=self.tenant_form is None or self.tenant_form.short,
+        )
+
     def tenant_sql(self) -> ColumnElement[str] | None:
         """The tenant as text, made by the database."""
         if self.tenant is None or self.tenant_form is None:

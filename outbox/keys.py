@@ -14,7 +14,22 @@ from functools import lru_cache, reduce
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Enum, Integer, String, Text, Uuid, and_, case, cast, func, literal
+from sqlalchemy import (
+    ColumnElement,
+    Enum,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    Uuid,
+    and_,
+    case,
+    cast,
+    func,
+    literal,
+    not_,
+    or_,
+)
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -52,6 +67,7 @@ class TextForm:
     to_text: Callable[[Any], str]
     from_text: Callable[[str], Any]  # ValueError for what it never made
     sql: Callable[[ColumnElement[Any]], ColumnElement[str]]
+    short: bool = False  # nothing but digits, letters and dashes, and few of them
 
 
 def text_form(type_: TypeEngine[Any], what: str) -> TextForm:
@@ -62,9 +78,9 @@ def text_form(type_: TypeEngine[Any], what: str) -> TextForm:
             raise _unsupported(type_, what)
         return _as_stored(type_, numeric=isinstance(impl, Integer))
     if isinstance(type_, Integer):
-        return TextForm(_int_text, _int_value, lambda column: cast(column, Text))
+        return TextForm(_int_text, _int_value, lambda column: cast(column, Text), short=True)
     if isinstance(type_, Uuid):
-        return TextForm(_uuid_text, UUID if type_.as_uuid else _uuid_text, _uuid_sql)
+        return TextForm(_uuid_text, UUID if type_.as_uuid else _uuid_text, _uuid_sql, short=True)
     if isinstance(type_, String):
         return TextForm(str, str, lambda column: cast(column, Text))
     raise _unsupported(type_, what)
@@ -231,3 +247,30 @@ def document_id_sql(
     if tenancy is not Tenancy.PREFIXED or tenant is None:
         return id_text
     return _joined(":", [cast(func.length(tenant), Text), tenant, id_text])
+
+
+def refused_sql(
+    tenancy: Tenancy,
+    index: ColumnElement[str],
+    document_id: ColumnElement[str],
+    tenant: ColumnElement[str] | None,
+    *,
+    short_key: bool,
+    short_tenant: bool,
+) -> ColumnElement[bool]:
+    """Whether a row can have no place, in SQL: what `place` refuses, but of the unprintable characters in a tenant only
+    the control characters of ASCII. Short keys and tenants are those of types whose text is always legal."""
+    refused: list[ColumnElement[bool]] = [document_id.is_(None)]
+    if tenancy is Tenancy.INDEX:
+        refused.append(index.is_(None))
+    elif tenant is not None and not short_tenant:
+        refused += [not_(func.length(tenant).between(1, 255)), _has_control_characters(tenant)]
+    if not short_key or not (short_tenant or tenancy is not Tenancy.PREFIXED):
+        size = func.length(cast(document_id, LargeBinary))
+        refused += [not_(size.between(1, documents.MAX_ID_BYTES)), func.instr(document_id, func.char(0)) > 0]
+    return or_(*refused)
+
+
+def _has_control_characters(column: ColumnElement[str]) -> ColumnElement[bool]:
+    some = literal("*[", Text).concat(func.char(1, type_=Text)).concat("-").concat(func.char(31, 127)).concat("]*")
+    return or_(column.op("GLOB", is_comparison=True)(some), func.instr(column, func.char(0)) > 0)

@@ -381,13 +381,16 @@ def both_ways(memory: Connection, entity: Entity, **values: Any) -> None:
     memory.execute(insert(entity.model), values)
     columns = [entity.index_sql(), entity.document_id_sql(), *(() if entity.tenant is None else (entity.tenant_sql(),))]
     made = memory.execute(select(*columns)).one()
+    refused = memory.execute(select(entity.refused_sql()).select_from(entity.model)).scalar_one()
     tenant = values.get("tenant_id")
     identity = tuple(values[name] for name in entity.key)
     try:
         place = entity.key_of(identity, tenant)
     except InvalidName as error:
         assert made[0] is None or "tenancy" not in str(error)
+        assert refused == 1
     else:
+        assert not refused
         assert tuple(made[:2]) == place[:2]
         assert entity.tenant is None or made[2] == place.tenant_id
         assert entity.identity_of(place.document_id) == identity
@@ -397,7 +400,9 @@ def both_ways(memory: Connection, entity: Entity, **values: Any) -> None:
 
 tenants = st.sampled_from(["shared", "prefixed", "index"])
 edges = st.sampled_from(["-a", "a-", "-", "x" * 63, "x" * 64, "a_b", "A"])
-tenant_ids = printable | nasty.filter(str.isprintable) | st.from_regex(r"[a-z0-9-]{1,64}", fullmatch=True) | edges
+illegal = st.sampled_from([None, "", "a\nb", "a\x00", "\x7f", "x" * 256, "é" * 255])
+made_up = printable | nasty.filter(str.isprintable) | st.from_regex(r"[a-z0-9-]{1,64}", fullmatch=True)
+tenant_ids = illegal | edges | made_up
 uuids = st.uuids()
 
 
