@@ -15,7 +15,9 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from outbox import logs, schema
+from outbox import triggers as database_triggers
 from outbox.destinations.base import FOREVER, Destination
+from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
 from outbox.jobs import Jobs
 from outbox.models import now_ms
@@ -195,6 +197,48 @@ def _relays(relays: Sequence[dict[str, Any]], now: int, silent_ms: int) -> list[
             f"the last heartbeat lies {ahead / 1000:,.0f} s in the future" if ahead > CLOCK_MS else "not set back",
             "the clock was set back: have it kept by NTP",
             "warn",
+        ),
+    ]
+
+
+def triggers(engine: Engine, registry: EntityRegistry | None) -> list[Finding]:
+    """Whether the triggers that were once installed still stand, and are those of the registry.
+
+    Nothing where none were installed, or the database cannot be read: `database` says so.
+    """
+    try:
+        with engine.execution_options(outbox_begin="DEFERRED").connect() as connection:
+            if not database_triggers.installed(connection):
+                return []
+            if registry is None:
+                remedy = "set OUTBOX_ENTITIES here as well, so that they can be compared with the registry"
+                return [Finding("triggers", "warn", "triggers stand, of an unknown registry", remedy)]
+            standing = database_triggers.status(connection, registry)
+            unseen = database_triggers.unseen_keys(connection, registry)
+    except ConfigurationError as error:
+        return [
+            Finding("triggers", "fail", str(error), "leave that entity to the sessions' capture, or move its table")
+        ]
+    except DBAPIError:
+        return []
+    wrong = [each for each in standing if each.state != "ok"]
+    first = f", e.g. {wrong[0].name} on {wrong[0].table} is {wrong[0].state}: {wrong[0].detail}" if wrong else ""
+    return [
+        _finding(
+            "triggers",
+            not wrong,
+            f"{len(standing) - len(wrong):,} of {len(standing):,} stand as the registry says{first}",
+            "run 'outbox-relay triggers install', and again after each migration that rebuilds a table",
+        ),
+        *(
+            Finding(
+                "unique key",
+                "warn",
+                f"{each} is not in the models: no trigger sees the rows that INSERT OR REPLACE removes by it",
+                "declare it in the model and install again, or write with ON CONFLICT DO UPDATE, or set PRAGMA "
+                "recursive_triggers = ON in each connection that writes",
+            )
+            for each in unseen
         ),
     ]
 

@@ -36,6 +36,8 @@ class Link:
     linking: frozenset[str]  # attributes of the target that say which documents are made of it
     children: tuple[Mapper[Any], str] | None  # the collection whose members bring such a change along
     documents: Select[Any]  # index, _id and tenant of the documents made of the rows `:identities`
+    columns: tuple[str, ...] = ()  # attributes of the entity that hold the key of the target …
+    path: tuple[RelationshipProperty[Any], ...] = ()  # … or the relationships that lead to it
 
 
 def links(registry: EntityRegistry) -> list[Link]:
@@ -178,9 +180,9 @@ def _by_columns(
                 raise ConfigurationError(
                     f"{where}: {name!r} holds {key.column}, which is no primary key; name the relationship instead"
                 )
-    documents = _selected(entity).where(_among([entity.column(name) for name in names]))
+    documents = selected(entity).where(_among([entity.column(name) for name in names]))
     key = _key_of(target)
-    return Link(entity, target, key, counts, frozenset(key), None, documents)
+    return Link(entity, target, key, counts, frozenset(key), None, documents, columns=tuple(names))
 
 
 def _link(
@@ -195,13 +197,8 @@ def _link(
     for prop in target.relationships:
         if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & (linking - set(key)):
             linking.add(prop.key)
-    statement = _selected(entity)
-    at: Any = entity.model
-    for prop in path:
-        alias = aliased(prop.mapper if prop is not last else target)
-        statement = statement.join(getattr(at, prop.key).of_type(alias))
-        at = alias
-    statement = statement.where(_among([getattr(at, name) for name in key]))
+    alias = aliased(target)
+    statement = joined(entity, path, alias)[0].where(_among([getattr(alias, name) for name in key]))
     return Link(
         entity,
         target,
@@ -210,10 +207,26 @@ def _link(
         frozenset(linking),
         children,
         statement.distinct(),
+        path=path,
     )
 
 
-def _selected(entity: Entity) -> Select[Any]:
+def joined(entity: Entity, path: Sequence[RelationshipProperty[Any]], last: Any = None) -> tuple[Select[Any], Any]:
+    """The documents of an entity, joined along relationships. `last`: an alias of the model at the end of them.
+
+    Returns the statement and that alias; without relationships the model itself.
+    """
+    statement = selected(entity)
+    at: Any = entity.model
+    for number, prop in enumerate(path, 1):
+        alias = last if last is not None and number == len(path) else aliased(prop.mapper)
+        statement = statement.join(getattr(at, prop.key).of_type(alias))
+        at = alias
+    return statement, at
+
+
+def selected(entity: Entity) -> Select[Any]:
+    """Where the documents of an entity stand: index, `_id` and tenant of those that can have a place."""
     index, document_id = entity.index_sql(), entity.document_id_sql()
     tenant = entity.tenant_sql()
     columns: list[ColumnElement[Any]] = [index, document_id, null() if tenant is None else tenant]

@@ -24,6 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "entities": {"capture", "dependents", "keys", "documents", "models", "settings", "errors"},
     "dependents": {"entities", "errors"},
     "capture": {"repository", "rows", "dependents", "entities", "keys", "models", "settings", "errors"},
+    "triggers": {"trigger_sql", "entities", "errors"},
+    "trigger_sql": {"dependents", "entities", "keys", "models", "errors"},
     "rows": {"models", "errors"},
     "repository": {"rows", "models", "documents", "keys", "entities", "destinations", "settings", "errors"},
     "store": {"models", "transition", "errors"},
@@ -57,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "jobs": {"store", "models", "presence", "errors"},
     "reindex": {"jobs", "entities", "keys", "destinations.base", "models", "presence", "errors"},
     "schema": {"models", "errors"},
-    "check": {"destinations.base", "store", "jobs", "schema", "models", "logs", "errors"},
+    "check": {"destinations.base", "store", "jobs", "schema", "triggers", "entities", "models", "logs", "errors"},
 }  # fmt: skip
 
 
