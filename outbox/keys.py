@@ -206,9 +206,10 @@ def _check_index_tenant(tenant_id: str) -> None:
         )
 
 
-def is_tenant_index(name: str, index: str) -> bool:
-    """Whether `name` is the index of some tenant for entities of `index`."""
-    return name.endswith(f"_{index}") and bool(_INDEX_TENANT.match(name[: -len(index) - 1]))
+def is_tenant_index(name: str, index: str, tenant: str | None = None) -> bool:
+    """Whether `name` is the index of some tenant, or of that one, for entities of `index`."""
+    its = name[: -len(index) - 1]
+    return name.endswith(f"_{index}") and bool(_INDEX_TENANT.match(its)) and tenant in (None, its)
 
 
 def tenant_of(tenancy: Tenancy, index: str, index_name: str, document_id: str) -> str | None:

@@ -855,6 +855,49 @@ class Store:
             )
             return self._remove([row[0] for row in listed])
 
+    def rows_of_tenant(self, tenant: str) -> int:
+        """How many rows a tenant has, finished ones too."""
+        return int(self._run("SELECT count(*) FROM outbox_events WHERE tenant_id = ?", tenant).scalar_one())
+
+    def documents_of_tenant(self, tenant: str) -> dict[str, set[str]]:
+        """The ids of the documents that rows of a tenant speak of, by index."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for index_name, document_id in self._run(
+            "SELECT DISTINCT index_name, document_id FROM outbox_events WHERE tenant_id = ?", tenant
+        ):
+            found[index_name].add(document_id)
+        return found
+
+    def remove_rows_of_tenant(self, tenant: str) -> int:
+        """Remove all rows of a tenant but those that a relay has in its hands. Returns their number."""
+        with self._write(durable=True):
+            listed = self._run("SELECT id FROM outbox_events WHERE tenant_id = ? AND state <> 'claimed'", tenant)
+            return self._remove([row[0] for row in listed])
+
+    def write_deletes(self, index: str, document_ids: Sequence[str], tenant: str, now: int) -> int:
+        """Have documents removed, in the order of all rows. Returns their number."""
+        with self._write(durable=True):
+            return int(
+                self._run(
+                    "INSERT INTO outbox_events (action, index_name, document_id, tenant_id, document_bytes, created_at)"
+                    " SELECT 'delete', ?, value, ?, 0, ? FROM json_each(?)",
+                    index,
+                    tenant,
+                    now,
+                    json.dumps(list(document_ids)),
+                ).rowcount
+            )
+
+    def forget_index(self, index: str) -> list[str] | None:
+        """Send no more rows to where an index is. Returns its physical indexes; None while a relay delivers to it."""
+        with self._write(durable=True):
+            if self._run(
+                "SELECT EXISTS (SELECT 1 FROM outbox_events WHERE state = 'claimed' AND index_name = ?)", index
+            ).scalar_one():
+                return None
+            gone = self._run("DELETE FROM outbox_indexes WHERE index_name = ? RETURNING physical_index", index)
+            return [row[0] for row in gone.fetchall()]
+
     def _remove(self, ids: Sequence[int]) -> int:
         """Delete rows, and remember the highest version among them that may stand in an index."""
         listed = json.dumps(ids)

@@ -56,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
         "destinations.base", "destinations.embedded", "entities", "models", "relay", "settings", "store",
     },
     "verify": {"entities", "keys", "destinations.base", "store", "models", "errors"},
+    "tenants": {"documents", "destinations.base", "entities", "keys", "models", "store", "errors"},
     "jobs": {"store", "models", "presence", "errors"},
     "reindex": {"jobs", "entities", "keys", "destinations.base", "models", "presence", "errors"},
     "schema": {"models", "errors"},

@@ -43,8 +43,18 @@ def main() -> None:
     """
 
 
-from outbox.cli import check, control, dead, look, reindex, run, search, verify  # noqa: E402  (they register themselves)
+from outbox.cli import (  # noqa: E402  (they register themselves on the group)
+    check,
+    control,
+    dead,
+    look,
+    reindex,
+    run,
+    search,
+    tenant,
+    verify,
+)
 
-for module in (run, look, check, search, verify, reindex, dead, control):
+for module in (run, look, check, search, verify, reindex, dead, control, tenant):
     for each in module.commands:
         main.add_command(each)

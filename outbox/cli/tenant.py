@@ -1,0 +1,63 @@
+"""tenant drop: everything of one tenant goes."""
+
+from __future__ import annotations
+
+import click
+
+from outbox import logs, tenants
+from outbox.cli.wiring import (
+    database_option,
+    destination_of,
+    load_settings,
+    log_removal,
+    open_store,
+    registry_of,
+    yes_option,
+)
+
+
+@click.group()
+def tenant() -> None:
+    """What belongs to one tenant."""
+
+
+@tenant.command()
+@click.argument("tenant_id", metavar="TENANT")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@yes_option
+@database_option
+def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> None:
+    """Remove a tenant: its rows, its documents, and the indexes that are its alone.
+
+    Its rows in the application's own tables are the application's to delete, first; and it must write for the tenant
+    no more. OUTBOX_ENTITIES tells which indexes are one tenant's alone. Documents in indexes that it shares are removed
+    by delete rows, which a relay delivers.
+
+    \b
+    Examples:
+      outbox-relay tenant drop acme --dry-run
+      outbox-relay tenant drop acme --yes
+    """
+    loaded = load_settings(database_url=database_url)
+    registry = registry_of(loaded)
+    destination = destination_of(loaded)
+    try:
+        with open_store(loaded) as store:
+            held = tenants.holdings(store, destination, registry, tenant_id)
+            click.echo(f"{logs.rows(held.rows)} of the outbox")
+            for name in held.own_indexes:
+                click.echo(f"index {name}, which is its alone")
+            for name, ids in held.documents.items():
+                click.echo(f"{len(ids):,} {'document' if len(ids) == 1 else 'documents'} in index {name}")
+            if dry_run:
+                return
+            if not yes:
+                click.confirm(f"Remove all this of tenant {tenant_id} for good?", abort=True)
+            written = tenants.drop(store, destination, held, tenant_id)
+            log_removal(f"tenant {tenant_id}: {logs.rows(held.rows)} and {len(held.own_indexes)} indexes")
+            click.echo(f"{logs.rows(written, 'waits', 'wait', kind='delete')} for a relay" if written else "all is removed")
+    finally:
+        destination.close()
+
+
+commands = [tenant]

@@ -1,0 +1,78 @@
+"""Removing a tenant: its rows in the outbox, its documents, and the indexes that are its alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from outbox import documents
+from outbox.destinations.base import Destination
+from outbox.entities import EntityRegistry
+from outbox.errors import OutboxError
+from outbox.keys import Tenancy, is_tenant_index
+from outbox.models import now_ms
+from outbox.store import Store
+
+PAGE = 1_000
+LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a tenant has."""
+
+    rows: int
+    own_indexes: list[str]
+    documents: dict[str, list[str]]  # index → ids, in indexes that it shares with others
+
+
+def holdings(store: Store, destination: Destination, registry: EntityRegistry | None, tenant: str) -> Holdings:
+    """What `drop` would remove. Changes nothing.
+
+    Of the indexes that rows go to, a tenant owns those that the registry names after it; in all others its documents
+    are those whose `tenantId` says so, and those that rows of the tenant speak of.
+    Raises `InvalidName` for what is no tenant id, and `DestinationError`.
+    """
+    documents.check_tenant_id(tenant)
+    targets = store.targets()
+    apart = [entity.index for entity in registry or () if entity.tenancy is Tenancy.INDEX]
+    own = sorted(name for name in targets if any(is_tenant_index(name, each, tenant) for each in apart))
+    of_rows = store.documents_of_tenant(tenant)
+    found: dict[str, list[str]] = {}
+    for name, target in targets.items():
+        if name in own:
+            continue
+        ids = of_rows.get(name, set())
+        for page in destination.pages(target, PAGE):
+            ids |= {document_id for document_id, listed in page.items() if listed.tenant_id == tenant}
+            # What rows speak of may be another tenant's by now.
+            ids -= {document_id for document_id, listed in page.items() if listed.tenant_id not in (None, tenant)}
+        if ids:
+            found[name] = sorted(ids)
+    return Holdings(store.rows_of_tenant(tenant), own, found)
+
+
+def drop(store: Store, destination: Destination, held: Holdings, tenant: str, *, timeout: float = 60.0) -> int:
+    """Remove what was found. Returns the number of delete rows that a relay has to deliver now.
+
+    Documents in shared indexes are removed by `delete` rows, in the order of all rows, so that nothing of the tenant
+    that a relay has in its hands comes back. An index of its own goes as soon as no relay delivers to it; raises
+    `OutboxError` if that takes longer than `timeout` seconds. The application must have stopped writing for the tenant.
+    """
+    store.remove_rows_of_tenant(tenant)
+    written = 0
+    for name, ids in held.documents.items():
+        for start in range(0, len(ids), PAGE):
+            written += store.write_deletes(name, ids[start : start + PAGE], tenant, now_ms())
+    deadline = time.monotonic() + timeout
+    for name in held.own_indexes:
+        while (forgotten := store.forget_index(name)) is None:
+            if time.monotonic() > deadline:
+                raise OutboxError(
+                    f"index {name}: a relay still delivers rows to it after {timeout:g} s; see 'outbox-relay status' "
+                    "and run the command again"
+                )
+            time.sleep(LOOK_EVERY_S)
+        for target in forgotten:
+            destination.drop_index(target)
+    return written

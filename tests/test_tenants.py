@@ -1,0 +1,151 @@
+"""A tenant is removed: all of it, and nothing of another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from outbox import EntityRegistry, InvalidName, OutboxError, OutboxRepository, tenants
+from outbox.destinations.embedded import EmbeddedDestination
+from outbox.models import now_ms
+from tests.support.outbox import Outbox
+from tests.support.relays import Relays
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Contact(Base):
+    __tablename__ = "contacts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    tenant: Mapped[str]
+
+
+def registered(tenancy: str) -> EntityRegistry:
+    made = EntityRegistry()
+    made.add(Contact, index="contacts", fields=["name"], tenant="tenant", tenancy=tenancy)
+    return made
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[EmbeddedDestination]:
+    made = EmbeddedDestination(tmp_path / "search.db")
+    yield made
+    made.close()
+
+
+def write(outbox: Outbox, registry: EntityRegistry) -> None:
+    """Two contacts of acme, one of acme-2."""
+    Base.metadata.create_all(outbox.engine)
+    with outbox.sessions.begin() as session:
+        for number, tenant in ((1, "acme"), (2, "acme"), (3, "acme-2")):
+            session.add(contact := Contact(id=number, name="Ada", tenant=tenant))
+            OutboxRepository(session, registry).refresh(contact)
+
+
+def deliver(outbox: Outbox, embedded: EmbeddedDestination, registry: EntityRegistry) -> None:
+    relay = outbox.relay(embedded, registry=registry)
+    while relay.run_once():
+        pass
+
+
+def found(embedded: EmbeddedDestination, *names: str) -> list[str]:
+    return sorted(id_ for name in names for page in embedded.pages(name, 100) for id_ in page)
+
+
+@pytest.mark.parametrize(("tenancy", "left"), [("shared", ["3"]), ("prefixed", ["6:acme-2:3"])])
+def test_documents_in_a_shared_index_go_and_those_of_others_stay(
+    outbox: Outbox, embedded: EmbeddedDestination, tenancy: str, left: list[str]
+) -> None:
+    registry = registered(tenancy)
+    write(outbox, registry)
+    deliver(outbox, embedded, registry)
+    held = tenants.holdings(outbox.store(), embedded, registry, "acme")
+    assert (held.rows, held.own_indexes, {name: len(ids) for name, ids in held.documents.items()}) == (
+        2, [], {"contacts": 2}
+    )  # fmt: skip
+    assert tenants.drop(outbox.store(), embedded, held, "acme") == 2
+    deliver(outbox, embedded, registry)
+    assert found(embedded, "contacts") == left
+    assert [row["action"] for row in outbox.store().events() if row["tenant_id"] == "acme"] == ["delete", "delete"]
+
+
+def test_index_of_its_own_goes_and_that_of_another_with_its_name_in_front_stays(
+    outbox: Outbox, embedded: EmbeddedDestination
+) -> None:
+    registry = registered("index")
+    write(outbox, registry)
+    deliver(outbox, embedded, registry)
+    held = tenants.holdings(outbox.store(), embedded, registry, "acme")
+    assert (held.own_indexes, held.documents) == (["acme_contacts"], {})
+    tenants.drop(outbox.store(), embedded, held, "acme")
+    assert found(embedded, "acme_contacts", "acme-2_contacts") == ["3"]
+    assert list(outbox.store().targets()) == ["acme-2_contacts"]
+
+
+def test_index_that_a_relay_delivers_to_is_not_removed_under_it(outbox: Outbox, embedded: EmbeddedDestination) -> None:
+    registry = registered("index")
+    write(outbox, registry)
+    deliver(outbox, embedded, registry)
+    outbox.put_raw("acme_contacts", "1", '{"name":"late"}')
+    held = tenants.holdings(outbox.store(), embedded, registry, "acme")
+    claim = outbox.store().claim(
+        relay=1, now=now_ms(), lease_ms=60_000, longest_wait=60_000, rows=10, bytes_=10**6
+    )  # fmt: skip
+    assert claim
+    with pytest.raises(OutboxError, match="acme_contacts: a relay still delivers"):
+        tenants.drop(outbox.store(), embedded, held, "acme", timeout=0)
+    assert found(embedded, "acme_contacts") == ["1", "2"]
+
+
+def test_row_in_the_hands_of_a_relay_brings_nothing_back(outbox: Outbox, embedded: EmbeddedDestination) -> None:
+    outbox.index("contacts", "c1", {"tenantId": "acme"}, tenant_id="acme")
+    outbox.drain(embedded)
+    outbox.index("contacts", "c1", {"tenantId": "acme", "late": True}, tenant_id="acme")
+    slow = outbox.relay(embedded)
+    request = slow._next_request(now_ms())
+    assert request is not None
+    store = outbox.store()
+    tenants.drop(store, embedded, tenants.holdings(store, embedded, None, "acme"), "acme")
+    outbox.drain(embedded)  # the delete waits behind the row that is under way
+    slow._settle(slow._send(request), now_ms())
+    outbox.drain(embedded)
+    assert found(embedded, "contacts") == []
+
+
+def test_document_that_is_another_tenants_by_now_stays(outbox: Outbox, embedded: EmbeddedDestination) -> None:
+    for tenant in ("acme", "other"):
+        outbox.index("contacts", "c1", {"tenantId": tenant}, tenant_id=tenant)
+        outbox.drain(embedded)
+    held = tenants.holdings(outbox.store(), embedded, None, "acme")
+    assert (held.rows, held.documents) == (1, {})
+
+
+@pytest.mark.parametrize("hostile", ["", "a\nb", "x" * 300])
+def test_what_is_no_tenant_id_is_refused(outbox: Outbox, embedded: EmbeddedDestination, hostile: str) -> None:
+    with pytest.raises(InvalidName):
+        tenants.holdings(outbox.store(), embedded, None, hostile)
+
+
+def test_command_asks_and_says_what_goes(outbox: Outbox, embedded: EmbeddedDestination, tmp_path: Path) -> None:
+    environment: dict[str, Any] = {
+        "OUTBOX_DESTINATION": "embedded", "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db")
+    }  # fmt: skip
+    relays = Relays(outbox, "http://127.0.0.1:9", tmp_path)
+    outbox.index("contacts", "c1", {"tenantId": "acme"}, tenant_id="acme")
+    outbox.drain(embedded)
+    for arguments, code in ((["--dry-run"], 0), ([], 1)):
+        asked = relays.call("tenant", "drop", "acme", *arguments, stdin="n\n", **environment)
+        assert (asked.returncode, "1 document in index contacts" in asked.stdout) == (code, True)
+        assert found(embedded, "contacts") == ["c1"]
+    done = relays.call("tenant", "drop", "acme", "--yes", **environment)
+    assert (done.returncode, "1 delete row waits for a relay" in done.stdout) == (0, True)
+    assert "removed for good by" in done.stderr
+    outbox.drain(embedded)
+    assert found(embedded, "contacts") == []
