@@ -479,6 +479,10 @@ def test_command_says_what_is_wrong_and_exits_1_or_that_nothing_is_and_exits_0(f
     assert (repaired.exit_code, "2 rows are written" in repaired.stdout) == (1, True)
     filed.deliver()
     assert call("verify").exit_code == 0
+    filed.save(Contact(id=5, name="Grace"))
+    moving = call("verify")
+    assert (moving.exit_code, "no drift in what could be judged" in moving.stdout) == (0, True)
+    assert "1 not judged" in moving.stdout
 
 
 def test_command_prints_a_line_of_json_for_each_document_and_one_of_totals(filed: Application, call: Call) -> None:

@@ -118,7 +118,7 @@ def _line(drift: Drift) -> str:
 def _summary(totals: Totals, took: float, repair: bool) -> Iterator[str]:
     looked = f"{totals.documents:,} documents of the database and {totals.listed:,} of the index in {took:,.1f} s"
     found = ", ".join(f"{totals.found[kind]:,} {kind}" for kind in Kind if totals.found[kind])
-    yield f"{looked}: {found or 'no drift'}"
+    yield f"{looked}: {found or ('no drift in what could be judged' if totals.in_flight else 'no drift')}"
     if totals.in_flight:
         yield f"{totals.in_flight:,} not judged: rows of theirs are on their way"
     if totals.epoch is not None:
