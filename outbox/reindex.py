@@ -489,7 +489,9 @@ class Reindexer:
     def _drop(self) -> Iterator[Progress]:
         yield self._progress()
         if not self._job.keep_old and not self._job.adopt:
-            _wait_for_claims(self._jobs, self._job.index_name, self._note)
+            for _ in _claims_that_knew(self._jobs, self._job.index_name):
+                yield self._progress(note=f"requests to {self._job.old_index} are still under way")
+                self._note()
             self._ask(lambda: self._destination.drop_index(self._job.old_index))
         self._end(JobState.DONE)
 
@@ -502,7 +504,8 @@ class Reindexer:
         if job.lease_token != self._job.lease_token or job.state == JobState.RUNNING:
             raise ReindexFailed(f"{job} is somebody else's by now; see 'outbox-relay reindex --list'")
         if job.new_index:
-            _wait_for_claims(self._jobs, job.index_name, lambda: None)
+            for _ in _claims_that_knew(self._jobs, job.index_name):
+                pass
             try:
                 self._destination.drop_index(job.new_index)
             except DestinationError as error:
@@ -579,8 +582,11 @@ class Reindexer:
 
     def _absent(self, document_ids: Sequence[str]) -> list[str]:
         """Documents for which no entity of the index has a row, whatever its tenant."""
-        loaded = self._loaded(document_ids)
-        return [each for each in document_ids if loaded[each] is None]
+        places = [(self._job.index_name, each) for each in document_ids]
+        held: set[tuple[str, str]] = set()
+        for entity in self._registry.of_index(self._job.index_name):
+            held |= self._registry.holders(self._jobs.connection, entity, places).keys()
+        return [each for index, each in places if (index, each) not in held]
 
     def _loaded(self, document_ids: Sequence[str]) -> dict[str, bytes | LoadFailed | None]:
         entities = self._registry.of_index(self._job.index_name)
@@ -699,11 +705,11 @@ def _batches(actions: Sequence[Action]) -> Iterator[Sequence[Action]]:
         yield batch
 
 
-def _wait_for_claims(jobs: Jobs, index: str, meanwhile: Callable[[], None]) -> None:
+def _claims_that_knew(jobs: Jobs, index: str) -> Iterator[None]:
     """Until the claims are over that may still send to an index which rows no longer go to."""
     before = jobs.claims(index, now_ms())
     while before & jobs.claims(index, now_ms()):
-        meanwhile()
+        yield
         time.sleep(LOOK_EVERY_S)
 
 
@@ -728,7 +734,8 @@ def drop_old(jobs: Jobs, destination: Destination, index: str) -> str:
     """Keep the old index no longer. Returns its name. Raises `ReindexFailed` if none is kept."""
     old, _ = _kept(jobs, index)
     jobs.forget(index, old)
-    _wait_for_claims(jobs, index, lambda: None)
+    for _ in _claims_that_knew(jobs, index):
+        pass
     destination.drop_index(old)
     return old
 
