@@ -1,4 +1,5 @@
-"""`drain`: the relay against raw `_bulk`, alternately in one run. `write`: what a row costs the writer."""
+"""`drain`: the relay against raw `_bulk`, alternately in one run. `write`: what a row costs the writer. `reindex`: how
+fast an index is rebuilt, and what live rows notice of it."""
 
 from __future__ import annotations
 
@@ -203,6 +204,81 @@ def drain(rows: int, rounds: int, concurrency: str, refresh: bool) -> None:
     console.print(table)
     for level, values in ratios.items():
         console.print(f"concurrency {level or 'default'}: median ratio relay/raw {statistics.median(values):.2f}")
+
+
+@main.command()
+@click.option("--rows", default=50_000, show_default=True)
+@click.option("--rate", default=100, show_default=True, help="Live changes a second.")
+@click.option("--before", default=10, show_default=True, help="Seconds of live changes alone, to compare with.")
+def reindex(rows: int, rate: int, before: int) -> None:
+    """Documents a second of a reindex under live changes; from commit to done of those, without and with it."""
+    contents = documents(rows)
+    with tempfile.TemporaryDirectory() as directory, node(console) as url:
+        fresh_index(url)
+        path = Path(directory) / "app.db"
+        engine = create_engine(f"sqlite:///{path}")
+        sqlite.prepare(engine)
+        schema.upgrade(engine)
+        with Session(engine) as session, session.begin():
+            bench_contacts.Base.metadata.create_all(session.connection())
+            session.execute(insert(bench_contacts.Contact), [{"id": id_, **document} for id_, document in contents])
+        environment = os.environ | {
+            "OUTBOX_DATABASE_URL": f"sqlite:///{path}",
+            "OUTBOX_ELASTICSEARCH_URL": url,
+            "OUTBOX_ENTITIES": "bench_contacts:registry",
+            "OUTBOX_LOG_OPERATIONS": "false",
+            "PYTHONPATH": str(Path(__file__).parent),
+        }
+        command = [str(Path(sys.executable).with_name("outbox-relay"))]
+        log = (Path(directory) / "log").open("w")
+        relay = subprocess.Popen([*command, "run"], env=environment, stderr=log)
+        stopped = threading.Event()
+
+        def change() -> None:
+            sessions, chance = sessionmaker(engine), random.Random(7)
+            while not stopped.wait(1 / rate):
+                with sessions.begin() as session:
+                    id_ = chance.choice(contents)[0]
+                    session.get_one(bench_contacts.Contact, id_).score += 1
+                    OutboxRepository(session, bench_contacts.registry).refresh("contacts", id_)
+
+        writer = threading.Thread(target=change)
+        writer.start()
+        with console.status("live changes alone…"):
+            time.sleep(before)
+        began, memory = now_ms(), 0
+        with console.status("live changes during a reindex…"):
+            job = subprocess.Popen([*command, "reindex", "--entity", "contacts"], env=environment, stderr=log)
+            while job.poll() is None:
+                memory = peak_memory(job.pid) or memory
+                time.sleep(0.02)
+        ended = now_ms()
+        stopped.set()
+        writer.join()
+        time.sleep(1)
+        relay.terminate()
+        relay.wait()
+        with engine.connect() as connection:
+            took = [
+                (created, finished - created)
+                for created, finished in connection.execute(
+                    text("SELECT created_at, finished_at FROM outbox_events WHERE state = 'done' ORDER BY id")
+                )
+            ]
+        engine.dispose()
+    if job.returncode:
+        raise click.ClickException(f"the reindex ended with {job.returncode}")
+    console.print(
+        f"{rows:,} documents in {(ended - began) / 1000:.1f} s: {rows / (ended - began) * 1000:,.0f} a second"
+    )
+    console.print(f"memory of the process at most: {memory / 1024:.0f} MB")
+    for what, latencies in (
+        ("alone", [ms for at, ms in took if began - 1_000 * before + 3_000 < at < began]),
+        ("during a reindex", [ms for at, ms in took if began < at < ended]),
+    ):
+        if len(latencies) > 1:
+            cuts = statistics.quantiles(latencies, n=100)
+            console.print(f"live rows {what}: p50 {cuts[49]:.0f} ms, p99 {cuts[98]:.0f} ms of {len(latencies):,}")
 
 
 class Base(DeclarativeBase):

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 ROUNDS = 20
 SECONDS = 180.0  # 30 to 60 s on a machine that does nothing else
-ROWS = 1_500
+ROWS = 1_200
 TENANTS = ("t1", "t2", "t3")
 
 registry = World.registered(tenancy="prefixed")
@@ -108,7 +108,7 @@ class Watcher(threading.Thread):
         self.searches, self.stopped = 0, threading.Event()
 
     def run(self) -> None:
-        while not self.stopped.wait(0.02):
+        while not self.stopped.wait(0.05):
             try:
                 readers = self._destination.inspect_index("contacts", "contacts-000001").readers
                 found = [hit.source["name"] for hit in self._destination.search("contacts", "lighthouse")]
@@ -164,7 +164,7 @@ def test_index_equals_database_after_reindexes_and_relays_were_killed_at_random_
         assert time.monotonic() - began < SECONDS, f"{rounds} rounds: {processes.log.read_text()[-3_000:]}"
         reindexer = processes.start("reindex", "--entity", "contacts")
         rounds += 1
-        doomed = time.monotonic() + (chance.uniform(0.02, 1.5) if chance.random() < 0.7 else SECONDS)
+        doomed = time.monotonic() + (chance.uniform(0.02, 1.5) if chance.random() < 0.8 else SECONDS)
         relay_doomed = time.monotonic() + (chance.uniform(0.02, 1.5) if chance.random() < 0.5 else SECONDS)
         while reindexer.is_alive():
             if time.monotonic() > doomed:
