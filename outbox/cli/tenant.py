@@ -55,7 +55,8 @@ def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> 
                 click.confirm(f"Remove all this of tenant {tenant_id} for good?", abort=True)
             written = tenants.drop(store, destination, held, tenant_id)
             log_removal(f"tenant {tenant_id}: {logs.rows(held.rows)} and {len(held.own_indexes)} indexes")
-            click.echo(f"{logs.rows(written, 'waits', 'wait', kind='delete')} for a relay" if written else "all is removed")
+            waiting = logs.rows(written, "waits", "wait", kind="delete")
+            click.echo(f"{waiting} for a relay" if written else "all is removed")
     finally:
         destination.close()
 
