@@ -84,7 +84,7 @@ def destination(proxy: FaultProxy) -> Iterator[ElasticsearchDestination]:
     made.close()
 
 
-@pytest.fixture(params=["embedded", "elasticsearch"])
+@pytest.fixture(params=["embedded", pytest.param("elasticsearch", marks=pytest.mark.elasticsearch)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Each kind of destination in turn, for tests that hold for all of them."""
     if request.param == "elasticsearch":

@@ -31,20 +31,6 @@ def typed(outbox: Outbox, destination: ElasticsearchDestination) -> None:
     outbox.drain(destination)
 
 
-def test_update_job_merges_fields_into_the_document(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
-) -> None:
-    outbox.index("contacts", "c1", {"name": "Ada", "address": {"city": "London", "zip": "W1"}, "tags": ["a", "b"]})
-    outbox.drain(destination)
-    row = outbox.update("contacts", "c1", {"phone": "123", "address": {"zip": "W2"}, "tags": ["c"], "name": None})
-    outbox.drain(destination)
-    assert (outbox.state(row), outbox.outcome(row)) == ("done", "applied")
-    assert node.get("contacts", "c1") == {
-        "name": None, "address": {"city": "London", "zip": "W2"}, "tags": ["c"], "phone": "123"
-    }  # fmt: skip
-    assert node.version("contacts", "c1") == EPOCH_STEP + row
-
-
 def test_update_of_a_missing_document_is_dead_and_says_so(
     outbox: Outbox, destination: ElasticsearchDestination, node: Node
 ) -> None:

@@ -49,6 +49,12 @@ class Place(Protocol):
     def fail(self, times: int | None = None) -> None:
         """The first operation of a request fails by itself, the next `times` times or always."""
 
+    def away(self) -> None:
+        """It gives no answer from now on."""
+
+    def back(self) -> None:
+        """It answers again."""
+
     def sent(self) -> list[int]:
         """How many operations each request had that reached the destination."""
 
@@ -76,6 +82,7 @@ class ElasticsearchPlace:
         self.get, self.version, self.documents, self.indexes = node.get, node.version, node.documents, node.indexes
         self.drop = node.delete_index
         self.environment = {"OUTBOX_ELASTICSEARCH_URL": proxy.url}
+        self.away, self.back = proxy.down, proxy.up
         self._node = node
 
     def tamper(self, index: str, document_id: str, document: Any | None, version: int | None = None) -> None:
@@ -104,6 +111,7 @@ class EmbeddedPlace:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.destination = _Watched(path)
+        self._lock: sqlite3.Connection | None = None
         self.environment = {"OUTBOX_DESTINATION": "embedded", "OUTBOX_EMBEDDED_PATH": str(path)}
 
     def get(self, index: str, document_id: str) -> dict[str, Any] | None:
@@ -135,6 +143,14 @@ class EmbeddedPlace:
     def fail(self, times: int | None = None) -> None:
         self.destination.failures = 1_000_000 if times is None else times
 
+    def away(self) -> None:
+        self._lock = sqlite3.connect(self._path, isolation_level=None)
+        self._lock.execute("BEGIN IMMEDIATE")  # whoever wants to write waits, and gives up in the end
+
+    def back(self) -> None:
+        assert self._lock is not None
+        self._lock.close()
+
     def sent(self) -> list[int]:
         return self.destination.sent
 
@@ -164,7 +180,7 @@ class _Watched(EmbeddedDestination):
     """Counts what it is sent, and applies it even where it says that it failed, as the proxy's node does."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        super().__init__(path, timeout=3)  # as the other destination under test
         self.failures, self.sent = 0, list[int]()
 
     def apply(self, actions: Sequence[Action]) -> list[Outcome]:
