@@ -119,7 +119,8 @@ def prepare(directory: Path, destination: dict[str, str]) -> None:
     if "OUTBOX_ELASTICSEARCH_URL" in destination:
         with client_of(settings.load()) as client:
             for index in INDEXES:  # what an earlier demo left on the same node
-                client.indices.delete(index=f"{index}-000001", ignore_unavailable=True)
+                for name in client.indices.get(index=f"{index}-0*"):
+                    client.indices.delete(index=name)
 
 
 def enter(directory: Path) -> None:
