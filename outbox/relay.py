@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,6 +43,13 @@ class Request:
     folds: Sequence[Fold] = ()
     rest: Sequence[Fold] = ()
     unknown_indexes: Sequence[str] = ()
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows that depend on it."""
+        if self.unknown_indexes:
+            return [event.id for event in self.claim.events]
+        return [event.id for fold in (*self.folds, *self.rest) for event in fold.events]
 
 
 @dataclass(slots=True)
@@ -83,7 +90,7 @@ class Relay:
     ) -> None:
         self._store, self._destination, self._settings, self._id = store, destination, settings, relay_id
         self._registry = registry
-        self._lease_ms = int(settings.lease * 1000)
+        self._lease_ms, self._request_ms = int(settings.lease * 1000), int(settings.request_timeout * 1000)
         self._policy = Policy(
             settings.max_retries, int(settings.retry_backoff * 1000), int(settings.breaker_longest_pause * 1000)
         )
@@ -93,9 +100,10 @@ class Relay:
         # Others are next: the last answer was none, to a row sent alone. Or this relay has just begun, perhaps because
         # such a row killed the one before it: what else waits must not wait for the next death.
         self._lone_failed = True
-        self._verdicts = Verdicts(just_ms=self._lease_ms + int(2_000 * settings.request_timeout))
+        self._verdicts = Verdicts(just_ms=self._lease_ms + 2 * self._request_ms)
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._in_flight: dict[int, Request] = {}
+        self._following: deque[Request] = deque()  # what has to follow answers, before more is claimed
         self._database_trouble: str | None = None
         self._stopping = False
         self.totals = Totals()
@@ -108,12 +116,11 @@ class Relay:
         Returns the number of rows settled (done or dead); 0 means that nothing was due, or nothing could be
         delivered. Raises nothing for a destination that is away: the claim is released and the breaker opens.
         """
-        at = now_ms() if now is None else now
         before = self.totals.done + self.totals.dead
-        request = self._next_request(at)
-        requests = [request] if request else []
-        while requests:
-            requests += self._settle(self._send(requests.pop()), now_ms() if now is None else now)
+        request = self._next_request(now_ms() if now is None else now)
+        while request:
+            self._following += self._settle(self._send(request), now_ms() if now is None else now)
+            request = self._next_following(now_ms() if now is None else now)
         return self.totals.done + self.totals.dead - before
 
     def run(self, *, drain: bool = False, progress: Callable[[Totals], None] | None = None) -> Totals:
@@ -127,13 +134,16 @@ class Relay:
         while not self._stopping:
             pause = self._settings.poll_interval
             try:
-                while len(self._in_flight) < self._settings.concurrency and (request := self._next_request(now_ms())):
-                    self._start(request, workers)
+                while len(self._in_flight) < self._settings.concurrency and (
+                    request := self._next_following(now_ms()) or self._next_request(now_ms())
+                ):
+                    self._in_flight[id(request)] = request
+                    workers.submit(request)
                     self._note_database(None)
                 if drain and not self._in_flight and not self._store.unfinished():
                     break
                 if answer := wakeup.wait(self._answers, pause, lambda: self._stopping):
-                    self._finish(answer, workers)
+                    self._finish(answer)
                     self._note_database(None)
                     if progress:
                         progress(self.totals)
@@ -208,6 +218,26 @@ class Relay:
             if not self._store.any_unfinished(name):
                 del self._index_breakers[name]  # purged, or delivered by another relay
                 logger.info(f"no row of index {name} is left that waits, it is no longer paused")
+        return None
+
+    def _next_following(self, now: int) -> Request | None:
+        """The next request that has to follow an answer, under a lease that outlasts it."""
+        while self._following:
+            ready = self._ready(self._following[0], now)
+            self._following.popleft()  # not before: the database may fail
+            if ready:
+                return ready
+        return None
+
+    def _ready(self, request: Request, now: int) -> Request | None:
+        if self._breaker.is_open:
+            self._store.release(request.claim, request.rows, now, undelivered=True)
+            return None
+        if request.claim.lease_expires_at - now >= self._request_ms + LEASE_MARGIN_MS:
+            return request
+        if claim := self._store.renew(request.claim, request.rows, now + self._lease_ms):
+            return replace(request, claim=claim)
+        logger.warning("a lease ended before its rows were sent; whoever has them now delivers them")
         return None
 
     def _plan(self, claim: Claim) -> Request:
@@ -288,7 +318,7 @@ class Relay:
         self._note_health(answer, now)
         self._record(claim, transitions, now)
         self._log(answer)
-        return [renewed for follower in following if (renewed := self._renewed(follower, now))]
+        return following
 
     def _note_refusals(self, answer: Answer, now: int) -> None:
         """What only the new index of a reindex refuses fails the reindex, and the row is done."""
@@ -330,6 +360,7 @@ class Relay:
         if away:
             self._destination_failed(away, blocked[0], now)
         else:
+            self._destination_answered(now)
             for name, why in answer.refused.items():
                 self._index_failed(name, why, now)
         self._record(claim, transitions, now)
@@ -354,7 +385,7 @@ class Relay:
         """After one row of an unfolded document: the next, or none if this one has to be tried again first."""
         if all(transition.state is not State.PENDING for transition in transitions):
             return [Request(request.claim, [request.rest[0]], request.rest[1:])]
-        self._store.release(request.claim, _ids(request.rest), now, undelivered=True)
+        self._store.release(request.claim, replace(request, folds=()).rows, now, undelivered=True)
         return []
 
     def _record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> None:
@@ -376,17 +407,6 @@ class Relay:
                 f"{first.index_name}/{logs.safe(first.document_id)}: {unexplained[0].error}"
             )
 
-    def _renewed(self, request: Request, now: int) -> Request | None:
-        """The request with a lease that outlasts it; None when its rows are another relay's by now."""
-        margin = int(self._settings.request_timeout * 1000) + LEASE_MARGIN_MS
-        if request.claim.lease_expires_at - now >= margin:
-            return request
-        claim = self._store.renew(request.claim, _ids([*request.folds, *request.rest]), now + self._lease_ms)
-        if claim is None:
-            logger.warning("a lease ended before its rows were sent; whoever has them now delivers them")
-            return None
-        return replace(request, claim=claim)
-
     def _log(self, answer: Answer) -> None:
         logs.operations(
             _line(event, outcome.error if outcome.kind in _ERRORS or answer.failed_alone else None)
@@ -407,10 +427,7 @@ class Relay:
         if away and not answer.failed_alone:
             self._destination_failed(away[1], away[0].events[-1], now)
         elif any(fold.known is None for fold, _ in answered):
-            closed_after = self._breaker.succeeded(now)
-            if closed_after is not None:
-                waiting = logs.rows(self._store.unfinished())
-                logger.info(f"destination answers again after {_span(closed_after)}, resuming with {waiting}")
+            self._destination_answered(now)
         if answer.failed_alone:
             ((fold, _),) = answered
             self._verdicts.failed_alone(fold.events[0].id, fold.action.index, now)
@@ -426,6 +443,12 @@ class Relay:
                 logger.info(f"index {index} takes rows again after {_span(open_for or 0)}")
             elif index in self._index_breakers and outcomes.keys() <= _SETTLING:
                 self._index_breakers[index].proved_nothing(now)
+
+    def _destination_answered(self, now: int) -> None:
+        closed_after = self._breaker.succeeded(now)
+        if closed_after is not None:
+            waiting = logs.rows(self._store.unfinished())
+            logger.info(f"destination answers again after {_span(closed_after)}, resuming with {waiting}")
 
     def _destination_failed(self, outcome: Outcome, event: Event, now: int) -> None:
         self._verdicts.unanswered()
@@ -451,40 +474,30 @@ class Relay:
 
     # -- threads ------------------------------------------------------------------------------------------------
 
-    def _start(self, request: Request, workers: _Workers) -> None:
-        self._in_flight[id(request)] = request
-        workers.submit(request)
-
-    def _finish(self, answer: Answer, workers: _Workers) -> None:
+    def _finish(self, answer: Answer) -> None:
         try:
-            following = self._settle(answer, now_ms())
+            self._following += self._settle(answer, now_ms())
         except DatabaseUnavailable:
             self._answers.put(answer)  # the answer stands; it is recorded when the database takes it
             raise
         del self._in_flight[id(answer.request)]
-        for request in following:
-            self._start(request, workers)
 
     def _shut_down(self, workers: _Workers) -> None:
         deadline = time.monotonic() + self._settings.shutdown_timeout
-        while self._in_flight and (left := deadline - time.monotonic()) > 0:
-            try:
-                answer = self._answers.get(timeout=left)
-            except queue.Empty:
-                break
-            try:
-                following = self._settle(answer, now_ms())
-                del self._in_flight[id(answer.request)]
-            except DatabaseUnavailable as error:
-                logger.warning(f"{error}; rows of the last requests are delivered again by the next relay")
-                break
-            for request in following:
-                self._store.release(request.claim, _ids([*request.folds, *request.rest]), now_ms(), undelivered=True)
-        for request in self._in_flight.values():
-            try:
-                self._store.release(request.claim, [e.id for e in request.claim.events], now_ms(), undelivered=False)
-            except DatabaseUnavailable as error:
-                logger.warning(f"{error}; rows in flight come back when their lease expires")
+        try:
+            while self._in_flight and (left := deadline - time.monotonic()) > 0:
+                self._finish(self._answers.get(timeout=left))
+        except queue.Empty:
+            pass
+        except DatabaseUnavailable as error:
+            logger.warning(f"{error}; rows of the last requests are delivered again by the next relay")
+        try:
+            for request in self._following:
+                self._store.release(request.claim, request.rows, now_ms(), undelivered=True)
+            for request in self._in_flight.values():
+                self._store.release(request.claim, request.rows, now_ms(), undelivered=False)
+        except DatabaseUnavailable as error:
+            logger.warning(f"{error}; rows in flight come back when their lease expires")
         workers.stop()
 
 
@@ -517,10 +530,6 @@ class _Workers:
                     refused=dict.fromkeys(request.unknown_indexes, str(error)),
                 )
             self._answers.put(answer)
-
-
-def _ids(folds: Sequence[Fold]) -> list[int]:
-    return [event.id for fold in folds for event in fold.events]
 
 
 def _by_index(answered: Sequence[tuple[Fold, Outcome]]) -> dict[str, dict[OutcomeKind, Outcome]]:

@@ -1,0 +1,98 @@
+"""Nothing is sent for rows that may be another relay's by now, however long what came before it took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox.destinations.base import Action, Outcome, OutcomeKind
+from outbox.destinations.embedded import EmbeddedDestination
+from outbox.models import EPOCH_STEP, now_ms
+from tests.support.outbox import Outbox
+
+LEASE_MS = 60_000
+TYPED = {"properties": {"n": {"type": "long"}}}
+
+
+class Slow(EmbeddedDestination):
+    """Some calls take longer than a lease; then another relay gives back what has expired."""
+
+    def __init__(self, path: Path, outbox: Outbox) -> None:
+        super().__init__(path)
+        self._outbox, self._other = outbox, outbox.store()
+        self.now = now_ms()
+        self.slow_lookups = 0
+        self.slow_requests: set[int] = set()  # by their number
+        self.requests: list[list[int]] = []  # the rows of each
+        self.unclaimed: list[int] = []  # rows that were sent without a claim
+
+    def ensure_index(
+        self, name: str, mappings: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> str:
+        target = super().ensure_index(name, mappings, settings)
+        if self.slow_lookups:
+            self.slow_lookups -= 1
+            self._take_long()
+        return target
+
+    def apply(self, actions: Sequence[Action]) -> list[Outcome]:
+        rows = [action.version % EPOCH_STEP for action in actions]
+        self.unclaimed += [row for row in rows if self._other.event(row)["state"] != "claimed"]  # type: ignore[index]
+        self.requests.append(rows)
+        if len(self.requests) in self.slow_requests:
+            self._take_long()
+        return super().apply(actions)
+
+    def _take_long(self) -> None:
+        self.now += LEASE_MS + 1
+        self._other.reap(self.now, 10 * LEASE_MS)
+
+
+@pytest.fixture
+def slow(outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    made = Slow(tmp_path / "search.db", outbox)
+    monkeypatch.setattr("outbox.relay.now_ms", lambda: made.now)
+    yield made
+    made.close()
+
+
+def test_rows_whose_lease_ended_while_their_index_was_looked_up_are_not_sent(outbox: Outbox, slow: Slow) -> None:
+    rows = outbox.index_many("contacts", [("c1", {}), ("c2", {})])
+    slow.slow_lookups = 1
+    outbox.relay(slow).run(drain=True)
+    assert {outbox.state(row) for row in rows} == {"done"}
+    assert slow.unclaimed == []
+
+
+def test_rows_that_follow_a_slow_request_are_sent_only_under_a_lease_that_outlasts_it(
+    outbox: Outbox, slow: Slow
+) -> None:
+    """Five documents, each with a bad row: five folds are refused together, and then go one by one."""
+    slow.ensure_index("contacts", TYPED)
+    outbox.index_many("contacts", [(f"c{n}", {"n": text}) for n in range(5) for text in ("bad", "worse")])
+    slow.slow_requests = {4}
+    relay = outbox.relay(slow, concurrency=1)
+    relay.run(drain=True)
+    assert outbox.counts() == {"pending": 0, "claimed": 0, "done": 0, "dead": 10}
+    assert slow.unclaimed == []
+
+
+def test_rows_that_would_follow_wait_when_the_destination_is_away(
+    outbox: Outbox, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow.ensure_index("contacts", TYPED)
+    rows = outbox.index_many("contacts", [(f"c{n}", {"n": text}) for n in range(5) for text in ("bad", "worse")])
+    apply = slow.apply
+
+    def away(actions: Sequence[Action]) -> list[Outcome]:
+        outcomes = apply(actions)
+        lost = Outcome(OutcomeKind.UNAVAILABLE, "timeout", "Connection timeout")
+        return outcomes if len(slow.requests) == 1 else [lost] * len(actions)
+
+    monkeypatch.setattr(slow, "apply", away)
+    outbox.relay(slow).run_once(slow.now)
+    assert len(slow.requests) == 2  # the folds, and the first row; not one timeout for each document
+    assert {(outbox.state(row), outbox.row(row)["attempts"]) for row in rows} == {("pending", 0)}
