@@ -86,7 +86,8 @@ class Maintenance:
     def reap(self, store: Store) -> None:
         now = now_ms()
         others = [relay for relay in store.relays() if relay["id"] != self._relay]
-        dead = presence.gone(Path(str(self._engine.url.database)), [relay["id"] for relay in others])
+        database = Path(str(self._engine.url.database))
+        dead = presence.gone(database, [relay["id"] for relay in others])
         reaped = store.reap(now, NO_LEASE_MS, dead_relays=dead, lone_after=self._settings.lone_after)
         if reaped.dead:
             logger.critical(f"{logs.rows(reaped.dead, 'is', 'are')} dead that killed each relay which took it alone")
@@ -94,7 +95,9 @@ class Maintenance:
             given_back = logs.rows(reaped.given_back, "is", "are")
             logger.warning(f"{given_back} given back: a relay was killed, or did not finish in time")
         silent = now - int(self._settings.heartbeat_interval * HEARTBEATS_MISSED * 1000)
-        store.delist([*dead, *(relay["id"] for relay in others if relay["heartbeat_at"] < silent)])
+        quiet = {relay["id"] for relay in others if relay["heartbeat_at"] < silent}
+        # One that is only stopped would not be listed again when it goes on, and its death would be noticed late.
+        store.delist([*dead, *quiet.difference(dead, presence.alive(database, quiet))])
 
     def prune(self, store: Store) -> None:
         before = now_ms() - int(self._settings.retention_hours * 3_600_000)

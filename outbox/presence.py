@@ -28,13 +28,15 @@ class Presence:
     """
 
     def __init__(self, database: Path, number: int | str, kind: str = "relay") -> None:
-        self._path = _path(database, kind, number)
+        path = _path(database, kind, number)
+        self._path = path.with_name(f"{path.name}-new")  # without a lock it would tell of a killed process
         self._file: IO[bytes] | None = None
         try:
             self._file = self._path.open("wb")
             fcntl.flock(self._file, fcntl.LOCK_EX)
+            self._path = self._path.rename(path)
         except OSError as error:
-            self.end()  # a file without a lock would tell of a killed relay
+            self.end()
             logger.warning(
                 f"no lock file can be kept in {self._path.parent}: {error.strerror}; if this {kind} is killed, others "
                 "notice it only when its lease ends"
@@ -62,6 +64,18 @@ def gone(database: Path, relays: Iterable[int]) -> list[int]:
             dead.append(relay)
             path.unlink(missing_ok=True)
     return dead
+
+
+def alive(database: Path, relays: Iterable[int]) -> list[int]:
+    """Those of `relays` whose process is there, even if it is stopped and gives no sign of life."""
+    locked = []
+    for relay in relays:
+        with contextlib.suppress(OSError), _path(database, "relay", relay).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                locked.append(relay)
+    return locked
 
 
 def reindex_is_gone(database: Path, lease: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,12 @@ from typing import Any
 
 import pytest
 from loguru import logger
+from sqlalchemy import Engine
 
-from outbox.presence import Presence, gone
+from outbox.maintenance import Maintenance
+from outbox.models import now_ms
+from outbox.presence import Presence, alive, gone
+from tests.support.outbox import Outbox, settings
 
 
 @pytest.fixture
@@ -39,6 +44,40 @@ def test_killed_relay_is_gone_and_its_file_too(database: Path) -> None:
     assert [path.name for path in database.parent.iterdir()] == ["app.db-relay-1"]
     assert gone(database, [1, 2]) == [1]
     assert list(database.parent.iterdir()) == []
+
+
+def test_relay_that_is_just_starting_is_not_taken_for_a_killed_one(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[list[int]] = []
+    flock = fcntl.flock
+
+    def looked_at_first(file: Any, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:
+            found.append(gone(database, [1]))
+        flock(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", looked_at_first)
+    presence = Presence(database, 1)
+    assert found == [[]]
+    assert [path.name for path in database.parent.iterdir()] == ["app.db-relay-1"]
+    assert alive(database, [1, 2]) == [1]
+    presence.end()
+
+
+def test_stopped_relay_keeps_its_place_on_the_list_and_one_that_left_nothing_does_not(
+    outbox: Outbox, engine: Engine
+) -> None:
+    store = outbox.store()
+    stopped, ended, me = (store.enlist("host", n, "1", now_ms() - 3_600_000) for n in range(3))
+    presence = Presence(Path(str(engine.url.database)), stopped)
+    maintenance = Maintenance(engine, me, settings(), list)
+    maintenance.reap(store)
+    assert [relay["id"] for relay in store.relays()] == [stopped, me]
+    presence.end()
+    maintenance.reap(store)
+    assert [relay["id"] for relay in store.relays()] == [me]
+    assert ended not in (stopped, me)
 
 
 def test_relay_without_a_lock_goes_on_after_one_warning_and_is_never_taken_for_dead(
