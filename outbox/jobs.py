@@ -270,7 +270,7 @@ class Jobs(Store):
             stopped = self._run(
                 "UPDATE outbox_reindex_jobs SET state = :state, error = :error, updated_at = :now"
                 " WHERE id = :id AND state = 'running'"
-                " AND iif(:own, lease_token = :token, phase <> 'swap' AND phase <> 'drop')",
+                " AND phase <> 'drop' AND iif(:own, lease_token = :token, phase <> 'swap')",
                 {
                     "state": state.value,
                     "error": printable(error),

@@ -42,6 +42,7 @@ from outbox.presence import Presence
 PAGE_ROWS: Final = 500
 PAGE_BYTES: Final = 5_000_000
 SAMPLE: Final = 100
+SWAPS: Final = 3
 MOST_NAMED: Final = 5
 NOTE_EVERY_MS: Final = 500
 LOOK_EVERY_S: Final = 0.05
@@ -369,7 +370,12 @@ class Reindexer:
         except JobLost:
             pass
         except DestinationError as error:
-            self._jobs.stop(self._job, JobState.FAILING, str(error), now_ms(), own=True)
+            if not self._jobs.stop(self._job, JobState.FAILING, str(error), now_ms(), own=True):
+                self._note(force=True)
+                raise ReindexFailed(
+                    f"{self._job} is not finished, although readers get the new index: {error}; "
+                    "'outbox-relay reindex --resume' ends it"
+                ) from error
         self._clean_up()
 
     def _create(self) -> Iterator[Progress]:
@@ -479,11 +485,19 @@ class Reindexer:
         job = self._job
         name, old, new = job.index_name, job.old_index, job.new_index or ""
 
-        def swap() -> None:
-            if self._destination.inspect_index(name, new).readers != (new,):  # a lost answer, or a kill
-                self._destination.swap(name, old, new, adopt=bool(job.adopt))
+        def swapped() -> bool:
+            return self._destination.inspect_index(name, new).readers == (new,)
 
-        self._ask(swap)
+        for attempt in range(1, SWAPS + 1):
+            if self._ask(swapped):
+                break  # before: a lost answer, or a kill
+            try:
+                self._destination.swap(name, old, new, adopt=bool(job.adopt))
+            except DestinationError:
+                # It may have been made all the same, or be made yet: the next one is answered after it.
+                self._sleep(1)
+                if attempt == SWAPS and not self._ask(swapped):
+                    raise
         self._job = self._jobs.rows_go_to_new(job, now_ms(), self._lease_ms)
 
     def _drop(self) -> Iterator[Progress]:
@@ -507,6 +521,8 @@ class Reindexer:
             for _ in _claims_that_knew(self._jobs, job.index_name):
                 pass
             try:
+                if self._destination.inspect_index(job.index_name, job.new_index).readers == (job.new_index,):
+                    self._destination.swap(job.index_name, job.new_index, job.old_index)  # it came late
                 self._destination.drop_index(job.new_index)
             except DestinationError as error:
                 raise ReindexFailed(

@@ -510,7 +510,7 @@ class Store:
         with self._write(durable=True):
             self._run(
                 "UPDATE outbox_reindex_jobs SET state = 'failing', error = ?, updated_at = ?"
-                " WHERE new_index = ? AND state = 'running' AND phase <> 'swap'",
+                " WHERE new_index = ? AND state = 'running' AND phase NOT IN ('swap', 'drop')",
                 printable(error),
                 now,
                 target,

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from outbox import ConfigurationError, EntityRegistry
 from outbox import reindex as rebuilding
 from outbox.destinations.base import Action, Destination, Listed, Outcome, OutcomeKind
-from outbox.errors import ReindexFailed
+from outbox.errors import DestinationError, ReindexFailed
 from outbox.jobs import Job, JobLost, Jobs
 from outbox.models import now_ms
 from outbox.reindex import Progress, Reindexer, Selection, reindex
@@ -582,6 +582,79 @@ def test_row_that_the_new_index_refuses_at_the_swap_waits_and_dies_by_it(world: 
         pass
     assert world.outbox.counts()["dead"] > 0
     assert world.outbox.counts()["pending"] == 0
+
+
+def test_row_from_before_the_swap_that_the_new_index_refuses_after_it_harms_no_index(world: World) -> None:
+    world.filled(2)
+    relay = world.another_relay(_Refusing(world.place.destination, SECOND))  # type: ignore[arg-type]
+    requests: list[Any] = []
+
+    def claim() -> None:
+        world.save(1, "refused")
+        requests.append(relay._next_request(now_ms()))
+
+    for progress in world.steps({"swap": claim}):
+        if "still under way" in progress.note and requests:
+            relay._settle(relay._send(requests.pop()), now_ms())
+    assert world.job.state == "done"
+    assert world.place.indexes() == [SECOND]
+    assert world.outbox.counts()["pending"] == 1  # it is for the new index to say what becomes of it
+    while world.relay.run_once(now_ms() + 40_000):
+        pass
+    world.assert_in_step()
+
+
+def test_swap_that_was_made_although_its_answer_says_otherwise(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.filled(2)
+    swap = world.place.destination.swap
+
+    def unanswered(*names: str, **given: Any) -> None:
+        swap(*names, **given)
+        raise DestinationError("Connection timeout")
+
+    monkeypatch.setattr(world.place.destination, "swap", unanswered)
+    world.rebuild()
+    world.assert_in_step()
+
+
+def test_swap_that_comes_when_the_job_has_failed_is_taken_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.filled(2)
+    swap = world.place.destination.swap
+
+    def refused(*_: str, **__: Any) -> None:
+        raise DestinationError("not now")
+
+    def wait(*_: Any) -> Iterator[None]:
+        swap("contacts", FIRST, SECOND)
+        monkeypatch.setattr(world.place.destination, "swap", swap)
+        yield
+
+    monkeypatch.setattr(world.place.destination, "swap", refused)
+    monkeypatch.setattr(rebuilding, "_claims_that_knew", wait)
+    with pytest.raises(ReindexFailed, match="not now"):
+        world.rebuild()
+    world.save(1, "after")
+    world.assert_in_step(FIRST)
+    assert world.place.indexes() == [FIRST]
+
+
+def test_old_index_that_cannot_be_removed_is_removed_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.filled(2)
+    with monkeypatch.context() as patched:
+
+        def refused(target: str) -> None:
+            raise DestinationError(f"index {target} is being snapshotted")
+
+        def refuse() -> None:
+            patched.setattr(world.place.destination, "drop_index", refused)
+
+        with pytest.raises(ReindexFailed, match=r"readers get the new index.*snapshotted"):
+            world.rebuild({"swap": refuse})
+    assert world.readers() == (SECOND,)
+    world.rebuild()
+    assert world.job.id == 1
+    world.assert_in_step()
+    assert world.place.indexes() == [SECOND]
 
 
 def test_cancelled_job_leaves_the_index_as_it_was(world: World) -> None:
