@@ -43,6 +43,7 @@ PAGE_ROWS: Final = 500
 PAGE_BYTES: Final = 5_000_000
 SAMPLE: Final = 100
 SWAPS: Final = 3
+LONG_CALL_MS: Final = 600_000
 MOST_NAMED: Final = 5
 NOTE_EVERY_MS: Final = 500
 LOOK_EVERY_S: Final = 0.05
@@ -647,6 +648,8 @@ class Reindexer:
         """An administrative call, repeated while the destination is away. Raises what it refuses."""
         while True:
             self._note(force=True)
+            # A refresh, or a look at all versions, may outlast the lease; that a process was killed shows at once.
+            self._job = self._jobs.note(self._job, now_ms(), max(self._lease_ms, LONG_CALL_MS))
             try:
                 answer = call()
             except DestinationError as error:
