@@ -264,8 +264,11 @@ class Relay:
                     answer.targets[name] = self._destination.ensure_index(name, *(options or ()))
                 except DestinationError as error:
                     answer.refused[name] = str(error)
-            if answer.refused and (why := self._destination.ping()):
-                answer.outcomes = [Outcome(OutcomeKind.UNAVAILABLE, "unavailable", why)]
+                    if why := self._destination.ping():  # asking for each index would cost as many timeouts
+                        unasked = set(request.unknown_indexes) - answer.targets.keys()
+                        answer.refused |= dict.fromkeys(unasked, why)
+                        answer.outcomes = [Outcome(OutcomeKind.UNAVAILABLE, "unavailable", why)]
+                        break
             return answer
         actions = [fold.action for fold in request.folds if fold.known is None]
         applied, refusals = copies.apply(self._destination, actions, request.claim.copies) if actions else ((), ())

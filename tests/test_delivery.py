@@ -440,6 +440,26 @@ def test_outage_claims_nothing_until_the_probe_is_due(
     assert outbox.state(row) == "done"
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_outage_costs_a_batch_of_many_indexes_one_timeout_not_one_each(
+    outbox: Outbox, proxy: FaultProxy, destination: ElasticsearchDestination, known: bool
+) -> None:
+    for n in range(5):
+        outbox.index(f"index-{n}", "c1", {})
+    if known:
+        outbox.drain(destination)
+        for n in range(5):
+            outbox.index(f"index-{n}", "c2", {})
+    restarted = ElasticsearchDestination([proxy.url], request_timeout=3)
+    proxy.requests.clear()
+    proxy.on(anything, refuse)
+    outbox.relay(restarted).run_once()
+    restarted.close()
+    assert len(proxy.requests) <= 2  # where one index is, and the harmless call that tells an outage
+    assert outbox.counts()["pending"] == 5
+    assert {row["attempts"] for row in outbox.store().events()} == {0}
+
+
 def test_index_that_cannot_even_be_asked_for_opens_the_breaker(
     outbox: Outbox, destination: ElasticsearchDestination, monkeypatch: pytest.MonkeyPatch
 ) -> None:

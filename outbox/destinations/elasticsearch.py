@@ -119,9 +119,11 @@ class ElasticsearchDestination:
         outcomes: dict[int, Outcome] = {}
         sendable: dict[int, Action] = {}
         usable: dict[str, Outcome | None] = {}
+        away: Outcome | None = None  # known from one index: asking for each would cost as many timeouts
         for position, action in enumerate(actions):
             if action.target not in usable:
-                usable[action.target] = self._check_target(action.index, action.target)
+                usable[action.target] = found = away or self._check_target(action.index, action.target)
+                away = found if found and found.kind is OutcomeKind.UNAVAILABLE else None
             if refused := usable[action.target] or unsendable(action):
                 outcomes[position] = refused
             else:
