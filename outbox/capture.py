@@ -5,8 +5,8 @@ and `insert()`, `update()`, `delete()` of mapped classes (`Query.update` and `.d
 
 What is not seen, since no session knows of it: `bulk_insert_mappings` and its sisters, statements on a `Table` or in
 plain SQL, rows that the database changes by itself (`ON DELETE CASCADE`, triggers), an upsert that moves a row to
-another tenant, and other programs. Call `OutboxRepository.refresh` beside those, or have triggers of the database
-insert such rows: `Entity.index_sql` and `Entity.document_id_sql` say which.
+another tenant, and other programs. Call `OutboxRepository.refresh` beside those, or have the database note changes
+by triggers (`outbox.triggers`): of an entity that has all of its triggers, nothing is noted here.
 
 A document has one row a transaction and savepoint; a second one, if it changes after it was noted as made of another
 row that changed. Rows are inserted in `after_flush`: only then are the entities written, so that the id of a row is
@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper, ORMExecuteState, PassiveFlag, Session
 from sqlalchemy.orm.attributes import get_history, instance_state
 
-from outbox import models, rows
+from outbox import models, rows, triggers
 from outbox.dependents import Link, counted, links
 from outbox.entities import MOST_PARAMETERS, Entity, EntityRegistry, among
 from outbox.errors import ConfigurationError, InvalidName, shortened
@@ -37,6 +37,7 @@ from outbox.repository import refresh_rows
 from outbox.settings import write_settings
 
 _BEFORE = "outbox.before"
+_BEGUN = "outbox.begun"
 _UNLOADED = PassiveFlag.PASSIVE_NO_INITIALIZE
 Identity = tuple[Any, ...]
 Place = tuple[Entity, DocumentKey]
@@ -96,6 +97,7 @@ class _Known:
         self.links = links(registry)
         self.looks_before = bool(self.links) or any(own.moves for own in self.own)
         self._plans: dict[type[Any], _Plan | None] = {}
+        self._left: dict[tuple[type[Any], frozenset[Entity]], _Plan | None] = {}
         self._inserts: dict[Link, Insert] = {}
 
     def plan(self, class_: type[Any]) -> _Plan | None:
@@ -116,6 +118,14 @@ class _Known:
             return None
         return _Plan(own, touched, collections, frozenset(mapper.relationships.keys()))
 
+    def plan_without(self, class_: type[Any], aside: frozenset[Entity]) -> _Plan | None:
+        """What is left of it where triggers note the changes of these entities."""
+        try:
+            return self._left[class_, aside]
+        except KeyError:
+            left = self._left[class_, aside] = _less(self.plan(class_), aside)
+            return left
+
     def insert_of(self, link: Link) -> Insert:
         """The statement that notes all documents of a link."""
         found = self._inserts.get(link)
@@ -124,17 +134,28 @@ class _Known:
         return found
 
 
+class _Begun(NamedTuple):
+    """What the database was like when a transaction began."""
+
+    root: Any
+    schema_version: int
+    last_event_id: int | None  # whatever is beyond it at the end is the transaction's own; None: there are no triggers
+
+
 class Capture:
     """The listeners of one registry."""
 
     def __init__(self, registry: EntityRegistry) -> None:
         self._registry = registry
         self._last_known = _Known(registry)
+        self._watcher = triggers.Watcher(registry)
 
     def listen(self, sessions: Any) -> None:
         """Listen to what these sessions do. Once is enough; again changes nothing."""
         target = getattr(sessions, "sync_session", sessions)
         for name, listener in (
+            ("after_begin", self.after_begin),
+            ("before_commit", self.before_commit),
             ("before_flush", self.before_flush),
             ("after_flush", self.after_flush),
             ("do_orm_execute", self.do_orm_execute),
@@ -153,6 +174,44 @@ class Capture:
             known = self._last_known = _Known(self._registry)
         return known
 
+    # -- what triggers note -------------------------------------------------------------------------------------
+
+    def after_begin(self, session: Session, _transaction: Any, connection: Connection) -> None:
+        """Note what the database is like before this transaction."""
+        if connection.dialect.name != "sqlite" or rows.bind_of(session).engine is not connection.engine:
+            return
+        root, begun = connection.get_transaction(), session.info.get(_BEGUN)
+        if write_settings().enabled and (begun is None or begun.root is not root):
+            version = triggers.schema_version(connection)
+            covered = self._watcher.committed(connection, version)
+            session.info[_BEGUN] = _Begun(root, version, triggers.last_event_id(connection) if covered else None)
+
+    def before_commit(self, session: Session) -> None:
+        """Note which rows triggers have written in this transaction: `wait_until_synced` waits for them too."""
+        if session.in_nested_transaction():
+            return
+        session.flush()  # as commit would do next
+        begun: _Begun | None = session.info.get(_BEGUN)
+        if begun is None or begun.last_event_id is None or not begun.root.is_active:
+            return
+        connection = rows.connection_of(session)
+        if connection.get_transaction() is begun.root:
+            last = triggers.last_event_id(connection)
+            if number := last - begun.last_event_id:
+                rows.journal_of(session, connection).written.append((begun.last_event_id + 1, number, None))
+                session.info[_BEGUN] = begun._replace(last_event_id=last)
+
+    def noted_by_triggers(self, session: Session) -> frozenset[Entity]:
+        """The entities whose changes the database of a session notes by itself."""
+        connection = rows.connection_of(session)
+        if connection.dialect.name != "sqlite":
+            return frozenset()
+        begun: _Begun | None = session.info.get(_BEGUN)
+        version = triggers.schema_version(connection)
+        if begun and begun.root is connection.get_transaction() and begun.schema_version == version:
+            return self._watcher.committed(connection, version)
+        return self._watcher.look(connection)  # the transaction has changed the schema itself
+
     # -- objects ------------------------------------------------------------------------------------------------
 
     def before_flush(self, session: Session, _context: Any, _instances: Any) -> None:
@@ -160,16 +219,17 @@ class Capture:
         known = self._known()
         if not known.looks_before or not write_settings().enabled:
             return
+        plan_of = _Plans(known, self, session)
         rows_: dict[Entity, list[Identity]] = {}
         linked: dict[Link, list[Identity]] = {}
         for instance in session.deleted:
-            if (plan := known.plan(type(instance))) and (key := instance_state(instance).key):
+            if (plan := plan_of(type(instance))) and (key := instance_state(instance).key):
                 for own in plan.own:
                     rows_.setdefault(own.entity, []).append(key[1])
                 for link in plan.links:
                     linked.setdefault(link, []).append(key[1])
         for instance in session.dirty:
-            if (plan := known.plan(type(instance))) and (changed := instance_state(instance).committed_state):
+            if (plan := plan_of(type(instance))) and (changed := instance_state(instance).committed_state):
                 identity = _identity(instance)
                 for own in plan.own:
                     if not own.moves.isdisjoint(changed):
@@ -179,7 +239,7 @@ class Capture:
                         linked.setdefault(link, []).append(identity)
                 _adopted(instance, changed, plan, linked)
         for instance in session.new:
-            if (plan := known.plan(type(instance))) and plan.collections:
+            if (plan := plan_of(type(instance))) and plan.collections:
                 _adopted(instance, instance_state(instance).committed_state, plan, linked)
         before = _Before()
         for entity, identities in rows_.items():
@@ -194,12 +254,13 @@ class Capture:
         known = self._known()
         if not write_settings().enabled:
             return
+        plan_of = _Plans(known, self, session)
         before: _Before | None = session.info.pop(_BEFORE, None)
         places: list[Place] = before.places if before else []
         unknown: dict[Entity, list[Identity]] = {}  # the database knows where they stand
         touched: dict[Link, list[Identity]] = {}
         for instance in session.new:
-            if plan := known.plan(type(instance)):
+            if plan := plan_of(type(instance)):
                 values = instance_state(instance).dict
                 for entity, _, _ in plan.own:
                     identity = _current(values, entity.key)
@@ -212,7 +273,7 @@ class Capture:
                 for link in plan.links:
                     touched.setdefault(link, []).append(_current(values, link.key))
         for instance in session.dirty:
-            if (plan := known.plan(type(instance))) and (changed := instance_state(instance).committed_state):
+            if (plan := plan_of(type(instance))) and (changed := instance_state(instance).committed_state):
                 values = instance_state(instance).dict
                 for own in plan.own:
                     if _counts(instance, own.counts, changed, plan.relationships):
@@ -221,7 +282,7 @@ class Capture:
                     if _counts(instance, link.counts, changed, plan.relationships):
                         touched.setdefault(link, []).append(_current(values, link.key))
         for instance in session.deleted:
-            if (plan := known.plan(type(instance))) and (key := instance_state(instance).key):
+            if (plan := plan_of(type(instance))) and (key := instance_state(instance).key):
                 for entity, _, _ in plan.own:
                     if entity.tenancy is Tenancy.SHARED:
                         tenant = _tenant(entity, instance_state(instance).dict)
@@ -277,6 +338,11 @@ class Capture:
         if not own and not touched:
             return None
         session = state.session
+        if aside := self.noted_by_triggers(session):
+            own = [each for each in own if each.entity not in aside]
+            touched = [link for link in touched if link.entity not in aside]
+            if not own and not touched:
+                return None
         if session.autoflush:
             session.flush()
         if state.is_insert:
@@ -344,6 +410,37 @@ class Capture:
             if done.rowcount:
                 first = done.lastrowid - done.rowcount + 1  # one statement, one writer: the ids are a sequence
                 journal.written.append((first, done.rowcount, created_at))
+
+
+def _less(plan: _Plan | None, aside: frozenset[Entity]) -> _Plan | None:
+    """A plan without what concerns these entities."""
+    if plan is None:
+        return None
+    left = _Plan(
+        tuple(own for own in plan.own if own.entity not in aside),
+        tuple(link for link in plan.links if link.entity not in aside),
+        tuple((name, link) for name, link in plan.collections if link.entity not in aside),
+        plan.relationships,
+    )
+    return left if left.own or left.links or left.collections else None
+
+
+class _Plans:
+    """The plans for one flush. What triggers stand in its database is asked at the first object that has a plan."""
+
+    __slots__ = ("_aside", "_capture", "_known", "_session")
+
+    def __init__(self, known: _Known, capture: Capture, session: Session) -> None:
+        self._known, self._capture, self._session = known, capture, session
+        self._aside: frozenset[Entity] | None = None
+
+    def __call__(self, class_: type[Any]) -> _Plan | None:
+        plan = self._known.plan(class_)
+        if plan is None:
+            return None
+        if self._aside is None:
+            self._aside = self._capture.noted_by_triggers(self._session)
+        return self._known.plan_without(class_, self._aside) if self._aside else plan
 
 
 def _moves(entity: Entity) -> frozenset[str]:

@@ -164,7 +164,8 @@ class OutboxRepository:
     def wait_until_synced(self, timeout: float = 10.0, *, searchable: bool = False) -> dict[int, str]:
         """Wait until the rows that the last transaction of this session wrote are delivered; call it after `commit`.
 
-        Captured rows are among them. Returns what became of each row, by its id, e.g. `applied` or `superseded`.
+        Captured rows are among them, and those of triggers, if the session is captured. Returns what became of each
+        row, by its id, e.g. `applied` or `superseded`.
         With `searchable` the indexes are refreshed then, so that a search finds the documents.
         Raises `SyncFailed` when a row is dead, or the transaction is not committed; `SyncTimeout` after `timeout`
         seconds; with `searchable` also `ConfigurationError` and `DestinationError`.
@@ -234,7 +235,9 @@ class _Waiting:
         bind: Engine | Connection = rows.bind_of(session)
         self._engine = bind.engine.execution_options(outbox_begin="DEFERRED")
         self._ranges = [(range(first, first + number), created_at) for first, number, created_at in journal.written]
-        self._written = {(at, created_at) for ids, created_at in self._ranges for at in ids}
+        self._written = {(at, created_at) for ids, created_at in self._ranges if created_at is not None for at in ids}
+        self._by_triggers = [ids for ids, created_at in self._ranges if created_at is None]
+        self._number = len({at for ids, _ in self._ranges for at in ids})
 
     def until(self, deadline: float, timeout: float) -> tuple[dict[int, str], set[str]]:
         """The outcomes of the rows, and the indexes they went to."""
@@ -243,7 +246,7 @@ class _Waiting:
             while waiting := self._unfinished(connection):
                 if time.monotonic() >= deadline:
                     raise SyncTimeout(
-                        f"{len(waiting):,} of {len(self._written):,} rows are not delivered after {timeout:g} s; is a "
+                        f"{len(waiting):,} of {self._number:,} rows are not delivered after {timeout:g} s; is a "
                         "relay running? 'outbox-relay status' says what waits and why"
                     )
                 self._sleep(min(pause, max(0.0, deadline - time.monotonic())))
@@ -257,7 +260,7 @@ class _Waiting:
         if dead:
             first = dead[0]
             raise SyncFailed(
-                f"{len(dead):,} of {len(self._written):,} rows are dead, the first is {first.id} of "
+                f"{len(dead):,} of {self._number:,} rows are dead, the first is {first.id} of "
                 f"{first.index_name}/{shortened(first.document_id)} ({first.error_type}: {first.error}); "
                 "see 'outbox-relay dead list'"
             )
@@ -268,7 +271,10 @@ class _Waiting:
         first, last = min(ids[0] for ids, _ in self._ranges), max(ids[-1] for ids, _ in self._ranges)
         found = connection.execute(select(table).where(table.c.id.between(first, last), *conditions)).all()
         connection.rollback()  # the next look shall see what was committed meanwhile
-        return [row for row in found if (row.id, row.created_at) in self._written]
+        return [row for row in found if (row.id, row.created_at) in self._written or self._is_by_trigger(row.id)]
+
+    def _is_by_trigger(self, event_id: int) -> bool:
+        return any(event_id in ids for ids in self._by_triggers)
 
     def _sleep(self, seconds: float) -> None:
         if self._engine.dialect.is_async:

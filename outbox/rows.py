@@ -30,7 +30,7 @@ class Journal:
     """What the current transaction of a session has put into the outbox, or the last one that did.
 
     `written`: first id, number and `created_at` of rows in a sequence. Rows of a savepoint that was rolled back are
-    still listed; their ids are issued again, so `created_at` tells whose a row is.
+    still listed; their ids are issued again, so `created_at` tells whose a row is. None: all of them are ours.
     `noted`: index and `_id` of the refresh rows, for each savepoint: those of one that was rolled back are gone.
     """
 
@@ -38,7 +38,7 @@ class Journal:
 
     def __init__(self, root: Any) -> None:
         self.root = root
-        self.written: list[tuple[int, int, int]] = []
+        self.written: list[tuple[int, int, int | None]] = []
         self.noted: dict[Any, set[tuple[str, str]]] = {}
 
 

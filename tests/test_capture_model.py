@@ -135,6 +135,7 @@ class History(RuleBasedStateMachine):
         models.metadata.create_all(self.engine)
         Base.metadata.create_all(self.engine)
         self.registry = registry()
+        self.prepare()
         sessions = sessionmaker(self.engine, expire_on_commit=expire, autoflush=autoflush)
         self.registry.capture(sessions)
         self.session, self.other = sessions(), sessions()
@@ -151,6 +152,9 @@ class History(RuleBasedStateMachine):
             )
             self.session.add(Line(deal=f"d|{at}", number=at, name="a", tenant_id="t1", account_id=1))
         self.commit()
+
+    def prepare(self) -> None:
+        """What a machine that is like this one needs beside the tables."""
 
     # -- what the application does
 
@@ -444,10 +448,9 @@ class History(RuleBasedStateMachine):
             self._directory.cleanup()
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # of histories that no application should have
-def test_index_that_follows_the_rows_equals_the_database_after_any_history() -> None:
+def run(machine: type[RuleBasedStateMachine]) -> None:
     run_state_machine_as_test(
-        History,
+        machine,
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=30,
@@ -456,3 +459,8 @@ def test_index_that_follows_the_rows_equals_the_database_after_any_history() -> 
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # of histories that no application should have
+def test_index_that_follows_the_rows_equals_the_database_after_any_history() -> None:
+    run(History)

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "keys": {"documents", "errors"},
     "entities": {"capture", "dependents", "keys", "documents", "models", "settings", "errors"},
     "dependents": {"entities", "errors"},
-    "capture": {"repository", "rows", "dependents", "entities", "keys", "models", "settings", "errors"},
+    "capture": {"repository", "rows", "triggers", "dependents", "entities", "keys", "models", "settings", "errors"},
     "triggers": {"trigger_sql", "entities", "errors"},
     "trigger_sql": {"dependents", "entities", "keys", "models", "errors"},
     "rows": {"models", "errors"},
