@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +16,7 @@ from uuid import UUID
 import pytest
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
+from click.testing import CliRunner, Result
 from sqlalchemy import (
     Column,
     Connection,
@@ -36,6 +39,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 from outbox import ConfigurationError, EntityRegistry, OutboxRepository, SyncTimeout, check, sqlite, triggers
+from outbox.cli import main
 from outbox.destinations.embedded import EmbeddedDestination
 from tests.support.outbox import Outbox
 
@@ -879,6 +883,95 @@ def test_migration_without_a_database_writes_a_script(unenforced: Engine) -> Non
     with unenforced.begin() as connection:
         triggers.drop(connection, registry)
         assert not triggers.installed(connection)
+
+
+# -- the commands -----------------------------------------------------------------------------------------------
+
+APPLICATION = """
+from outbox import EntityRegistry
+from tests.test_triggers import Contact
+
+registry = EntityRegistry()
+registry.add(Contact, index="contacts", fields=["name"], watch={watch})
+"""
+
+
+@pytest.fixture
+def command(database: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    monkeypatch.setenv("OUTBOX_DATABASE_URL", f"sqlite:///{database.url.database}")
+    names: list[str] = []
+
+    def run(*arguments: str, watch: list[str] | None = None) -> Result:
+        names.append(f"shop_{len(names)}")
+        (tmp_path / f"{names[-1]}.py").write_text(APPLICATION.format(watch=watch))
+        monkeypatch.setenv("OUTBOX_ENTITIES", f"{names[-1]}:registry")
+        return CliRunner().invoke(main, arguments)
+
+    yield run
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_commands_install_compare_and_remove(command: Callable[..., Result], database: Engine) -> None:
+    result = command("triggers", "status")
+    assert (result.exit_code, "5 triggers: 5 missing" in result.output) == (1, True)
+    assert (
+        command("triggers", "install").output == "5 triggers as the registry says: 5 created, 0 replaced or removed\n"
+    )
+    assert (
+        command("triggers", "install").output == "5 triggers as the registry says: 0 created, 0 replaced or removed\n"
+    )
+    result = command("triggers", "status")
+    assert (result.exit_code, result.output) == (0, "5 triggers: 5 ok\n")
+
+    result = command("triggers", "status", "--json", watch=["seen"])
+    assert result.exit_code == 1
+    assert [each["name"] for each in json.loads(result.output) if each["state"] == "stale"] == [
+        "outbox_contacts_contacts_update"
+    ]
+    result = command("triggers", "install", watch=["seen"])
+    assert result.output == "5 triggers as the registry says: 0 created, 1 replaced or removed\n"
+    assert command("triggers", "status", watch=["seen"]).exit_code == 0
+
+    with database.begin() as connection:
+        connection.execute(text("DROP TRIGGER outbox_contacts_contacts_delete"))
+        connection.execute(
+            text("CREATE TRIGGER outbox_contacts_contacts_delete AFTER DELETE ON contacts BEGIN SELECT 1; END")
+        )
+    result = command("triggers", "status", watch=["seen"])
+    assert result.exit_code == 1
+    assert result.output.startswith(
+        "foreign  outbox_contacts_contacts_delete on contacts: outbox-relay did not make it"
+    )
+    assert command("triggers", "install", watch=["seen"]).exit_code == 2
+    assert command("triggers", "remove").output == "4 triggers removed\n"
+    assert command("triggers", "remove").output == "0 triggers removed\n"
+
+
+def test_commands_need_a_registry(command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    command("triggers", "install")
+    monkeypatch.delenv("OUTBOX_ENTITIES")
+    for name in ("install", "status"):
+        result = CliRunner().invoke(main, ["triggers", name])
+        assert (result.exit_code, "set OUTBOX_ENTITIES" in result.output) == (2, True)
+
+
+def test_check_says_what_became_of_the_triggers(command: Callable[..., Result], database: Engine) -> None:
+    def findings(**given: Any) -> dict[str, str]:
+        found = json.loads(command("check", "--json", **given).output)
+        return {each["name"]: each["level"] for each in found}
+
+    assert "triggers" not in findings()
+    command("triggers", "install")
+    assert findings()["triggers"] == "ok"
+    assert findings(watch=["seen"])["triggers"] == "fail"
+    with database.begin() as connection:
+        for each in triggers.status(connection, registered()):
+            connection.exec_driver_sql(f"DROP TRIGGER {each.name}")
+    assert findings()["triggers"] == "fail"  # none is left, but the view remembers
+    assert [each.level for each in check.triggers(database, None)] == ["warn"]
+    command("triggers", "remove")
+    assert "triggers" not in findings()
 
 
 def test_nothing_is_said_of_the_triggers_of_a_file_that_is_no_database(tmp_path: Path) -> None:

@@ -52,9 +52,10 @@ from outbox.cli import (  # noqa: E402  (they register themselves on the group)
     run,
     search,
     tenant,
+    triggers,
     verify,
 )
 
-for module in (run, look, check, search, verify, reindex, dead, control, tenant):
+for module in (run, look, check, search, verify, reindex, dead, control, tenant, triggers):
     for each in module.commands:
         main.add_command(each)

@@ -7,11 +7,11 @@ import sys
 from dataclasses import asdict
 
 import click
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine
 
 from outbox import check as doctor
 from outbox.check import Finding
-from outbox.cli.wiring import database_option, destination_of, engine_of, json_option, load_settings
+from outbox.cli.wiring import database_option, destination_of, engine_of, json_option, load_settings, registry_of
 from outbox.errors import ConfigurationError
 from outbox.maintenance import HEARTBEATS_MISSED
 from outbox.settings import Settings
@@ -59,6 +59,7 @@ def _findings(loaded: Settings) -> list[Finding]:
     else:
         silent_ms = int(loaded.heartbeat_interval * HEARTBEATS_MISSED * 1_000)
         findings += doctor.database(engine, silent_ms=silent_ms)
+        findings += _triggers(engine, loaded)
     try:
         to = destination_of(loaded)
     except ConfigurationError as error:
@@ -73,6 +74,14 @@ def _findings(loaded: Settings) -> list[Finding]:
     if engine:
         engine.dispose()
     return findings
+
+
+def _triggers(engine: Engine, loaded: Settings) -> list[Finding]:
+    try:
+        registry = registry_of(loaded)
+    except ConfigurationError as error:
+        return [Finding("entities", "fail", str(error), "set OUTBOX_ENTITIES as it is set for the relay")]
+    return doctor.triggers(engine, registry)
 
 
 commands = [check]
