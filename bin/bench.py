@@ -27,7 +27,7 @@ from rich.table import Table
 from sqlalchemy import ForeignKey, create_engine, func, insert, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import EntityRegistry, OutboxRepository, schema, sqlite
+from outbox import EntityRegistry, OutboxRepository, schema, sqlite, triggers
 from outbox.models import EPOCH_STEP, now_ms
 
 BATCH = 1_000
@@ -300,6 +300,12 @@ class Account(Base):
     name: Mapped[str]
 
 
+MORE = """
+WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < :number)
+INSERT INTO contacts (name, notes, tenant_id, account_id) SELECT 'Ada', 'notes', 't1', 1 FROM n
+"""
+
+
 @main.command()
 @click.option("--blocks", default=40, show_default=True, help="How long: 50 single and one large transaction each.")
 def write(blocks: int) -> None:
@@ -308,11 +314,13 @@ def write(blocks: int) -> None:
     contents = [document for _, document in named]
     varied = itertools.cycle(named)
     with tempfile.TemporaryDirectory() as directory:
-        engine = create_engine(f"sqlite:///{directory}/app.db")
-        sqlite.prepare(engine)
-        schema.upgrade(engine)
-        Base.metadata.create_all(engine)
+        engine, beside = (create_engine(f"sqlite:///{directory}/{name}.db") for name in ("app", "triggers"))
+        for each in (engine, beside):
+            sqlite.prepare(each)
+            schema.upgrade(each)
+            Base.metadata.create_all(each)
         plain, captured = sessionmaker(engine), sessionmaker(engine)
+        triggered, aside = sessionmaker(beside), sessionmaker(beside)
         registry = EntityRegistry()
         registry.add(
             Contact,
@@ -322,6 +330,9 @@ def write(blocks: int) -> None:
             depends_on={Account: "account_id"},
         )
         registry.capture(captured)
+        registry.capture(aside)
+        with beside.begin() as connection:
+            triggers.install(connection, registry)
 
         def took(sessions: sessionmaker[Session], work: Callable[[Session], None]) -> float:
             start = time.perf_counter()
@@ -387,7 +398,32 @@ def write(blocks: int) -> None:
             session.execute(update(Contact).where(Contact.id <= 10_000).values(account_id=1))
             number = session.execute(select(func.count()).where(Contact.account_id == 1)).scalar_one()
         console.print(f"capture, {number:,} dependents:      {capture_cost(number, 10, rename_account):6.1f} µs a row")
+
+        def trigger_cost(
+            rows: int, transactions: int, work: Callable[[Session], None], sessions: sessionmaker[Session]
+        ) -> float:
+            return compared(rows, transactions, lambda: took(plain, work), lambda: took(sessions, work))
+
+        with triggered.begin() as session:  # the same rows on both sides
+            session.add(Account(id=1, name="Acme"))
+            session.flush()
+            add(300)(session)
+            session.execute(text(MORE), {"number": number})
+        for _ in range(100):  # until its write-ahead log has grown to its full size, as that of the other file has
+            took(triggered, add(300))
+        for name, sessions in (("triggers", triggered), ("triggers, captured", aside)):
+            console.print(f"{name + ', one new object:':<34}{trigger_cost(1, 50 * blocks, add(1), sessions):6.1f} µs")
+            for what, rows, times, work in (
+                ("300 new objects", 300, blocks, add(300)),
+                ("300 changed objects", 300, blocks, change(300)),
+                ("update() of 300", 300, blocks, update_in_bulk),
+                (f"{number:,} dependents", number, 10, rename_account),
+            ):
+                console.print(
+                    f"{name + ', ' + what + ':':<40}{trigger_cost(rows, times, work, sessions):6.1f} µs a row"
+                )
         engine.dispose()
+        beside.dispose()
 
 
 if __name__ == "__main__":
