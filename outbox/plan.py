@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from outbox import merge
 from outbox.destinations.base import Action, Outcome
@@ -40,20 +40,19 @@ def fold(
 def _fold(rows: Sequence[Event], contents: Mapping[int, bytes | Outcome | None], target: str, epoch: int) -> Fold:
     """The last row that says all of the document, and the patches after it; or only patches, for what is stored."""
     last = rows[-1]
-    action = Action(last.index_name, target, last.document_id, version(epoch, last.id), None)
     wholes = [at for at, row in enumerate(rows) if row.action != RowAction.UPDATE]
     used = rows[wholes[-1] if wholes else 0 :]
     read = [None if row.action == RowAction.DELETE else contents.get(row.id, b"") for row in used]
     known = next((content for content in read if isinstance(content, Outcome)), None)
+    document, patches = None, tuple(content for content in read if isinstance(content, bytes))
     if known:
-        return Fold(tuple(rows), action, known)
-    texts = [content for content in read if isinstance(content, bytes)]
-    if not wholes:
-        return Fold(tuple(rows), replace(action, patches=tuple(texts)))
-    if read[0] is None:
+        patches = ()
+    elif wholes:
         # Patches of what is deleted come to nothing together: see below.
-        return Fold(tuple(rows), replace(action, document=b"") if texts else action)
-    return Fold(tuple(rows), replace(action, document=_merged(texts[0], texts[1:])))
+        document = _merged(patches[0], patches[1:]) if read[0] is not None else b"" if patches else None
+        patches = ()
+    action = Action(last.index_name, target, last.document_id, version(epoch, last.id), document, patches)
+    return Fold(tuple(rows), action, known)
 
 
 def _merged(document: bytes, patches: Sequence[bytes]) -> bytes:

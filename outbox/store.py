@@ -203,7 +203,7 @@ class Store:
                 ORDER BY id LIMIT :share)
             """,
             {"lanes": json.dumps(lanes), "share": share},
-        ):
+        ).fetchall():
             found.setdefault((index_name, tenant), []).append(id_)
         return found
 
@@ -323,7 +323,7 @@ class Store:
                 "SELECT event_id, CAST(document AS BLOB) FROM outbox_documents"
                 " WHERE event_id IN (SELECT value FROM json_each(?))",
                 ids,
-            )
+            ).fetchall()
         }
 
     def renew(self, claim: Claim, ids: Sequence[int], expires: int) -> Claim | None:
@@ -359,7 +359,6 @@ class Store:
 
     def _move(self, token: str, group: Sequence[Transition], now: int) -> list[Transition]:
         to = group[0]
-        ids = [transition.event.id for transition in group]
         finished = to.state in (State.DONE, State.DEAD)
         parameters = {
             "state": to.state.value,
@@ -370,33 +369,23 @@ class Store:
             "error_type": to.error_type,
             "error": printable(to.error),
             "unsent": int(to.unsent),
-            "ids": json.dumps(ids),
+            "ids": json.dumps([transition.event.id for transition in group]),
             "token": token,
         }
-        moved = self._run(
-            """
-            UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
-                   available_at = :available_at, finished_at = :finished_at, claim_token = NULL, claimed_by = NULL,
-                   lease_expires_at = NULL, error_type = coalesce(:error_type, error_type),
-                   error = coalesce(:error, error), deliveries = deliveries - :unsent
-            WHERE id IN (SELECT value FROM json_each(:ids)) AND claim_token = :token
-            """,
-            parameters,
-        ).rowcount
-        if moved == len(ids):
-            return []
-        # Rare: find out which. Those that are now in the state we wrote, at this moment, are ours.
-        kept = {
+        moved = {
             row[0]
             for row in self._run(
-                "SELECT id FROM outbox_events WHERE id IN (SELECT value FROM json_each(:ids))"
-                " AND state = :state AND claim_token IS NULL"
-                " AND (finished_at IS :finished_at AND available_at IS :available_at)",
+                """
+                UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
+                       available_at = :available_at, finished_at = :finished_at, claim_token = NULL, claimed_by = NULL,
+                       lease_expires_at = NULL, error_type = coalesce(:error_type, error_type),
+                       error = coalesce(:error, error), deliveries = deliveries - :unsent
+                WHERE id IN (SELECT value FROM json_each(:ids)) AND claim_token = :token RETURNING id
+                """,
                 parameters,
-            )
+            ).fetchall()
         }
-        missing = [transition for transition in group if transition.event.id not in kept]
-        return missing or list(group)[: len(ids) - moved]
+        return [transition for transition in group if transition.event.id not in moved]
 
     def _release_followers(self, transitions: Sequence[Transition], now: int) -> None:
         """Wake the rows that were parked behind documents that are now settled: the next batch of each."""
