@@ -311,6 +311,7 @@ class Relay:
                     now,
                     sent=fold.action,
                     explained=explained,
+                    overtaken=explained and self._overtaken(fold, outcome),
                     failed_alone=answer.failed_alone,
                 )
         if split:
@@ -342,6 +343,17 @@ class Relay:
                 later = Outcome(OutcomeKind.OVERLOADED, outcome.error_type, outcome.error)
                 refused = {sent[refusal.at] for refusal in of_target}
                 answer.outcomes = [later if at in refused else each for at, each in enumerate(answer.outcomes)]
+
+    def _overtaken(self, fold: Fold, outcome: Outcome) -> bool:
+        """Rows of one document under two tenants can overtake each other, and one of them is a partial update.
+
+        What is sent for the first time is in nothing that the index holds: a later update, or a later document under
+        an update, was delivered without it. A later document alone makes an earlier one history.
+        """
+        last = fold.events[-1]
+        if last.deliveries > 1 or outcome.version is None:
+            return False
+        return bool(fold.action.patches) or self._store.is_update(last, outcome.version)
 
     def _explained(self, fold: Fold, outcome: Outcome) -> Outcome:
         """A document may be missing because a later row, delivered before without an answer, removed it."""

@@ -522,6 +522,18 @@ class Store:
             ).scalar_one_or_none()
         return role in (Role.LIVE, Role.NEW)
 
+    def is_update(self, event: Event, reported: int | None) -> bool:
+        """Whether a version is that of a partial update of the event's document."""
+        return bool(
+            self._run(
+                "SELECT EXISTS (SELECT 1 FROM outbox_events WHERE id = ? AND action = 'update'"
+                " AND index_name = ? AND document_id = ?)",
+                (reported or 0) % EPOCH_STEP,
+                event.index_name,
+                event.document_id,
+            ).scalar_one()
+        )
+
     def removed_since(self, event: Event) -> bool:
         """Whether a later row that removes the document, or may, was delivered and has not come to its end."""
         return bool(

@@ -84,18 +84,19 @@ def decide(
     *,
     sent: Action | None = None,
     explained: bool = False,
+    overtaken: bool = False,
     failed_alone: bool = False,
 ) -> list[Transition]:
     """The next state of each row of a fold; the last row is the one whose version was `sent`.
 
-    `explained` says of a conflict whether a delivery of this outbox accounts for the version it reports,
-    `failed_alone` of a missing answer that it is missing for this row only.
+    `explained` says of a conflict whether a delivery of this outbox accounts for the version it reports, `overtaken`
+    that this delivery knew nothing of what the rows say, `failed_alone` of a missing answer that it is missing for
+    this row only.
     """
     *earlier, last = events
     kind = outcome.kind
-    if kind is OutcomeKind.CONFLICT and explained and sent and sent.patches and last.deliveries == 1:
-        # Rows of one document under two tenants can overtake each other. What a full document said is history then.
-        # But these fields were sent for the first time: called done, they would be lost in silence.
+    if overtaken:
+        # Called done, what these rows say would be lost in silence.
         return [
             Transition(event, State.DEAD, attempts=event.attempts, error_type=OVERTAKEN, error=OVERTAKEN_REMEDY)
             for event in events

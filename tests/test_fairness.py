@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from outbox.destinations.embedded import EmbeddedDestination
 from outbox.models import Event, now_ms
 from outbox.rate import TenantRates
@@ -96,3 +98,32 @@ def test_clock_that_jumps_back_neither_refills_nor_strands_a_tenant() -> None:
     assert rates.exhausted(1_000_000) == ["t1"]
     assert rates.exhausted(0) == ["t1"]
     assert rates.exhausted(1_000) == []
+
+
+@pytest.mark.parametrize("action", ["index", "update", "delete"])
+def test_row_that_an_update_of_another_tenant_overtook_is_not_lost_in_silence(
+    outbox: Outbox, tmp_path: Path, action: str
+) -> None:
+    destination = EmbeddedDestination(tmp_path / "search.db")
+    outbox.index("contacts", "c1", {"n": 0})
+    outbox.drain(destination)
+    write(outbox, "t1", "contacts", 5)  # before the row in question, in the lane of its tenant
+    with outbox.sessions.begin() as session:
+        repo = outbox.repository(session)
+        if action == "delete":
+            earlier = repo.delete("contacts", "c1", tenant_id="t1")
+        else:
+            earlier = getattr(repo, action)("contacts", "c1", {"earlier": True}, tenant_id="t1")
+        later = repo.update("contacts", "c1", {"later": True}, tenant_id="t2")
+    outbox.drain(destination, batch_rows=2)
+    assert (outbox.state(later or 0), outbox.state(earlier)) == ("done", "dead")
+    assert outbox.row(earlier)["error_type"] == "overtaken"
+
+
+def test_document_that_a_later_document_of_another_tenant_overtook_is_history(outbox: Outbox, tmp_path: Path) -> None:
+    destination = EmbeddedDestination(tmp_path / "search.db")
+    write(outbox, "t1", "contacts", 5)
+    earlier = outbox.index("contacts", "c1", {"n": 1}, tenant_id="t1")
+    later = outbox.index("contacts", "c1", {"n": 2}, tenant_id="t2")
+    outbox.drain(destination, batch_rows=2)
+    assert (outbox.outcome(later), outbox.outcome(earlier)) == ("applied", "superseded")
