@@ -84,6 +84,7 @@ class _Plan(NamedTuple):
 class _Before:
     """Places that a flush takes documents away from, as the database knew them; of which rows."""
 
+    plan_of: _Plans  # of this flush: no need to ask again what triggers note
     places: list[Place] = field(default_factory=list)
     looked: set[tuple[Entity, Identity]] = field(default_factory=set)
 
@@ -241,7 +242,7 @@ class Capture:
         for instance in session.new:
             if (plan := plan_of(type(instance))) and plan.collections:
                 _adopted(instance, instance_state(instance).committed_state, plan, linked)
-        before = _Before()
+        before = _Before(plan_of)
         for entity, identities in rows_.items():
             before.places += _places(session, entity, identities)
             before.looked.update((entity, identity) for identity in identities)
@@ -254,8 +255,8 @@ class Capture:
         known = self._known()
         if not write_settings().enabled:
             return
-        plan_of = _Plans(known, self, session)
         before: _Before | None = session.info.pop(_BEFORE, None)
+        plan_of = before.plan_of if before else _Plans(known, self, session)
         places: list[Place] = before.places if before else []
         unknown: dict[Entity, list[Identity]] = {}  # the database knows where they stand
         touched: dict[Link, list[Identity]] = {}
