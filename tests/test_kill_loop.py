@@ -26,6 +26,9 @@ pytestmark = pytest.mark.slow
 ROUNDS = int(os.environ.get("TEST_KILL_ROUNDS", "25"))
 TENANTS = ("t1", "t2", "t3")
 DOCUMENTS = 300
+BUSY = 12  # every second row is of one of them: theirs are always on the way
+LEDGERS = 6  # of those, only ever updated, each time in a field of its own: what one update said stays to be seen
+UNMAPPED = {"dynamic": False, "properties": {}}  # so many fields are more than an index takes
 LONGEST_LIFE_S = 0.5  # of a relay that is up
 
 
@@ -59,7 +62,7 @@ class Application:
         self.stop = threading.Event()
 
     def run(self) -> None:
-        while not self.stop.wait(0.02):
+        while not self.stop.wait(0.01):
             try:
                 self._transaction()
             except ZeroDivisionError:
@@ -72,13 +75,12 @@ class Application:
         with self._outbox.sessions.begin() as session:
             repo = self._outbox.repository(session)
             for _ in range(number):
-                # Every second row is of one of a dozen documents: theirs are always on the way.
-                at = self._chance.randrange(12 if self._chance.random() < 0.5 else DOCUMENTS)
+                at = self._chance.randrange(BUSY if self._chance.random() < 0.5 else DOCUMENTS)
                 document_id, tenant = f"c{at}", TENANTS[at % len(TENANTS)]
                 n, held = self._chance.randrange(10**6), written.get(document_id)
                 what = self._chance.choices(["update", "index", "delete"], [7, 2, 1])[0]
-                if held and what == "update":
-                    field = self._chance.choice("abcdef")
+                if held and (what == "update" or at < LEDGERS):
+                    field = f"f{n}" if at < LEDGERS else self._chance.choice("abcdef")
                     repo.update("contacts", document_id, {"last": [n], "seen": {field: n}}, tenant_id=tenant)
                     written[document_id] = {**held, "last": [n], "seen": {**held["seen"], field: n}}
                 elif held and what == "delete":
@@ -97,6 +99,7 @@ def test_relays_killed_over_and_over_under_writes_lose_double_and_kill_nothing(
     outbox: Outbox, relays: Relays, place: Place, chance: random.Random
 ) -> None:
     application = Application(outbox, random.Random(chance.random()))
+    place.destination.ensure_index("contacts", UNMAPPED)
 
     def is_up(process: subprocess.Popen[str]) -> bool:
         log = relays.log(relays.started.index(process))
