@@ -216,6 +216,16 @@ def test_version_of_a_pruned_row_is_explained(outbox: Outbox, place: Place) -> N
     assert outbox.outcome(first) == "superseded"
 
 
+def test_index_named_like_an_answer_of_the_node_is_found(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    node.request("PUT", "/error/_doc/c0", {})
+    outbox.index("error", "c1", {"n": 1})
+    outbox.drain(destination)
+    assert node.get("error", "c1") == {"n": 1}
+    assert node.indexes() == ["error"]  # adopted, as any other
+
+
 def test_document_of_an_earlier_system_with_a_high_internal_version_is_replaced(
     outbox: Outbox, destination: ElasticsearchDestination, node: Node
 ) -> None:

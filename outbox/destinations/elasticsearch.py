@@ -230,9 +230,14 @@ class ElasticsearchDestination:
         return target
 
     def _find(self, name: str) -> str | None:
-        found = self._client.options(ignore_status=404).indices.get_alias(index=name).body
-        if not isinstance(found, dict) or "error" in found:
+        answer = self._client.options(ignore_status=404).indices.get_alias(index=name)
+        if answer.meta.status == 404:
             return None
+        found = answer.body
+        if not isinstance(found, dict) or not found:
+            raise DestinationError(
+                f"index {name} cannot be looked up: Elasticsearch does not answer {shortened(found)}"
+            )
         if len(found) > 1:
             raise DestinationError(
                 f"alias {name} points to {len(found)} indexes ({', '.join(sorted(found))}); make it point to one"
