@@ -396,7 +396,7 @@ class Capture:
             return
         connection = rows.connection_of(session)
         fresh = _fresh(session, connection, wanted)
-        rows.insert_many(session, refresh_rows([wanted[each] for each in fresh]))
+        rows.insert_many(session, refresh_rows([wanted[each] for each in fresh]), connection=connection)
 
     def _note_dependents(self, session: Session, link: Link, identities: Iterable[Identity]) -> None:
         """Rows for all documents that are made of these rows, by the database itself."""

@@ -68,7 +68,10 @@ def last_journal(session: Session) -> Journal | None:
 
 def insert(session: Session, row: Row, content: str | None = None) -> int:
     """Insert a row, and its document if it has one. Returns its id."""
-    connection = connection_of(session)
+    return _insert(session, connection_of(session), row, content)
+
+
+def _insert(session: Session, connection: Connection, row: Row, content: str | None) -> int:
     statements = _statements(connection.dialect)
     cursor = connection.connection.cursor()
     try:
@@ -82,14 +85,19 @@ def insert(session: Session, row: Row, content: str | None = None) -> int:
     return event_id
 
 
-def insert_many(session: Session, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
-    """Insert rows of one `created_at`, and their documents if they have any. Returns their ids, in order."""
+def insert_many(
+    session: Session, rows: Sequence[Row], contents: Sequence[str] = (), *, connection: Connection | None = None
+) -> Sequence[int]:
+    """Insert rows of one `created_at`, and their documents if they have any. Returns their ids, in order.
+
+    `connection`: that of `connection_of`, where the caller has it already.
+    """
     if not rows:
         return []
+    connection = connection or connection_of(session)
     # The first insert takes the write lock, so the ids after its own are ours to give.
-    first = insert(session, rows[0], contents[0] if contents else None)
+    first = _insert(session, connection, rows[0], contents[0] if contents else None)
     if len(rows) > 1:
-        connection = connection_of(session)
         statements = _statements(connection.dialect)
         cursor = connection.connection.cursor()
         try:

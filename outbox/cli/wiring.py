@@ -6,10 +6,11 @@ import getpass
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -25,6 +26,8 @@ from outbox.errors import ConfigurationError
 from outbox.jobs import Jobs
 from outbox.settings import Settings
 from outbox.store import Store
+
+S = TypeVar("S", bound=Store)
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -119,29 +122,25 @@ def log_removal(what: str, **selection: object) -> None:
     logger.warning(logs.safe(f"{what} removed for good by {who()}; selection: {' '.join(chosen) or 'all'}"))
 
 
-@contextmanager
-def open_store(loaded: Settings) -> Iterator[Store]:
+def open_store(loaded: Settings) -> AbstractContextManager[Store]:
     """The outbox tables, at the revision this version needs."""
-    engine = engine_of(loaded)
-    schema.require_head(engine)
-    store = Store(engine)
-    try:
-        yield store
-    finally:
-        store.close()
-        engine.dispose()
+    return _open(Store, loaded)
+
+
+def open_jobs(loaded: Settings) -> AbstractContextManager[Jobs]:
+    """The same, with what a reindex asks of them."""
+    return _open(Jobs, loaded)
 
 
 @contextmanager
-def open_jobs(loaded: Settings) -> Iterator[Jobs]:
-    """The same, with what a reindex asks of them."""
+def _open(kind: type[S], loaded: Settings) -> Iterator[S]:
     engine = engine_of(loaded)
     schema.require_head(engine)
-    jobs = Jobs(engine)
+    opened = kind(engine)
     try:
-        yield jobs
+        yield opened
     finally:
-        jobs.close()
+        opened.close()
         engine.dispose()
 
 
