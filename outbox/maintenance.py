@@ -23,6 +23,8 @@ from outbox.verify import Verification
 
 CHECKPOINT_EVERY_S = 20
 PRUNE_EVERY_S = 60
+DEPTH_EVERY_S = 10
+MINUTES_MS = 3 * 3_600_000  # for which statistics are kept by minute; older ones by hour
 HEARTBEATS_MISSED = 6
 NO_LEASE_MS = 1_000 * (LONGEST_LEASE_S + 60)  # from the longest lease on, with what a claim may wait for the lock
 
@@ -56,6 +58,7 @@ class Maintenance:
             (self.reap, settings.reap_interval),
             (self.prune, PRUNE_EVERY_S),
             (self.checkpoint, CHECKPOINT_EVERY_S),
+            (self.depth, DEPTH_EVERY_S),
         ):
             self._scheduler.add_job(self._guarded, "interval", seconds=seconds, args=[job], id=job.__name__)
         self._verification, self._stopping = verification, False
@@ -103,7 +106,12 @@ class Maintenance:
         before = now_ms() - int(self._settings.retention_hours * 3_600_000)
         while store.prune(before) == 5_000:
             pass  # in chunks, so that nobody waits long for the write lock
-        store.prune_stats(now_ms() - int(self._settings.stats_retention_days * 86_400_000))
+        now = now_ms()
+        store.prune_stats(now - int(self._settings.stats_retention_days * 86_400_000))
+        store.compact_stats(now - MINUTES_MS)
+
+    def depth(self, store: Store) -> None:
+        store.note_depth(now_ms())
 
     def checkpoint(self, store: Store) -> None:
         store.checkpoint()

@@ -228,6 +228,9 @@ LATENCY_BOUNDS_MS: Final = (10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_0
 
 COUNTERS: Final = ("done", "dead", "retried", "superseded", "lost_claims", "latency_sum_ms")
 
+STATISTICS: Final = (*COUNTERS, *(f"latency_le_{bound}ms" for bound in LATENCY_BOUNDS_MS))
+"""The columns of `outbox_stats` that count."""
+
 stats = Table(
     "outbox_stats",
     metadata,
@@ -236,11 +239,19 @@ stats = Table(
     Column("entity", Text, nullable=False),
     Column("tenant_id", Text, nullable=False),
     Column("action", Text, nullable=False),
-    *(Column(name, _INSTANT, nullable=False, server_default="0") for name in COUNTERS),
-    *(Column(f"latency_le_{bound}ms", _INSTANT, nullable=False, server_default="0") for bound in LATENCY_BOUNDS_MS),
+    *(Column(name, _INSTANT, nullable=False, server_default="0") for name in STATISTICS),
     PrimaryKeyConstraint("minute", "index_name", "entity", "tenant_id", "action"),
     sqlite_with_rowid=False,
     comment="what became of the rows, by minute; kept when the rows are gone",
+)
+
+depths = Table(
+    "outbox_depths",
+    metadata,
+    Column("minute", _INSTANT, primary_key=True, autoincrement=False, comment="its beginning"),
+    Column("unfinished", _INSTANT, nullable=False, comment="the most rows that were seen pending or claimed in it"),
+    Column("oldest_ms", _INSTANT, nullable=False, comment="the greatest age of such a row"),
+    comment="how full the outbox was, by minute, as relays and the admin server saw it",
 )
 
 FOUND: Final = ("documents", "listed", "missing", "different", "extra", "version", "failed", "in_flight", "repaired")

@@ -21,6 +21,7 @@ from outbox.models import (
     FRESH,
     HELD,
     LATENCY_BOUNDS_MS,
+    STATISTICS,
     TENANT,
     WAITING,
     Event,
@@ -31,7 +32,9 @@ from outbox.models import (
 from outbox.transition import KILLS_ITS_RELAY, OVERTAKEN, POISON, RELAY_DIED, UNANSWERED, Transition
 
 _EVENT = ", ".join(Event._fields)
+_LANE = "index_name, entity, tenant_id, action"
 MAX_ERROR_CHARS = 2_000
+HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -611,7 +614,43 @@ class Store:
     def prune_stats(self, before: int) -> int:
         """Remove statistics of minutes before that instant."""
         with self._write(durable=False):
+            self._run("DELETE FROM outbox_depths WHERE minute < ?", before)
             return int(self._run("DELETE FROM outbox_stats WHERE minute < ?", before).rowcount)
+
+    def compact_stats(self, before: int) -> int:
+        """Of the hours before that instant keep sums instead of minutes. Returns the number of such hours."""
+        hours = [
+            row[0]
+            for row in self._run(
+                "SELECT DISTINCT minute - minute % :hour FROM outbox_stats WHERE minute < :before - :before % :hour"
+                " AND minute % :hour <> 0",
+                {"before": before, "hour": HOUR_MS},
+            )
+        ]
+        sums = ", ".join(f"sum({name})" for name in STATISTICS)
+        for hour in hours:
+            with self._write(durable=False):
+                self._run(
+                    f"INSERT OR REPLACE INTO outbox_stats (minute, {_LANE}, {', '.join(STATISTICS)})"
+                    f" SELECT :hour, {_LANE}, {sums} FROM outbox_stats WHERE minute >= :hour AND minute < :next"
+                    f" GROUP BY {_LANE}",
+                    {"hour": hour, "next": hour + HOUR_MS},
+                )
+                self._run("DELETE FROM outbox_stats WHERE minute > ? AND minute < ?", hour, hour + HOUR_MS)
+        return len(hours)
+
+    def note_depth(self, now: int) -> None:
+        """Note how full the outbox is; the most of a minute stays."""
+        unfinished, oldest = self.unfinished(), self.oldest_unfinished()
+        with self._write(durable=False):
+            self._run(
+                "INSERT INTO outbox_depths (minute, unfinished, oldest_ms) VALUES (?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET unfinished = max(unfinished, excluded.unfinished),"
+                " oldest_ms = max(oldest_ms, excluded.oldest_ms)",
+                now - now % 60_000,
+                unfinished,
+                0 if oldest is None else max(0, now - oldest),
+            )
 
     def checkpoint(self) -> None:
         """Move the write-ahead log into the database, as far as no reader is in the way."""
