@@ -21,6 +21,7 @@ PREFIX = "OUTBOX_"
 LEASE_MARGIN_S: Final = 5
 """How much longer than a request its lease must last."""
 LONGEST_LEASE_S: Final = 3_600
+SHORTEST_TOKEN: Final = 16
 S = TypeVar("S", bound="WriteSettings")
 
 
@@ -137,6 +138,16 @@ class Settings(WriteSettings):
     )
     verify_sample: float = Field(1.0, ge=0.1, le=100, description="% of the documents that such a comparison draws")
 
+    # Admin server: API, dashboard, health, metrics
+    admin_host: str = Field("127.0.0.1", min_length=1, description="address that the admin server listens on")
+    admin_port: int = Field(8321, ge=0, le=65_535, description="its port; 0: any that is free")
+    admin_token: SecretStr | None = Field(
+        None,
+        description="what its callers must know, 16 characters or more; needed for any address but this machine's own",
+    )
+    admin_tls_certificate: Path | None = Field(None, description="file with its certificate (PEM), for https")
+    admin_tls_key: Path | None = Field(None, description="file with the private key of the certificate (PEM)")
+
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
     log_format: Literal["text", "json"] = Field("text", description="one line of text or of JSON an entry")
@@ -155,6 +166,17 @@ class Settings(WriteSettings):
                 raise ValueError("each address must start with http:// or https://")
         return urls
 
+    @field_validator("admin_token")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().strip():
+            return None  # a variable that is set to nothing, as compose files do
+        if value is not None and len(value.get_secret_value()) < SHORTEST_TOKEN:
+            raise ValueError(
+                f"it can be guessed: use {SHORTEST_TOKEN} characters or more, e.g. of 'openssl rand -hex 32'"
+            )
+        return value
+
     @field_validator("verify_schedule")
     @classmethod
     def _is_cron(cls, value: str | None) -> str | None:
@@ -166,6 +188,12 @@ class Settings(WriteSettings):
             except ValueError as error:
                 raise ValueError(f"not in the form of cron, minute hour day month weekday: {error}") from None
         return value
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> Self:
+        if (self.admin_tls_certificate is None) != (self.admin_tls_key is None):
+            raise ValueError("OUTBOX_ADMIN_TLS_CERTIFICATE and OUTBOX_ADMIN_TLS_KEY go together: set both or neither")
+        return self
 
     @model_validator(mode="after")
     def _lease_outlasts_a_request(self) -> Self:

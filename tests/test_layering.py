@@ -60,6 +60,33 @@ ALLOWED: dict[str, set[str]] = {
     "jobs": {"store", "models", "presence", "errors"},
     "reindex": {"jobs", "entities", "keys", "destinations.base", "models", "presence", "errors"},
     "schema": {"models", "errors"},
+    "admin": set(),
+    "admin.figures": {"jobs", "store", "models"},
+    "admin.alerts": {"admin.figures"},
+    "admin.watch": {"destinations.base", "store", "models", "errors"},
+    "admin.desk": {
+        "admin.figures", "destinations.base", "entities", "errors", "jobs", "logs", "models", "reindex", "settings",
+        "store", "verify",
+    },
+    "admin.shapes": {"admin.figures", "jobs", "models"},
+    "admin.overview": {
+        "admin.alerts", "admin.desk", "admin.figures", "admin.shapes", "admin.watch", "admin", "models", "store",
+        "verify",
+    },
+    "admin.metrics": {"admin.desk", "admin.figures", "admin.overview", "admin.shapes", "models"},
+    "admin.guard": {"logs", "errors"},
+    "admin.api": {"admin.desk", "admin.overview", "admin.shapes", "models"},
+    "admin.health": {"admin.desk", "admin.metrics", "admin.overview", "errors"},
+    "admin.words": set(),
+    "admin.charts": set(),
+    "admin.pages": {
+        "admin", "admin.api", "admin.charts", "admin.desk", "admin.guard", "admin.overview", "admin.shapes",
+        "admin.words", "errors", "models",
+    },
+    "admin.app": {
+        "admin", "admin.api", "admin.desk", "admin.guard", "admin.health", "admin.metrics", "admin.overview",
+        "admin.pages", "admin.watch", "destinations.base", "entities", "errors", "logs", "settings",
+    },
     "check": {"destinations.base", "store", "jobs", "schema", "triggers", "entities", "models", "logs", "errors"},
 }  # fmt: skip
 

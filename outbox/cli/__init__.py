@@ -29,6 +29,7 @@ def main() -> None:
     \b
     First:       outbox-relay migrate         create or update the outbox tables
     Then:        outbox-relay run             deliver, until stopped
+                 outbox-relay serve           dashboard, admin API, health and metrics
     Look:        outbox-relay status          depth, age, relays, what is paused
                  outbox-relay check           is everything as it should be?
                  outbox-relay search          what does an index find?
@@ -51,11 +52,12 @@ from outbox.cli import (  # noqa: E402  (they register themselves on the group)
     reindex,
     run,
     search,
+    serve,
     tenant,
     triggers,
     verify,
 )
 
-for module in (run, look, check, search, verify, reindex, dead, control, tenant, triggers):
+for module in (run, serve, look, check, search, verify, reindex, dead, control, tenant, triggers):
     for each in module.commands:
         main.add_command(each)

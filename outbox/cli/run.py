@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import click
 from loguru import logger
 
 from outbox import __version__, logs, schema
+from outbox.cli.serve import beside, insecure_option
 from outbox.cli.wiring import addresses, database_option, destination_of, engine_of, load_settings, registry_of
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
@@ -56,8 +58,17 @@ def migrate(sql: bool, database_url: str | None) -> None:
 @click.option("--drain", is_flag=True, help="Stop when nothing is pending or claimed; exit 1 if rows died.")
 @click.option("--concurrency", type=click.IntRange(1, 50), help="Instead of OUTBOX_CONCURRENCY.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Instead of OUTBOX_LOG_FORMAT.")
+@click.option("--admin", is_flag=True, help="With dashboard, API, health and metrics in the same process: see serve.")
+@insecure_option
 @database_option
-def run(drain: bool, concurrency: int | None, log_format: str | None, database_url: str | None) -> None:
+def run(
+    drain: bool,
+    concurrency: int | None,
+    log_format: str | None,
+    admin: bool,
+    insecure: bool,
+    database_url: str | None,
+) -> None:
     """Deliver outbox rows until stopped (SIGTERM, Ctrl-C), or with --drain until none is left.
 
     Several relays may work on one database. The first signal finishes or releases what is in flight and exits 0,
@@ -67,6 +78,7 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
     Examples:
       outbox-relay run
       outbox-relay run --log-format json --concurrency 8
+      outbox-relay run --admin
       outbox-relay run --drain  # for a script: deliver what waits, then end
     """
     loaded = load_settings(database_url=database_url, concurrency=concurrency, log_format=log_format)
@@ -93,7 +105,8 @@ def run(drain: bool, concurrency: int | None, log_format: str | None, database_u
     )
     if control.paused_at is not None:
         logger.warning(f"paused by {control.paused_by} ({control.pause_reason}); 'outbox-relay resume' lets it go on")
-    totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
+    with beside(engine, loaded, destination, registry, insecure=insecure) if admin else nullcontext():
+        totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
     maintenance.stop()
     store.delist([relay_id])
     presence.end()

@@ -1,0 +1,59 @@
+"""Pure: which figures call for somebody. The README lists the limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from outbox.admin.figures import Backlog, Outcomes
+
+LEAST_COMPLETION: Final = 0.99
+MOST_FAILURES: Final = 0.01
+MOST_DEPTH: Final = 1_000
+MOST_AVERAGE_MS: Final = 500
+OVERDUE_MS: Final = 60_000
+"""What waits no longer than that is on its way, not missing."""
+
+WINDOW_MS: Final = 15 * 60_000
+"""Completion, failures and average are of the last quarter of an hour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A figure beyond its limit. `remedy` says where to look, or what to run."""
+
+    name: str
+    text: str
+    remedy: str
+
+
+def alerts(backlog: Backlog, recent: Outcomes, *, unreachable: str | None, relays: int, paused: bool) -> list[Alert]:
+    """What is beyond its limit, the causes before their effects. `unreachable`: why the cluster does not answer."""
+    found = []
+    if unreachable is not None:
+        found.append(
+            Alert(
+                "cluster_unreachable", f"the search engine does not answer: {unreachable}", "nothing is lost; rows wait"
+            )
+        )
+    if backlog.unfinished and not relays:
+        found.append(Alert("no_relay", "rows wait and no relay runs", "outbox-relay run"))
+    if paused and backlog.unfinished:
+        found.append(Alert("paused", "rows wait and the outbox is paused", "outbox-relay resume"))
+    if backlog.unfinished > MOST_DEPTH:
+        found.append(
+            Alert("queue_depth", f"{backlog.unfinished:,} rows wait (limit {MOST_DEPTH:,})", "see relays and breakers")
+        )
+    overdue = backlog.unfinished if (backlog.oldest_ms or 0) > OVERDUE_MS else 0
+    asked = recent.finished + overdue
+    if asked and (completion := recent.done / asked) < LEAST_COMPLETION:
+        found.append(
+            Alert("completion", f"{completion:.1%} of the rows arrived (limit {LEAST_COMPLETION:.0%})", "see dead rows")
+        )
+    if (rate := recent.failure_rate) is not None and rate > MOST_FAILURES:
+        found.append(Alert("failures", f"{rate:.1%} of the rows died (limit {MOST_FAILURES:.0%})", "see dead rows"))
+    if (average := recent.average_ms) is not None and average > MOST_AVERAGE_MS:
+        found.append(
+            Alert("latency", f"rows take {average:,.0f} ms on average (limit {MOST_AVERAGE_MS} ms)", "see the history")
+        )
+    return found

@@ -1,0 +1,117 @@
+"""The parts put together: one ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from loguru import logger
+from sqlalchemy import Engine
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from outbox import __version__, logs
+from outbox.admin import api, health, pages
+from outbox.admin.desk import Desk, NotFound
+from outbox.admin.guard import Guard, problem
+from outbox.admin.metrics import Metrics
+from outbox.admin.overview import Overviews
+from outbox.admin.watch import Watch
+from outbox.destinations.base import Destination
+from outbox.entities import EntityRegistry
+from outbox.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    DestinationError,
+    InvalidInput,
+    OutboxError,
+    ReindexFailed,
+)
+from outbox.settings import Settings
+
+STATUS: Final[dict[type[OutboxError], HTTPStatus]] = {
+    NotFound: HTTPStatus.NOT_FOUND,
+    ReindexFailed: HTTPStatus.CONFLICT,
+    InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ConfigurationError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    DatabaseUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    DestinationError: HTTPStatus.BAD_GATEWAY,
+}
+"""What the errors of the product are in HTTP."""
+
+
+def create_app(engine: Engine, settings: Settings, destination: Destination, registry: EntityRegistry | None) -> Guard:
+    """The admin server as an ASGI application, for a server such as uvicorn. It must run the lifespan.
+
+    `engine`: prepared, of a database at the revision that this version needs. `registry`: without one, reindex and
+    verify answer that they need it. Closes none of what it is given.
+    """
+    desk = Desk(engine, settings, destination, registry)
+    watch = Watch(engine, destination)
+    overviews = Overviews(desk, lambda: watch.seen)
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        watch.start()
+        yield
+        watch.stop()
+        desk.stop()
+
+    app = FastAPI(
+        title="outbox-relay",
+        version=__version__,
+        summary="How the outbox and its relays are, and what operators can do about it",
+        lifespan=life,
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(api.router(desk, overviews))
+    app.include_router(health.router(desk, overviews, Metrics(desk, overviews)))
+    app.include_router(pages.router(app, desk, overviews))
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
+    app.add_exception_handler(OutboxError, _failed)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _crashed)
+    token = settings.admin_token.get_secret_value() if settings.admin_token else None
+    return Guard(app, token=token, secure=settings.admin_tls_certificate is not None)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+    return pages.error(request, status, str(error)) or _problem(status, str(error))
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    # Without what was given: it may be a secret, and need not be JSON.
+    errors = [{"at": ".".join(map(str, each["loc"])), "message": each["msg"]} for each in error.errors()]
+    malformed = any(each["type"] == "json_invalid" for each in error.errors())
+    status = HTTPStatus.BAD_REQUEST if malformed else HTTPStatus.UNPROCESSABLE_ENTITY
+    return _problem(status, "; ".join(f"{each['at']}: {each['message']}" for each in errors), errors=errors)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    detail = status.description or status.phrase
+    return pages.error(request, status, detail) or _problem(status, detail, headers=error.headers)
+
+
+async def _crashed(request: Request, error: Exception) -> Response:
+    logger.opt(exception=error).error(logs.safe(f"admin: {request.method} {request.url.path} failed: {error!r}"))
+    status, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "a defect of the admin server: its log says more"
+    return pages.error(request, status, detail) or _problem(status, detail)
+
+
+def _problem(status: HTTPStatus, detail: str, headers: Any = None, **more: Any) -> Response:
+    body = {**problem(status, detail), **more}
+    return JSONResponse(body, status, headers=headers, media_type="application/problem+json")

@@ -1,0 +1,250 @@
+"""What an operator can have done, and the log of who did. The API and the dashboard ask for the same things here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from loguru import logger
+from sqlalchemy import Engine
+
+from outbox import logs, reindex
+from outbox.admin.figures import Figures
+from outbox.destinations.base import Destination
+from outbox.entities import EntityRegistry
+from outbox.errors import ConfigurationError, OutboxError, ReindexFailed
+from outbox.jobs import Job
+from outbox.models import State, now_ms
+from outbox.reindex import Reindexer, Selection
+from outbox.settings import Settings
+from outbox.store import Retried
+from outbox.verify import Progress as VerifyProgress
+from outbox.verify import Verification
+
+LONGEST_START_S = 30.0
+LONGEST_END_S = 20.0
+
+
+class NotFound(OutboxError):
+    """What was asked for does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A reindex that has begun. `estimated`: documents that it will write, about."""
+
+    job: Job
+    estimated: int
+
+
+class Desk:
+    """Acts for operators. Each call opens the outbox for itself, so it may be used from several threads.
+
+    Raises `DatabaseUnavailable` wherever the database is read or written.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: Settings, destination: Destination, registry: EntityRegistry | None
+    ) -> None:
+        self.settings, self.destination, self.registry = settings, destination, registry
+        self._engine = engine
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
+
+    @contextmanager
+    def figures(self) -> Iterator[Figures]:
+        """The outbox tables, for one request."""
+        with closing(Figures(self._engine)) as opened:
+            yield opened
+
+    def stop(self) -> None:
+        """Have what runs in the background end where it is: a reindex can be resumed, a verification is given up."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=LONGEST_END_S)
+
+    # -- pausing ------------------------------------------------------------------------------------------------
+
+    def pause(self, reason: str, by: str) -> None:
+        with self.figures() as store:
+            store.pause(reason, by, now_ms())
+        logger.warning(logs.safe(f"paused by {by}: {reason}"))
+
+    def resume(self, by: str) -> bool:
+        """False if it was not paused."""
+        with self.figures() as store:
+            resumed = store.resume()
+        if resumed:
+            logger.info(logs.safe(f"resumed by {by}"))
+        return resumed
+
+    # -- dead rows ----------------------------------------------------------------------------------------------
+
+    def retry(self, by: str, **selection: Any) -> Retried:
+        """Put dead rows back to pending, see `Store.retry_dead`. Raises `NotFound` if none of the named is dead."""
+        with self.figures() as store:
+            result = store.retry_dead(_dead(store, selection), now_ms())
+        logger.info(logs.safe(f"{logs.rows(result.pending)} retried by {by}; selection: {_words(selection)}"))
+        return result
+
+    def discard(self, by: str, **selection: Any) -> int:
+        """Remove dead rows for good. Returns their number. Raises `NotFound` if none of the named is dead."""
+        with self.figures() as store:
+            removed = store.discard_dead(_dead(store, selection))
+        discarded = f"discarded: {logs.rows(removed, kind='dead')} removed for good"
+        logger.warning(logs.safe(f"{discarded} by {by}; selection: {_words(selection)}"))
+        return removed
+
+    # -- reindex ------------------------------------------------------------------------------------------------
+
+    def reindex(self, by: str, entity: str, *, tenant: str | None = None, since: str | None = None) -> Started:
+        """Begin to rebuild the indexes of an entity, one after another. Returns the first job.
+
+        Raises `ConfigurationError` for what does not exist, and `ReindexFailed` if it cannot begin.
+        """
+        registry = self._known_entities()
+        with self.figures() as jobs:
+            chosen = reindex.select(jobs, registry, entities=[entity], tenant=tenant, since=since)
+            estimated = sum(reindex.rows_of(jobs, registry, each) for each in chosen)
+            for each in chosen:
+                if (job := jobs.open_job(each.index)) and not jobs.abandoned(job, now_ms()):
+                    raise ReindexFailed(f"{job} is running already, at step '{job.phase}'")
+        begun = _Begun()
+        self._in_background(lambda: self._rebuild(registry, chosen, begun), f"reindex of {entity}, begun by {by}")
+        if not begun.told.wait(LONGEST_START_S):
+            raise ReindexFailed(f"the reindex of {entity} has not begun within {LONGEST_START_S:.0f} s; see the log")
+        if begun.error is not None:
+            raise begun.error
+        logger.info(logs.safe(f"reindex of {entity} begun by {by}"))
+        with self.figures() as jobs:
+            job = jobs.job(begun.job)
+        if job is None:
+            raise NotFound(f"nothing of {entity} has an index so far: there is nothing to rebuild")
+        return Started(job, estimated)
+
+    def _rebuild(self, registry: EntityRegistry, chosen: Sequence[Selection], begun: _Begun) -> None:
+        try:
+            with self.figures() as jobs:
+                reindexer = self._reindexer(jobs, registry)
+                for each in chosen:
+                    with closing(reindexer.run(each)) as steps:  # type: ignore[type-var]
+                        for step in steps:
+                            begun.tell(step.job)
+                            if self._stopping.is_set():
+                                return
+        except OutboxError as error:
+            if not begun.tell(0, error):
+                raise
+        finally:
+            begun.tell(0)
+
+    def cancel(self, by: str, number: int) -> Job:
+        """Have a reindex stopped and its new index removed. Raises `NotFound`, or `ReindexFailed` if it is too late."""
+        with self.figures() as jobs:
+            job = jobs.job(number)
+        if job is None:
+            raise NotFound(f"there is no reindex {number}")
+        if not job.is_open:
+            raise ReindexFailed(f"{job} has ended already: {job.state}")
+
+        def work() -> None:
+            with self.figures() as jobs:
+                self._reindexer(jobs, self.registry or EntityRegistry()).cancel(number)
+
+        logger.warning(logs.safe(f"{job} cancelled by {by}"))
+        self._in_background(work, f"cancelling of {job}")
+        return job
+
+    def _reindexer(self, jobs: Figures, registry: EntityRegistry) -> Reindexer:
+        settings = self.settings
+        return Reindexer(
+            jobs,
+            self.destination,
+            registry,
+            lease_s=settings.lease,
+            request_timeout_s=settings.request_timeout,
+        )
+
+    # -- verify -------------------------------------------------------------------------------------------------
+
+    def verify(
+        self,
+        by: str,
+        *,
+        entity: str | None = None,
+        tenant: str | None = None,
+        sample: float = 1.0,
+        repair: bool = False,
+    ) -> None:
+        """Begin to compare entities with their indexes; what is found stands in the last verification.
+
+        Raises `ConfigurationError` for what does not exist.
+        """
+        registry = self._known_entities()
+        entities = [] if entity is None else [entity]
+
+        def verification(store: Figures) -> Verification:
+            return Verification(
+                store, self.destination, registry, entities=entities, tenant_id=tenant, sample=sample, repair=repair
+            )
+
+        with self.figures() as store:
+            verification(store)  # raises, before anybody is told that it has begun
+
+        def work() -> None:
+            with self.figures() as store, closing(verification(store).recorded(by)) as steps:
+                for step in steps:
+                    if self._stopping.is_set() and isinstance(step, VerifyProgress):
+                        return
+
+        logger.info(logs.safe(f"verification of {entity or 'all entities'} begun by {by}"))
+        self._in_background(work, f"verification begun by {by}")
+
+    def _known_entities(self) -> EntityRegistry:
+        if self.registry is None:
+            raise ConfigurationError("no registry of entities: set OUTBOX_ENTITIES, e.g. myapp.search:registry")
+        return self.registry
+
+    def _in_background(self, work: Callable[[], None], what: str) -> None:
+        def run() -> None:
+            try:
+                work()
+            except OutboxError as error:
+                logger.error(logs.safe(f"{what}: {error}"))
+
+        thread = threading.Thread(target=run, name=f"outbox-admin {what}", daemon=True)
+        self._threads = [each for each in self._threads if each.is_alive()]
+        self._threads.append(thread)
+        thread.start()
+
+
+class _Begun:
+    """How the thread of a reindex tells that it has begun, or why not."""
+
+    def __init__(self) -> None:
+        self.told = threading.Event()
+        self.job = 0
+        self.error: OutboxError | None = None
+
+    def tell(self, job: int, error: OutboxError | None = None) -> bool:
+        """False if it was told before."""
+        if self.told.is_set():
+            return False
+        self.job, self.error = job, error
+        self.told.set()
+        return True
+
+
+def _dead(store: Figures, selection: dict[str, Any]) -> list[int]:
+    ids = [row["id"] for row in store.dead(**selection)]
+    if not ids and selection.get("ids"):
+        numbers = ", ".join(map(str, selection["ids"]))
+        raise NotFound(f"no dead row {numbers}: it was retried or discarded meanwhile, or is not {State.DEAD.value}")
+    return ids
+
+
+def _words(selection: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(selection.items()) if value) or "all"

@@ -1,0 +1,243 @@
+"""What every request must pass before anything else looks at it, and what every answer carries.
+
+Pure ASGI, around the application: a route that is added later cannot forget it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+from loguru import logger
+
+from outbox import logs
+from outbox.errors import shortened
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MOST_PATH_BYTES: Final = 2_048
+MOST_HEADER_BYTES: Final = 16_384
+MOST_BODY_BYTES: Final = 65_536
+COOKIE: Final = "outbox_admin"
+SESSION_S: Final = 12 * 3_600
+
+OPEN_PATHS: Final = frozenset({"/health/live", "/health/ready", "/login"})
+"""What is answered without the token: probes, which say nothing but yes or no, and the place to give it."""
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+LOCAL_NAMES: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
+HEADERS: Final = {
+    # No inline script or style, nothing from elsewhere, in no frame: what was stored as text stays text.
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+        " form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+class Refused(Exception):
+    """A request that goes no further."""
+
+    def __init__(self, status: HTTPStatus, detail: str, *, to_login: bool = False) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.to_login = status, detail, to_login
+
+
+class Guard:
+    """`token`: what callers must know; None: only requests to this machine's own name are answered."""
+
+    def __init__(self, app: App, *, token: str | None, secure: bool) -> None:
+        self._app, self._token, self._secure = app, token, secure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # a WebSocket: closed by the server, since nobody accepts it
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path: str = scope["path"]
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_encoded(self._headers(path))]
+            await send(message)
+
+        try:
+            self._check(scope, headers)
+            body = await _body(receive, headers)
+        except Refused as refused:
+            if refused.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                client = (scope.get("client") or ("?",))[0]
+                logger.warning(logs.safe(f"admin: refused {scope['method']} {path} of {client}: {refused.detail}"))
+            await _answer(scope, send_with_headers, refused)
+            return
+        await self._app(scope, _replayed(body, receive), send_with_headers)
+
+    def _headers(self, path: str) -> dict[str, str]:
+        kept = {"cache-control": "public, max-age=300" if path.startswith("/static/") else "no-store"}
+        return HEADERS | kept | ({"strict-transport-security": "max-age=31536000"} if self._secure else {})
+
+    def _check(self, scope: Scope, headers: dict[str, str]) -> None:
+        path = scope["path"]
+        if len(scope.get("raw_path") or path) + len(scope.get("query_string", b"")) > MOST_PATH_BYTES:
+            raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the address has more than {MOST_PATH_BYTES:,} bytes")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
+            raise Refused(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the headers have more than {MOST_HEADER_BYTES:,} bytes"
+            )
+        if "\0" in path:
+            raise Refused(HTTPStatus.BAD_REQUEST, "the address contains a null character")
+        if self._token is None:
+            self._check_host(headers)
+        if scope["method"] not in SAFE_METHODS:
+            _check_origin(headers)
+        if self._token is not None and path not in OPEN_PATHS and not path.startswith("/static/"):
+            self._check_token(self._token, scope, headers)
+
+    def _check_host(self, headers: dict[str, str]) -> None:
+        # A page of another site that has its name lead here (DNS rebinding) comes with that name.
+        name = urlsplit(f"//{headers.get('host', '')}").hostname
+        if name not in LOCAL_NAMES:
+            raise Refused(
+                HTTPStatus.FORBIDDEN,
+                f"host {shortened(name)} is not this machine; set OUTBOX_ADMIN_TOKEN to be reached by another name",
+            )
+
+    def _check_token(self, token: str, scope: Scope, headers: dict[str, str]) -> None:
+        given = headers.get("authorization", "")
+        if given[:7].lower() == "bearer ":
+            if not same(given[7:].strip(), token):
+                raise Refused(HTTPStatus.UNAUTHORIZED, "the token is not the one of OUTBOX_ADMIN_TOKEN")
+            return
+        if not is_session(_cookie(headers), token):
+            raise Refused(
+                HTTPStatus.UNAUTHORIZED,
+                "give the token of OUTBOX_ADMIN_TOKEN: Authorization: Bearer …",
+                to_login="text/html" in headers.get("accept", "") and scope["method"] == "GET",
+            )
+        if scope["method"] not in SAFE_METHODS and not ({"origin", "sec-fetch-site"} & headers.keys()):
+            raise Refused(HTTPStatus.FORBIDDEN, "a browser that does not say which page sent this is not trusted")
+
+
+def _check_origin(headers: dict[str, str]) -> None:
+    """Refuse what a page of another site has a browser send. Programs send neither header."""
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        raise Refused(HTTPStatus.FORBIDDEN, f"sent by a page of {shortened(origin)}")
+    if site not in (None, "same-origin", "none"):
+        raise Refused(HTTPStatus.FORBIDDEN, f"sent by a page of another site (Sec-Fetch-Site: {shortened(site)})")
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------
+
+
+def same(given: str, token: str) -> bool:
+    """Takes as long whatever the first character that differs."""
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+def session(token: str, now: float | None = None) -> str:
+    """The cookie of somebody who knew the token: when it ends, and a proof that we have written this."""
+    ends = str(int((time.time() if now is None else now) + SESSION_S))
+    return f"{ends}.{_proof(ends, token)}"
+
+
+def is_session(cookie: str, token: str, now: float | None = None) -> bool:
+    """Whether it was made for this token and is not over."""
+    ends, _, proof = cookie.partition(".")
+    return (
+        same(proof, _proof(ends, token))
+        and ends.isascii()
+        and ends.isdigit()
+        and int(ends) > (time.time() if now is None else now)
+    )
+
+
+def _proof(ends: str, token: str) -> str:
+    return hmac.new(token.encode(), f"outbox-relay admin session until {ends}".encode(), hashlib.sha256).hexdigest()
+
+
+def _cookie(headers: dict[str, str]) -> str:
+    for part in headers.get("cookie", "").split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE:
+            return value
+    return ""
+
+
+def log_wrong_token(client: str) -> None:
+    """For whoever looks into who tried to get in."""
+    logger.warning(logs.safe(f"admin: a wrong token was given at the login by {client}"))
+
+
+# -- the plumbing -----------------------------------------------------------------------------------------------------
+
+
+async def _body(receive: Receive, headers: dict[str, str]) -> bytes:
+    """The whole body, which is small: nobody is kept busy by one that never ends."""
+    too_large = Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MOST_BODY_BYTES:,} bytes")
+    length = headers.get("content-length", "0")
+    if length.isdigit() and int(length) > MOST_BODY_BYTES:
+        raise too_large
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b""
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MOST_BODY_BYTES:
+            raise too_large
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _answer(scope: Scope, send: Send, refused: Refused) -> None:
+    status, headers = int(refused.status), {"content-type": "application/problem+json"}
+    if refused.to_login:
+        back = scope["path"] + ("?" + scope["query_string"].decode("latin-1") if scope["query_string"] else "")
+        status, headers = 303, {"location": f"/login?next={quote(back)}"}
+    elif refused.status is HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
+    body = b"" if refused.to_login else json.dumps(problem(refused.status, refused.detail)).encode()
+    await send({"type": "http.response.start", "status": status, "headers": _encoded(headers)})
+    await send({"type": "http.response.body", "body": body})
+
+
+def problem(status: int, detail: str) -> dict[str, Any]:
+    """An error as RFC 9457 has it."""
+    return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": int(status), "detail": detail}
+
+
+def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in headers.items()]

@@ -1,0 +1,154 @@
+"""/metrics: figures in the words of Prometheus. The alert rules that ship with the package use these names."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from outbox.admin.desk import Desk
+from outbox.admin.figures import MINUTE_MS, Figures, Outcomes
+from outbox.admin.overview import Overviews
+from outbox.admin.shapes import Overview
+from outbox.models import LATENCY_BOUNDS_MS, now_ms
+
+OPEN_MINUTES: Final = 5
+"""Minutes whose statistics may still grow: their outcomes are noted by other processes, with clocks of their own."""
+
+Lane = tuple[str, ...]
+
+
+class Counted:
+    """Outcomes since this process began, by index and action.
+
+    Not since ever: the statistics are pruned, and a counter that shrinks looks like one that began anew.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closed: dict[Lane, Outcomes] = {}
+        self._before: dict[Lane, Outcomes] | None = None
+        self._until = 0
+
+    def newest(self, figures: Figures, now: int) -> dict[Lane, Outcomes]:
+        with self._lock:
+            if self._before is None:
+                self._until = now - now % MINUTE_MS - OPEN_MINUTES * MINUTE_MS
+                self._before = figures.outcomes_by_index(self._until, None)
+            closed = now - now % MINUTE_MS - OPEN_MINUTES * MINUTE_MS
+            if closed > self._until:
+                self._closed = _added(self._closed, figures.outcomes_by_index(self._until, closed))
+                self._until = closed
+            total = _added(self._closed, figures.outcomes_by_index(self._until, None))
+            return {lane: _less(outcomes, self._before.get(lane, Outcomes())) for lane, outcomes in total.items()}
+
+
+class Metrics(Collector):
+    """Reads the tables whenever Prometheus asks."""
+
+    def __init__(self, desk: Desk, overviews: Overviews) -> None:
+        self._desk, self._overviews, self._counted = desk, overviews, Counted()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """Raises `DatabaseUnavailable`."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> list[Metric]:
+        return []  # else the registry would collect once at registration
+
+    def collect(self) -> Iterator[Metric]:
+        seen = self._overviews.newest()
+        with self._desk.figures() as figures:
+            counted = self._counted.newest(figures, now_ms())
+        yield from _gauges(seen)
+        yield from _relays(seen)
+        yield from _reindexes(seen)
+        yield from _counters(counted)
+
+
+def _gauges(seen: Overview) -> Iterator[Metric]:
+    rows = GaugeMetricFamily("outbox_rows", "Rows that are not done, by state", labels=["state"])
+    for state in ("fresh", "retrying", "claimed", "dead"):
+        rows.add_metric([state], getattr(seen.queue, state))
+    yield rows
+    yield _gauge("outbox_unfinished_rows", "Rows that are pending or claimed: the depth", seen.queue.unfinished)
+    yield _gauge(
+        "outbox_oldest_unfinished_age_seconds",
+        "How long the oldest unfinished row waits; 0: none does",
+        seen.queue.oldest_seconds or 0.0,
+    )
+    yield _gauge("outbox_paused", "1: an operator keeps all relays from claiming", seen.paused is not None)
+    yield _gauge("outbox_database_bytes", "Size of the database file", seen.database_bytes)
+    if seen.destination is not None:
+        yield _gauge("outbox_destination_up", "1: the search engine answers", seen.destination.reachable)
+    alerts = GaugeMetricFamily("outbox_alert", "1: beyond its limit, as the dashboard says", labels=["alert"])
+    for alert in seen.alerts:
+        alerts.add_metric([alert.name], 1)
+    yield alerts
+    if seen.verification is not None:
+        found = seen.verification
+        yield _gauge("outbox_verification_drift_documents", "Found wrong by the last verification", found.drift)
+        yield _gauge("outbox_verification_finished_timestamp_seconds", "When it ended", found.finished_at.timestamp())
+
+
+def _relays(seen: Overview) -> Iterator[Metric]:
+    yield _gauge("outbox_relays", "Relays that are listed as running", len(seen.relays))
+    breakers = GaugeMetricFamily(
+        "outbox_breaker_open", "Relays that have paused an index; empty: the destination", labels=["index"]
+    )
+    paused = [breaker.index or "" for relay in seen.relays for breaker in relay.breakers]
+    for index in sorted({"", *paused}):
+        breakers.add_metric([index], paused.count(index))
+    yield breakers
+
+
+def _reindexes(seen: Overview) -> Iterator[Metric]:
+    labels = ["job", "index", "phase"]
+    documents = GaugeMetricFamily("outbox_reindex_documents", "Written so far by a running reindex", labels=labels)
+    total = GaugeMetricFamily("outbox_reindex_expected_documents", "That it will write, about", labels=labels)
+    for job in seen.reindexes:
+        documents.add_metric([str(job.job_id), job.index, job.phase], job.documents)
+        total.add_metric([str(job.job_id), job.index, job.phase], job.total_documents)
+    yield documents
+    yield total
+
+
+def _counters(counted: dict[Lane, Outcomes]) -> Iterator[Metric]:
+    by_lane = ["index", "action"]
+    finished = CounterMetricFamily("outbox_finished_rows", "Rows that came to an end", labels=[*by_lane, "outcome"])
+    retries = CounterMetricFamily("outbox_retries", "Failures that are tried again", labels=by_lane)
+    lost = CounterMetricFamily("outbox_lost_claims", "Rows that another relay had taken over", labels=by_lane)
+    latency = HistogramMetricFamily(
+        "outbox_delivery_latency_seconds", "From the commit of a row until its end was recorded", labels=by_lane
+    )
+    for lane, outcomes in sorted(counted.items()):
+        finished.add_metric([*lane, "done"], outcomes.done - outcomes.superseded)
+        finished.add_metric([*lane, "superseded"], outcomes.superseded)
+        finished.add_metric([*lane, "dead"], outcomes.dead)
+        retries.add_metric(list(lane), outcomes.retried)
+        lost.add_metric(list(lane), outcomes.lost_claims)
+        buckets, seen = [], 0
+        for bound, number in zip(LATENCY_BOUNDS_MS, outcomes.latency, strict=True):
+            seen += number
+            buckets.append((str(bound / 1000), float(seen)))
+        latency.add_metric(list(lane), [*buckets, ("+Inf", float(outcomes.done))], outcomes.latency_sum_ms / 1000)
+    yield from (finished, retries, lost, latency)
+
+
+def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, meaning, value=float(value))
+
+
+def _added(first: dict[Lane, Outcomes], second: dict[Lane, Outcomes]) -> dict[Lane, Outcomes]:
+    return {lane: first.get(lane, Outcomes()).plus(second.get(lane, Outcomes()), 1) for lane in {**first, **second}}
+
+
+def _less(outcomes: Outcomes, before: Outcomes) -> Outcomes:
+    return outcomes.plus(before, -1)

@@ -1,0 +1,164 @@
+"""All that is to be seen at a glance, for the API, the dashboard and the health page."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from outbox.admin import alerts, shapes
+from outbox.admin.desk import Desk
+from outbox.admin.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures
+from outbox.admin.shapes import moment
+from outbox.admin.watch import Seen
+from outbox.models import now_ms
+from outbox.store import HOUR_MS
+from outbox.verify import Kind
+
+HISTORY_MS: Final = 3 * HOUR_MS
+FRESH_FOR_MS: Final = 1_000
+"""However many look, the tables are asked once a second."""
+
+
+class Overviews:
+    """The newest overview, never older than a second. `seen`: how the destination was at the last look."""
+
+    def __init__(self, desk: Desk, seen: Callable[[], Seen | None]) -> None:
+        self._desk, self._seen = desk, seen
+        self._lock = threading.Lock()
+        self._newest: shapes.Overview | None = None
+        self._made_at = 0
+
+    def newest(self) -> shapes.Overview:
+        """Raises `DatabaseUnavailable`."""
+        with self._lock:
+            now = now_ms()
+            if self._newest is None or not 0 <= now - self._made_at < FRESH_FOR_MS:
+                with self._desk.figures() as figures:
+                    self._newest = overview(figures, self._seen(), now)
+                self._made_at = now
+            return self._newest
+
+    def outdated(self) -> None:
+        """Somebody has acted: the next look is a new one."""
+        with self._lock:
+            self._newest = None
+
+
+def overview(figures: Figures, seen: Seen | None, now: int) -> shapes.Overview:
+    backlog, control, relays = figures.backlog(now), figures.control(), figures.relays()
+    full_hour = now - now % HOUR_MS
+    found = alerts.alerts(
+        backlog,
+        figures.outcomes(now - alerts.WINDOW_MS),
+        unreachable=_unreachable(seen, relays),
+        relays=len(relays),
+        paused=control.paused_at is not None,
+    )
+    by_entity = figures.outcomes_by_entity(full_hour - DAY_MS)
+    return shapes.Overview(
+        as_of=moment(now),
+        alerts=[shapes.Alert(name=each.name, text=each.text, remedy=each.remedy) for each in found],
+        queue=shapes.Queue(
+            unfinished=backlog.unfinished,
+            fresh=backlog.fresh,
+            retrying=backlog.retrying,
+            claimed=backlog.claimed,
+            dead=backlog.dead,
+            oldest_seconds=None if backlog.oldest_ms is None else backlog.oldest_ms / 1000,
+        ),
+        paused=None
+        if control.paused_at is None
+        else shapes.PausedSince(since=moment(control.paused_at), by=control.paused_by, reason=control.pause_reason),
+        destination=None if seen is None else _destination(seen),
+        relays=[_relay(each, now) for each in relays],
+        periods=shapes.Periods(
+            hour=shapes.Period.of(figures.outcomes(now - HOUR_MS)),
+            day=shapes.Period.of(figures.outcomes(full_hour - DAY_MS)),
+            week=shapes.Period.of(figures.outcomes(full_hour - WEEK_MS)),
+        ),
+        entities=[
+            shapes.EntityPeriod(entity=name, **shapes.Period.columns(outcomes))
+            for name, outcomes in sorted(by_entity.items())
+        ],
+        tenants=[
+            shapes.TenantLag(tenant_id=lag.tenant, rows=lag.rows, oldest_seconds=lag.oldest_ms / 1000)
+            for lag in figures.lags(now)
+        ],
+        history=_history(figures, now),
+        dead_types=[
+            shapes.DeadType(index=index, error_type=type_, rows=rows) for index, type_, rows in figures.dead_types()
+        ],
+        reindexes=[shapes.ReindexJob.of(figures, job) for job in figures.open_jobs()],
+        verification=_verified(figures.last_verification()),
+        database_bytes=figures.file_bytes(),
+    )
+
+
+def _unreachable(seen: Seen | None, relays: list[dict[str, Any]]) -> str | None:
+    """Why the destination does not answer: us, or a relay that has paused it."""
+    if seen is not None and seen.unreachable is not None:
+        return seen.unreachable
+    paused = (breaker["reason"] for relay in relays for breaker in relay["breakers"] if breaker["index"] is None)
+    return next(paused, None)
+
+
+def _destination(seen: Seen) -> shapes.DestinationSeen:
+    return shapes.DestinationSeen(
+        reachable=seen.unreachable is None,
+        product=seen.product,
+        version=seen.version,
+        status=seen.status,
+        error=seen.unreachable,
+        as_of=moment(seen.at),
+    )
+
+
+def _relay(row: dict[str, Any], now: int) -> shapes.Relay:
+    return shapes.Relay(
+        id=row["id"],
+        host=row["host"],
+        pid=row["pid"],
+        version=row["version"],
+        started_at=moment(row["started_at"]),
+        silent_seconds=max(0, now - row["heartbeat_at"]) / 1000,
+        breakers=[
+            shapes.Breaker(index=each["index"], reason=each["reason"], since=moment(each["since"]))
+            for each in row["breakers"]
+        ],
+    )
+
+
+def _history(figures: Figures, now: int) -> list[shapes.Minute]:
+    since = now - HISTORY_MS
+    depths = {minute: unfinished for minute, unfinished, _ in figures.depths(since)}
+    finished = {minute: (done, dead) for minute, done, dead in figures.history(since)}
+    first = since - since % MINUTE_MS
+    return [
+        shapes.Minute(
+            at=moment(minute),
+            unfinished=depths.get(minute),
+            done=finished.get(minute, (0, 0))[0],
+            dead=finished.get(minute, (0, 0))[1],
+        )
+        for minute in range(first, now + 1, MINUTE_MS)
+    ]
+
+
+def _verified(row: dict[str, Any] | None) -> shapes.Verified | None:
+    if row is None:
+        return None
+    kinds = {str(kind): row[kind] for kind in Kind}
+    return shapes.Verified(
+        finished_at=moment(row["finished_at"]),
+        by=row["started_by"],
+        entities=row["entities"],
+        tenant_id=row["tenant_id"],
+        sample=row["sample"],
+        documents=row["documents"],
+        drift=sum(kinds.values()),
+        in_flight=row["in_flight"],
+        repaired=row["repaired"],
+        error=row["error"],
+        **kinds,
+    )

@@ -1,0 +1,355 @@
+"""What comes in and goes out of the API, as pydantic models: the OpenAPI document is made of them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from outbox.admin.figures import Outcomes
+from outbox.jobs import Job, Jobs
+from outbox.models import now_ms
+
+Text = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00]*$")]
+Number = Annotated[int, Field(ge=1, le=10**12)]
+
+
+class Model(BaseModel):
+    """snake_case here, camelCase on the wire; a member that nobody knows is an error, not silence."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
+
+
+# -- what comes in ----------------------------------------------------------------------------------------------------
+
+
+class ReindexRequest(Model):
+    """Which index to rebuild; with a tenant or a date only that part, in place."""
+
+    entity: Text = Field(description="name of a registered entity")
+    tenant_id: Text | None = None
+    from_date: Text | None = Field(None, description="only rows that changed from then on, e.g. 2026-11-01")
+
+
+class DeadSelection(Model):
+    """Dead rows: those named, or all that fit what else is given."""
+
+    ids: list[Number] = Field([], max_length=1_000)
+    index: Text | None = None
+    tenant_id: Text | None = None
+    error_type: Text | None = None
+    all: bool = Field(False, description="must be true if nothing else is given")
+
+    @model_validator(mode="after")
+    def _says_which(self) -> DeadSelection:
+        if not (self.ids or self.index or self.tenant_id or self.error_type or self.all):
+            raise ValueError("say which rows: ids, index, tenantId, errorType, or all")
+        return self
+
+    def words(self) -> dict[str, Any]:
+        """As the store asks for them."""
+        return {"ids": self.ids, "index": self.index, "tenant": self.tenant_id, "error_type": self.error_type}
+
+
+class PauseRequest(Model):
+    reason: Text = Field(description="why; shown by status and dashboard")
+
+
+class VerifyRequest(Model):
+    """What to compare; everything by default."""
+
+    entity: Text | None = None
+    tenant_id: Text | None = None
+    sample: float = Field(1.0, ge=0.001, le=1, description="part of the documents, 1: all")
+    repair: bool = Field(False, description="write a refresh row for each document that is wrong")
+
+
+# -- what goes out ----------------------------------------------------------------------------------------------------
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] | None = None
+
+
+class ReindexStarted(Model):
+    job_id: int
+    status: str
+    estimated_documents: int
+
+
+class ReindexJob(Model):
+    """A rebuild of an index."""
+
+    job_id: int
+    index: str
+    status: str = Field(description="running, failing, cancelling, done, failed, cancelled")
+    phase: str = Field(description="the step it is at: create, scan, wait, sweep, check, swap, drop")
+    old_index: str
+    new_index: str | None = Field(description="null: it works in place")
+    tenant_id: str | None
+    from_date: str | None
+    documents: int = Field(description="written so far")
+    total_documents: int
+    removed: int
+    refused: int
+    abandoned: bool = Field(description="open, and nobody works on it")
+    error: str | None
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, jobs: Jobs, job: Job) -> ReindexJob:
+        return cls(
+            job_id=job.id,
+            index=job.index_name,
+            status=job.state,
+            phase=job.phase,
+            old_index=job.old_index,
+            new_index=job.new_index,
+            tenant_id=job.tenant_id,
+            from_date=job.since,
+            documents=job.documents,
+            total_documents=job.total,
+            removed=job.removed,
+            refused=job.refused,
+            abandoned=job.is_open and jobs.abandoned(job, now_ms()),
+            error=job.error,
+            created_at=moment(job.created_at),
+            updated_at=moment(job.updated_at),
+            finished_at=None if job.finished_at is None else moment(job.finished_at),
+        )
+
+
+class Event(Model):
+    """A row of the outbox."""
+
+    id: int
+    action: str
+    index: str
+    document_id: str
+    tenant_id: str | None
+    entity: str | None
+    state: str
+    outcome: str | None
+    attempts: int
+    deliveries: int
+    error_type: str | None
+    error: str | None
+    created_at: datetime
+    available_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def columns(cls, row: dict[str, Any]) -> dict[str, Any]:
+        instants = {name: row[name] and moment(row[name]) for name in ("created_at", "available_at", "finished_at")}
+        same = {name: row[name] for name in cls.model_fields if name in row}
+        return same | {"index": row["index_name"]} | instants
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Event:
+        return cls(**cls.columns(row))
+
+
+class EventWithDocument(Event):
+    document: Any = Field(description="what was written with the row; null for deletes and refreshes")
+
+
+class Page(Model):
+    """Rows, newest first."""
+
+    items: list[Event]
+    next_cursor: str | None = Field(description="for the parameter cursor; null: there are no more")
+
+
+class Retried(Model):
+    pending: int = Field(description="rows that are tried again")
+    superseded: int = Field(description="rows whose document was replaced meanwhile: done")
+    overtaken: dict[str, int] = Field(description="rows that stay dead, and the later row that was delivered")
+
+
+class Discarded(Model):
+    removed: int
+
+
+class Paused(Model):
+    paused: bool
+    changed: bool
+
+
+class Accepted(Model):
+    status: Literal["running"] = "running"
+
+
+class Alert(Model):
+    name: str
+    text: str
+    remedy: str
+
+
+class Queue(Model):
+    unfinished: int = Field(description="rows that are pending or claimed: the depth")
+    fresh: int = Field(description="pending, and never claimed so far")
+    retrying: int = Field(description="pending, for another attempt or behind an earlier row of their document")
+    claimed: int
+    dead: int
+    oldest_seconds: float | None = Field(description="how long the oldest unfinished row waits")
+
+
+class PausedSince(Model):
+    since: datetime
+    by: str | None
+    reason: str | None
+
+
+class DestinationSeen(Model):
+    reachable: bool
+    product: str
+    version: str
+    status: str
+    error: str | None
+    as_of: datetime
+
+
+class Breaker(Model):
+    """What a relay has paused. `index`: null for the destination as a whole."""
+
+    index: str | None
+    reason: str
+    since: datetime
+
+
+class Relay(Model):
+    id: int
+    host: str
+    pid: int
+    version: str
+    started_at: datetime
+    silent_seconds: float = Field(description="since its last sign of life")
+    breakers: list[Breaker]
+
+
+class Period(Model):
+    """What became of rows in a span of time."""
+
+    done: int
+    dead: int
+    retried: int
+    superseded: int
+    lost_claims: int
+    failure_rate: float | None = Field(description="part of the finished rows that died; null: none finished")
+    average_ms: float | None = Field(description="from the commit of a row to its end")
+    p50_ms: float | None
+    p99_ms: float | None = Field(description="60000: that or more")
+
+    @classmethod
+    def columns(cls, outcomes: Outcomes) -> dict[str, Any]:
+        return {
+            "done": outcomes.done,
+            "dead": outcomes.dead,
+            "retried": outcomes.retried,
+            "superseded": outcomes.superseded,
+            "lost_claims": outcomes.lost_claims,
+            "failure_rate": outcomes.failure_rate,
+            "average_ms": outcomes.average_ms,
+            "p50_ms": outcomes.quantile_ms(0.5),
+            "p99_ms": outcomes.quantile_ms(0.99),
+        }
+
+    @classmethod
+    def of(cls, outcomes: Outcomes) -> Period:
+        return cls(**cls.columns(outcomes))
+
+
+class Periods(Model):
+    """Of the day and the week the statistics are kept by hour: those begin with a full hour."""
+
+    hour: Period
+    day: Period
+    week: Period
+
+
+class EntityPeriod(Period):
+    """The last day of an entity, or of an index without one."""
+
+    entity: str
+
+
+class TenantLag(Model):
+    tenant_id: str | None
+    rows: int
+    oldest_seconds: float
+
+
+class Minute(Model):
+    at: datetime
+    unfinished: int | None = Field(description="the most that were seen; null: nobody looked")
+    done: int
+    dead: int
+
+
+class DeadType(Model):
+    index: str
+    error_type: str
+    rows: int
+
+
+class Verified(Model):
+    """The last comparison of index and database that is over."""
+
+    finished_at: datetime
+    by: str
+    entities: list[str]
+    tenant_id: str | None
+    sample: float
+    documents: int
+    drift: int
+    missing: int
+    different: int
+    extra: int
+    version: int
+    failed: int
+    in_flight: int
+    repaired: int
+    error: str | None
+
+
+class Overview(Model):
+    """All that is to be seen at a glance."""
+
+    as_of: datetime
+    alerts: list[Alert]
+    queue: Queue
+    paused: PausedSince | None
+    destination: DestinationSeen | None = Field(description="null: not asked so far")
+    relays: list[Relay]
+    periods: Periods
+    entities: list[EntityPeriod]
+    tenants: list[TenantLag] = Field(description="that wait, longest first; at most 50")
+    history: list[Minute] = Field(description="the last three hours")
+    dead_types: list[DeadType]
+    reindexes: list[ReindexJob] = Field(description="those that have not ended")
+    verification: Verified | None
+    database_bytes: int
+
+
+def moment(milliseconds: int) -> datetime:
+    """An instant of the tables."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def content(document: str | None) -> Any:
+    """A document as it was written; what another program wrote may be no JSON, and is shown as text."""
+    try:
+        return json.loads(document or "null")
+    except ValueError:
+        return document

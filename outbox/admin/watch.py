@@ -1,0 +1,74 @@
+"""A thread that asks the destination how it is, so that no page waits for it, and notes how full the outbox is."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+from loguru import logger
+from sqlalchemy import Engine
+
+from outbox.destinations.base import Destination
+from outbox.errors import OutboxError
+from outbox.models import now_ms
+from outbox.store import Store
+
+LOOK_EVERY_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the destination said last, and when. `unreachable`: why it said nothing."""
+
+    at: int
+    product: str = ""
+    version: str = ""
+    status: str = ""
+    unreachable: str | None = None
+
+
+class Watch:
+    """Looks every five seconds from `start` to `stop`."""
+
+    def __init__(self, engine: Engine, destination: Destination) -> None:
+        self._engine, self._destination = engine, destination
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="outbox-admin-watch", daemon=True)
+        self._noted = True
+        self.seen: Seen | None = None
+        """None until the first look."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join(timeout=LOOK_EVERY_S)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self.seen = self._look()
+            self._note_depth()
+            self._stopped.wait(LOOK_EVERY_S)
+
+    def _look(self) -> Seen:
+        try:
+            health = self._destination.health()
+        except OutboxError as error:
+            return Seen(now_ms(), unreachable=str(error))
+        return Seen(now_ms(), health.product, health.version, health.status)
+
+    def _note_depth(self) -> None:
+        try:
+            store = Store(self._engine)
+            try:
+                store.note_depth(now_ms())
+            finally:
+                store.close()
+        except OutboxError as error:
+            if self._noted:
+                logger.warning(f"how full the outbox is cannot be noted until it works again: {error}")
+            self._noted = False
+        else:
+            self._noted = True

@@ -1,0 +1,160 @@
+"""serve: the admin server by itself; and what `run --admin` needs to have it beside a relay."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from loguru import logger
+from sqlalchemy import Engine
+
+from outbox import logs, schema
+from outbox.cli.wiring import database_option, destination_of, engine_of, load_settings, registry_of
+from outbox.destinations.base import Destination
+from outbox.entities import EntityRegistry
+from outbox.errors import ConfigurationError
+from outbox.settings import Settings
+
+if TYPE_CHECKING:
+    import uvicorn
+
+STARTED_WITHIN_S = 10.0
+STOPPED_WITHIN_S = 5
+
+insecure_option = click.option(
+    "--insecure", is_flag=True, help="Answer other machines without TLS: a proxy in front adds it, or nobody listens."
+)
+
+
+@click.command()
+@click.option("--host", metavar="ADDRESS", help="Instead of OUTBOX_ADMIN_HOST.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Instead of OUTBOX_ADMIN_PORT.")
+@insecure_option
+@database_option
+def serve(host: str | None, port: int | None, insecure: bool, database_url: str | None) -> None:
+    """Serve dashboard, admin API, health and metrics, until stopped (SIGTERM, Ctrl-C).
+
+    Answers only this machine, unless there is a token (OUTBOX_ADMIN_TOKEN) and TLS (OUTBOX_ADMIN_TLS_CERTIFICATE and
+    OUTBOX_ADMIN_TLS_KEY) or --insecure. Needs the extra 'admin': pip install 'outbox-relay[admin]'.
+
+    \b
+    Examples:
+      outbox-relay serve
+      outbox-relay serve --port 9000
+      outbox-relay run --admin  # a relay with it in one process
+    """
+    loaded = load_settings(database_url=database_url, admin_host=host, admin_port=port)
+    server = server_of(loaded, insecure=insecure)
+    destination, registry = destination_of(loaded), registry_of(loaded)
+    engine = engine_of(loaded)
+    schema.require_head(engine)
+    listening = _listen(loaded)
+    _give_app(server, engine, loaded, destination, registry)
+    logger.info(f"dashboard at {_address(loaded, listening)}")
+    server.run(sockets=[listening])
+    destination.close()
+    engine.dispose()
+
+
+@contextmanager
+def beside(
+    engine: Engine, loaded: Settings, destination: Destination, registry: EntityRegistry | None, *, insecure: bool
+) -> Iterator[None]:
+    """The admin server on a thread of its own, for as long as the context lasts."""
+    server, listening = server_of(loaded, insecure=insecure), _listen(loaded)
+    _give_app(server, engine, loaded, destination, registry)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="outbox-admin", daemon=True)
+    thread.start()
+    logger.info(f"dashboard at {_address(loaded, listening)}")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(timeout=2 * STOPPED_WITHIN_S)
+
+
+def server_of(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
+    """The server, still without its application. Raises `ConfigurationError` for what would be unsafe."""
+    try:
+        import fastapi  # noqa: F401
+        import jinja2  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise ConfigurationError(f"the admin server needs {error.name}: pip install 'outbox-relay[admin]'") from None
+    if not _is_local(loaded.admin_host):
+        if loaded.admin_token is None:
+            raise ConfigurationError(
+                f"{loaded.admin_host} can be reached from other machines: set OUTBOX_ADMIN_TOKEN, e.g. to the "
+                "output of 'openssl rand -hex 32', or OUTBOX_ADMIN_HOST=127.0.0.1"
+            )
+        if loaded.admin_tls_certificate is None and not insecure:
+            raise ConfigurationError(
+                f"{loaded.admin_host} can be reached from other machines, which would send the token in the clear: set "
+                "OUTBOX_ADMIN_TLS_CERTIFICATE and OUTBOX_ADMIN_TLS_KEY, or say --insecure if a proxy in front adds TLS"
+            )
+    for path in (loaded.admin_tls_certificate, loaded.admin_tls_key):
+        if path is not None and not path.is_file():
+            raise ConfigurationError(
+                f"{path} does not exist; check OUTBOX_ADMIN_TLS_CERTIFICATE and OUTBOX_ADMIN_TLS_KEY"
+            )
+    config = uvicorn.Config(
+        "",
+        http="h11",  # bounds what it reads before a request is complete
+        h11_max_incomplete_event_size=32_768,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="critical",  # the application logs what fails, by its own means
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=STOPPED_WITHIN_S,
+        ssl_certfile=loaded.admin_tls_certificate,
+        ssl_keyfile=loaded.admin_tls_key,
+    )
+    return uvicorn.Server(config)
+
+
+def _give_app(
+    server: uvicorn.Server, engine: Engine, loaded: Settings, destination: Destination, registry: EntityRegistry | None
+) -> None:
+    from outbox.admin.app import create_app
+
+    app: Any = create_app(engine, loaded, destination, registry)
+    server.config.app = app
+
+
+def _listen(loaded: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in loaded.admin_host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((loaded.admin_host, loaded.admin_port))
+    except OSError as error:
+        raise ConfigurationError(
+            f"{loaded.admin_host}:{loaded.admin_port} cannot be listened on: {error.strerror or error}; "
+            "check OUTBOX_ADMIN_HOST and OUTBOX_ADMIN_PORT"
+        ) from error
+    return listening
+
+
+def _address(loaded: Settings, listening: socket.socket) -> str:
+    scheme = "http" if loaded.admin_tls_certificate is None else "https"
+    host = f"[{loaded.admin_host}]" if ":" in loaded.admin_host else loaded.admin_host
+    return logs.safe(f"{scheme}://{host}:{listening.getsockname()[1]}/")
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+commands = [serve]
