@@ -52,6 +52,7 @@ class Desk:
         self.settings, self.destination, self.registry = settings, destination, registry
         self._engine = engine
         self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
 
     @contextmanager
@@ -216,9 +217,10 @@ class Desk:
                 logger.error(logs.safe(f"{what}: {error}"))
 
         thread = threading.Thread(target=run, name=f"outbox-admin {what}", daemon=True)
-        self._threads = [each for each in self._threads if each.is_alive()]
-        self._threads.append(thread)
-        thread.start()
+        with self._lock:
+            self._threads = [each for each in self._threads if each.is_alive()]
+            thread.start()
+            self._threads.append(thread)
 
 
 class _Begun:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 from loguru import logger
 
 from outbox import __version__, logs, schema
-from outbox.cli.serve import beside, insecure_option
-from outbox.cli.wiring import addresses, database_option, destination_of, engine_of, load_settings, registry_of
+from outbox.cli.serve import beside, insecure_option, prepare
+from outbox.cli.wiring import (
+    addresses,
+    database_option,
+    destination_of,
+    engine_of,
+    load_settings,
+    on_signals,
+    registry_of,
+)
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError
@@ -91,12 +96,13 @@ def run(
     control = store.control()
     if drain and control.paused_at is not None:
         raise click.UsageError(f"the outbox is paused ({control.pause_reason}); run 'outbox-relay resume' first")
+    prepared = prepare(loaded, insecure=insecure) if admin else None
     relay_id = store.enlist(socket.gethostname(), os.getpid(), __version__, now_ms())
     presence = Presence(Path(str(engine.url.database)), relay_id)
     relay = Relay(store, destination, loaded, relay_id=relay_id, registry=registry)
     verification = None if registry is None else partial(_sample, loaded, destination, registry)
     maintenance = Maintenance(engine, relay_id, loaded, relay.breakers, verification)
-    _on_signals(relay.stop)
+    on_signals(relay.stop)
     maintenance.start()
     at_a_time = "1 request" if loaded.concurrency == 1 else f"{loaded.concurrency} requests"
     logger.info(
@@ -105,7 +111,7 @@ def run(
     )
     if control.paused_at is not None:
         logger.warning(f"paused by {control.paused_by} ({control.pause_reason}); 'outbox-relay resume' lets it go on")
-    with beside(engine, loaded, destination, registry, insecure=insecure) if admin else nullcontext():
+    with beside(prepared, engine, loaded, destination, registry) if prepared else nullcontext():
         totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
     maintenance.stop()
     store.delist([relay_id])
@@ -120,16 +126,6 @@ def run(
 
 def _sample(loaded: Settings, destination: Destination, registry: EntityRegistry, store: Store) -> Verification:
     return Verification(store, destination, registry, sample=loaded.verify_sample / 100)
-
-
-def _on_signals(stop: Callable[[], None]) -> None:
-    def first(_number: int, _frame: Any) -> None:
-        stop()
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, lambda second, _frame: os._exit(128 + second))
-
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, first)
 
 
 def _with_progress(relay: Relay, store: Store) -> Totals:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,7 @@ from loguru import logger
 from sqlalchemy import Engine
 
 from outbox import logs, schema
-from outbox.cli.wiring import database_option, destination_of, engine_of, load_settings, registry_of
+from outbox.cli.wiring import database_option, destination_of, engine_of, load_settings, on_signals, registry_of
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError
@@ -23,8 +24,8 @@ from outbox.settings import Settings
 if TYPE_CHECKING:
     import uvicorn
 
-STARTED_WITHIN_S = 10.0
 STOPPED_WITHIN_S = 5
+LOOK_EVERY_S = 1.0
 
 insecure_option = click.option(
     "--insecure", is_flag=True, help="Answer other machines without TLS: a proxy in front adds it, or nobody listens."
@@ -49,36 +50,54 @@ def serve(host: str | None, port: int | None, insecure: bool, database_url: str 
       outbox-relay run --admin  # a relay with it in one process
     """
     loaded = load_settings(database_url=database_url, admin_host=host, admin_port=port)
-    server = server_of(loaded, insecure=insecure)
     destination, registry = destination_of(loaded), registry_of(loaded)
     engine = engine_of(loaded)
     schema.require_head(engine)
-    listening = _listen(loaded)
-    _give_app(server, engine, loaded, destination, registry)
-    logger.info(f"dashboard at {_address(loaded, listening)}")
-    server.run(sockets=[listening])
+    prepared = prepare(loaded, insecure=insecure)
+    stopped = threading.Event()
+    on_signals(stopped.set)
+    with beside(prepared, engine, loaded, destination, registry) as running:
+        while running.is_alive() and not stopped.wait(LOOK_EVERY_S):
+            pass
     destination.close()
     engine.dispose()
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A server that holds its port, and answers once it has its application."""
+
+    server: uvicorn.Server
+    listening: socket.socket
+    address: str
+
+
+def prepare(loaded: Settings, *, insecure: bool) -> Prepared:
+    """Raises `ConfigurationError` for what would be unsafe, or cannot be."""
+    server = _server(loaded, insecure=insecure)
+    listening = _listen(loaded)
+    return Prepared(server, listening, _address(loaded, listening))
+
+
 @contextmanager
 def beside(
-    engine: Engine, loaded: Settings, destination: Destination, registry: EntityRegistry | None, *, insecure: bool
-) -> Iterator[None]:
+    prepared: Prepared, engine: Engine, loaded: Settings, destination: Destination, registry: EntityRegistry | None
+) -> Iterator[threading.Thread]:
     """The admin server on a thread of its own, for as long as the context lasts."""
-    server, listening = server_of(loaded, insecure=insecure), _listen(loaded)
-    _give_app(server, engine, loaded, destination, registry)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="outbox-admin", daemon=True)
+    _give_app(prepared, engine, loaded, destination, registry)
+    server = prepared.server
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": [prepared.listening]}, name="outbox-admin", daemon=True
+    )
     thread.start()
-    logger.info(f"dashboard at {_address(loaded, listening)}")
     try:
-        yield
+        yield thread
     finally:
         server.should_exit = True
         thread.join(timeout=2 * STOPPED_WITHIN_S)
 
 
-def server_of(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
+def _server(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
     """The server, still without its application. Raises `ConfigurationError` for what would be unsafe."""
     try:
         import fastapi  # noqa: F401
@@ -122,12 +141,13 @@ def server_of(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
 
 
 def _give_app(
-    server: uvicorn.Server, engine: Engine, loaded: Settings, destination: Destination, registry: EntityRegistry | None
+    prepared: Prepared, engine: Engine, loaded: Settings, destination: Destination, registry: EntityRegistry | None
 ) -> None:
     from outbox.admin.app import create_app
 
     app: Any = create_app(engine, loaded, destination, registry)
-    server.config.app = app
+    prepared.server.config.app = app
+    logger.info(f"dashboard at {prepared.address}")
 
 
 def _listen(loaded: Settings) -> socket.socket:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -102,6 +103,18 @@ def addresses(loaded: Settings) -> str:
         parts = urlsplit(url)
         shown.append(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
     return ", ".join(shown)
+
+
+def on_signals(stop: Callable[[], None]) -> None:
+    """Have the first SIGTERM or Ctrl-C call `stop`; a second one ends the process at once."""
+
+    def first(_number: int, _frame: Any) -> None:
+        stop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, lambda second, _frame: os._exit(128 + second))
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, first)
 
 
 def who() -> str:
