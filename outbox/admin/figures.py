@@ -162,9 +162,9 @@ class Figures(Jobs):
 
         for index_name, tenant in self._lanes((), None, ())[: 2 * MOST_TENANTS]:
             number, since = self._run(
-                "SELECT count(*), (SELECT created_at FROM outbox_events WHERE id = min(f.id))"
-                f" FROM outbox_events AS f INDEXED BY ix_outbox_events_fresh WHERE {FRESH}"
-                f" AND index_name = ? AND {TENANT} = ?",
+                "SELECT rows, (SELECT created_at FROM outbox_events WHERE id = oldest) FROM (SELECT count(*) AS rows,"
+                f" min(id) AS oldest FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}"
+                f" AND index_name = ? AND {TENANT} = ?)",
                 index_name,
                 tenant,
             ).one()

@@ -31,12 +31,13 @@ def span(seconds: float | None) -> str:
         return NONE
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    for large, unit, small, below in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
-        if seconds >= large:
-            return f"{seconds // large:,.0f} {unit} {seconds % large // small:.0f} {below}"
-    raise AssertionError(seconds)
+    whole = round(seconds)
+    for large, unit, small, below in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min")):
+        if whole >= large:
+            return f"{whole // large:,} {unit} {whole % large // small} {below}"
+    return f"{whole // 60} min {whole % 60} s"
 
 
 def milliseconds(value: float | None) -> str:
@@ -47,11 +48,12 @@ def milliseconds(value: float | None) -> str:
 
 
 def size(number_of_bytes: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if number_of_bytes < 1_000:
-            break
-        number_of_bytes, unit = number_of_bytes / 1_000, {"bytes": "KB", "KB": "MB", "MB": "GB", "GB": "TB"}[unit]
-    return f"{number_of_bytes:,.0f} {unit}" if number_of_bytes >= 10 else f"{number_of_bytes:,.1f} {unit}"
+    if number_of_bytes < 1_000:
+        return f"{number_of_bytes:.0f} bytes"
+    units = iter(("KB", "MB", "GB", "TB"))
+    while (number_of_bytes := number_of_bytes / 1_000) >= 999.5:
+        next(units)
+    return f"{number_of_bytes:,.{0 if number_of_bytes >= 9.95 else 1}f} {next(units)}"
 
 
 def instant(at: datetime | None) -> str:
