@@ -56,6 +56,7 @@ console.width = min(console.width, 80)
 
 @click.command()
 @click.option("--elasticsearch", is_flag=True, help="On a real node instead of the embedded destination.")
+@click.option("--triggers", is_flag=True, help="Triggers of the database note changes, not the CRM's sessions.")
 @click.option("--compare", "only_compare", is_flag=True, help="Only compare again what the last demo left there.")
 @click.option(
     "--directory",
@@ -63,7 +64,7 @@ console.width = min(console.width, 80)
     default=STANDARD,
     help="Where its files go. Default: .demo in the checkout.",
 )
-def main(elasticsearch: bool, only_compare: bool, directory: Path) -> None:
+def main(elasticsearch: bool, triggers: bool, only_compare: bool, directory: Path) -> None:
     """A small CRM whose contacts, accounts and deals can be found, whatever happens to the relay.
 
     Exits 1 if the indexes and the database differ in anything.
@@ -83,7 +84,7 @@ def main(elasticsearch: bool, only_compare: bool, directory: Path) -> None:
 
             destination = {"OUTBOX_ELASTICSEARCH_URL": stack.enter_context(node(console))}
         prepare(directory, destination)
-        equal = show("Elasticsearch" if elasticsearch else "search.db")
+        equal = show("Elasticsearch" if elasticsearch else "search.db", triggers)
     if equal:
         say_what_to_try(started_in, directory, in_the_way, node_is_gone=elasticsearch and not given)
     sys.exit(0 if equal else 1)
@@ -134,11 +135,13 @@ def enter(directory: Path) -> None:
 # -- the show ------------------------------------------------------------------------------------------------------
 
 
-def show(destination: str) -> bool:
+def show(destination: str, triggers: bool) -> bool:
     """The whole of it, step by step. Returns whether both sides are equal at the end."""
     from demo_day import Day  # not above: the CRM opens the database of the working directory
 
     day = Day()
+    if triggers:
+        subprocess.run([OUTBOX_RELAY, "triggers", "install"], check=True, stdout=subprocess.DEVNULL)
     with Relay() as relay:
         step(f"Relay {relay.start()} is started. It delivers from crm.db to {destination}.")
         with watching(relay, "new accounts") as tick:
@@ -148,6 +151,8 @@ def show(destination: str) -> bool:
         with watching(relay, "people change this and that") as tick:
             day.work(CHANGES, tick)
         step(f"{CHANGES} changes: people come, change and leave, deals move on or are dropped.")
+        if triggers:
+            step(f"{day.foreign_tool():,} rows are changed by plain sqlite3: no session sees it, triggers note it.")
         day.import_contacts(IMPORTED)
         pid, held = relay.kill_while_it_delivers()
         step(f"{IMPORTED} contacts are imported. While it delivers them, with {held:,} rows in hand,")
@@ -240,7 +245,7 @@ def say_what_to_try(started_in: Path, directory: Path, in_the_way: list[str], *,
             f"{bin_}/python -c '",
             "import crm",
             "with crm.Sessions.begin() as session:",
-            '    crm.rename_account(session, session.get_one(crm.Account, 1), "Kite and Sons")\'',
+            '    crm.change_account(session, session.get_one(crm.Account, 1), name="Kite and Sons")\'',
             f"{bin_}/outbox-relay run --drain",
             f"{bin_}/outbox-relay search demo-contacts kite",
             f"{bin_}/outbox-relay verify",

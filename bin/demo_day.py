@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import TypeVar
 
 import crm
@@ -69,6 +71,16 @@ class Day:
             for _ in range(number):
                 crm.hire(session, account, **self._person(account, country))
 
+    def foreign_tool(self) -> int:
+        """What a program that knows nothing of this one does with the file. Returns how many rows it changed."""
+        statements = [
+            "UPDATE contacts SET job_title = upper(job_title) WHERE tenant_id = 'globex'",
+            "UPDATE accounts SET industry = 'logistics' WHERE industry = 'shipping'",
+            "DELETE FROM contacts WHERE notes LIKE '%the old supplier%'",
+        ]
+        with closing(sqlite3.connect("crm.db", timeout=30)) as connection, connection:
+            return sum(connection.execute(each).rowcount for each in statements)
+
     def last_customer(self) -> tuple[str, float]:
         """An account, a contact and a deal, and the wait until all can be found. Returns a name, and the seconds."""
         with Sessions() as session:
@@ -115,7 +127,7 @@ class Day:
 
     def _account_is_renamed(self, session: Session) -> None:
         account = self._any(session, Account)
-        crm.rename_account(session, account, f"{account.name} Group")
+        crm.change_account(session, account, name=f"{account.name} Group")
 
     def _account_leaves(self, session: Session) -> None:
         crm.close_account(session, self._any(session, Account))

@@ -22,7 +22,7 @@ Documents = dict[str, dict[str, Any]]
 SHOULD_BE = {
     "demo-accounts": """
         SELECT id, json_object('name', name, 'industry', industry, 'city', city, 'country', country,
-                               'tenantId', tenant_id)
+                               'employees', employees, 'tenantId', tenant_id)
         FROM accounts""",
     "demo-contacts": """
         SELECT contacts.id, json_object('name', contacts.name, 'email', email,

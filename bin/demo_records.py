@@ -163,10 +163,16 @@ class Chance:
     def country(self) -> Country:
         return self.choice(COUNTRIES)
 
-    def company(self, country: Country) -> dict[str, str]:
+    def company(self, country: Country) -> dict[str, Any]:
         city = self.choice(country.cities.split())
         name = self.choice(country.companies).format(last=self.choice(country.last_names.split()), city=city)
-        return {"name": name, "industry": self.choice(INDUSTRIES), "city": city, "country": country.name}
+        return {
+            "name": name,
+            "industry": self.choice(INDUSTRIES),
+            "city": city,
+            "country": country.name,
+            "employees": len(name) ** 2 * 7,
+        }
 
     def person(self, company: str, country: Country) -> dict[str, str]:
         """Most people work where they come from, and some do not."""

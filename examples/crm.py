@@ -40,6 +40,7 @@ class Account(Base):
     industry: Mapped[str]
     city: Mapped[str]
     country: Mapped[str]
+    employees: Mapped[int]
     contacts: Mapped[list[Contact]] = relationship(back_populates="account", cascade="all, delete-orphan")
     deals: Mapped[list[Deal]] = relationship(back_populates="account")
 
@@ -88,7 +89,13 @@ class Deal(Base):
 ACCOUNTS, CONTACTS, DEALS = "demo-accounts", "demo-contacts", "demo-deals"
 
 registry = EntityRegistry()
-registry.add(Account, index=ACCOUNTS, tenant="tenant_id", fields=["name", "industry", "city", "country"])
+registry.add(
+    Account,
+    index=ACCOUNTS,
+    tenant="tenant_id",
+    fields=["name", "industry", "city", "country", "employees"],
+    mappings={"properties": {"employees": {"type": "integer"}}},  # for all others, the search engine's choice will do
+)
 registry.add(
     Contact,
     index=CONTACTS,
@@ -96,7 +103,7 @@ registry.add(
     # The name of the account is part of the document: renaming the account makes those of its contacts anew.
     fields=["name", "email", "job_title", "notes", "account.name"],
 )
-registry.capture(Sessions)
+registry.capture(Sessions)  # for what other programs write there are triggers: outbox-relay triggers install
 
 
 def hire(session: Session, account: Account, **person: str) -> Contact:
@@ -125,6 +132,14 @@ def move_deal(session: Session, deal: Deal, stage: str, amount: int) -> None:
     OutboxRepository(session).update(DEALS, str(deal.id), changes, tenant_id=deal.tenant_id)
 
 
+def rewrite_deal(session: Session, deal: Deal, **changes: Any) -> None:
+    """Anything of a deal may change: its whole document again."""
+    for name, value in changes.items():
+        setattr(deal, name, value)
+    session.flush()
+    OutboxRepository(session).index(DEALS, str(deal.id), deal.document(), tenant_id=deal.tenant_id)
+
+
 def drop_deal(session: Session, deal: Deal) -> None:
     """A deal that comes to nothing."""
     session.delete(deal)
@@ -134,13 +149,14 @@ def drop_deal(session: Session, deal: Deal) -> None:
 # -- both in one transaction -----------------------------------------------------------------------------------------
 
 
-def rename_account(session: Session, account: Account, name: str) -> None:
+def change_account(session: Session, account: Account, **changes: Any) -> None:
     """Documents of the account and of all its contacts follow by themselves; those of its deals have to be told."""
-    account.name = name
+    for name, value in changes.items():
+        setattr(account, name, value)
     outbox = OutboxRepository(session)
     for deal in account.deals:
-        # Objects are merged: the city stays.
-        outbox.update(DEALS, str(deal.id), {"account": {"name": name}}, tenant_id=deal.tenant_id)
+        of_account = {"account": {"name": account.name, "city": account.city}}  # merged into the document
+        outbox.update(DEALS, str(deal.id), of_account, tenant_id=deal.tenant_id)
 
 
 def close_account(session: Session, account: Account) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -64,6 +65,14 @@ def test_demo_without_a_cluster_ends_with_the_index_equal_to_the_database(embedd
     assert says_that_all_is_equal(embedded), embedded.lines
     assert any("is killed (SIGKILL)" in line for line in embedded.lines)
     assert "no matches" not in embedded.lines
+
+
+def test_demo_with_triggers_notes_what_another_program_writes(tmp_path: Path) -> None:
+    shown = demo(tmp_path, "--triggers")
+    assert shown.code == 0, shown.errors
+    assert says_that_all_is_equal(shown), shown.lines
+    (line,) = (line for line in shown.lines if "triggers note it" in line)
+    assert re.search(r" [1-9]\d\d rows are changed by plain sqlite3", line)
 
 
 def test_demo_in_a_pipe_is_plain_lines_of_at_most_80_columns(embedded: Shown) -> None:
