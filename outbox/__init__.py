@@ -1,6 +1,6 @@
 """outbox-relay: keeps Elasticsearch exactly in step with your database.
 
-The write side, for applications; the relay runs as a process of its own (`outbox-relay run`).
+What applications use, to write and to search; the relay runs as a process of its own (`outbox-relay run`).
 """
 
 from outbox import sqlite
@@ -9,6 +9,7 @@ from outbox.errors import (
     ConfigurationError,
     DatabaseUnavailable,
     DestinationError,
+    IndexMissing,
     InvalidDocument,
     InvalidInput,
     InvalidName,
@@ -18,6 +19,7 @@ from outbox.errors import (
     SyncTimeout,
 )
 from outbox.repository import OutboxRepository
+from outbox.search import Search
 
 __version__ = "0.1.0"
 
@@ -27,12 +29,14 @@ __all__ = [
     "Dependency",
     "DestinationError",
     "EntityRegistry",
+    "IndexMissing",
     "InvalidDocument",
     "InvalidInput",
     "InvalidName",
     "OutboxError",
     "OutboxRepository",
     "SchemaError",
+    "Search",
     "SyncFailed",
     "SyncTimeout",
     "sqlite",

@@ -10,7 +10,8 @@
     │   └── SyncTimeout         … or not delivered in time
     ├── ReindexFailed           an index was not rebuilt, and is as it was; or is being rebuilt by somebody else
     ├── DatabaseUnavailable     the database cannot be opened, is locked for too long or is full
-    └── DestinationError        the search engine refused or did not answer an administrative call
+    └── DestinationError        the search engine refused or did not answer a search or an administrative call
+        └── IndexMissing        … a search: there is no such index (yet)
 
 The text of each says what happened, names the value (shortened) and ends with what to do. A destination that
 is away, or that refuses a document, raises nothing: that is an `Outcome` (see `outbox.destinations.base`).
@@ -58,7 +59,11 @@ class SyncTimeout(SyncFailed, TimeoutError):
 
 
 class DestinationError(OutboxError):
-    """An administrative call to the search engine failed: it refused, or it did not answer."""
+    """A search or an administrative call failed: the search engine refused, or it did not answer."""
+
+
+class IndexMissing(DestinationError):
+    """There is no such index: its name is misspelt, or nothing was delivered to it yet."""
 
 
 def shortened(value: object, limit: int = 60) -> str:

@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "destinations.elasticsearch": {"destinations.base", "merge", "errors"},
     "destinations.mapping": set(),
     "destinations.embedded": {"destinations.base", "destinations.mapping", "merge", "words", "errors"},
+    "search": {"destinations", "destinations.base", "settings"},
     "words": set(),
     "transition": {"models", "destinations.base"},
     "breaker": set(),

@@ -1,20 +1,23 @@
-"""`outbox-relay search`, on both destinations: what a person sees, what a program gets."""
+"""`outbox-relay search`, on both destinations: what a person sees, what a program gets; and an application's own."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from outbox import DestinationError, IndexMissing, Search
 from outbox.cli import main
 from outbox.cli.search import fields_with
 from outbox.destinations.base import Action, Destination
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.destinations.embedded import EmbeddedDestination
 from tests.support.node import Node
+from tests.support.proxy import FaultProxy, anything, hang
 
 PEOPLE = {
     "contact-1": {"name": "Ada Lovelace", "tenantId": "acme", "about": "x " * 100 + "programs of Ada " + "y " * 100},
@@ -124,3 +127,31 @@ def test_destination_that_is_away_is_one_line_and_exit_1(monkeypatch: pytest.Mon
 def test_document_found_by_a_number_shows_its_first_text() -> None:
     assert fields_with({"n": 36, "a": [{"b": "Ada"}], "c": "Grace"}, ["36"]) == [("a.b", "Ada", 0)]
     assert fields_with({"n": 36}, ["36"]) == []
+
+
+@pytest.mark.usefixtures("filled")
+def test_application_searches_where_the_relay_delivers_to() -> None:
+    with Search() as search:
+        assert [hit.document_id for hit in search("contacts", "ada", tenant="acme")] == ["contact-1"]
+        assert [hit.source for hit in search("contacts", "lovlace", limit=1)] == [PEOPLE["contact-1"]]
+        with pytest.raises(IndexMissing, match="there is no index deals"):
+            search("deals", "ada")
+
+
+@pytest.mark.elasticsearch
+def test_application_starts_while_the_search_engine_is_away(
+    clean_node: Node, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean_node.request("PUT", "/contacts")
+    monkeypatch.setenv("OUTBOX_ELASTICSEARCH_URL", proxy.url)
+    proxy.down()
+    with Search(timeout=1) as search:
+        with pytest.raises(DestinationError, match="index contacts cannot be searched: Connection refused"):
+            search("contacts", "ada")
+        proxy.up()
+        assert search("contacts", "ada") == []
+        proxy.on(anything, hang)
+        began = time.monotonic()
+        with pytest.raises(DestinationError, match="Connection timeout"):
+            search("contacts", "ada")
+        assert time.monotonic() - began < 10  # not the 20 s of a relay

@@ -146,7 +146,7 @@ class Destination(Protocol):
     def search(self, name: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
         """The best matches, best first: words, beginnings of words, misspelt words; of one tenant, if given.
 
-        `tenant` is compared with the field `tenantId`. Raises `DestinationError`.
+        `tenant` is compared with the field `tenantId`. Raises `IndexMissing`, else `DestinationError`.
         """
 
     def ping(self) -> str | None:

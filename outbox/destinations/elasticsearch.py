@@ -36,7 +36,7 @@ from outbox.destinations.base import (
     rejected,
     unsendable,
 )
-from outbox.errors import DestinationError, shortened
+from outbox.errors import DestinationError, IndexMissing, shortened
 
 CHECK_INDEX_EVERY_S = 5.0
 
@@ -329,7 +329,7 @@ class ElasticsearchDestination:
                 index=name, size=limit, query={"bool": {"should": words, "minimum_should_match": 1, "filter": only}}
             )["hits"]["hits"]
         except NotFoundError:
-            raise DestinationError(f"there is no index {name}") from None
+            raise IndexMissing(f"there is no index {name}") from None
         except (ApiError, TransportError, UnsupportedProductError) as error:
             raise DestinationError(f"index {name} cannot be searched: {_describe(error)}") from error
         return [Hit(hit["_id"], hit["_score"], hit["_source"]) for hit in hits]

@@ -41,7 +41,7 @@ from outbox.destinations.base import (
     rejected,
     unsendable,
 )
-from outbox.errors import DestinationError
+from outbox.errors import DestinationError, IndexMissing
 from outbox.words import edits, errors_allowed, folded, words_of
 
 APPLICATION_ID = 0x6F627872  # "obxr": marks the file as one of ours, so that no other database is taken for it
@@ -365,7 +365,7 @@ class EmbeddedDestination:
         try:
             yield
         except _FileMissing:
-            raise DestinationError(f"{what}: file {self._path} does not exist; the first row makes it") from None
+            raise IndexMissing(f"{what}: file {self._path} does not exist; the first row makes it") from None
         except (sqlite3.Error, OSError) as error:
             raise DestinationError(f"{what}: file {self._path}: {_describe(error)}") from error
 
@@ -524,7 +524,7 @@ def _drop(connection: sqlite3.Connection, target: str, most: int | None) -> bool
 def _require(connection: sqlite3.Connection, name: str) -> str:
     found = _find(connection, name)
     if found is None:
-        raise DestinationError(f"there is no index {name}")
+        raise IndexMissing(f"there is no index {name}")
     return found
 
 

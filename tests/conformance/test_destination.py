@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from outbox.destinations.base import FOREVER, Action, Destination, Listed, Outcome, OutcomeKind
-from outbox.errors import DestinationError
+from outbox.errors import DestinationError, IndexMissing
 from tests.conformance.conftest import Opener
 
 APPLIED, CONFLICT, REJECTED = OutcomeKind.APPLIED, OutcomeKind.CONFLICT, OutcomeKind.REJECTED
@@ -541,6 +541,11 @@ def test_missing_index_is_said_to_whoever_looks(
 ) -> None:
     with pytest.raises(DestinationError, match=f"{name}-missing"):
         look(index.destination, f"{name}-missing")
+
+
+def test_search_of_a_missing_index_is_told_from_a_failure(destination: Destination, name: str) -> None:
+    with pytest.raises(IndexMissing):  # not even the file of an embedded destination is there
+        destination.search(name, "ada", tenant="t1")
 
 
 # -- rebuilding an index --------------------------------------------------------------------------------------------

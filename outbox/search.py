@@ -1,0 +1,43 @@
+"""What an application calls when its users search: the best matches, from where the relay delivers to.
+
+    search = Search()    # once a process; the settings are those of the relay
+    hits = search("contacts", "ada lovlace", tenant="acme")
+
+Words, their beginnings and misspelt words, on either destination. For all else that Elasticsearch can do there is its
+own client.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from outbox.destinations import destination_of
+from outbox.destinations.base import Hit as Hit
+from outbox.settings import load
+
+
+class Search:
+    """Searches from several threads at once, up to `concurrency` of them at the same time.
+
+    `timeout` is in seconds, and shorter than a relay's: somebody waits. Nothing is asked before the first search, so
+    an application starts while the search engine is away. Raises `ConfigurationError` if no destination is set.
+    """
+
+    def __init__(self, *, timeout: float = 3.0, concurrency: int = 10) -> None:
+        self._destination = destination_of(load(request_timeout=timeout, concurrency=concurrency))
+
+    def __call__(self, index: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
+        """The best matches, best first; of one tenant, if given, by the field `tenantId` of the documents.
+
+        Raises `IndexMissing` when nothing was delivered to the index yet, else `DestinationError`.
+        """
+        return self._destination.search(index, query, tenant=tenant, limit=limit)
+
+    def close(self) -> None:
+        self._destination.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
