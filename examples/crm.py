@@ -7,6 +7,7 @@ Two ways to use the outbox stand side by side. Both write their rows in the tran
 * Deals are written by *explicit calls*: `index`, `update` and `delete`, one beside each change.
 
 `bin/demo` runs this file, and so does its relay, which finds the registry by `OUTBOX_ENTITIES=crm:registry`.
+`crm_api.py` beside it makes a web API of it.
 """
 
 from __future__ import annotations
