@@ -243,6 +243,20 @@ def variable(name: str) -> str:
     return f"{PREFIX}{name.upper()}"
 
 
+SECRET: Final = {variable(name) for name, info in Settings.model_fields.items() if "SecretStr" in str(info.annotation)}
+"""Variables whose values must be shown to nobody."""
+
+PATHS: Final = {variable(name) for name, info in Settings.model_fields.items() if info.annotation == Path | None}
+"""Variables that name files."""
+
+
+def exported(env_file: Path) -> dict[str, str]:
+    """What the environment sets and `env_file` does not: values by variable, in the order of the settings."""
+    in_file = {name.upper() for name in DotEnvSettingsSource(Settings, env_file=env_file).env_vars}
+    names = (*map(variable, Settings.model_fields), "ELASTICSEARCH_URL")
+    return {name: os.environ[name] for name in names if name in os.environ and name not in in_file}
+
+
 def unknown_variables() -> list[str]:
     """One line for each `OUTBOX_…` variable, or line of `.env`, that no setting reads: most likely a misspelt one."""
     known = {variable(name) for name in Settings.model_fields}

@@ -53,11 +53,12 @@ from outbox.cli import (  # noqa: E402  (they register themselves on the group)
     run,
     search,
     serve,
+    systemd,
     tenant,
     triggers,
     verify,
 )
 
-for module in (run, serve, look, check, search, verify, reindex, dead, control, tenant, triggers):
+for module in (run, serve, look, check, search, verify, reindex, dead, control, tenant, triggers, systemd):
     for each in module.commands:
         main.add_command(each)

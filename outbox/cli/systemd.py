@@ -1,0 +1,277 @@
+"""systemd: prints a unit that keeps a relay running. It writes no file and starts nothing."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+from sqlalchemy.engine import make_url
+
+from outbox import __version__, settings
+from outbox.cli.wiring import database_option, engine_of, load_settings
+from outbox.errors import ConfigurationError
+from outbox.settings import Settings
+from outbox.sqlite import BUSY_TIMEOUT_S
+
+UNIT = "/etc/systemd/system/outbox-relay.service"
+ENV_FILE = Path("/etc/outbox-relay.env")
+STATE = Path("/var/lib/outbox-relay")
+KNOWS_RESTART_STEPS = 254
+EXIT_MARGIN_S = 5
+
+TEMPLATE = """\
+# outbox-relay {version}, as printed by 'outbox-relay systemd'. Put it where systemd looks, and start it:
+#   outbox-relay systemd | sudo tee {unit}
+#   sudo systemctl daemon-reload && sudo systemctl enable --now outbox-relay
+#   journalctl -u outbox-relay -f
+# After an upgrade: outbox-relay migrate && sudo systemctl restart outbox-relay
+[Unit]
+Description=outbox-relay: delivers the outbox of {database}
+{after}
+# A relay that cannot start is tried again for ever: its rows wait as long as it takes.
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+ExecStart={command}
+User={user}
+WorkingDirectory={directory}
+# Settings, passwords above all: one OUTBOX_...=value a line; owned by root, mode 0600.
+EnvironmentFile={env_file}
+{environment}Restart=always
+RestartSec=1
+# Ever longer pauses between attempts, where systemd knows them (from 254 on).
+{steps}RestartSteps=6
+{steps}RestartMaxDelaySec=60
+
+# SIGTERM: finish what is in flight (OUTBOX_SHUTDOWN_TIMEOUT), then give rows back; the database may be locked.
+KillSignal=SIGTERM
+KillMode=mixed
+TimeoutStopSec={stop}
+
+# A batch is held in memory a few times: OUTBOX_CONCURRENCY x OUTBOX_BATCH_BYTES x 4, and 100 MB for the program.
+#MemoryMax=500M
+
+# It may write to the directories of its databases (the write-ahead log is made there), and nowhere else.
+StateDirectory=outbox-relay
+StateDirectoryMode=0750
+ReadWritePaths={writable}
+ProtectSystem=strict
+ProtectHome={home}
+PrivateTmp={private_tmp}
+UMask=0027
+
+# It needs no privilege, no device, and no other process.
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+PrivateDevices=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+ProtectProc=invisible
+ProcSubset=pid
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+RemoveIPC=yes
+# Take this line out if OUTBOX_ENTITIES imports something that makes code at run time (numba, cffi callbacks).
+MemoryDenyWriteExecute=yes
+{network}
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@click.command()
+@click.option("--user", metavar="USER", help="Who runs it; otherwise the owner of the database.")
+@click.option(
+    "--env-file",
+    type=click.Path(path_type=Path, dir_okay=False, resolve_path=True),
+    help=f"File with settings; otherwise {ENV_FILE}, if it is there.",
+)
+@click.option("--admin", is_flag=True, help="Serve the admin API and dashboard from the same process.")
+@database_option
+def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: str | None) -> None:
+    """Print a hardened systemd unit for this installation. Writes no file, starts nothing.
+
+    Settings that the environment holds here are repeated in the unit; passwords are not, they belong into the file of
+    settings. What is still to be done before it can start is said on standard error.
+
+    \b
+    Examples:
+      outbox-relay systemd
+      outbox-relay systemd --user app --env-file /etc/app.env
+      outbox-relay systemd --admin > outbox-relay.service
+    """
+    chosen = env_file or ENV_FILE
+    loaded = load_settings(database_url=database_url, _env_file=(".env", chosen))
+    database = _database(loaded)
+    files = [database, *([loaded.embedded_path.absolute()] if loaded.embedded_path else [])]
+    command = _command()
+    user = user or _owner(database)
+    exported = settings.exported(chosen)
+    secret = [name for name, value in exported.items() if name in settings.SECRET or _has_password(value)]
+    offline = loaded.destination == "embedded" and not admin
+    unit = TEMPLATE.format(
+        version=__version__,
+        unit=UNIT,
+        database=_escaped(str(database)),
+        after="After=local-fs.target" if offline else "Wants=network-online.target\nAfter=network-online.target",
+        command=" ".join(
+            _quoted(word).replace("$", "$$")
+            for word in (
+                str(command),
+                "run",
+                *(["--admin"] if admin else []),
+                "--database-url",
+                f"sqlite:///{database}",
+            )
+        ),
+        user=_escaped(user),
+        directory=_escaped(str(_directory(loaded, database))),
+        env_file=f"{'' if env_file else '-'}{_escaped(str(chosen))}",
+        environment="".join(
+            f"Environment={_quoted(f'{name}={_absolute(name, value)}')}\n"
+            for name, value in exported.items()
+            if name not in secret and name != settings.variable("database_url")
+        ),
+        steps="" if _systemd_version() >= KNOWS_RESTART_STEPS else "#",
+        stop=math.ceil(loaded.shutdown_timeout + BUSY_TIMEOUT_S) + EXIT_MARGIN_S,
+        writable=" ".join(dict.fromkeys(_quoted(str(file.parent)) for file in files)),
+        home="read-only" if any(_is_in_a_home(path) for path in (command, *files)) else "yes",
+        private_tmp="no" if any(path.is_relative_to(tmp) for path in files for tmp in ("/tmp", "/var/tmp")) else "yes",
+        network="PrivateNetwork=yes\nRestrictAddressFamilies=AF_UNIX"
+        if offline
+        else "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
+    )
+    click.echo(unit, nl=False)
+    for line in _to_do(loaded, database, command, user, chosen, secret, admin=admin, required=env_file is not None):
+        click.echo(f"note: {line}", err=True)
+
+
+def _to_do(
+    loaded: Settings,
+    database: Path,
+    command: Path,
+    user: str,
+    env_file: Path,
+    secret: list[str],
+    *,
+    admin: bool,
+    required: bool,
+) -> Iterator[str]:
+    """What keeps the unit from working so far."""
+    if secret:
+        yield f"add {', '.join(secret)} to {env_file}: units can be read by everybody, so passwords are not repeated"
+    elif required and not env_file.exists():
+        yield f"{env_file} does not exist yet: without it the unit does not start"
+    if loaded.destination == "elasticsearch" and not loaded.elasticsearch_url:
+        yield f"no destination is set: add OUTBOX_ELASTICSEARCH_URL to {env_file}"
+    if loaded.destination == "embedded" and loaded.embedded_path is None:
+        yield f"no file for the embedded destination: add OUTBOX_EMBEDDED_PATH={STATE}/search.db to {env_file}"
+    if admin:
+        yield "--admin needs the extra: pip install 'outbox-relay[admin]'"
+    if not database.exists():
+        yield f"{database} does not exist yet: let the application make it, then run 'outbox-relay migrate'"
+    if user == "root":
+        yield f"it runs as root, to whom {database} belongs; better: --user, and let that user own the directory"
+    for path in (database.parent, command):
+        if blocked := _closed_to_others(path, user):
+            yield f"check that {user} may enter {blocked}, which leads to {path}"
+
+
+def _database(loaded: Settings) -> Path:
+    """Where the database is, or shall be."""
+    engine = engine_of(loaded, create=True)  # its checks of the URL; nothing is opened
+    path = str(make_url(engine.url).database)
+    engine.dispose()
+    if path.startswith("file:"):
+        raise ConfigurationError(f"OUTBOX_DATABASE_URL must name a path for a unit, not {path}: sqlite:////srv/app.db")
+    return Path(path).absolute()
+
+
+def _command() -> Path:
+    """The installed command itself, in its own environment."""
+    command = Path(sysconfig.get_path("scripts")) / "outbox-relay"
+    if not command.is_file():
+        raise ConfigurationError(f"{command} does not exist: install outbox-relay with pip, and run that one")
+    return command
+
+
+def _owner(database: Path) -> str:
+    """To whom the database belongs, or the nearest directory of it that exists."""
+    path = next(path for path in (database, *database.parents) if path.exists())
+    try:
+        return path.owner()
+    except KeyError:
+        return str(path.stat().st_uid)
+
+
+def _directory(loaded: Settings, database: Path) -> Path:
+    """Where the relay works: here, where OUTBOX_ENTITIES is imported from and .env is read, if either is used."""
+    return Path.cwd() if loaded.entities or Path(".env").exists() else database.parent
+
+
+def _systemd_version() -> int:
+    """0 without systemd."""
+    if (systemctl := shutil.which("systemctl")) is None:
+        return 0
+    said = subprocess.run([systemctl, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.match(r"systemd (\d+)", said)
+    return int(found[1]) if found else 0
+
+
+def _absolute(name: str, value: str) -> str:
+    """Files are said from the root on: the unit may work in another directory."""
+    return str(Path(value).absolute()) if name in settings.PATHS else value
+
+
+def _has_password(value: str) -> bool:
+    return any("@" in urlsplit(url).netloc for url in value.split(","))
+
+
+def _is_in_a_home(path: Path) -> bool:
+    return any(path.is_relative_to(home) for home in ("/home", "/root", "/run/user"))
+
+
+def _closed_to_others(path: Path, user: str) -> Path | None:
+    """The first directory on the way to `path` that is neither open to everybody nor the user's own."""
+    for parent in reversed([path, *path.parents]):
+        if parent.is_dir() and not parent.stat().st_mode & 0o001 and _owner(parent) != user:
+            return parent
+    return None
+
+
+def _escaped(text: str) -> str:
+    """As systemd reads it. Raises `ConfigurationError` for what no line can hold."""
+    if not text.isprintable():
+        raise ConfigurationError(f"{text!r} cannot stand in a unit: it holds a line break or another control character")
+    return text.replace("%", "%%")
+
+
+def _quoted(text: str) -> str:
+    """One word of a list, quoted where it must be."""
+    word = _escaped(text)
+    if re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+commands = [systemd]

@@ -1,0 +1,180 @@
+"""The unit that `outbox-relay systemd` prints: systemd takes it, and a relay works under it."""
+
+from __future__ import annotations
+
+import ctypes.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from outbox import settings
+from outbox.cli import main
+from outbox.cli import systemd as module
+from outbox.sqlite import BUSY_TIMEOUT_S
+from tests.support import sandbox
+from tests.support.outbox import Outbox
+from tests.support.relays import Relays
+
+Printed = Callable[..., Result]
+
+needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+
+
+@pytest.fixture
+def printed(outbox: Outbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Printed:
+    """Runs the command on the database of the test; no file of this machine counts."""
+    monkeypatch.setattr(module, "ENV_FILE", tmp_path / "outbox-relay.env")
+
+    def run(*arguments: str, **environment: str) -> Result:
+        given = {"OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}", **environment}
+        given.setdefault("OUTBOX_ELASTICSEARCH_URL", "http://localhost:9200")
+        return CliRunner().invoke(main, ["systemd", *arguments], env=given)
+
+    return run
+
+
+def lines(unit: str) -> dict[str, list[str]]:
+    """The values of each key, in their order; anything but a section, a comment, or key=value fails."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in unit.splitlines():
+        if line and not line.startswith("#") and not re.fullmatch(r"\[(Unit|Service|Install)\]", line):
+            key, equals, value = line.partition("=")
+            assert equals, line
+            assert re.fullmatch(r"[A-Za-z]+", key), line
+            found[key].append(value)
+    return found
+
+
+def test_unit_runs_the_installed_command_on_the_database_as_its_owner(printed: Printed, tmp_path: Path) -> None:
+    result = printed()
+    unit = lines(result.stdout)
+    command = Path(sys.executable).with_name("outbox-relay")
+    assert unit["ExecStart"] == [f"{command} run --database-url sqlite:///{tmp_path}/app.db"]
+    assert unit["User"] == [(tmp_path / "app.db").owner()]
+    assert unit["ReadWritePaths"] == unit["WorkingDirectory"] == [str(tmp_path)]
+    assert unit["Environment"] == ["OUTBOX_ELASTICSEARCH_URL=http://localhost:9200"]
+    assert unit["EnvironmentFile"] == [f"-{tmp_path}/outbox-relay.env"]
+    assert (result.exit_code, unit["Restart"], unit["StartLimitIntervalSec"]) == (0, ["always"], ["0"])
+
+
+def test_options_are_said_in_the_unit(printed: Printed, tmp_path: Path) -> None:
+    result = printed("--user", "ada", "--env-file", "my.env", "--admin")
+    unit = lines(result.stdout)
+    assert " run --admin --database-url " in unit["ExecStart"][0]
+    assert (unit["User"], unit["EnvironmentFile"]) == (["ada"], [f"{tmp_path}/my.env"])
+    assert f"note: {tmp_path}/my.env does not exist yet" in result.stderr
+    assert "pip install 'outbox-relay[admin]'" in result.stderr
+
+
+def test_systemd_waits_longer_than_a_relay_takes_to_stop(printed: Printed) -> None:
+    for timeout in ("0", "25", "600"):
+        stop = lines(printed(OUTBOX_SHUTDOWN_TIMEOUT=timeout).stdout)["TimeoutStopSec"]
+        assert float(stop[0]) > float(timeout) + BUSY_TIMEOUT_S
+
+
+def test_passwords_are_named_and_never_printed(printed: Printed, tmp_path: Path) -> None:
+    given = {
+        "OUTBOX_ELASTICSEARCH_URL": "http://elastic:s3cret@localhost:9200",
+        "OUTBOX_ELASTICSEARCH_USERNAME": "ada",
+        "OUTBOX_ELASTICSEARCH_PASSWORD": "s3cret",
+    }
+    result = printed(**given)
+    assert "s3cret" not in result.stdout + result.stderr
+    assert lines(result.stdout)["Environment"] == ["OUTBOX_ELASTICSEARCH_USERNAME=ada"]
+    assert "add OUTBOX_ELASTICSEARCH_URL, OUTBOX_ELASTICSEARCH_PASSWORD to " in result.stderr
+    (tmp_path / "outbox-relay.env").write_text("".join(f"{name}={value}\n" for name, value in given.items()))
+    result = printed(**given)
+    assert ("s3cret" in result.stdout, lines(result.stdout)["Environment"]) == (False, [])
+    assert "note: add " not in result.stderr
+
+
+def test_settings_come_from_the_file_of_settings_too(printed: Printed, tmp_path: Path) -> None:
+    (tmp_path / "outbox-relay.env").write_text("OUTBOX_SHUTDOWN_TIMEOUT=100\nOUTBOX_DESTINATION=embedded\n")
+    result = printed()
+    unit = lines(result.stdout)
+    assert unit["TimeoutStopSec"] == ["135"]
+    assert (unit["PrivateNetwork"], unit["RestrictAddressFamilies"]) == (["yes"], ["AF_UNIX"])
+    assert "add OUTBOX_EMBEDDED_PATH=/var/lib/outbox-relay/search.db to " in result.stderr
+
+
+def test_relay_that_needs_files_of_its_own_may_write_there_and_works_where_its_entities_are(
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    given = {"OUTBOX_DESTINATION": "embedded", "OUTBOX_EMBEDDED_PATH": "index/search.db"}
+    unit = lines(printed(**given).stdout)
+    assert unit["ReadWritePaths"] == [f"{tmp_path} {tmp_path}/elsewhere/index"]
+    assert f"OUTBOX_EMBEDDED_PATH={tmp_path}/elsewhere/index/search.db" in unit["Environment"]
+    assert unit["WorkingDirectory"] == [str(tmp_path)]
+    unit = lines(printed(OUTBOX_ENTITIES="myapp.search:registry").stdout)
+    assert unit["WorkingDirectory"] == [f"{tmp_path}/elsewhere"]
+
+
+def test_database_in_a_home_or_in_tmp_is_not_hidden_from_its_relay(printed: Printed) -> None:
+    for path, home, tmp in (("/home/ada/app.db", "read-only", "yes"), ("/tmp/app.db", None, "no")):
+        unit = lines(printed("--database-url", f"sqlite:///{path}").stdout)
+        assert (unit["ProtectHome"] == [home] or home is None, unit["PrivateTmp"]) == (True, [tmp])
+
+
+def test_path_with_signs_that_systemd_reads_is_quoted(printed: Printed) -> None:
+    result = printed("--database-url", 'sqlite:////srv/my $app 100%"/app.db')
+    unit = lines(result.stdout)
+    assert unit["ExecStart"][0].endswith(' "sqlite:////srv/my $$app 100%%\\"/app.db"')
+    assert unit["ReadWritePaths"] == ['"/srv/my $app 100%%\\""']
+    assert "does not exist yet" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "given", [("--user", "ada\nExecStartPre=/bin/evil"), ("--database-url", "sqlite:////srv/a\nb")]
+)
+def test_line_break_makes_no_line_of_the_unit(printed: Printed, given: tuple[str, str]) -> None:
+    result = printed(*given)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+
+
+def test_every_path_of_a_setting_is_absolute_and_every_secret_is_known() -> None:
+    assert {"OUTBOX_ELASTICSEARCH_API_KEY", "OUTBOX_ELASTICSEARCH_PASSWORD"} <= settings.SECRET
+    assert {"OUTBOX_EMBEDDED_PATH", "OUTBOX_ELASTICSEARCH_CA_CERTS"} == settings.PATHS
+
+
+@needs_systemd
+def test_systemd_takes_the_unit_and_finds_it_well_guarded(printed: Printed, tmp_path: Path) -> None:
+    unit = tmp_path / "outbox-relay.service"
+    unit.write_text(printed("--user", "daemon").stdout)
+    verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+    judged = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", unit],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stdout  # over 2.0 of 10
+
+
+@needs_systemd
+@pytest.mark.skipif(ctypes.util.find_library("seccomp") is None, reason="libseccomp is not installed")
+@pytest.mark.elasticsearch
+def test_relay_works_under_the_units_filter_of_system_calls(
+    printed: Printed, outbox: Outbox, relays: Relays, tmp_path: Path
+) -> None:
+    unit = tmp_path / "outbox-relay.service"
+    unit.write_text(printed().stdout)
+    outbox.index_many("contacts", [(f"c{n}", {"n": n}) for n in range(200)])
+    command = [sys.executable, sandbox.__file__, str(unit), *lines(unit.read_text())["ExecStart"][0].split(), "--drain"]
+    drained = subprocess.run(
+        command, env={**os.environ, "OUTBOX_ELASTICSEARCH_URL": relays.url}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert (drained.returncode, outbox.counts()["done"]) == (0, 200), drained.stderr
+    denied = [sys.executable, sandbox.__file__, str(unit), sys.executable, "-c", "import os; os.chroot('/')"]
+    assert subprocess.run(denied, capture_output=True, check=False).returncode == 1
+    assert json.loads(relays.call("status", "--json").stdout)["relays"] == []
