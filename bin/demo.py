@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
+import demo_serve
+from demo_processes import OUTBOX_RELAY, Relay, Tick
 from demo_proof import INDEXES, Comparison, client_of, compare
 from rich import box
 from rich.console import Console
@@ -27,13 +28,9 @@ from rich.table import Table
 from outbox import settings
 
 BIN = Path(__file__).parent.absolute()
-EXAMPLE = BIN.parent / "examples" / "crm.py"
+EXAMPLES = [BIN.parent / "examples" / name for name in ("crm.py", "crm_api.py")]
 STANDARD = BIN.parent / ".demo"
-OUTBOX_RELAY = Path(sys.executable).with_name("outbox-relay")
 CHANGES, IMPORTED = 300, 500  # changes before the kill, and again after it; contacts of the import that it ends
-LONGEST_WAIT_S = 120
-
-Tick = Callable[[], None]
 
 SEARCHES = [
     ("Two names, both misspelt", "demo-contacts", "harisch krisnamurthy", "--limit 2"),
@@ -57,6 +54,7 @@ console.width = min(console.width, 80)
 @click.command()
 @click.option("--elasticsearch", is_flag=True, help="On a real node instead of the embedded destination.")
 @click.option("--triggers", is_flag=True, help="Triggers of the database note changes, not the CRM's sessions.")
+@click.option("--serve", "stay", is_flag=True, help="Leave web API, relay, dashboard and a load running until Ctrl-C.")
 @click.option("--compare", "only_compare", is_flag=True, help="Only compare again what the last demo left there.")
 @click.option(
     "--directory",
@@ -64,7 +62,7 @@ console.width = min(console.width, 80)
     default=STANDARD,
     help="Where its files go. Default: .demo in the checkout.",
 )
-def main(elasticsearch: bool, triggers: bool, only_compare: bool, directory: Path) -> None:
+def main(elasticsearch: bool, triggers: bool, stay: bool, only_compare: bool, directory: Path) -> None:
     """A small CRM whose contacts, accounts and deals can be found, whatever happens to the relay.
 
     Exits 1 if the indexes and the database differ in anything.
@@ -75,7 +73,10 @@ def main(elasticsearch: bool, triggers: bool, only_compare: bool, directory: Pat
     if only_compare:
         enter(directory)
         sys.exit(0 if show_comparison(compare("crm.db", settings.load())) else 1)
-    console.print("[bold]A CRM, its search index, and a relay that is killed half-way[/]\n")
+    if stay:
+        demo_serve.end_by_any_signal()
+    what_is_shown = "people at work, until Ctrl-C" if stay else "a relay that is killed half-way"
+    console.print(f"[bold]A CRM, its search index, and {what_is_shown}[/]\n")
     with ExitStack() as stack:
         destination = {"OUTBOX_DESTINATION": "embedded", "OUTBOX_EMBEDDED_PATH": "search.db"}
         given = os.environ.get("OUTBOX_ELASTICSEARCH_URL") or os.environ.get("ELASTICSEARCH_URL")
@@ -83,8 +84,11 @@ def main(elasticsearch: bool, triggers: bool, only_compare: bool, directory: Pat
             from node import node
 
             destination = {"OUTBOX_ELASTICSEARCH_URL": stack.enter_context(node(console))}
-        prepare(directory, destination)
-        equal = show("Elasticsearch" if elasticsearch else "search.db", triggers)
+        prepare(directory, destination, triggers)
+        if stay:
+            demo_serve.serve(console)
+            return
+        equal = show("Elasticsearch" if elasticsearch else "search.db", foreign_tool=triggers)
     if equal:
         say_what_to_try(started_in, directory, in_the_way, node_is_gone=elasticsearch and not given)
     sys.exit(0 if equal else 1)
@@ -105,18 +109,23 @@ def set_aside_settings(keep_node: bool) -> list[str]:
     return names
 
 
-def prepare(directory: Path, destination: dict[str, str]) -> None:
-    """A directory with the application, its settings in `.env`, and the tables of the outbox."""
+def prepare(directory: Path, destination: dict[str, str], triggers: bool) -> None:
+    """A directory with the application, its settings in `.env`, and a database with all tables."""
     directory.mkdir(parents=True, exist_ok=True)
-    for pattern in ("crm.*", "search.*", "relay.log", ".env"):
+    for pattern in ("crm.*", "crm_api.py", "search.*", "relay.log", "api.log", ".env"):
         for left in directory.glob(pattern):
             left.unlink()
-    shutil.copy(EXAMPLE, directory)
+    for example in EXAMPLES:
+        shutil.copy(example, directory)
     lines = {"OUTBOX_DATABASE_URL": "sqlite:///crm.db", "OUTBOX_ENTITIES": "crm:registry", **destination}
     (directory / ".env").touch(0o600)  # the address of a node may hold a password
     (directory / ".env").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
     enter(directory)
-    subprocess.run([OUTBOX_RELAY, "migrate"], check=True, stdout=subprocess.DEVNULL)
+    import crm  # not above: it opens the database of the working directory
+
+    crm.Base.metadata.create_all(crm.engine)
+    for command in ["migrate"], *([["triggers", "install"]] if triggers else []):
+        subprocess.run([OUTBOX_RELAY, *command], check=True, stdout=subprocess.DEVNULL)
     if "OUTBOX_ELASTICSEARCH_URL" in destination:
         with client_of(settings.load()) as client:
             for index in INDEXES:  # what an earlier demo left on the same node
@@ -135,13 +144,11 @@ def enter(directory: Path) -> None:
 # -- the show ------------------------------------------------------------------------------------------------------
 
 
-def show(destination: str, triggers: bool) -> bool:
+def show(destination: str, *, foreign_tool: bool) -> bool:
     """The whole of it, step by step. Returns whether both sides are equal at the end."""
     from demo_day import Day  # not above: the CRM opens the database of the working directory
 
     day = Day()
-    if triggers:
-        subprocess.run([OUTBOX_RELAY, "triggers", "install"], check=True, stdout=subprocess.DEVNULL)
     with Relay() as relay:
         step(f"Relay {relay.start()} is started. It delivers from crm.db to {destination}.")
         with watching(relay, "new accounts") as tick:
@@ -151,7 +158,7 @@ def show(destination: str, triggers: bool) -> bool:
         with watching(relay, "people change this and that") as tick:
             day.work(CHANGES, tick)
         step(f"{CHANGES} changes: people come, change and leave, deals move on or are dropped.")
-        if triggers:
+        if foreign_tool:
             step(f"{day.foreign_tool():,} rows are changed by plain sqlite3: no session sees it, triggers note it.")
         day.import_contacts(IMPORTED)
         pid, held = relay.kill_while_it_delivers()
@@ -254,72 +261,6 @@ def say_what_to_try(started_in: Path, directory: Path, in_the_way: list[str], *,
     console.print("\n[bold]To try next[/]")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
-
-
-# -- the relay -----------------------------------------------------------------------------------------------------
-
-
-class Relay:
-    """The process `outbox-relay run`, and what the table says of its work."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Relay:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
-
-    def start(self) -> int:
-        """Returns the number of the process."""
-        with Path("relay.log").open("ab") as log:
-            self._process = subprocess.Popen([OUTBOX_RELAY, "run"], stderr=log)
-        return self._process.pid
-
-    def kill_while_it_delivers(self) -> tuple[int, int]:
-        """SIGKILL as soon as it holds rows. Returns the number of the process, and how many rows it held."""
-        assert self._process is not None
-        deadline = time.monotonic() + 10
-        while not self.counts().get("claimed") and time.monotonic() < deadline:
-            self._check()
-        self._process.kill()
-        self._process.wait()
-        return self._process.pid, self.counts().get("claimed", 0)
-
-    def wait_until_all_is_delivered(self, tick: Tick) -> None:
-        deadline = time.monotonic() + LONGEST_WAIT_S
-        while self.unfinished():
-            self._check()
-            if time.monotonic() > deadline:
-                raise click.ClickException(f"rows still wait after {LONGEST_WAIT_S} s; see {Path.cwd()}/relay.log")
-            tick()
-            time.sleep(0.02)
-
-    def counts(self) -> dict[str, int]:
-        """Rows by state."""
-        return self._counted("SELECT state, count(*) FROM outbox_events GROUP BY state")
-
-    def unfinished(self) -> int:
-        counts = self.counts()
-        return counts.get("pending", 0) + counts.get("claimed", 0)
-
-    def outcomes(self) -> dict[str, int]:
-        """Rows by what became of them."""
-        return self._counted(
-            "SELECT coalesce(outcome, state) AS what, count(*) FROM outbox_events GROUP BY what ORDER BY count(*) DESC"
-        )
-
-    def _counted(self, query: str) -> dict[str, int]:
-        with closing(sqlite3.connect("crm.db")) as connection:
-            return dict(connection.execute(query))
-
-    def _check(self) -> None:
-        if self._process and self._process.poll() is not None:
-            last = Path("relay.log").read_text().strip().splitlines()[-1:]
-            raise click.ClickException(f"the relay ended by itself: {' '.join(last)}")
 
 
 @contextmanager

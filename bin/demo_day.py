@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import TypeVar
 
 import crm
@@ -18,6 +19,7 @@ from outbox import OutboxRepository
 
 TENANTS = ["acme", "globex", "initech"]
 ACCOUNTS_A_TENANT = 80
+MISTYPED = 12_000_000_000
 
 M = TypeVar("M", Account, Contact, Deal)
 Tick = Callable[[], None]
@@ -27,7 +29,6 @@ class Day:
     """What people do; the same every time, whatever the relay does meanwhile."""
 
     def __init__(self) -> None:
-        crm.Base.metadata.create_all(crm.engine)
         self._chance = Chance(1815)
         self._wishes: list[tuple[float, Callable[[Session], None]]] = [
             (0.22, self._new_contact),
@@ -45,11 +46,7 @@ class Day:
         for _ in range(ACCOUNTS_A_TENANT):
             for tenant in TENANTS:
                 with Sessions.begin() as session:
-                    account, country = self._account(session, tenant)
-                    for _ in range(self._chance.randint(3, 9)):
-                        crm.hire(session, account, **self._person(account, country))
-                    for _ in range(self._chance.randint(1, 5)):
-                        crm.open_deal(session, account, **self._chance.deal(account.city))
+                    self._new_customer(session, tenant)
                 tick()
         return ACCOUNTS_A_TENANT * len(TENANTS)
 
@@ -63,6 +60,19 @@ class Day:
             slowest = max(slowest, time.perf_counter() - began)
             tick()
         return slowest
+
+    def moment(self, number: int) -> None:
+        """One change of those that have no end, the first being number 0."""
+        if number % 100 == 10:
+            change = self._number_is_mistyped
+        elif number % 100 == 60:
+            change = self._mistake_is_noticed
+        elif number % 40 == 20:  # customers come as fast as others leave
+            change = partial(self._new_customer, tenant=self._chance.choice(TENANTS))
+        else:
+            change = self._chance.weighted(self._wishes)
+        with Sessions.begin() as session:
+            change(session)
 
     def import_contacts(self, number: int) -> None:
         """Many contacts in one transaction."""
@@ -102,6 +112,13 @@ class Day:
 
     # -- one change each ----------------------------------------------------------------------------------------
 
+    def _new_customer(self, session: Session, tenant: str) -> None:
+        account, country = self._account(session, tenant)
+        for _ in range(self._chance.randint(3, 9)):
+            crm.hire(session, account, **self._person(account, country))
+        for _ in range(self._chance.randint(1, 5)):
+            crm.open_deal(session, account, **self._chance.deal(account.city))
+
     def _new_contact(self, session: Session) -> None:
         account = self._any(session, Account)
         crm.hire(session, account, **self._person(account, self._chance.country()))
@@ -128,6 +145,15 @@ class Day:
     def _account_is_renamed(self, session: Session) -> None:
         account = self._any(session, Account)
         crm.change_account(session, account, name=f"{account.name} Group")
+
+    def _number_is_mistyped(self, session: Session) -> None:
+        """The database takes it, the index does not."""
+        self._any(session, Account).employees = MISTYPED
+
+    def _mistake_is_noticed(self, session: Session) -> None:
+        """The document gets on. The row that is dead stays, until somebody has looked at it."""
+        for account in session.scalars(select(Account).where(Account.employees == MISTYPED)):
+            account.employees = 12
 
     def _account_leaves(self, session: Session) -> None:
         crm.close_account(session, self._any(session, Account))

@@ -24,9 +24,12 @@ def node(console: Console) -> Iterator[str]:
     if given := os.environ.get("OUTBOX_ELASTICSEARCH_URL") or os.environ.get("ELASTICSEARCH_URL"):
         yield given
         return
-    port = _free_port()
+    port = free_port()
     process = subprocess.Popen(
-        [HERE / "elasticsearch", "--port", str(port), "--until-eof"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        [HERE / "elasticsearch", "--port", str(port), "--until-eof"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C reaches those who use it first; without them, the end of its input ends it
     )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -47,10 +50,15 @@ def node(console: Console) -> Iterator[str]:
         process.communicate()
 
 
-def _free_port() -> int:
-    """Below the range from which the system takes ports for outgoing connections: nobody gets it meanwhile."""
+def free_port(preferred: int | None = None) -> int:
+    """The preferred one; or another, if somebody has it.
+
+    Below the range from which the system takes ports for outgoing connections: nobody gets it meanwhile.
+    """
+    port = preferred or random.randint(20_000, 32_767)
     while True:
-        port = random.randint(20_000, 32_767)
         with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a closed one's is free
             probe.bind(("127.0.0.1", port))
             return port
+        port = random.randint(20_000, 32_767)

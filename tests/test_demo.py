@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
-from contextlib import closing
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tests.support.node import Node
+from tests.support.relays import until
 
 DEMO = Path(__file__).parents[1] / "bin" / "demo"
 INDEXES = ("demo-accounts", "demo-contacts", "demo-deals")
@@ -111,6 +116,88 @@ def test_demo_that_finds_a_difference_names_it_and_exits_1(embedded: Shown, chan
     assert compared.code == 1
     assert any(line.startswith("✗ demo-contacts/") for line in compared.lines)
     assert said in "\n".join(compared.lines)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Path:
+    """A directory where nothing but a demo works."""
+    return tmp_path / "served"
+
+
+@pytest.mark.parametrize("on", ["embedded", pytest.param("elasticsearch", marks=pytest.mark.elasticsearch)])
+def test_served_demo_answers_and_ends_with_all_that_it_started(
+    on: str, served: Path, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue("clean_node").url if on == "elasticsearch" else None
+    given = {"OUTBOX_ELASTICSEARCH_URL": url} if url else {}
+    with serving(served, *(["--elasticsearch"] if url else []), **given) as (process, shown):
+        api, dashboard = re.findall(r"http://[\d.:]+/(?=docs|$)", shown, re.MULTILINE)
+        assert "swagger" in get(f"{api}docs").lower()
+        assert "<!doctype html>" in get(dashboard).lower()
+        until(lambda: json.loads(get(f"{api}search?q=harish")), "people of the CRM can be found")
+        until(lambda: counted(served, "dead") == 1, "a document is refused")
+        assert len(processes_in(served)) == 3  # the demo itself, the API and the relay
+        if url:
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
+        rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, rest, errors) == (0, "\nAll of it has ended.\n", "")
+    assert processes_in(served) == []
+    assert counted(served, "claimed") == 0
+
+
+def test_served_demo_whose_relay_is_killed_says_so_and_ends(served: Path) -> None:
+    with serving(served) as (process, _):
+        for each in processes_in(served):
+            if b"outbox-relay" in Path(f"/proc/{each}/cmdline").read_bytes():
+                os.kill(each, signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the relay ended by itself" in errors
+    assert processes_in(served) == []
+
+
+@contextmanager
+def serving(directory: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`bin/demo --serve`, and what it said when all was up."""
+    with subprocess.Popen(
+        [DEMO, "--serve", "--directory", directory, *arguments],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            shown = ""
+            while (line := process.stdout.readline() if process.stdout else "") and not line.startswith("Ctrl-C"):
+                shown += line
+            yield process, shown
+        finally:
+            process.terminate()
+
+
+def get(address: str) -> str:
+    asked = urllib.request.Request(address, headers={"X-Tenant": "acme"})
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def counted(directory: Path, state: str) -> int:
+    with closing(sqlite3.connect(directory / "crm.db")) as connection:
+        count = connection.execute("SELECT count(*) FROM outbox_events WHERE state = ?", (state,)).fetchone()[0]
+        return int(count)
+
+
+def processes_in(directory: Path) -> list[int]:
+    """Those that work in a directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "cwd").readlink() == directory:
+                found.append(int(process.name))
+    return found
 
 
 def test_compare_without_a_demo_says_so(tmp_path: Path) -> None:
