@@ -45,7 +45,7 @@ def serve(console: Console) -> None:
             for line in (
                 f"Web API      http://127.0.0.1:{api_port}/docs",
                 f"Dashboard    http://127.0.0.1:{dashboard_port}/",
-                f"A search     curl -H 'X-Tenant: acme' 'http://127.0.0.1:{api_port}/search?q=harish'",
+                f"A search     curl -H 'X-Tenant: acme' 'http://127.0.0.1:{api_port}/search?q=tanaka'",
                 "",
                 "People change something a few times a second. Now and then somebody mistypes a",
                 "number that the index refuses: that row is dead, and the dashboard shows it.",
