@@ -68,7 +68,7 @@ def people_at_work(change: Callable[[int], None], console: Console, relay: Relay
             number += 1
             for each in (relay, api):
                 each.check()
-            status.update(f"{number:,} changes; {relay.dead():,} rows are dead")
+            status.update(f"changes: {number:,}, dead rows: {relay.dead():,}")
             time.sleep(random.uniform(0, LONGEST_PAUSE_S))
 
 
