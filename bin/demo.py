@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ def main(elasticsearch: bool, triggers: bool, stay: bool, only_compare: bool, di
         enter(directory)
         sys.exit(0 if show_comparison(compare("crm.db", settings.load())) else 1)
     if stay:
-        demo_serve.end_by_any_signal()
+        demo_serve.on_any_signal(signal.default_int_handler)
     what_is_shown = "people at work, until Ctrl-C" if stay else "a relay that is killed half-way"
     console.print(f"[bold]A CRM, its search index, and {what_is_shown}[/]\n")
     with ExitStack() as stack:

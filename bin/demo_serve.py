@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
+from typing import Any
 
 import click
 from demo_processes import Process, Relay
@@ -18,11 +20,13 @@ API_PORT, DASHBOARD_PORT = 8000, 8321  # others, if these are taken
 STARTED_WITHIN_S = 60
 LONGEST_PAUSE_S = 0.5
 
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
-def end_by_any_signal() -> None:
-    """A closed terminal or a SIGTERM ends the demo as Ctrl-C does, with all that it started."""
-    for each in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.default_int_handler)
+
+def on_any_signal(handler: Handler) -> None:
+    """A closed terminal or a SIGTERM shall mean the same as Ctrl-C: the end of the demo, with all that it started."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, handler)
 
 
 def serve(console: Console) -> None:
@@ -55,7 +59,7 @@ def serve(console: Console) -> None:
             sys.stdout.flush()
             people_at_work(day.moment, console, relay, api)
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough: what runs is ended
+            on_any_signal(signal.SIG_IGN)  # once is enough: what runs is being ended
     console.print("\nAll of it has ended.")
 
 
