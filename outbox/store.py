@@ -795,6 +795,7 @@ class Store:
         *,
         ids: Sequence[int] = (),
         index: str | None = None,
+        document: str | None = None,
         tenant: str | None = None,
         error_type: str | None = None,
         limit: int = -1,
@@ -805,11 +806,13 @@ class Store:
             SELECT * FROM outbox_events WHERE state = 'dead'
             AND (:ids = '[]' OR id IN (SELECT value FROM json_each(:ids)))
             AND (:index IS NULL OR index_name = :index) AND (:tenant IS NULL OR tenant_id = :tenant)
+            AND (:document IS NULL OR document_id = :document)
             AND (:error_type IS NULL OR error_type = :error_type) ORDER BY id LIMIT :limit
             """,
             {
                 "ids": json.dumps(list(ids)),
                 "index": index,
+                "document": document,
                 "tenant": tenant,
                 "error_type": error_type,
                 "limit": limit,

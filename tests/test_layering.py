@@ -78,11 +78,11 @@ ALLOWED: dict[str, set[str]] = {
     "admin.guard": {"logs", "errors"},
     "admin.api": {"admin.desk", "admin.overview", "admin.shapes", "models"},
     "admin.health": {"admin.desk", "admin.metrics", "admin.overview", "errors"},
-    "admin.words": set(),
+    "admin.words": {"admin.shapes", "logs"},
     "admin.charts": set(),
     "admin.pages": {
-        "admin", "admin.api", "admin.charts", "admin.desk", "admin.guard", "admin.overview", "admin.shapes",
-        "admin.words", "errors", "models",
+        "admin", "admin.api", "admin.charts", "admin.desk", "admin.figures", "admin.guard", "admin.overview",
+        "admin.shapes", "admin.words", "errors", "models",
     },
     "admin.app": {
         "admin", "admin.api", "admin.desk", "admin.guard", "admin.health", "admin.metrics", "admin.overview",

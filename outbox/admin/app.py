@@ -90,13 +90,14 @@ async def _failed(request: Request, error: Exception) -> Response:
     return pages.error(request, status, str(error)) or _problem(status, str(error))
 
 
-async def _invalid(_request: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # Without what was given: it may be a secret, and need not be JSON.
     errors = [{"at": ".".join(map(str, each["loc"])), "message": each["msg"]} for each in error.errors()]
     malformed = any(each["type"] == "json_invalid" for each in error.errors())
     status = HTTPStatus.BAD_REQUEST if malformed else HTTPStatus.UNPROCESSABLE_ENTITY
-    return _problem(status, "; ".join(f"{each['at']}: {each['message']}" for each in errors), errors=errors)
+    detail = "; ".join(f"{each['at']}: {each['message']}" for each in errors)
+    return pages.error(request, status, detail) or _problem(status, detail, errors=errors)
 
 
 async def _http(request: Request, error: Exception) -> Response:

@@ -101,9 +101,25 @@ class Figures(Jobs):
         oldest = self.oldest_unfinished()
         return Backlog(fresh, retrying, claimed, dead, None if oldest is None else max(0, now - oldest))
 
-    def outcomes(self, since: int) -> Outcomes:
-        """Of all rows from the minute of that instant on."""
-        return self._outcomes((), since)[()]
+    def tenant_backlog(self, tenant: str, now: int) -> Backlog:
+        """The same of one tenant."""
+        mine = f"{TENANT} = :tenant"
+        fresh, first, retrying, claimed, held_since, dead = self._run(
+            "SELECT fresh.*, held.*, (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_dead"
+            f" WHERE state = 'dead' AND {mine})"
+            f" FROM (SELECT count(*), min(id) FROM outbox_events INDEXED BY ix_outbox_events_fresh"
+            f" WHERE {FRESH} AND {mine}) AS fresh,"
+            " (SELECT coalesce(sum(state = 'pending'), 0), coalesce(sum(state = 'claimed'), 0), min(created_at)"
+            f" FROM outbox_events INDEXED BY ix_outbox_events_held WHERE ({HELD}) AND {mine}) AS held",
+            {"tenant": tenant},
+        ).one()
+        written = self._run("SELECT created_at FROM outbox_events WHERE id = ?", first).scalar_one_or_none()
+        oldest = min((since for since in (written, held_since) if since is not None), default=None)
+        return Backlog(fresh, retrying, claimed, dead, None if oldest is None else max(0, now - oldest))
+
+    def outcomes(self, since: int, tenant: str | None = None) -> Outcomes:
+        """Of all rows (of one tenant) from the minute of that instant on."""
+        return self._outcomes((), since, tenant=tenant)[()]
 
     def outcomes_by_entity(self, since: int) -> dict[str, Outcomes]:
         """By entity, or by index where the rows name no entity."""
@@ -115,14 +131,15 @@ class Figures(Jobs):
         return self._outcomes(("index_name", "action"), since, before)
 
     def _outcomes(
-        self, keys: tuple[str, ...], since: int, before: int | None = None
+        self, keys: tuple[str, ...], since: int, before: int | None = None, tenant: str | None = None
     ) -> dict[tuple[str, ...], Outcomes]:
         sums = [f"coalesce(sum({name}), 0)" for name in (*COUNTERS, *_LATENCIES)]
         found = self._run(
             f"SELECT {', '.join([*keys, *sums])} FROM outbox_stats"
             " WHERE minute >= :since AND (:before IS NULL OR minute < :before)"
+            " AND (:tenant IS NULL OR tenant_id = :tenant)"
             f" {'GROUP BY ' if keys else ''}{', '.join(keys)}",
-            {"since": since - since % MINUTE_MS, "before": before},
+            {"since": since - since % MINUTE_MS, "before": before, "tenant": tenant},
         )
         outcomes = {}
         for row in found:
@@ -190,12 +207,10 @@ class Figures(Jobs):
         limit: int = 50,
     ) -> list[dict[str, Any]]:
         """Rows without their documents, newest first, narrowed by what is given; `before`: only with a lower id."""
-        conditions, parameters = ["1"], {"limit": limit}
-        given = {"state": state, "index_name": index, "tenant_id": tenant, "document_id": document}
-        for column, value in {**given, "error_type": error_type}.items():
-            if value is not None:
-                conditions.append(f"{column} = :{column}")
-                parameters[column] = str(value)  # type: ignore[assignment]
+        conditions, parameters = _narrowed(
+            state=state, index_name=index, tenant_id=tenant, document_id=document, error_type=error_type
+        )
+        parameters["limit"] = limit
         if before is not None:
             conditions.append("id < :before")
             parameters["before"] = before
@@ -206,6 +221,26 @@ class Figures(Jobs):
             f"SELECT * FROM outbox_events WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT :limit", parameters
         )
         return [dict(row) for row in rows.mappings()]
+
+    def dead_number(
+        self,
+        *,
+        index: str | None = None,
+        tenant: str | None = None,
+        document: str | None = None,
+        error_type: str | None = None,
+    ) -> int:
+        """How many rows are dead, narrowed by what is given."""
+        conditions, parameters = _narrowed(
+            index_name=index, tenant_id=tenant, document_id=document, error_type=error_type
+        )
+        return int(
+            self._run(
+                "SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_dead"
+                f" WHERE state = 'dead' AND {' AND '.join(conditions)}",
+                parameters,
+            ).scalar_one()
+        )
 
     def dead_types(self) -> Sequence[tuple[str, str, int]]:
         """(index, type of error, number) of the dead rows, most first."""
@@ -222,6 +257,12 @@ class Figures(Jobs):
     def file_bytes(self) -> int:
         """Size of the database file, without its write-ahead log."""
         return int(self._run("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").scalar_one())
+
+
+def _narrowed(**given: str | None) -> tuple[list[str], dict[str, Any]]:
+    """Conditions for the columns that are given, and their parameters."""
+    parameters: dict[str, Any] = {column: str(value) for column, value in given.items() if value is not None}
+    return ["1", *(f"{column} = :{column}" for column in parameters)], parameters
 
 
 _FEW = {

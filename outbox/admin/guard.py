@@ -25,7 +25,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-MOST_PATH_BYTES: Final = 2_048
+MOST_PATH_BYTES: Final = 8_192
 MOST_HEADER_BYTES: Final = 16_384
 MOST_BODY_BYTES: Final = 65_536
 COOKIE: Final = "outbox_admin"

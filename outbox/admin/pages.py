@@ -7,10 +7,11 @@ query, so that a reload does nothing again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,9 +21,10 @@ from outbox.admin import charts, guard, words
 from outbox.admin.api import who
 from outbox.admin.desk import Desk, NotFound
 from outbox.admin.overview import Overviews
-from outbox.admin.shapes import Event, ReindexJob, content
+from outbox.admin.figures import DAY_MS, Backlog, Outcomes
+from outbox.admin.shapes import Event, ReindexJob, content, moment
 from outbox.errors import InvalidInput
-from outbox.models import State
+from outbox.models import State, now_ms
 
 ROWS: Final = 50
 JOBS: Final = 10
@@ -31,10 +33,19 @@ _environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     undefined=StrictUndefined,
+    finalize=words.visible,
     trim_blocks=True,
     lstrip_blocks=True,
 )
 _environment.filters |= words.FILTERS
+
+
+@dataclass(frozen=True, slots=True)
+class _OfTenant:
+    """What is shown of one tenant above its rows."""
+
+    backlog: Backlog
+    day: Outcomes
 
 
 async def _form(request: Request) -> dict[str, str]:
@@ -79,25 +90,37 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
         cursor: str = "",
     ) -> Response:
         asked = {"state": state, "index": index, "tenant": tenant, "document": document, "errorType": error_type}
+        given = {name: value for name, value in asked.items() if value}
         if state and state not in list(State):
             raise InvalidInput(f"there is no state {state!r}; there are {', '.join(State)}")
         if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 14):
             raise InvalidInput("the page is unknown: begin with the first one")
+        chosen = _chosen(given)
+        now = now_ms()
         with desk.figures() as figures:
             rows = figures.page(
                 state=State(state) if state else None,
-                index=index or None,
-                tenant=tenant or None,
-                document=document or None,
-                error_type=error_type or None,
                 before=int(cursor) if cursor else None,
                 limit=ROWS + 1,
+                **chosen,
             )
+            dead = figures.dead_number(**chosen) if state == State.DEAD else 0
+            of_tenant = None
+            if tenant:
+                of_tenant = _OfTenant(figures.tenant_backlog(tenant, now), figures.outcomes(now - DAY_MS, tenant))
         shown = [Event.of(row) for row in rows[:ROWS]]
-        given = {name: value for name, value in asked.items() if value}
-        older = urlencode({**given, "cursor": shown[-1].id}) if len(rows) > ROWS else None
         return page(
-            request, "events.html", rows=shown, asked=asked, given=given, older=older, first=not cursor, states=State
+            request,
+            "events.html",
+            rows=shown,
+            dead=dead,
+            tenant=of_tenant,
+            asked=asked,
+            given=given,
+            older=words.rows_page({**given, "cursor": shown[-1].id}) if len(rows) > ROWS else None,
+            first=not cursor,
+            states=State,
+            retention_hours=desk.settings.retention_hours,
         )
 
     @routes.get("/events/{number}")
@@ -106,13 +129,17 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
             row = figures.event(number) if 0 < number < 10**13 else None
             if row is None:
                 raise NotFound(f"row {number} does not exist; finished rows are removed after a while")
-            history = figures.page(index=row["index_name"], document=row["document_id"], limit=ROWS)
+            history = figures.page(index=row["index_name"], document=row["document_id"], limit=ROWS + 1)
+        lease = row["lease_expires_at"]
         return page(
             request,
             "event.html",
             row=Event.of(row),
+            claimed_by=row["claimed_by"],
+            lease_expires_at=lease and moment(lease),
             document=content(row["document"]),
-            history=[Event.of(each) for each in history],
+            history=[Event.of(each) for each in history[:ROWS]],
+            more=len(history) > ROWS,
         )
 
     @routes.get("/api/docs")
@@ -144,6 +171,8 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
         return words.retried(result.pending, result.superseded, result.overtaken), _back(form)
 
     def discard(form: dict[str, str], by: str) -> tuple[str, str]:
+        if form.get("sure") != "yes":
+            raise InvalidInput("tick that the index may miss what is discarded")
         removed = desk.discard(by, **_selected(form))
         return f"{words.rows(removed)} removed for good.", _back(form)
 
@@ -224,11 +253,16 @@ def _selected(form: dict[str, str]) -> dict[str, Any]:
     """Which dead rows a form means: one by its id, or all that a filter shows."""
     if "id" in form:
         return {"ids": [_number(form, "id")]}
-    names = {"index": "index", "tenant": "tenant", "errorType": "error_type"}
-    chosen = {name: form[field] for field, name in names.items() if form.get(field)}
-    if not chosen and form.get("all") != "yes":
-        raise InvalidInput("say which rows: one, those of a filter, or all")
-    return chosen
+    given = dict(parse_qsl(form.get("of", "")))
+    if given.get("state") != State.DEAD:
+        raise InvalidInput("say which rows: one, or those of a filter of dead ones")
+    return _chosen(given)
+
+
+def _chosen(given: dict[str, str]) -> dict[str, str]:
+    """A filter of the page of rows, but for the state, as the tables are asked."""
+    names = {"index": "index", "tenant": "tenant", "document": "document", "errorType": "error_type"}
+    return {name: given[field] for field, name in names.items() if field in given}
 
 
 def _number(form: dict[str, str], field: str) -> int:
@@ -240,6 +274,8 @@ def _number(form: dict[str, str], field: str) -> int:
 
 def _back(form: dict[str, str]) -> str:
     """The page that a form was on."""
+    if "of" in form:
+        return words.rows_page(dict(parse_qsl(form["of"])))
     return _local(form.get("back", "/events?state=dead"))
 
 

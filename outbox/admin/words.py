@@ -6,8 +6,29 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
+from urllib.parse import urlencode
+
+from markupsafe import Markup, escape
+
+from outbox import logs
+from outbox.admin.shapes import Event
 
 NONE: Final = "–"
+LONGEST_QUERY: Final = 6_000
+"""Bytes of an address that every browser and proxy takes, and the guard too."""
+
+
+def visible(value: Any) -> Any:
+    """What a template shows, whatever it is: what cannot be seen, or turns the text around, stands there escaped.
+
+    Text that is HTML already is left alone.
+    """
+    return logs.safe(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def exact(text: str) -> Markup:
+    """What a form sends back: nothing but HTML's own characters is escaped."""
+    return escape(text)
 
 
 def number(value: float | None) -> str:
@@ -61,13 +82,39 @@ def instant(at: datetime | None) -> str:
     return NONE if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def exact_instant(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3] + " UTC"
+
+
+def time(at: datetime | None) -> str:
+    """For a column that says UTC itself."""
+    return NONE if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
 def clock(at: datetime) -> str:
     return f"{at.astimezone(UTC):%H:%M}"
 
 
-def pretty(document: Any) -> str:
-    """A document to be read; what is no JSON stays the text it is."""
-    return document if isinstance(document, str) else json.dumps(document, indent=2, ensure_ascii=False)
+def took(row: Event) -> str:
+    """From the commit of a row to its end."""
+    return span(None if row.finished_at is None else max(0.0, (row.finished_at - row.created_at).total_seconds()))
+
+
+def pretty(document: Any) -> Markup:
+    """A document to be read, in lines; what is no JSON stays the text it is."""
+    text = document if isinstance(document, str) else json.dumps(document, indent=2, ensure_ascii=False)
+    return Markup("\n").join(visible(line) for line in text.split("\n"))
+
+
+def rows_page(given: Mapping[str, Any]) -> str:
+    """The address of the rows that fit what is given."""
+    return f"/events?{urlencode(given)}" if given else "/events"
+
+
+def history(row: Event) -> str:
+    """The address of all rows of the document of a row; an id too long for an address is found by the row."""
+    address = rows_page({"index": row.index, "document": row.document_id})
+    return address if len(address) < LONGEST_QUERY else f"/events/{row.id}#history"
 
 
 def retried(pending: int, superseded: int, overtaken: Mapping[int, int]) -> str:
@@ -88,6 +135,12 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "milliseconds": milliseconds,
     "size": size,
     "instant": instant,
+    "exact_instant": exact_instant,
+    "time": time,
+    "took": took,
+    "exact": exact,
+    "history": history,
+    "rows_page": rows_page,
     "clock": clock,
     "pretty": pretty,
 }
