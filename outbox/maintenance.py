@@ -25,7 +25,6 @@ CHECKPOINT_EVERY_S = 20
 PRUNE_EVERY_S = 60
 DEPTH_EVERY_S = 10
 MINUTES_MS = 3 * 3_600_000  # for which statistics are kept by minute; older ones by hour
-HEARTBEATS_MISSED = 6
 NO_LEASE_MS = 1_000 * (LONGEST_LEASE_S + 60)  # from the longest lease on, with what a claim may wait for the lock
 
 
@@ -97,7 +96,7 @@ class Maintenance:
         if reaped.given_back:
             given_back = logs.rows(reaped.given_back, "is", "are")
             logger.warning(f"{given_back} given back: a relay was killed, or did not finish in time")
-        silent = now - int(self._settings.heartbeat_interval * HEARTBEATS_MISSED * 1000)
+        silent = now - self._settings.silent_ms
         quiet = {relay["id"] for relay in others if relay["heartbeat_at"] < silent}
         # One that is only stopped would not be listed again when it goes on, and its death would be noticed late.
         store.delist([*dead, *quiet.difference(dead, presence.alive(database, quiet))])

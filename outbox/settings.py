@@ -22,6 +22,7 @@ LEASE_MARGIN_S: Final = 5
 """How much longer than a request its lease must last."""
 LONGEST_LEASE_S: Final = 3_600
 SHORTEST_TOKEN: Final = 16
+HEARTBEATS_MISSED: Final = 6
 S = TypeVar("S", bound="WriteSettings")
 
 
@@ -153,6 +154,11 @@ class Settings(WriteSettings):
     log_format: Literal["text", "json"] = Field("text", description="one line of text or of JSON an entry")
     log_operations: bool = Field(True, description="one '[ES] …' line for every operation that was answered")
 
+    @property
+    def silent_ms(self) -> int:
+        """After so long without a sign of life a relay counts as gone."""
+        return int(self.heartbeat_interval * HEARTBEATS_MISSED * 1_000)
+
     @field_validator("elasticsearch_url", mode="before")
     @classmethod
     def _split_urls(cls, value: object) -> object:
@@ -169,13 +175,14 @@ class Settings(WriteSettings):
     @field_validator("admin_token")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().strip():
+        token = "" if value is None else value.get_secret_value().strip()
+        if not token:
             return None  # a variable that is set to nothing, as compose files do
-        if value is not None and len(value.get_secret_value()) < SHORTEST_TOKEN:
+        if len(token) < SHORTEST_TOKEN:
             raise ValueError(
                 f"it can be guessed: use {SHORTEST_TOKEN} characters or more, e.g. of 'openssl rand -hex 32'"
             )
-        return value
+        return SecretStr(token)  # without the line end of the file that it was read from
 
     @field_validator("verify_schedule")
     @classmethod

@@ -80,6 +80,7 @@ ALLOWED: dict[str, set[str]] = {
     "admin.health": {"admin.desk", "admin.metrics", "admin.overview", "errors"},
     "admin.words": {"admin.shapes", "logs"},
     "admin.charts": set(),
+    "admin.connections": set(),
     "admin.pages": {
         "admin", "admin.api", "admin.charts", "admin.desk", "admin.figures", "admin.guard", "admin.overview",
         "admin.shapes", "admin.words", "errors", "models",

@@ -1,6 +1,7 @@
 """The admin server: a JSON API, a dashboard, health and metrics, for whoever operates the relays.
 
     guard      what every request must pass: host, origin, token, size; what every answer carries
+    connections  how long one may take
     api        /api/v1/admin: JSON for programs          ┐
     pages      /: the dashboard                          ├─ ask `figures`, and have `desk` act
     health     /health…, /metrics                        ┘

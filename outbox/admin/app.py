@@ -86,7 +86,9 @@ def create_app(engine: Engine, settings: Settings, destination: Destination, reg
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+    status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), None)
+    if status is None:
+        return await _crashed(request, error)
     return pages.error(request, status, str(error)) or _problem(status, str(error))
 
 

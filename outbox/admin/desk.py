@@ -6,16 +6,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loguru import logger
 from sqlalchemy import Engine
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outbox import logs, reindex
 from outbox.admin.figures import Figures
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
-from outbox.errors import ConfigurationError, OutboxError, ReindexFailed
+from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, OutboxError, ReindexFailed
 from outbox.jobs import Job
 from outbox.models import State, now_ms
 from outbox.reindex import Reindexer, Selection
@@ -24,7 +27,9 @@ from outbox.store import Retried
 from outbox.verify import Progress as VerifyProgress
 from outbox.verify import Verification
 
-LONGEST_START_S = 30.0
+LONGEST_START_S = 10.0
+"""Whoever asks for a reindex gets an answer within that time, whether the search engine answers or not."""
+
 LONGEST_END_S = 20.0
 
 
@@ -51,15 +56,34 @@ class Desk:
     ) -> None:
         self.settings, self.destination, self.registry = settings, destination, registry
         self._engine = engine
-        self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
+        self._file: tuple[int, int] | None = None
+        self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
 
     @contextmanager
     def figures(self) -> Iterator[Figures]:
-        """The outbox tables, for one request."""
-        with closing(Figures(self._engine)) as opened:
-            yield opened
+        """The outbox tables, for one request: of the file that has the database's name now."""
+        self._look_at_file()
+        try:
+            with closing(Figures(self._engine)) as opened:
+                yield opened
+        except (DatabaseError, PoolTimeout) as error:
+            raise DatabaseUnavailable(f"database {self._engine.url.database}: {error}") from error
+
+    def _look_at_file(self) -> None:
+        """Open connections would go on to read a file that was removed, and new ones would make an empty one."""
+        try:
+            found = Path(str(self._engine.url.database)).stat()
+        except OSError as error:
+            raise DatabaseUnavailable(
+                f"database {self._engine.url.database} cannot be opened: {error.strerror}; check OUTBOX_DATABASE_URL"
+            ) from error
+        with self._lock:
+            before, self._file = self._file, (found.st_dev, found.st_ino)
+        if before is not None and before != self._file:
+            logger.warning(f"database {self._engine.url.database} is another file now; it is opened anew")
+            self._engine.dispose()
 
     def stop(self) -> None:
         """Have what runs in the background end where it is: a reindex can be resumed, a verification is given up."""
@@ -104,7 +128,8 @@ class Desk:
     def reindex(self, by: str, entity: str, *, tenant: str | None = None, since: str | None = None) -> Started:
         """Begin to rebuild the indexes of an entity, one after another. Returns the first job.
 
-        Raises `ConfigurationError` for what does not exist, and `ReindexFailed` if it cannot begin.
+        Raises `ConfigurationError` for what does not exist, `ReindexFailed` if it cannot begin, and `DestinationError`
+        if the search engine does not answer in time: nothing has begun then, and nothing will.
         """
         registry = self._known_entities()
         with self.figures() as jobs:
@@ -115,8 +140,11 @@ class Desk:
                     raise ReindexFailed(f"{job} is running already, at step '{job.phase}'")
         begun = _Begun()
         self._in_background(lambda: self._rebuild(registry, chosen, begun), f"reindex of {entity}, begun by {by}")
-        if not begun.told.wait(LONGEST_START_S):
-            raise ReindexFailed(f"the reindex of {entity} has not begun within {LONGEST_START_S:.0f} s; see the log")
+        if not begun.wait(LONGEST_START_S):
+            raise DestinationError(
+                f"the search engine has not answered within {LONGEST_START_S:g} s: the reindex of {entity} does not "
+                "begin; ask again when it answers"
+            )
         if begun.error is not None:
             raise begun.error
         logger.info(logs.safe(f"reindex of {entity} begun by {by}"))
@@ -131,13 +159,19 @@ class Desk:
             with self.figures() as jobs:
                 reindexer = self._reindexer(jobs, registry)
                 for each in chosen:
+                    number = 0
                     with closing(reindexer.run(each)) as steps:  # type: ignore[type-var]
                         for step in steps:
-                            begun.tell(step.job)
+                            number = step.job
+                            if not begun.tell(number):
+                                break
                             if self._stopping.is_set():
                                 return
+                    if begun.given_up and number:
+                        logger.warning(logs.safe(reindexer.cancel(number)))
+                        return
         except OutboxError as error:
-            if not begun.tell(0, error):
+            if not begun.tell(0, error) or begun.job:
                 raise
         finally:
             begun.tell(0)
@@ -224,20 +258,29 @@ class Desk:
 
 
 class _Begun:
-    """How the thread of a reindex tells that it has begun, or why not."""
+    """How the thread of a reindex tells that it has begun, or why not; the first word counts."""
 
     def __init__(self) -> None:
-        self.told = threading.Event()
+        self._told = threading.Event()
+        self._lock = threading.Lock()
+        self.given_up = False
         self.job = 0
         self.error: OutboxError | None = None
 
     def tell(self, job: int, error: OutboxError | None = None) -> bool:
-        """False if it was told before."""
-        if self.told.is_set():
-            return False
-        self.job, self.error = job, error
-        self.told.set()
-        return True
+        """False if whoever asked has given up waiting: it must not go on."""
+        with self._lock:
+            if not self._told.is_set() and not self.given_up:
+                self.job, self.error = job, error
+                self._told.set()
+            return not self.given_up
+
+    def wait(self, seconds: float) -> bool:
+        """False if nothing was told in time."""
+        self._told.wait(seconds)
+        with self._lock:
+            self.given_up = not self._told.is_set()
+            return not self.given_up
 
 
 def _dead(store: Figures, selection: dict[str, Any]) -> list[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -35,7 +36,6 @@ OPEN_PATHS: Final = frozenset({"/health/live", "/health/ready", "/login"})
 """What is answered without the token: probes, which say nothing but yes or no, and the place to give it."""
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-LOCAL_NAMES: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 HEADERS: Final = {
     # No inline script or style, nothing from elsewhere, in no frame: what was stored as text stays text.
@@ -59,15 +59,19 @@ class Refused(Exception):
         self.status, self.detail, self.to_login = status, detail, to_login
 
 
+class Left(Exception):
+    """Whoever asked is gone before all was said: a part of it must not be taken for the whole."""
+
+
 class Guard:
     """`token`: what callers must know; None: only requests to this machine's own name are answered."""
 
     def __init__(self, app: App, *, token: str | None, secure: bool) -> None:
-        self._app, self._token, self._secure = app, token, secure
+        self.app, self._token, self._secure = app, token, secure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
             return  # a WebSocket: closed by the server, since nobody accepts it
@@ -88,7 +92,11 @@ class Guard:
                 logger.warning(logs.safe(f"admin: refused {scope['method']} {path} of {client}: {refused.detail}"))
             await _answer(scope, send_with_headers, refused)
             return
-        await self._app(scope, _replayed(body, receive), send_with_headers)
+        except Left:
+            return
+        if scope["method"] == "HEAD":  # as GET; the server sends what belongs before the body and leaves that out
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, _replayed(body, receive), send_with_headers)
 
     def _headers(self, path: str) -> dict[str, str]:
         kept = {"cache-control": "public, max-age=300" if path.startswith("/static/") else "no-store"}
@@ -113,8 +121,8 @@ class Guard:
 
     def _check_host(self, headers: dict[str, str]) -> None:
         # A page of another site that has its name lead here (DNS rebinding) comes with that name.
-        name = urlsplit(f"//{headers.get('host', '')}").hostname
-        if name not in LOCAL_NAMES:
+        name = _host_name(headers.get("host", ""))
+        if name is None or not is_local(name):
             raise Refused(
                 HTTPStatus.FORBIDDEN,
                 f"host {shortened(name)} is not this machine; set OUTBOX_ADMIN_TOKEN to be reached by another name",
@@ -123,7 +131,7 @@ class Guard:
     def _check_token(self, token: str, scope: Scope, headers: dict[str, str]) -> None:
         given = headers.get("authorization", "")
         if given[:7].lower() == "bearer ":
-            if not same(given[7:].strip(), token):
+            if not same(given[7:].encode("latin-1").strip(), token):  # the bytes as they were sent
                 raise Refused(HTTPStatus.UNAUTHORIZED, "the token is not the one of OUTBOX_ADMIN_TOKEN")
             return
         if not is_session(_cookie(headers), token):
@@ -139,18 +147,40 @@ class Guard:
 def _check_origin(headers: dict[str, str]) -> None:
     """Refuse what a page of another site has a browser send. Programs send neither header."""
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+    if origin is not None and (not (sent_by := _netloc(origin)) or sent_by != headers.get("host", "").lower()):
         raise Refused(HTTPStatus.FORBIDDEN, f"sent by a page of {shortened(origin)}")
     if site not in (None, "same-origin", "none"):
         raise Refused(HTTPStatus.FORBIDDEN, f"sent by a page of another site (Sec-Fetch-Site: {shortened(site)})")
 
 
+def is_local(name: str) -> bool:
+    """Whether a host is this machine, whoever asks: a name that could lead elsewhere is not."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def _host_name(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
 # -- sessions ---------------------------------------------------------------------------------------------------------
 
 
-def same(given: str, token: str) -> bool:
+def same(given: bytes, token: str) -> bool:
     """Takes as long whatever the first character that differs."""
-    return hmac.compare_digest(given.encode(), token.encode())
+    return hmac.compare_digest(given, token.encode())
 
 
 def session(token: str, now: float | None = None) -> str:
@@ -163,7 +193,7 @@ def is_session(cookie: str, token: str, now: float | None = None) -> bool:
     """Whether it was made for this token and is not over."""
     ends, _, proof = cookie.partition(".")
     return (
-        same(proof, _proof(ends, token))
+        same(proof.encode(), _proof(ends, token))
         and ends.isascii()
         and ends.isdigit()
         and int(ends) > (time.time() if now is None else now)
@@ -191,16 +221,16 @@ def log_wrong_token(client: str) -> None:
 
 
 async def _body(receive: Receive, headers: dict[str, str]) -> bytes:
-    """The whole body, which is small: nobody is kept busy by one that never ends."""
+    """The whole body, which is small. Raises `Left` if it ends before it is whole."""
     too_large = Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MOST_BODY_BYTES:,} bytes")
     length = headers.get("content-length", "0")
-    if length.isdigit() and int(length) > MOST_BODY_BYTES:
+    if length.isascii() and length.isdigit() and (len(length) > 9 or int(length) > MOST_BODY_BYTES):
         raise too_large
     parts, size = [], 0
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return b""
+            raise Left
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > MOST_BODY_BYTES:

@@ -16,8 +16,11 @@ def router(desk: Desk, overviews: Overviews, metrics: Metrics) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
 
     @routes.get("/health/live")
-    def live() -> dict[str, str]:
-        """This process answers. Nothing else is asked: restarting it mends nothing that is broken elsewhere."""
+    async def live() -> dict[str, str]:
+        """This process answers. Nothing else is asked: restarting it mends nothing that is broken elsewhere.
+
+        On no thread of its own: it answers while all of them wait for something.
+        """
         return {"status": "ok"}
 
     @routes.get("/health/ready")
@@ -40,7 +43,11 @@ def router(desk: Desk, overviews: Overviews, metrics: Metrics) -> APIRouter:
             by_alias=True,
             include={"as_of", "alerts", "queue", "paused", "destination", "verification"},
         )
-        return {"status": "alert" if seen.alerts else "ok", "relays": len(seen.relays), **shown}
+        return {
+            "status": "alert" if seen.alerts else "ok",
+            "relays": sum(relay.running for relay in seen.relays),
+            **shown,
+        }
 
     @routes.get("/metrics")
     def prometheus() -> Response:

@@ -99,11 +99,12 @@ def _gauges(seen: Overview) -> Iterator[Metric]:
 
 
 def _relays(seen: Overview) -> Iterator[Metric]:
-    yield _gauge("outbox_relays", "Relays that are listed as running", len(seen.relays))
+    running = [relay for relay in seen.relays if relay.running]
+    yield _gauge("outbox_relays", "Relays that run", len(running))
     breakers = GaugeMetricFamily(
         "outbox_breaker_open", "Relays that have paused an index; empty: the destination", labels=["index"]
     )
-    paused = [breaker.index or "" for relay in seen.relays for breaker in relay.breakers]
+    paused = [breaker.index or "" for relay in running for breaker in relay.breakers]
     for index in sorted({"", *paused}):
         breakers.add_metric([index], paused.count(index))
     yield breakers

@@ -35,7 +35,7 @@ class Overviews:
             now = now_ms()
             if self._newest is None or not 0 <= now - self._made_at < FRESH_FOR_MS:
                 with self._desk.figures() as figures:
-                    self._newest = overview(figures, self._seen(), now)
+                    self._newest = overview(figures, self._seen(), now, self._desk.settings.silent_ms)
                 self._made_at = now
             return self._newest
 
@@ -45,14 +45,16 @@ class Overviews:
             self._newest = None
 
 
-def overview(figures: Figures, seen: Seen | None, now: int) -> shapes.Overview:
+def overview(figures: Figures, seen: Seen | None, now: int, silent_ms: int) -> shapes.Overview:
+    """`silent_ms`: a relay without a sign of life for so long counts as gone."""
     backlog, control, relays = figures.backlog(now), figures.control(), figures.relays()
+    running = [relay for relay in relays if now - relay["heartbeat_at"] < silent_ms]
     full_hour = now - now % HOUR_MS
     found = alerts.alerts(
         backlog,
         figures.outcomes(now - alerts.WINDOW_MS),
-        unreachable=_unreachable(seen, relays),
-        relays=len(relays),
+        unreachable=_unreachable(seen, running),
+        relays=len(running),
         paused=control.paused_at is not None,
     )
     by_entity = figures.outcomes_by_entity(full_hour - DAY_MS)
@@ -71,7 +73,7 @@ def overview(figures: Figures, seen: Seen | None, now: int) -> shapes.Overview:
         if control.paused_at is None
         else shapes.PausedSince(since=moment(control.paused_at), by=control.paused_by, reason=control.pause_reason),
         destination=None if seen is None else _destination(seen),
-        relays=[_relay(each, now) for each in relays],
+        relays=[_relay(each, now, running=each in running) for each in relays],
         periods=shapes.Periods(
             hour=shapes.Period.of(figures.outcomes(now - HOUR_MS)),
             day=shapes.Period.of(figures.outcomes(full_hour - DAY_MS)),
@@ -114,7 +116,7 @@ def _destination(seen: Seen) -> shapes.DestinationSeen:
     )
 
 
-def _relay(row: dict[str, Any], now: int) -> shapes.Relay:
+def _relay(row: dict[str, Any], now: int, *, running: bool) -> shapes.Relay:
     return shapes.Relay(
         id=row["id"],
         host=row["host"],
@@ -122,6 +124,7 @@ def _relay(row: dict[str, Any], now: int) -> shapes.Relay:
         version=row["version"],
         started_at=moment(row["started_at"]),
         silent_seconds=max(0, now - row["heartbeat_at"]) / 1000,
+        running=running,
         breakers=[
             shapes.Breaker(index=each["index"], reason=each["reason"], since=moment(each["since"]))
             for each in row["breakers"]

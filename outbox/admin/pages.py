@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,8 +20,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from outbox.admin import charts, guard, words
 from outbox.admin.api import who
 from outbox.admin.desk import Desk, NotFound
-from outbox.admin.overview import Overviews
 from outbox.admin.figures import DAY_MS, Backlog, Outcomes
+from outbox.admin.overview import Overviews
 from outbox.admin.shapes import Event, ReindexJob, content, moment
 from outbox.errors import InvalidInput
 from outbox.models import State, now_ms
@@ -212,7 +212,7 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
         back = _local(form.get("next", "/"))
         if token is None:
             return RedirectResponse(back, 303)
-        if not guard.same(form.get("token", ""), token):
+        if not guard.same(form.get("token", "").encode(), token):
             guard.log_wrong_token(request.client.host if request.client else "?")
             return page(request, "login.html", HTTPStatus.UNAUTHORIZED, next=back, wrong=True)
         answer = RedirectResponse(back, 303)
@@ -281,6 +281,5 @@ def _back(form: dict[str, str]) -> str:
 
 def _local(address: str) -> str:
     """An address of this server, whatever was given: no page leads elsewhere."""
-    parts = urlsplit(address)
-    plain = address.startswith("/") and not address.startswith(("//", "/\\")) and address.isprintable()
-    return address if plain and not parts.scheme and not parts.netloc and "\\" not in address else "/"
+    plain = address.startswith("/") and not address.startswith("//") and "\\" not in address
+    return address if plain and address.isprintable() else "/"

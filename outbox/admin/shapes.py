@@ -235,6 +235,7 @@ class Relay(Model):
     version: str
     started_at: datetime
     silent_seconds: float = Field(description="since its last sign of life")
+    running: bool = Field(description="false: silent for too long, it was killed or hangs")
     breakers: list[Breaker]
 
 

@@ -13,7 +13,6 @@ from outbox import check as doctor
 from outbox.check import Finding
 from outbox.cli.wiring import database_option, destination_of, engine_of, json_option, load_settings, registry_of
 from outbox.errors import ConfigurationError
-from outbox.maintenance import HEARTBEATS_MISSED
 from outbox.settings import Settings
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -57,8 +56,7 @@ def _findings(loaded: Settings) -> list[Finding]:
     except ConfigurationError as error:
         findings.append(Finding("database", "fail", str(error), "set OUTBOX_DATABASE_URL to the application's file"))
     else:
-        silent_ms = int(loaded.heartbeat_interval * HEARTBEATS_MISSED * 1_000)
-        findings += doctor.database(engine, silent_ms=silent_ms)
+        findings += doctor.database(engine, silent_ms=loaded.silent_ms)
         findings += _triggers(engine, loaded)
     try:
         to = destination_of(loaded)

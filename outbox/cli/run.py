@@ -111,7 +111,7 @@ def run(
     )
     if control.paused_at is not None:
         logger.warning(f"paused by {control.paused_by} ({control.pause_reason}); 'outbox-relay resume' lets it go on")
-    with beside(prepared, engine, loaded, destination, registry) if prepared else nullcontext():
+    with beside(prepared, loaded, destination, registry) if prepared else nullcontext():
         totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
     maintenance.stop()
     store.delist([relay_id])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from loguru import logger
 from sqlalchemy import Engine
 
 from outbox import logs, schema
+from outbox.admin.guard import is_local
 from outbox.cli.wiring import database_option, destination_of, engine_of, load_settings, on_signals, registry_of
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
@@ -24,8 +25,13 @@ from outbox.settings import Settings
 if TYPE_CHECKING:
     import uvicorn
 
-STOPPED_WITHIN_S = 5
+ANSWERED_WITHIN_S = 5
+STOPPED_WITHIN_S = 30.0
+"""With what works in the background: a reindex ends after the documents that it is just writing."""
+
 LOOK_EVERY_S = 1.0
+THREADS = 40
+"""Requests that are worked on at a time, each with a connection to the database."""
 
 insecure_option = click.option(
     "--insecure", is_flag=True, help="Answer other machines without TLS: a proxy in front adds it, or nobody listens."
@@ -53,14 +59,14 @@ def serve(host: str | None, port: int | None, insecure: bool, database_url: str 
     destination, registry = destination_of(loaded), registry_of(loaded)
     engine = engine_of(loaded)
     schema.require_head(engine)
+    engine.dispose()
     prepared = prepare(loaded, insecure=insecure)
     stopped = threading.Event()
     on_signals(stopped.set)
-    with beside(prepared, engine, loaded, destination, registry) as running:
+    with beside(prepared, loaded, destination, registry) as running:
         while running.is_alive() and not stopped.wait(LOOK_EVERY_S):
             pass
     destination.close()
-    engine.dispose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +87,30 @@ def prepare(loaded: Settings, *, insecure: bool) -> Prepared:
 
 @contextmanager
 def beside(
-    prepared: Prepared, engine: Engine, loaded: Settings, destination: Destination, registry: EntityRegistry | None
+    prepared: Prepared, loaded: Settings, destination: Destination, registry: EntityRegistry | None
 ) -> Iterator[threading.Thread]:
-    """The admin server on a thread of its own, for as long as the context lasts."""
+    """The admin server on a thread of its own, for as long as the context lasts.
+
+    It has its own connections to the database: however many ask, a relay in the same process has its own.
+    """
+    engine = engine_of(loaded, connections=THREADS)
     _give_app(prepared, engine, loaded, destination, registry)
     server = prepared.server
-    thread = threading.Thread(
-        target=server.run, kwargs={"sockets": [prepared.listening]}, name="outbox-admin", daemon=True
-    )
+
+    def run() -> None:
+        try:
+            server.run(sockets=[prepared.listening])
+        except Exception as error:
+            logger.opt(exception=error).error(logs.safe(f"the admin server has ended: {error!r}"))
+
+    thread = threading.Thread(target=run, name="outbox-admin", daemon=True)
     thread.start()
     try:
         yield thread
     finally:
         server.should_exit = True
-        thread.join(timeout=2 * STOPPED_WITHIN_S)
+        thread.join(timeout=STOPPED_WITHIN_S)
+        engine.dispose()
 
 
 def _server(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
@@ -104,9 +120,11 @@ def _server(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
         import jinja2  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn
+
+        from outbox.admin.connections import Hurried
     except ImportError as error:
         raise ConfigurationError(f"the admin server needs {error.name}: pip install 'outbox-relay[admin]'") from None
-    if not _is_local(loaded.admin_host):
+    if not is_local(loaded.admin_host):
         if loaded.admin_token is None:
             raise ConfigurationError(
                 f"{loaded.admin_host} can be reached from other machines: set OUTBOX_ADMIN_TOKEN, e.g. to the "
@@ -117,14 +135,10 @@ def _server(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
                 f"{loaded.admin_host} can be reached from other machines, which would send the token in the clear: set "
                 "OUTBOX_ADMIN_TLS_CERTIFICATE and OUTBOX_ADMIN_TLS_KEY, or say --insecure if a proxy in front adds TLS"
             )
-    for path in (loaded.admin_tls_certificate, loaded.admin_tls_key):
-        if path is not None and not path.is_file():
-            raise ConfigurationError(
-                f"{path} does not exist; check OUTBOX_ADMIN_TLS_CERTIFICATE and OUTBOX_ADMIN_TLS_KEY"
-            )
+    _check_certificate(loaded)
     config = uvicorn.Config(
         "",
-        http="h11",  # bounds what it reads before a request is complete
+        http=Hurried,
         h11_max_incomplete_event_size=32_768,
         ws="none",
         lifespan="on",
@@ -133,11 +147,26 @@ def _server(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=STOPPED_WITHIN_S,
+        timeout_graceful_shutdown=ANSWERED_WITHIN_S,
         ssl_certfile=loaded.admin_tls_certificate,
         ssl_keyfile=loaded.admin_tls_key,
     )
     return uvicorn.Server(config)
+
+
+def _check_certificate(loaded: Settings) -> None:
+    if loaded.admin_tls_certificate is None or loaded.admin_tls_key is None:
+        return
+    try:
+        for path in (loaded.admin_tls_certificate, loaded.admin_tls_key):
+            path.open("rb").close()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(loaded.admin_tls_certificate, loaded.admin_tls_key, password="")  # else it asks for one
+    except OSError as error:  # of which SSLError is one
+        what = f"{error.filename}: {error.strerror}" if error.filename else f"certificate and key: {error}"
+        raise ConfigurationError(
+            f"{what}; check OUTBOX_ADMIN_TLS_CERTIFICATE and OUTBOX_ADMIN_TLS_KEY (PEM, the key not encrypted)"
+        ) from error
 
 
 def _give_app(
@@ -156,7 +185,9 @@ def _listen(loaded: Settings) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((loaded.admin_host, loaded.admin_port))
+        listening.listen(128)
     except OSError as error:
+        listening.close()
         raise ConfigurationError(
             f"{loaded.admin_host}:{loaded.admin_port} cannot be listened on: {error.strerror or error}; "
             "check OUTBOX_ADMIN_HOST and OUTBOX_ADMIN_PORT"
@@ -168,13 +199,6 @@ def _address(loaded: Settings, listening: socket.socket) -> str:
     scheme = "http" if loaded.admin_tls_certificate is None else "https"
     host = f"[{loaded.admin_host}]" if ":" in loaded.admin_host else loaded.admin_host
     return logs.safe(f"{scheme}://{host}:{listening.getsockname()[1]}/")
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 commands = [serve]

@@ -40,8 +40,8 @@ def load_settings(**overrides: object) -> Settings:
     return loaded
 
 
-def engine_of(loaded: Settings, *, create: bool = False) -> Engine:
-    """The prepared engine of the application's database. Raises `ConfigurationError`.
+def engine_of(loaded: Settings, *, create: bool = False, connections: int = 15) -> Engine:
+    """The prepared engine of the application's database, for so many at a time. Raises `ConfigurationError`.
 
     The file must exist unless `create`: a misspelt path must not become an empty database.
     """
@@ -61,7 +61,7 @@ def engine_of(loaded: Settings, *, create: bool = False) -> Engine:
         raise ConfigurationError(
             "OUTBOX_DATABASE_URL must name a file: other processes cannot see a database in memory"
         )
-    engine = create_engine(url.set(drivername="sqlite"))
+    engine = create_engine(url.set(drivername="sqlite"), pool_size=5, max_overflow=connections - 5)
     if not create and not url.database.startswith("file:") and not _exists(url.database):
         raise ConfigurationError(f"database {url.database} does not exist; check OUTBOX_DATABASE_URL")
     sqlite.prepare(engine)

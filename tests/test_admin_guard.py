@@ -1,0 +1,736 @@
+"""What every request to the admin server must pass, and what no answer may tell."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import hmac
+import json
+import os
+import re
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+from loguru import logger
+from sqlalchemy import Engine, create_engine
+
+import outbox.admin
+from outbox import schema, sqlite
+from outbox.admin import guard
+from outbox.cli import main
+from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.destinations.embedded import EmbeddedDestination
+from tests.support.outbox import Outbox
+from tests.support.relays import until
+from tests.support.serving import BEARER, TOKEN, Process, TestClient, client_of, heard, status
+from tests.support.tls import needs_openssl, self_signed
+
+ROOMS = Path(outbox.admin.__file__).parent
+PAUSE = "/api/v1/admin/pause"
+OPEN = {"/health/live", "/health/ready", "/login"}
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Iterator[EmbeddedDestination]:
+    made = EmbeddedDestination(tmp_path / "search.db")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def guarded(engine: Engine, destination: EmbeddedDestination) -> Iterator[TestClient]:
+    """A client of a server that asks for a token."""
+    with client_of(engine, destination, admin_token=TOKEN) as client:
+        yield client
+
+
+@pytest.fixture
+def open_(engine: Engine, destination: EmbeddedDestination) -> Iterator[TestClient]:
+    """A client of a server that asks for none."""
+    with client_of(engine, destination) as client:
+        yield client
+
+
+def paused(outbox: Outbox) -> bool:
+    return outbox.store().control().paused_at is not None
+
+
+def pause(client: TestClient, **headers: str | bytes) -> int:
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    return client.post(PAUSE, json={"reason": "a test"}, headers=given).status_code  # type: ignore[arg-type]
+
+
+# -- the token --------------------------------------------------------------------------------------------------------
+
+
+def every_route(client: TestClient) -> list[tuple[str, str]]:
+    """(method, path) of all that the application answers, as it says itself."""
+    app: Any = client.app
+    return [
+        (method, re.sub(r"\{[^}]*\}", "1", route.path))
+        for route in flat(app.app.routes)
+        for method in getattr(route, "methods", None) or {"GET"}
+    ]
+
+
+def flat(routes: Any) -> Iterator[Any]:
+    for route in routes:
+        if hasattr(route, "path"):
+            yield route
+        else:  # FastAPI keeps included routers as they are since 0.140
+            yield from flat(route.original_router.routes)
+
+
+def test_route_that_acts_or_answers_without_the_token(guarded: TestClient, outbox: Outbox) -> None:
+    routes = every_route(guarded)
+    assert {"/", "/metrics", "/api/openapi.json", PAUSE, "/pause", "/api/v1/admin/events/1"} <= {p for _, p in routes}
+    assert len(routes) > 30
+    for method, path in routes:
+        if path in OPEN or path.startswith("/static"):
+            continue
+        for asked in {method, "GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "BREW"}:
+            for spelt in (path, f"{path}/", f"{path}?x=/health/live", path.replace("a", "%61", 1)):
+                answer = guarded.request(asked, spelt, headers={"Accept": "*/*"})
+                assert answer.status_code == 401, (asked, spelt)
+                assert answer.headers["www-authenticate"] == "Bearer"
+    assert not paused(outbox)
+
+
+def test_what_is_open_says_nothing_but_yes_or_no(guarded: TestClient) -> None:
+    assert guarded.get("/health/live").json() == {"status": "ok"}
+    assert guarded.get("/health/ready").json() == {"status": "ok"}
+    assert guarded.get("/static/style.css").status_code == 200
+    assert guarded.get("/login").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        b"",
+        b"Bearer",
+        b"Bearer ",
+        b"Bearer wrong",
+        b"Bearer " + TOKEN[:-1].encode(),
+        b"Bearer " + TOKEN.encode() + b"x",
+        b"Bearer " + TOKEN.upper().encode(),
+        b"Bearer \xff\xfe\xb2" + TOKEN.encode(),
+        b"Bearer " + "kört".encode(),
+        b"Basic " + TOKEN.encode(),
+        b"Token " + TOKEN.encode(),
+        TOKEN.encode(),
+    ],
+    ids=repr,
+)
+def test_wrong_token(guarded: TestClient, outbox: Outbox, given: bytes) -> None:
+    assert pause(guarded, Authorization=given) == 401
+    assert not paused(outbox)
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer "])
+def test_scheme_in_whatever_case(guarded: TestClient, outbox: Outbox, scheme: str) -> None:
+    assert pause(guarded, Authorization=f"{scheme} {TOKEN}") == 200
+    assert paused(outbox)
+
+
+def test_token_elsewhere_than_in_the_header_counts_for_nothing(guarded: TestClient, outbox: Outbox) -> None:
+    body = {"reason": "a test"}
+    for address in (f"{PAUSE}?token={TOKEN}", f"{PAUSE}?access_token={TOKEN}"):
+        assert guarded.post(address, json=body).status_code == 401
+    assert guarded.post(PAUSE, json=body, headers={"X-Token": TOKEN, "X-Api-Key": TOKEN}).status_code == 401
+    assert not paused(outbox)
+
+
+def test_token_that_is_not_ascii(engine: Engine, destination: EmbeddedDestination) -> None:
+    token = "Schlüssel-zum-Überblick"
+    with client_of(engine, destination, admin_token=token) as client:
+        assert pause(client, Authorization=b"Bearer " + token.encode()) == 200
+        assert client.post("/login", data={"token": token}, follow_redirects=False).status_code == 303
+
+
+def test_token_with_the_line_end_of_its_file(engine: Engine, destination: EmbeddedDestination) -> None:
+    with client_of(engine, destination, admin_token=f"{TOKEN}\n") as client:
+        assert pause(client, **BEARER) == 200
+
+
+def test_token_compared_in_a_time_that_tells_of_it(guarded: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    real = hmac.compare_digest
+
+    def compare(given: bytes, token: bytes) -> bool:
+        compared.append((given, token))
+        return real(given, token)
+
+    monkeypatch.setattr(guard.hmac, "compare_digest", compare)
+    pause(guarded, Authorization="Bearer wrong")
+    assert compared.pop() == (b"wrong", TOKEN.encode())
+    guarded.post("/login", data={"token": "wrong"})
+    assert compared.pop() == (b"wrong", TOKEN.encode())
+    pause(guarded, Cookie=f"{guard.COOKIE}=9999999999.wrong")
+    assert compared.pop()[0] == b"wrong"
+    for path in ROOMS.glob("*.py"):  # and nowhere is one compared in another way
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare) and not all(isinstance(each, ast.Is | ast.IsNot) for each in node.ops):
+                assert not re.search(r"token|proof|secret", ast.unparse(node)), (path.name, ast.unparse(node))
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------
+
+
+def test_login_gives_a_session_that_scripts_and_other_sites_do_not_get(guarded: TestClient) -> None:
+    answer = guarded.post("/login", data={"token": TOKEN, "next": "/events"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/events")
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie and TOKEN not in answer.headers["set-cookie"]
+    assert "secure" not in cookie  # over plain http a browser would not send it back
+    assert guarded.get("/api/v1/admin/status").status_code == 200
+    guarded.post("/logout", headers={"Origin": "http://127.0.0.1:8321"})
+    assert guarded.get("/api/v1/admin/status").status_code == 401
+
+
+def forged() -> dict[str, str]:
+    good = guard.session(TOKEN)
+    ends, _, proof = good.partition(".")
+    return {
+        "later": f"{int(ends) + 1}.{proof}",
+        "over": guard.session(TOKEN, now=time.time() - guard.SESSION_S - 1),
+        "of another token": guard.session("another token that is long"),
+        "without a proof": f"{ends}.",
+        "without a key": f"{ends}.{hashlib.sha256(ends.encode()).hexdigest()}",
+        "signed with nothing": f"{ends}.{hmac.new(b'', ends.encode(), hashlib.sha256).hexdigest()}",
+        "the token itself": TOKEN,
+        "no number": f"soon.{proof}",
+        "a number without end": "9" * 5_000 + "." + proof,
+        "no ascii": "\xb2\xff." + proof,
+        "empty": "",
+    }
+
+
+@pytest.mark.parametrize("kind", list(forged()))
+def test_session_that_was_not_given_by_this_server_or_is_over(guarded: TestClient, kind: str) -> None:
+    cookie = f"{guard.COOKIE}={forged()[kind]}".encode("latin-1")
+    answer = guarded.get("/api/v1/admin/status", headers={"Cookie": cookie})  # type: ignore[dict-item]
+    assert answer.status_code == 401
+    good = {"Cookie": f"{guard.COOKIE}={guard.session(TOKEN)}"}
+    assert guarded.get("/api/v1/admin/status", headers=good).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, 403),
+        ({"Origin": "http://127.0.0.1:8321"}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://127.0.0.1"}, 403),
+    ],
+    ids=repr,
+)
+def test_session_alone_lets_no_other_page_act(guarded: TestClient, headers: dict[str, str], expected: int) -> None:
+    assert pause(guarded, Cookie=f"{guard.COOKIE}={guard.session(TOKEN)}", **headers) == expected
+
+
+# -- who sends it -----------------------------------------------------------------------------------------------------
+
+OTHER_SITES = [
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": ""},
+    {"Origin": "http://127.0.0.1:9999"},
+    {"Origin": "http://127.0.0.1:8321.evil.example"},
+    {"Origin": "http://127.0.0.1:8321@evil.example"},
+    {"Origin": "file://"},
+    {"Origin": "http://["},
+    {"Origin": "127.0.0.1:8321"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "anything"},
+    {"Origin": "http://127.0.0.1:8321", "Sec-Fetch-Site": "cross-site"},
+]
+
+
+@pytest.mark.parametrize("headers", OTHER_SITES, ids=repr)
+@pytest.mark.parametrize("path", [PAUSE, "/pause", "/login", "/dead/discard"])
+def test_post_of_a_page_of_another_site(
+    guarded: TestClient, open_: TestClient, outbox: Outbox, headers: dict[str, str], path: str
+) -> None:
+    for client in (guarded, open_):
+        answer = client.post(path, data={"reason": "a test", "all": "yes"}, headers={**headers, **BEARER})
+        assert answer.status_code == 403
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert not paused(outbox)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8321",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "evil.example#localhost",
+        "0.0.0.0",
+        "10.0.0.7:8321",
+        "[::ffff:10.0.0.7]",
+        "[",
+        "[::1",
+        "[localhost]",
+        "",
+    ],
+)
+def test_name_that_was_made_to_lead_here(open_: TestClient, outbox: Outbox, host: str) -> None:
+    for path in ("/", "/metrics", "/health/live", "/api/v1/admin/status"):
+        assert open_.get(path, headers={"Host": host}).status_code == 403
+    assert pause(open_, Host=host) == 403
+    assert not paused(outbox)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8321", "127.0.0.1", "127.0.0.2:1", "[::1]", "[::1]:8321"])
+def test_names_of_this_machine(open_: TestClient, host: str) -> None:
+    assert pause(open_, Host=host, Origin=f"http://{host}") == 200
+
+
+def test_with_a_token_any_name_leads_here(guarded: TestClient) -> None:
+    assert pause(guarded, Host="relay.internal:8321", **BEARER) == 200
+
+
+# -- how much ---------------------------------------------------------------------------------------------------------
+
+
+def test_address_headers_or_body_that_are_too_large(guarded: TestClient, outbox: Outbox) -> None:
+    assert guarded.get("/events?index=" + "x" * 3_000, headers=BEARER).status_code == 414
+    assert guarded.get("/" + "x" * 3_000).status_code == 414  # before the token is looked at
+    assert guarded.get("/", headers={"X-Large": "x" * 17_000, **BEARER}).status_code == 431
+    large = json.dumps({"reason": "x" * guard.MOST_BODY_BYTES})
+    assert guarded.post(PAUSE, content=large, headers=BEARER).status_code == 413
+
+    def chunked() -> Iterator[bytes]:
+        for _ in range(100):
+            yield b" " * 1_000
+
+    assert guarded.post(PAUSE, content=chunked(), headers=BEARER).status_code == 413
+    assert not paused(outbox)
+    exactly = json.dumps({"reason": "x"})
+    padded = exactly + " " * (guard.MOST_BODY_BYTES - len(exactly))
+    as_json = {"Content-Type": "application/json", **BEARER}
+    assert guarded.post(PAUSE, content=padded, headers=as_json).status_code == 200
+
+
+# -- what is asked for ------------------------------------------------------------------------------------------------
+
+ELSEWHERE = [
+    "https://evil.example",
+    "//evil.example",
+    "///evil.example",
+    "/\\evil.example",
+    "\\\\evil.example",
+    "/\t/evil.example",
+    "/\n//evil.example",
+    "\x00//evil.example",
+    "javascript:alert(1)",
+    "//[",
+    "",
+    " //evil.example",
+    "evil.example",
+]
+
+
+@pytest.mark.parametrize("address", ELSEWHERE, ids=repr)
+def test_login_that_leads_to_another_site(guarded: TestClient, open_: TestClient, address: str) -> None:
+    given = {"token": TOKEN, "next": address}
+    for client in (guarded, open_):
+        answer = client.post("/login", data=given, follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    shown = guarded.get("/login", params={"next": address})
+    assert shown.status_code == 200
+    assert re.findall(r'name="next" value="([^"]*)"', shown.text) == ["/"]
+
+
+def test_login_leads_back_to_where_somebody_wanted_to_go(guarded: TestClient) -> None:
+    wanted = "/events?state=dead&index=a%26b"
+    asked = guarded.get(wanted, headers={"Accept": "text/html"}, follow_redirects=False)
+    assert asked.status_code == 303
+    login = httpx.URL(asked.headers["location"])
+    assert login.path == "/login"
+    answer = guarded.post("/login", data={"token": TOKEN, "next": login.params["next"]}, follow_redirects=False)
+    assert answer.headers["location"] == wanted
+
+
+@pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"])
+def test_method_that_a_header_or_parameter_asks_for(open_: TestClient, outbox: Outbox, name: str) -> None:
+    assert open_.get(PAUSE, headers={name: "POST"}).status_code == 405
+    assert open_.get(f"{PAUSE}?_method=POST&reason=x").status_code == 405
+    assert open_.get("/pause?reason=x", headers={name: "POST"}).status_code == 405
+    assert not paused(outbox)
+
+
+@pytest.mark.parametrize("path", ["/", "/health/live", "/metrics", "/api/v1/admin/status", "/static/style.css"])
+def test_head_is_get_without_its_body(open_: TestClient, path: str) -> None:
+    answer = open_.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert open_.get(path).headers["content-type"] == answer.headers["content-type"]
+
+
+def test_no_other_site_is_allowed_to_read(open_: TestClient) -> None:
+    asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    for path in ("/", PAUSE, "/metrics"):
+        for answer in (open_.options(path, headers=asked), open_.get(path, headers=asked)):
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
+            assert "script-src 'self'" in answer.headers["content-security-policy"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["cache-control"] == "no-store"
+
+
+# -- what no answer tells ---------------------------------------------------------------------------------------------
+
+
+def test_secret_on_a_page_in_an_answer_or_in_the_log(engine: Engine, outbox: Outbox) -> None:
+    secrets = {
+        "admin_token": "SECRET-admin-token",
+        "elasticsearch_password": "SECRET-password",
+        "elasticsearch_api_key": "SECRET-api-key",
+    }
+    url = "http://elastic:SECRET-in-url@127.0.0.1:9"  # nobody listens there
+    away = ElasticsearchDestination([url], request_timeout=1)
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    outbox.raw("UPDATE outbox_events SET state = 'dead', error_type = 'x', error = 'y' WHERE id = :row", row=row)
+    lines: list[str] = []
+    logger.add(lines.append, level="DEBUG", backtrace=True)
+    bearer = {"Authorization": "Bearer SECRET-admin-token"}
+    seen: dict[str, str] = {}
+    with client_of(engine, away, elasticsearch_url=url, **secrets) as client:
+        until(lambda: client.get("/health", headers=bearer).json()["destination"], "the destination was asked")
+        waiting = {path for method, path in every_route(client) if method == "GET"}
+        while waiting:
+            path = waiting.pop()
+            answer = client.get(path, headers={**bearer, "Accept": "text/html"})
+            seen[path] = answer.text + str(answer.headers)
+            waiting |= {found for found in re.findall(r'(?:href|action)="(/[^"#]*)"', answer.text) if found not in seen}
+            assert len(seen) < 200
+        for method, path in every_route(client):
+            if method == "POST":
+                for body in (b"{", b"{}", b'{"reason": 1}', b"token=wrong"):
+                    answer = client.post(path, content=body, headers=bearer)
+                    seen[f"{path} {body!r}"] = answer.text + str(answer.headers)
+    away.close()
+    assert {"/", "/metrics", "/api/openapi.json", "/health", f"/events/{row}"} <= set(seen)
+    for where, what in {**seen, "the log": "".join(lines)}.items():
+        assert "SECRET" not in what, where
+    assert lines
+
+
+# -- a real process, byte by byte -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """`outbox-relay serve` with short limits for slow connections, and a token."""
+    directory = tmp_path_factory.mktemp("served")
+    engine = create_engine(f"sqlite:///{directory / 'app.db'}")
+    sqlite.prepare(engine)
+    schema.upgrade(engine)
+    engine.dispose()
+    short = "from outbox.admin import connections; connections.ASKED_WITHIN_S = 1.0"
+    running = Process(
+        directory,
+        "serve",
+        command=[sys.executable, "-c", f"{short}; from outbox.cli import main; main()"],
+        OUTBOX_DATABASE_URL=f"sqlite:///{directory / 'app.db'}",
+        OUTBOX_DESTINATION="embedded",
+        OUTBOX_EMBEDDED_PATH=str(directory / "search.db"),
+        OUTBOX_ADMIN_TOKEN=TOKEN,
+    )
+    yield running
+    assert running.end() == 0
+
+
+def request(line: str, *headers: str, body: bytes = b"") -> bytes:
+    return "\r\n".join([line, *headers, "", ""]).encode("latin-1") + body
+
+
+HOST, AUTH, CLOSE = "Host: 127.0.0.1", f"Authorization: Bearer {TOKEN}", "Connection: close"
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        (request("GET /health/live HTTP/1.1", HOST, CLOSE), {200}),
+        (request("GET /health/live HTTP/1.0"), {200}),
+        (request("GET / HTTP/1.0", AUTH), {200}),
+        (request("GET / HTTP/1.1", HOST, CLOSE), {401}),
+        (request("GET http://evil.example/health/live HTTP/1.1", HOST, CLOSE), {400, 401, 404}),
+        (request("GET /health/live HTTP/1.1", CLOSE), {400}),  # no host
+        (request("GET /health/live HTTP/1.1", HOST, "Host: evil.example", CLOSE), {400}),
+        (request("GET /health/live HTTP/one", HOST), {400, 505}),
+        (request("GET  /health/live HTTP/1.1", HOST), {400}),
+        (request("GET /health\x01 HTTP/1.1", HOST), {400}),
+        (request("GET /\xff HTTP/1.1", HOST), {400}),
+        (request("GET /%00 HTTP/1.1", HOST, CLOSE), {400}),
+        (request("GET /%ff%fe HTTP/1.1", HOST, AUTH, CLOSE), {404}),
+        (request("GET / HTTP/1.1", HOST, " folded", CLOSE), {400, 401}),
+        (request("GET / HTTP/1.1", HOST, "Bad Name: x"), {400}),
+        (request("GET / HTTP/1.1", HOST, "Name : x"), {400}),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", {400}),  # TLS is spoken where it is not
+        (b"\r\n" * 3 + request("GET /health/live HTTP/1.1", HOST, CLOSE), {200, 400}),
+        (request("GET /" + "x" * 100_000 + " HTTP/1.1", HOST), {400, 414}),
+        (request("GET / HTTP/1.1", HOST, "X: " + "x" * 100_000), {400, 431}),
+        (request("GET / HTTP/1.1", HOST, *[f"X-{n}: x" for n in range(20_000)]), {400, 431}),
+        (request(f"POST {PAUSE} HTTP/1.1", HOST, AUTH, "Content-Length: -1", CLOSE), {400}),
+        (request(f"POST {PAUSE} HTTP/1.1", HOST, AUTH, "Content-Length: \xb2", CLOSE), {400}),
+        (request(f"POST {PAUSE} HTTP/1.1", HOST, AUTH, "Content-Length: 1, 2", CLOSE), {400}),
+        (request(f"POST {PAUSE} HTTP/1.1", HOST, AUTH, "Content-Length: 99999999999999999999", CLOSE), {400, 413}),
+        (request(f"POST {PAUSE} HTTP/1.1", HOST, AUTH, "Content-Length: 70000", CLOSE), {413}),
+        (
+            request(f"POST {PAUSE} HTTP/1.1", HOST, AUTH, "Transfer-Encoding: chunked", CLOSE, body=b"zz\r\n"),
+            {400, 0},
+        ),
+        (
+            request(f"POST {PAUSE} HTTP/1.1", HOST, AUTH, "Transfer-Encoding: gzip, chunked", CLOSE, body=b"0\r\n\r\n"),
+            {400, 501},
+        ),
+        (request("GET / HTTP/1.1", HOST, AUTH, "Upgrade: websocket", "Connection: upgrade, close"), {200, 400}),
+        (request("CONNECT evil.example:443 HTTP/1.1", HOST, CLOSE), {400, 401, 404, 405}),
+        (request("TRACE / HTTP/1.1", HOST, AUTH, CLOSE), {405}),
+    ],
+    ids=lambda value: repr(value[:70]) if isinstance(value, bytes) else "",
+)
+def test_request_that_is_hardly_one(served: Process, what: bytes, expected: set[int]) -> None:
+    answer = served.say(what)
+    assert status(answer) in expected
+    assert b"Traceback" not in answer
+    assert status(served.say(request("GET /health/live HTTP/1.1", HOST, CLOSE))) == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../guard.py",
+        "/static/%2e%2e/guard.py",
+        "/static/..%2fguard.py",
+        "/static/..%5cguard.py",
+        "/static/....//guard.py",
+        "/static/%2e%2e%2f%2e%2e%2f%2e%2e%2f%2e%2e%2f%2e%2e%2f%2e%2e%2f%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/static//etc/passwd",
+        "/static/%252e%252e/guard.py",
+        "/static/%00",
+        "/static/style.css%00.png",
+        "/static/" + "%c0%ae" * 2 + "/guard.py",
+        "/static/../api/v1/admin/status",
+        "/static/%2e%2e/metrics",
+        "/health/live/../../api/v1/admin/status",
+        "/login/../metrics",
+        "/static/" + "x" * 300,
+        "/static/",
+        "/static",
+    ],
+)
+def test_path_that_leads_out_of_what_is_open(served: Process, path: str) -> None:
+    answer = served.say(request(f"GET {path} HTTP/1.1", HOST, CLOSE))
+    assert status(answer) in {400, 401, 404, 405}
+    assert b"compare_digest" not in answer and b"root:" not in answer and b"outbox_rows" not in answer
+
+
+def test_body_that_never_ends(served: Process) -> None:
+    head = request(f"POST {PAUSE} HTTP/1.1", HOST, AUTH, "Transfer-Encoding: chunked")
+    chunk = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
+    assert status(served.say(head, *[chunk] * 1_000)) == 413
+
+
+def test_request_or_body_that_comes_too_slowly(served: Process) -> None:
+    began = time.monotonic()
+    half = [
+        b"",
+        b"GET /hea",
+        request("GET /health/live HTTP/1.1", HOST)[:-2],
+        request(f"POST {PAUSE} HTTP/1.1", HOST, AUTH, "Content-Length: 20", body=b'{"reason": "half'),
+        request("POST /api/v1/admin/resume HTTP/1.1", HOST, AUTH, "Content-Length: 20"),
+    ]
+    connections = [served.connect() for _ in half]
+    for connection, part in zip(connections, half, strict=True):
+        connection.sendall(part)
+    assert [status(heard(connection)) for connection in connections] == [0] * len(half)
+    for connection in connections:
+        connection.close()
+    assert time.monotonic() - began < 10
+
+
+def test_half_a_body_is_not_taken_for_the_whole(served: Process) -> None:
+    """The action needs no body: it must not happen when the connection breaks before the announced one has come."""
+    told = b'{"reason": "half a body"}'
+    whole = request(
+        f"POST {PAUSE} HTTP/1.1", HOST, AUTH, CLOSE, "Content-Type: application/json",
+        f"Content-Length: {len(told)}", body=told,
+    )  # fmt: skip
+    assert status(served.say(whole)) == 200
+    with served.connect() as connection:
+        connection.sendall(request("POST /api/v1/admin/resume HTTP/1.1", HOST, AUTH, "Content-Length: 20", body=b"{"))
+    answer = served.say(request("GET /api/v1/admin/status HTTP/1.1", HOST, AUTH, CLOSE))
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["paused"]["reason"] == "half a body"
+    assert status(served.say(request("POST /api/v1/admin/resume HTTP/1.1", HOST, AUTH, CLOSE))) == 200
+
+
+def test_requests_sent_without_waiting_are_answered_in_order(served: Process) -> None:
+    several = [
+        request("GET /health/live HTTP/1.1", HOST),
+        request("GET /metrics HTTP/1.1", HOST),  # without the token
+        request("GET /health/ready HTTP/1.1", HOST),
+        request("GET /metrics HTTP/1.1", HOST, AUTH, CLOSE),
+    ]
+    answers = served.say(b"".join(several))
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", answers) == [b"200", b"401", b"200", b"200"]
+
+
+def test_body_of_one_request_is_not_another_request(served: Process) -> None:
+    smuggled = request("GET /metrics HTTP/1.1", HOST, AUTH)
+    first = request(
+        "POST /login HTTP/1.1", HOST, CLOSE, f"Content-Length: {len(smuggled)}", "Transfer-Encoding: chunked",
+        body=b"0\r\n\r\n" + smuggled,
+    )  # fmt: skip
+    assert b"outbox_rows" not in served.say(first)
+
+
+# -- what does not start ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serve(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`outbox-relay serve` that is to end before it begins."""
+
+    def begun(*_arguments: object) -> None:
+        raise AssertionError("it has begun to serve")
+
+    monkeypatch.setattr("outbox.cli.serve.beside", begun)
+    monkeypatch.setattr("outbox.cli.run.beside", begun)
+    given = {
+        "OUTBOX_DATABASE_URL": str(engine.url),
+        "OUTBOX_DESTINATION": "embedded",
+        "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db"),
+        "OUTBOX_ADMIN_PORT": "0",
+    }
+
+    def call(*arguments: str, **environment: str) -> Result:
+        return CliRunner().invoke(main, arguments or ("serve",), env={**given, **environment})
+
+    return call
+
+
+Serve = Callable[..., Result]
+
+
+def refused(ended: Result | subprocess.CompletedProcess[str], *said: str) -> None:
+    code = ended.exit_code if isinstance(ended, Result) else ended.returncode
+    assert code == 2, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ")
+    for each in said:
+        assert each in line
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "relay.internal", ""])
+def test_other_machines_without_a_token(serve: Serve, host: str) -> None:
+    if host:
+        refused(serve("serve", "--host", host), host, "OUTBOX_ADMIN_TOKEN", "openssl rand -hex 32")
+        refused(serve("run", "--admin", OUTBOX_ADMIN_HOST=host), host, "OUTBOX_ADMIN_TOKEN")
+    else:
+        refused(serve(OUTBOX_ADMIN_HOST=""), "OUTBOX_ADMIN_HOST")
+
+
+def test_other_machines_without_tls(serve: Serve) -> None:
+    refused(serve("serve", "--host", "0.0.0.0", OUTBOX_ADMIN_TOKEN=TOKEN), "OUTBOX_ADMIN_TLS_CERTIFICATE", "--insecure")
+
+
+def test_token_that_can_be_guessed(serve: Serve) -> None:
+    ended = serve(OUTBOX_ADMIN_TOKEN="geheim-123")
+    refused(ended, "OUTBOX_ADMIN_TOKEN", "16 characters", "openssl rand -hex 32")
+    assert "geheim" not in ended.stderr
+
+
+def test_certificate_that_is_missing_alone_or_none(serve: Serve, tmp_path: Path) -> None:
+    names = ("OUTBOX_ADMIN_TLS_CERTIFICATE", "OUTBOX_ADMIN_TLS_KEY")
+    missing = str(tmp_path / "missing.pem")
+    refused(serve(OUTBOX_ADMIN_TLS_CERTIFICATE=missing, OUTBOX_ADMIN_TLS_KEY=missing), missing, *names)
+    refused(serve(OUTBOX_ADMIN_TLS_CERTIFICATE=missing), *names)
+    wrong = tmp_path / "wrong.pem"
+    wrong.write_text("no certificate")
+    refused(serve(OUTBOX_ADMIN_TLS_CERTIFICATE=str(wrong), OUTBOX_ADMIN_TLS_KEY=str(wrong)), *names)
+    refused(serve(OUTBOX_ADMIN_TLS_CERTIFICATE=str(tmp_path), OUTBOX_ADMIN_TLS_KEY=str(tmp_path)), *names)
+
+
+def test_port_that_somebody_else_has(serve: Serve, served: Process, outbox: Outbox) -> None:
+    for command in (("serve",), ("run", "--admin")):
+        ended = serve(*command, OUTBOX_ADMIN_PORT=str(served.port))
+        refused(ended, f"127.0.0.1:{served.port}", "OUTBOX_ADMIN_PORT")
+    assert outbox.relays() == []
+
+
+def test_address_that_this_machine_has_not(serve: Serve) -> None:
+    ended = serve("serve", "--host", "192.0.2.1", "--insecure", OUTBOX_ADMIN_TOKEN=TOKEN)
+    refused(ended, "192.0.2.1", "OUTBOX_ADMIN_HOST")
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("fastapi", "serve"), ("uvicorn", "serve"), ("jinja2", "run --admin"), ("prometheus_client", "serve")],
+)
+def test_extra_that_is_not_installed(engine: Engine, tmp_path: Path, module: str, command: str) -> None:
+    without = f"import sys; sys.modules['{module}'] = None; from outbox.cli import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", without, *command.split(), "--database-url", str(engine.url)],
+        env={
+            **os.environ,
+            "OUTBOX_DESTINATION": "embedded",
+            "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db"),
+            "OUTBOX_ADMIN_PORT": "0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    refused(ended, module, "pip install 'outbox-relay[admin]'")
+
+
+def test_database_without_the_tables(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    environment = {
+        "OUTBOX_DATABASE_URL": f"sqlite:///{tmp_path / 'empty.db'}",
+        "OUTBOX_DESTINATION": "embedded",
+        "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db"),
+        "OUTBOX_ADMIN_PORT": "0",
+    }
+    refused(CliRunner().invoke(main, ["serve"], env=environment), "outbox-relay migrate")
+
+
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@needs_openssl
+def test_tls_with_a_session_that_never_goes_in_the_clear(engine: Engine, tmp_path: Path) -> None:
+    _, certificate = self_signed(tmp_path)
+    running = Process(
+        tmp_path,
+        "serve",
+        OUTBOX_DATABASE_URL=str(engine.url),
+        OUTBOX_DESTINATION="embedded",
+        OUTBOX_EMBEDDED_PATH=str(tmp_path / "search.db"),
+        OUTBOX_ADMIN_TOKEN=TOKEN,
+        OUTBOX_ADMIN_TLS_CERTIFICATE=str(certificate),
+        OUTBOX_ADMIN_TLS_KEY=str(tmp_path / "key.pem"),
+    )
+    assert running.url.startswith("https://")
+    with httpx.Client(base_url=running.url, verify=ssl.create_default_context(cafile=str(certificate))) as client:
+        answer = client.post("/login", data={"token": TOKEN})
+        assert "secure" in answer.headers["set-cookie"].lower()
+        assert answer.headers["strict-transport-security"] == "max-age=31536000"
+        assert client.get("/api/v1/admin/status").status_code == 200
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{running.url}/health/live")  # nobody knows the certificate
+    assert status(running.say(request("GET /health/live HTTP/1.1", HOST, CLOSE))) in {0, 400}
+    assert running.end() == 0
