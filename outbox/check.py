@@ -19,6 +19,7 @@ from outbox import triggers as database_triggers
 from outbox.destinations.base import FOREVER, Destination
 from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
+from outbox.growth import DEFAULT, Limits, Sizes, growth
 from outbox.jobs import Jobs
 from outbox.models import now_ms
 from outbox.store import Store
@@ -26,7 +27,6 @@ from outbox.store import Store
 Level = Literal["ok", "warn", "fail"]
 
 OLDEST_SQLITE = (3, 35, 0)  # UPDATE … RETURNING
-OLD_MS = 10 * 60 * 1_000
 SILENT_MS = 30_000
 CLOCK_MS = 5_000
 LITTLE_ROOM, NO_ROOM = 10**9, 10**8
@@ -47,7 +47,7 @@ class Finding:
     remedy: str = ""
 
 
-def database(engine: Engine, *, silent_ms: int = SILENT_MS) -> list[Finding]:
+def database(engine: Engine, *, silent_ms: int = SILENT_MS, limits: Limits = DEFAULT) -> list[Finding]:
     """The file, the tables in it, how full they are, and whether a relay works on them.
 
     Pass an engine that `outbox.sqlite.prepare` has not touched: a prepared one switches the file to WAL, and the
@@ -83,7 +83,7 @@ def database(engine: Engine, *, silent_ms: int = SILENT_MS) -> list[Finding]:
         revision = schema.revision(engine)
         at = f"outbox tables at revision {revision}" if revision else "outbox tables, made by other migrations"
         found.append(Finding("schema", "ok", at))
-        return found + _rows(engine, silent_ms)
+        return found + _rows(engine, silent_ms, limits)
     except ConfigurationError as error:
         what, _, remedy = str(error).rpartition(": ")
         return [*found, Finding("schema", "fail", what, remedy)]
@@ -128,24 +128,21 @@ def disk(path: Path, free: int) -> Finding:
     return Finding("disk", level, f"{free / 1e9:,.1f} GB free in {path.parent}", remedy)
 
 
-def _rows(engine: Engine, silent_ms: int) -> list[Finding]:
+def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
     store = Jobs(engine)
     try:
         now, counts, oldest = now_ms(), store.counts(), store.oldest_unfinished()
-        control, relays = store.control(), store.relays()
+        control, relays, wal_bytes = store.control(), store.relays(), store.wal_bytes()
         reindexes = [(job, store.abandoned(job, now)) for job in store.open_jobs()]
     finally:
         store.close()
-    age = 0 if oldest is None else max(0, now - oldest)
+    age = 0.0 if oldest is None else max(0, now - oldest) / 1000
+    queue, rows, wal = growth(Sizes(age, sum(counts.values()), wal_bytes), limits)
+    waiting = logs.rows(counts["pending"] + counts["claimed"], "waits", "wait")
     return [
-        Finding("rows", "ok", f"{sum(counts.values()):,} in outbox_events, {counts['done']:,} of them done"),
-        _finding(
-            "queue",
-            age <= OLD_MS,
-            f"{logs.rows(counts['pending'] + counts['claimed'], 'waits', 'wait')}, the oldest for {age / 1000:,.0f} s",
-            "see 'outbox-relay status' for what it waits for",
-            "warn",
-        ),
+        _finding("rows", not rows.over, f"{rows.found}, {counts['done']:,} of them done", rows.remedy, "warn"),
+        _finding("queue", not queue.over, f"{waiting}, the oldest for {age:,.0f} s", queue.remedy, "warn"),
+        _finding(wal.name, not wal.over, wal.found, wal.remedy, "warn"),
         _finding(
             "dead rows",
             not counts["dead"],

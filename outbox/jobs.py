@@ -6,7 +6,6 @@ import json
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -73,11 +72,6 @@ class JobLost(Exception):
 
 class Jobs(Store):
     """The outbox tables with what a reindex asks of them. For one thread at a time, as the store."""
-
-    @property
-    def path(self) -> Path:
-        """The file of the database."""
-        return Path(str(self.connection.engine.url.database))
 
     # -- looking ------------------------------------------------------------------------------------------------
 

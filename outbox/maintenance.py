@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +17,9 @@ from sqlalchemy import Engine
 
 from outbox import logs, presence
 from outbox.errors import DatabaseUnavailable, OutboxError
+from outbox.growth import Limits, Sizes, Watch, growth
 from outbox.models import now_ms
+from outbox.prune import prune
 from outbox.settings import LONGEST_LEASE_S, Settings
 from outbox.store import Store
 from outbox.verify import Verification
@@ -25,6 +28,8 @@ CHECKPOINT_EVERY_S = 20
 PRUNE_EVERY_S = 60
 DEPTH_EVERY_S = 10
 MINUTES_MS = 3 * 3_600_000  # for which statistics are kept by minute; older ones by hour
+WATCH_EVERY_S = 60
+STATS_PAUSE_S = 0.01
 NO_LEASE_MS = 1_000 * (LONGEST_LEASE_S + 60)  # from the longest lease on, with what a claim may wait for the lock
 
 
@@ -32,7 +37,7 @@ ONE_RELAY_MS = 50_000  # for which the relay that begins with a scheduled job ha
 
 
 class Maintenance:
-    """Heartbeat, reap, prune, checkpoint and statistics of one relay, until `stop`.
+    """Heartbeat, reap, prune, checkpoint and warnings of one relay, until `stop`.
 
     `verification` makes the one that `settings.verify_schedule` asks for.
     """
@@ -48,39 +53,38 @@ class Maintenance:
         self._engine, self._relay, self._settings, self._breakers = engine, relay, settings, breakers
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # a late job is no news
         self._scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(1), "long": ThreadPoolExecutor(1)},
+            executors={name: ThreadPoolExecutor(1) for name in ("default", "prune", "long")},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             timezone="UTC",
         )
-        for job, seconds in (
-            (self.heartbeat, settings.heartbeat_interval),
-            (self.reap, settings.reap_interval),
-            (self.prune, PRUNE_EVERY_S),
-            (self.checkpoint, CHECKPOINT_EVERY_S),
-            (self.depth, DEPTH_EVERY_S),
+        for job, seconds, thread in (
+            (self.heartbeat, settings.heartbeat_interval, "default"),
+            (self.reap, settings.reap_interval, "default"),
+            (self.checkpoint, CHECKPOINT_EVERY_S, "default"),
+            (self.watch, WATCH_EVERY_S, "default"),
+            (self.depth, DEPTH_EVERY_S, "default"),
+            (self.prune, PRUNE_EVERY_S, "prune"),  # after a flood it takes minutes, in which there is a heartbeat
         ):
-            self._scheduler.add_job(self._guarded, "interval", seconds=seconds, args=[job], id=job.__name__)
-        self._verification, self._stopping = verification, False
+            self._scheduler.add_job(
+                self._guarded, "interval", seconds=seconds, args=[job], id=job.__name__, executor=thread
+            )
+        self._verification, self._stopping = verification, threading.Event()
         if settings.verify_schedule is not None and verification is not None:
             schedule = CronTrigger.from_crontab(settings.verify_schedule, timezone="UTC")
             self._scheduler.add_job(self.verify, schedule, executor="long", id="verify")
-        self._store: Store | None = None
+        self._watch = Watch()
         self._failing: set[str] = set()
 
     def start(self) -> None:
         """Start the jobs. What a killed relay left behind is given back at once."""
-        self._store = Store(self._engine)
         self._guarded(self.reap)
         self._scheduler.start()
 
     def stop(self) -> None:
         """Let the running job finish, then no more."""
-        self._stopping = True
+        self._stopping.set()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
-        if self._store is not None:
-            self._store.close()
-            self._store = None
 
     def heartbeat(self, store: Store) -> None:
         store.heartbeat(self._relay, self._breakers(), now_ms())
@@ -102,11 +106,12 @@ class Maintenance:
         store.delist([*dead, *quiet.difference(dead, presence.alive(database, quiet))])
 
     def prune(self, store: Store) -> None:
-        before = now_ms() - int(self._settings.retention_hours * 3_600_000)
-        while store.prune(before) == 5_000:
-            pass  # in chunks, so that nobody waits long for the write lock
+        """Remove finished rows and old statistics, in steps that hold the write lock for milliseconds."""
         now = now_ms()
-        store.prune_stats(now - int(self._settings.stats_retention_days * 86_400_000))
+        prune(store, now - int(self._settings.retention_hours * 3_600_000), self._stopping.wait)
+        while store.prune_stats(now - int(self._settings.stats_retention_days * 86_400_000)):
+            if self._stopping.wait(STATS_PAUSE_S):
+                return
         store.compact_stats(now - MINUTES_MS)
 
     def depth(self, store: Store) -> None:
@@ -115,20 +120,28 @@ class Maintenance:
     def checkpoint(self, store: Store) -> None:
         store.checkpoint()
 
+    def watch(self, store: Store) -> None:
+        """Warn of what has grown too large, once, and say once that it is well again."""
+        oldest = store.oldest_unfinished()
+        age = 0.0 if oldest is None else max(0, now_ms() - oldest) / 1000
+        found = growth(Sizes(age, sum(store.counts().values()), store.wal_bytes()), Limits.of(self._settings))
+        for each in self._watch.changes(found):
+            if each.over:
+                logger.warning(f"{each.found}: {each.remedy}")
+            else:
+                logger.info(f"{each.name} is well again: {each.found}")
+
     def verify(self) -> None:
         """Compare a sample with the index, unless another relay does. What is wrong stands in `status` and the log."""
         assert self._verification is not None
         try:
-            store = Store(self._engine)
-            try:
+            with closing(Store(self._engine)) as store:
                 verification = self._verification(store)
                 since = now_ms() - ONE_RELAY_MS
                 with closing(verification.recorded(f"relay {self._relay}", unless_scheduled_since=since)) as steps:
                     for _ in steps:
-                        if self._stopping:
+                        if self._stopping.is_set():
                             return
-            finally:
-                store.close()
         except OutboxError as error:
             logger.warning(f"the scheduled verification has not come to its end: {error}")
             return
@@ -137,10 +150,9 @@ class Maintenance:
             logger.error(f"a sample of the documents is not as the database says: {found}; see 'outbox-relay verify'")
 
     def _guarded(self, job: Callable[[Store], None]) -> None:
-        if self._store is None:
-            return
         try:
-            job(self._store)
+            with closing(Store(self._engine)) as store:
+                job(store)
             self._failing.discard(job.__name__)
         except DatabaseUnavailable as error:
             if job.__name__ not in self._failing:

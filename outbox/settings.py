@@ -133,6 +133,17 @@ class Settings(WriteSettings):
         description="how long Elasticsearch remembers deletes of an index (index.gc_deletes)",
     )
 
+    # Growth: a relay says once that one of these is reached, and once that it is well again; 0 means never
+    warn_oldest: float = Field(  # far more than any restart takes, and soon enough for a person to do something
+        600.0, ge=0, le=31_536_000, description="s that the oldest row may wait before a relay warns; 0: never"
+    )
+    warn_rows: int = Field(  # some 2 GB with documents of 0.4 KB, or a day of 58 rows a second
+        5_000_000, ge=0, le=10**12, description="rows in outbox_events, finished ones too, at which it warns; 0: never"
+    )
+    warn_wal_bytes: int = Field(  # three times what the relay empties it at: then somebody keeps it from doing so
+        500_000_000, ge=0, le=10**15, description="bytes of the database's write-ahead log at which it warns; 0: never"
+    )
+
     # Verification
     verify_schedule: str | None = Field(
         None, description="when a relay compares a sample with the index: five fields of cron, in UTC, e.g. 0 3 * * *"

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, CursorResult, Engine
@@ -35,6 +36,16 @@ _EVENT = ", ".join(Event._fields)
 _LANE = "index_name, entity, tenant_id, action"
 MAX_ERROR_CHARS = 2_000
 HOUR_MS = 3_600_000
+LARGE_WAL_BYTES = 160_000_000  # four times the log at which a writer moves it into the database by itself
+EMPTY_WAL_WITHIN_MS = 50
+
+_COUNTED = {
+    "fresh": FRESH,
+    "waiting": WAITING,
+    "leases": "state = 'claimed'",
+    "done": "state = 'done'",
+    "dead": "state = 'dead'",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,21 @@ class Control:
     paused_at: int | None
     paused_by: str | None
     pause_reason: str | None
+
+
+class Finished(NamedTuple):
+    """A row that is done. `whole`: no partial update. `behind_dead`: an earlier row of its document is dead."""
+
+    id: int
+    finished_at: int
+    index_name: str
+    document_id: str
+    whole: bool
+    behind_dead: bool
+
+    @property
+    def document(self) -> tuple[str, str]:
+        return self.index_name, self.document_id
 
 
 class Reaped(NamedTuple):
@@ -591,31 +617,41 @@ class Store:
             ).rowcount
         return Reaped(int(given_back), int(buried))
 
-    def prune(self, before: int, limit: int = 5_000) -> int:
-        """Remove up to `limit` rows that were done before that instant. Returns their number.
+    def finished(self, before: int, after: tuple[int, int], limit: int) -> list[Finished]:
+        """Up to `limit` rows that were done before that instant, the longest done first. Takes no lock.
 
-        A document's newest done row stays while an earlier one is dead: it tells that a retry comes too late.
+        `after` is the instant and the id of the last one of the page before.
         """
+        return [
+            Finished(*row)
+            for row in self._run(
+                "SELECT id, finished_at, index_name, document_id, action <> 'update', EXISTS ("
+                "  SELECT 1 FROM outbox_events AS d INDEXED BY ix_outbox_events_dead WHERE d.state = 'dead'"
+                "  AND d.index_name = e.index_name AND d.document_id = e.document_id AND d.id < e.id)"
+                " FROM outbox_events AS e INDEXED BY ix_outbox_events_done"
+                " WHERE state = 'done' AND finished_at < ? AND (finished_at, id) > (?, ?)"
+                " ORDER BY finished_at, id LIMIT ?",
+                before,
+                *after,
+                limit,
+            ).fetchall()
+        ]
+
+    def remove_finished(self, ids: Sequence[int]) -> int:
+        """Remove rows that are done. Returns their number."""
         with self._write(durable=False):
-            ids = [
-                row[0]
-                for row in self._run(
-                    "SELECT id FROM outbox_events AS e INDEXED BY ix_outbox_events_done"
-                    " WHERE state = 'done' AND finished_at < ? AND NOT EXISTS ("
-                    "  SELECT 1 FROM outbox_events AS d INDEXED BY ix_outbox_events_dead WHERE d.state = 'dead'"
-                    "  AND d.index_name = e.index_name AND d.document_id = e.document_id AND d.id < e.id)"
-                    " ORDER BY finished_at LIMIT ?",
-                    before,
-                    limit,
-                )
-            ]
             return self._remove(ids)
 
     def prune_stats(self, before: int) -> int:
-        """Remove statistics of minutes before that instant."""
+        """Remove the statistics of the oldest minute, if it lies before that instant. Returns the number of rows."""
         with self._write(durable=False):
             self._run("DELETE FROM outbox_depths WHERE minute < ?", before)
-            return int(self._run("DELETE FROM outbox_stats WHERE minute < ?", before).rowcount)
+            return int(
+                self._run(
+                    "DELETE FROM outbox_stats WHERE minute = (SELECT min(minute) FROM outbox_stats) AND minute < ?",
+                    before,
+                ).rowcount
+            )
 
     def compact_stats(self, before: int) -> int:
         """Of the hours before that instant keep sums instead of minutes. Returns the number of such hours."""
@@ -653,8 +689,40 @@ class Store:
             )
 
     def checkpoint(self) -> None:
-        """Move the write-ahead log into the database, as far as no reader is in the way."""
-        self._run("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        """Move the write-ahead log into the database, as far as no reader is in the way.
+
+        The file of the log is used anew from its beginning only when no reader looks into it at that moment, which
+        under steady traffic may never be. So a large one is emptied, if all readers let go of it soon enough; writers
+        wait that long.
+        """
+        _, frames, moved = self._run("PRAGMA wal_checkpoint(PASSIVE)").one()
+        if moved < frames or self.wal_bytes() < LARGE_WAL_BYTES:
+            return
+        patience = self._run("PRAGMA busy_timeout").scalar_one()
+        self._run(f"PRAGMA busy_timeout = {EMPTY_WAL_WITHIN_MS}")
+        try:
+            self._run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            self._run(f"PRAGMA busy_timeout = {patience}")
+
+    @property
+    def path(self) -> Path:
+        """The file of the database."""
+        return Path(str(self._connection.engine.url.database))
+
+    def wal_bytes(self) -> int:
+        """Size of the write-ahead log beside the database."""
+        try:
+            return self.path.with_name(f"{self.path.name}-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def file_bytes(self) -> tuple[int, int]:
+        """Size of the database, and how much of that is free to be used again."""
+        pages, free, size = (
+            self._run(f"PRAGMA {name}").scalar_one() for name in ("page_count", "freelist_count", "page_size")
+        )
+        return pages * size, free * size
 
     # -- relays -------------------------------------------------------------------------------------------------
 
@@ -705,8 +773,12 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """Number of rows by state."""
-        found = self._run("SELECT state, count(*) FROM outbox_events GROUP BY state")
-        return {state.value: 0 for state in State} | {row[0]: row[1] for row in found}
+        counted = (
+            f"(SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_{name} WHERE {condition})"
+            for name, condition in _COUNTED.items()  # a tenth of the time that a walk through the table takes
+        )
+        fresh, waiting, claimed, done, dead = self._run(f"SELECT {', '.join(counted)}").one()
+        return {"pending": fresh + waiting, "claimed": claimed, "done": done, "dead": dead}
 
     def unfinished(self) -> int:
         """Rows that are pending or claimed."""

@@ -11,6 +11,7 @@ import pytest
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.maintenance import Maintenance
 from outbox.models import EPOCH_STEP, now_ms
+from outbox.prune import prune
 from outbox.store import Retried
 from tests.support.node import Node
 from tests.support.outbox import Outbox, settings
@@ -211,7 +212,7 @@ def test_version_of_a_pruned_row_is_explained(outbox: Outbox, place: Place) -> N
     outbox.index("contacts", "c1", {"n": 2})
     outbox.drain(place.destination)
     outbox.raw("UPDATE outbox_events SET state = 'pending', available_at = 1 WHERE id = :id", id=first)
-    outbox.store().prune(now_ms() + SECOND)
+    assert prune(outbox.store(), now_ms() + SECOND) == 1
     outbox.drain(place.destination)
     assert outbox.outcome(first) == "superseded"
 

@@ -48,7 +48,9 @@ ALLOWED: dict[str, set[str]] = {
     "poison": set(),
     "wakeup": {"errors"},
     "presence": set(),
-    "maintenance": {"store", "verify", "settings", "logs", "presence", "models", "errors"},
+    "prune": {"store"},
+    "growth": {"settings", "logs"},
+    "maintenance": {"store", "prune", "growth", "verify", "settings", "logs", "presence", "models", "errors"},
     "relay": {
         "errors", "settings", "models", "logs", "store", "load", "entities", "plan", "copies", "destinations.base",
         "transition", "breaker", "poison", "rate", "wakeup",
@@ -89,7 +91,9 @@ ALLOWED: dict[str, set[str]] = {
         "admin", "admin.api", "admin.desk", "admin.guard", "admin.health", "admin.metrics", "admin.overview",
         "admin.pages", "admin.watch", "destinations.base", "entities", "errors", "logs", "settings",
     },
-    "check": {"destinations.base", "store", "jobs", "schema", "triggers", "entities", "models", "logs", "errors"},
+    "check": {
+        "destinations.base", "store", "jobs", "growth", "schema", "triggers", "entities", "models", "logs", "errors",
+    },
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from outbox import check as doctor
 from outbox.check import Finding
 from outbox.cli.wiring import database_option, destination_of, engine_of, json_option, load_settings, registry_of
 from outbox.errors import ConfigurationError
+from outbox.growth import Limits
 from outbox.settings import Settings
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -56,7 +57,7 @@ def _findings(loaded: Settings) -> list[Finding]:
     except ConfigurationError as error:
         findings.append(Finding("database", "fail", str(error), "set OUTBOX_DATABASE_URL to the application's file"))
     else:
-        findings += doctor.database(engine, silent_ms=loaded.silent_ms)
+        findings += doctor.database(engine, silent_ms=loaded.silent_ms, limits=Limits.of(loaded))
         findings += _triggers(engine, loaded)
     try:
         to = destination_of(loaded)

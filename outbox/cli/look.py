@@ -13,6 +13,7 @@ from outbox.cli.reindex import facts as reindex_facts
 from outbox.cli.reindex import line as reindex_line
 from outbox.cli.wiring import database_option, json_option, load_settings, open_jobs, open_store
 from outbox.errors import OutboxError
+from outbox.growth import Limits, Sizes, growth
 from outbox.models import now_ms
 from outbox.settings import Settings, variable
 from outbox.verify import Kind
@@ -29,12 +30,18 @@ def status(as_json: bool, database_url: str | None) -> None:
       outbox-relay status
       outbox-relay status --json | jq .pending
     """
-    with open_jobs(load_settings(database_url=database_url)) as store:
+    loaded = load_settings(database_url=database_url)
+    with open_jobs(loaded) as store:
         now, reindexes = now_ms(), store.open_jobs()
-        oldest, control, relays = store.oldest_unfinished(), store.control(), store.relays()
+        counts, oldest, control, relays = store.counts(), store.oldest_unfinished(), store.control(), store.relays()
+        age = None if oldest is None else max(0.0, (now - oldest) / 1000)
+        (file, free), wal = store.file_bytes(), store.wal_bytes()
+        grown = [each for each in growth(Sizes(age or 0, sum(counts.values()), wal), Limits.of(loaded)) if each.over]
         facts: dict[str, Any] = {
-            **store.counts(),
-            "oldest_pending_seconds": None if oldest is None else max(0.0, (now - oldest) / 1000),
+            **counts,
+            "oldest_pending_seconds": age,
+            "database": {"bytes": file, "free_bytes": free, "wal_bytes": wal},
+            "warnings": [{"name": each.name, "found": each.found, "remedy": each.remedy} for each in grown],
             "paused": None
             if control.paused_at is None
             else {"since": iso(control.paused_at), "by": control.paused_by, "reason": control.pause_reason},
@@ -48,10 +55,15 @@ def status(as_json: bool, database_url: str | None) -> None:
     if as_json:
         click.echo(json.dumps(facts))
         return
-    age = f", the oldest for {facts['oldest_pending_seconds']:,.1f} s" if oldest is not None else ""
-    click.echo(f"{facts['pending'] + facts['claimed']:>12,} waiting{age} ({facts['claimed']:,} in flight)")
+    since = "" if age is None else f", the oldest for {age:,.1f} s"
+    click.echo(f"{facts['pending'] + facts['claimed']:>12,} waiting{since} ({facts['claimed']:,} in flight)")
     click.echo(f"{facts['done']:>12,} done and not yet pruned")
     click.echo(f"{facts['dead']:>12,} dead" + ("  → outbox-relay dead list" if facts["dead"] else ""))
+    click.echo(
+        f"{file / 1e6:>12,.1f} MB database, {free / 1e6:,.1f} MB of it free; {wal / 1e6:,.1f} MB write-ahead log"
+    )
+    for each in grown:
+        click.echo(f"GROWN: {each.found}  → {each.remedy}")
     if facts["paused"]:
         paused = facts["paused"]
         why = logs.safe(paused["reason"] or "?")

@@ -1,0 +1,93 @@
+"""Pure: what can grow without anybody noticing, from where on that is a worry, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from outbox import logs
+from outbox.settings import Settings
+
+BACK: Final = 0.9
+"""What has fallen below nine tenths of its limit is well again: a value that stays at the limit makes no noise."""
+
+
+class Limits(NamedTuple):
+    """From where on growth is a worry; 0: never."""
+
+    oldest_s: float
+    rows: int
+    wal_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        return cls(settings.warn_oldest, settings.warn_rows, settings.warn_wal_bytes)
+
+
+DEFAULT: Final = Limits.of(Settings.model_construct())
+
+
+class Sizes(NamedTuple):
+    """What was found: age of the oldest unfinished row, rows in `outbox_events`, size of the write-ahead log."""
+
+    oldest_s: float
+    rows: int
+    wal_bytes: int
+
+
+class Growth(NamedTuple):
+    """One thing that can grow."""
+
+    name: str
+    value: float
+    limit: float
+    found: str
+    remedy: str
+
+    @property
+    def over(self) -> bool:
+        return 0 < self.limit <= self.value
+
+
+def growth(sizes: Sizes, limits: Limits) -> list[Growth]:
+    """Each thing that can grow, how large it is, and what to do if that is too large."""
+    return [
+        Growth(
+            "oldest row",
+            sizes.oldest_s,
+            limits.oldest_s,
+            f"the oldest row waits for {sizes.oldest_s:,.0f} s",
+            "see 'outbox-relay status' for what it waits for",
+        ),
+        Growth(
+            "rows",
+            sizes.rows,
+            limits.rows,
+            f"{logs.rows(sizes.rows)} in outbox_events",
+            "a lower OUTBOX_RETENTION_HOURS removes finished ones sooner; dead ones stay until you decide",
+        ),
+        Growth(
+            "write-ahead log",
+            sizes.wal_bytes,
+            limits.wal_bytes,
+            f"the write-ahead log has {sizes.wal_bytes / 1e6:,.0f} MB",
+            "a connection that reads in one transaction for long keeps it from being emptied: end that transaction",
+        ),
+    ]
+
+
+class Watch:
+    """Says once that something has grown too large, and once that it is well again."""
+
+    def __init__(self) -> None:
+        self._over: set[str] = set()
+
+    def changes(self, found: Iterable[Growth]) -> Iterator[Growth]:
+        """What has crossed its limit since the last look, in either direction."""
+        for each in found:
+            if each.over and each.name not in self._over:
+                self._over.add(each.name)
+                yield each
+            elif each.name in self._over and each.value < each.limit * BACK:
+                self._over.remove(each.name)
+                yield each

@@ -1,0 +1,281 @@
+"""What a relay does for the database over the months: prune, checkpoint, and warn of what grows."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from click.testing import CliRunner, Result
+from loguru import logger
+from sqlalchemy import Engine
+
+from outbox import check, growth
+from outbox import prune as pruning
+from outbox.cli import main
+from outbox.maintenance import Maintenance
+from outbox.models import EPOCH_STEP, now_ms
+from outbox.prune import CHUNK, prune
+from tests.support.outbox import Outbox, settings
+
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def said() -> list[str]:
+    lines: list[str] = []
+    logger.add(lambda line: lines.append(str(line).strip()), format="{level} {message}")
+    return lines
+
+
+@pytest.fixture
+def other(outbox: Outbox) -> Iterator[sqlite3.Connection]:
+    """The application: waits for nobody, so that a lock at the wrong moment fails the test."""
+    connection = sqlite3.connect(str(outbox.engine.url.database), isolation_level=None, timeout=0)
+    yield connection
+    connection.close()
+
+
+def history(outbox: Outbox, *states: str, document: str = "c1") -> list[int]:
+    """Rows of one document as they ended, `dead` or done with that action, an hour ago."""
+    rows = [outbox.index("contacts", document, {}) for _ in states]
+    for row, state in zip(rows, states, strict=True):
+        outbox.raw(
+            "UPDATE outbox_events SET state = :state, action = :action, finished_at = :then, deliveries = 1,"
+            " outcome = 'applied', error_type = 'x', error = 'x' WHERE id = :id",
+            state="dead" if state == "dead" else "done",
+            action="index" if state == "dead" else state,
+            then=now_ms() - HOUR,
+            id=row,
+        )
+    return rows
+
+
+def left(outbox: Outbox) -> list[int]:
+    return [row["id"] for row in outbox.store().events()]
+
+
+def many(outbox: Outbox, number: int) -> None:
+    """As many rows of as many documents, done an hour ago."""
+    outbox.raw(
+        "WITH RECURSIVE s (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < :number)"
+        " INSERT INTO outbox_events (action, index_name, document_id, state, finished_at, deliveries)"
+        " SELECT 'index', 'contacts', 'm' || n, 'done', :then, 1 FROM s",
+        number=number,
+        then=now_ms() - HOUR,
+    )
+    outbox.raw("INSERT OR IGNORE INTO outbox_documents SELECT id, '{}' FROM outbox_events WHERE state = 'done'")
+
+
+# -- prune ------------------------------------------------------------------------------------------------------------
+
+
+def test_newest_done_row_stays_while_an_earlier_one_is_dead(outbox: Outbox) -> None:
+    dead, *_, newest = history(outbox, "dead", "index", "index", "index")
+    history(outbox, "index", "index", document="c2")
+    assert prune(outbox.store(), now_ms()) == 4
+    assert left(outbox) == [dead, newest]
+    assert outbox.store().retry_dead([dead], now_ms()).superseded == 1  # still known to come too late
+    assert prune(outbox.store(), now_ms() + 1) == 2
+    assert left(outbox) == []
+
+
+def test_newest_whole_row_stays_beside_later_updates_while_an_earlier_one_is_dead(outbox: Outbox) -> None:
+    rows = history(outbox, "update", "index", "dead", "update", "index", "delete", "update", "update", "update")
+    assert prune(outbox.store(), now_ms()) == 6
+    assert left(outbox) == [rows[2], rows[5], rows[8]]
+    assert outbox.store().retry_dead([rows[2]], now_ms()).superseded == 1
+
+
+def test_rows_of_a_document_with_a_dead_one_do_not_pile_up_over_many_pages(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "CHUNK", 3)
+    rows = history(outbox, "dead", *["update", "index"] * 20, "update")
+    prune(outbox.store(), now_ms())
+    assert left(outbox) == [rows[0], rows[-2], rows[-1]]
+
+
+def test_rows_are_removed_with_their_documents_and_their_versions_are_remembered(outbox: Outbox) -> None:
+    row = history(outbox, "index")[0]
+    history(outbox, "dead", document="c2")
+    prune(outbox.store(), now_ms())
+    assert outbox.store().event(row) is None
+    assert outbox.store().connection.exec_driver_sql("SELECT count(*) FROM outbox_documents").scalar_one() == 1
+    assert outbox.store().control().highest_pruned_version == EPOCH_STEP + row
+
+
+def test_what_is_not_done_or_not_old_enough_stays(outbox: Outbox) -> None:
+    row = outbox.index("contacts", "c1", {})
+    done = history(outbox, "index", document="c2")
+    assert prune(outbox.store(), now_ms() - 2 * HOUR) == 0
+    assert prune(outbox.store(), now_ms()) == len(done)
+    assert left(outbox) == [row]
+
+
+def test_application_finds_the_lock_free_between_the_steps_of_a_long_prune(
+    outbox: Outbox, other: sqlite3.Connection
+) -> None:
+    many(outbox, 3 * CHUNK + 1)
+    there = [3 * CHUNK + 1]
+
+    def pause(seconds: float) -> None:
+        other.execute("CREATE TABLE IF NOT EXISTS writes (n)")  # fails at once if the lock is held
+        there.append(outbox.counts()["done"])
+        assert seconds > 0
+
+    assert prune(outbox.store(), now_ms(), pause) == 3 * CHUNK + 1
+    assert [before - after for before, after in pairwise(there)] == [CHUNK, CHUNK, CHUNK, 1]
+
+
+def test_rows_that_have_to_stay_are_looked_at_without_a_lock(outbox: Outbox, other: sqlite3.Connection) -> None:
+    history(outbox, "dead", "index")
+    other.execute("BEGIN IMMEDIATE")
+    assert prune(outbox.store(), now_ms()) == 0
+
+
+def test_relay_that_stops_does_not_finish_a_long_prune_first(outbox: Outbox, engine: Engine) -> None:
+    many(outbox, 3 * CHUNK)
+    maintenance = Maintenance(engine, 1, settings(retention_hours=0), list)
+    maintenance.stop()
+    maintenance.prune(outbox.store())
+    assert outbox.counts()["done"] == 2 * CHUNK
+
+
+def test_long_prune_keeps_no_heartbeat_waiting(engine: Engine) -> None:
+    maintenance = Maintenance(engine, 1, settings(), list)
+    jobs = {job.id: job.executor for job in maintenance._scheduler.get_jobs()}
+    assert jobs["prune"] not in {jobs["heartbeat"], jobs["reap"]}
+
+
+def test_statistics_go_after_their_time_a_minute_at_a_time(outbox: Outbox, engine: Engine) -> None:
+    day, now = 24 * HOUR, now_ms()
+    for minute in (now - 91 * day, now - 91 * day + 60_000, now - 89 * day):
+        for tenant in ("t1", "t2"):
+            outbox.raw(
+                "INSERT INTO outbox_stats (minute, index_name, entity, tenant_id, action) VALUES (:m, 'c', '', :t, '')",
+                m=minute, t=tenant,
+            )  # fmt: skip
+    assert outbox.store().prune_stats(now - 90 * day) == 2
+    Maintenance(engine, 1, settings(), list).prune(outbox.store())
+    counted = outbox.store().connection.exec_driver_sql("SELECT count(*), min(minute) FROM outbox_stats").one()
+    assert tuple(counted) == (2, now - 89 * day)
+
+
+# -- the write-ahead log ----------------------------------------------------------------------------------------------
+
+
+def test_log_grows_while_somebody_reads_and_is_emptied_when_the_reader_ends(
+    outbox: Outbox, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.store.LARGE_WAL_BYTES", 100_000)
+    store = outbox.store()
+    many(outbox, 10)
+    other.execute("BEGIN")
+    assert other.execute("SELECT count(*) FROM outbox_events").fetchone() == (10,)  # a report that takes hours
+    many(outbox, 5_000)
+    store.checkpoint()
+    assert (held := store.wal_bytes()) > 100_000
+    outbox.index("contacts", "c1", {})  # nobody waits for the reader
+    assert other.execute("SELECT count(*) FROM outbox_events").fetchone() == (10,)
+    other.execute("ROLLBACK")
+    store.checkpoint()
+    assert store.wal_bytes() == 0 < held
+    assert outbox.counts()["done"] == 5_010
+
+
+def test_checkpoint_gives_up_soon_where_readers_take_turns(
+    outbox: Outbox, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.store.LARGE_WAL_BYTES", 1)
+    store = outbox.store()
+    many(outbox, 10)
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM outbox_events").fetchone()  # of the newest state: all can be moved, not emptied
+    store.checkpoint()
+    assert store.wal_bytes() > 0
+    assert store.connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 30_000
+    outbox.index("contacts", "c1", {})
+
+
+def test_small_log_is_left_to_be_used_again(outbox: Outbox) -> None:
+    many(outbox, 10)
+    store = outbox.store()
+    store.checkpoint()
+    assert store.wal_bytes() > 0
+
+
+# -- warnings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "warning", "back"),
+    [
+        ("warn_oldest", "the oldest row waits for 3,6", "oldest row is well again: the oldest row waits for 0 s"),
+        ("warn_rows", "20 rows in outbox_events: a lower", "rows is well again: 0 rows in outbox_events"),
+        ("warn_wal_bytes", "the write-ahead log has ", "write-ahead log is well again: the write-ahead log has 0 MB"),
+    ],
+)
+def test_growth_is_said_once_and_its_end_once(
+    outbox: Outbox, engine: Engine, said: list[str], setting: str, warning: str, back: str
+) -> None:
+    given = {"warn_oldest": 0, "warn_rows": 0, "warn_wal_bytes": 0} | {setting: 10}
+    maintenance, store = Maintenance(engine, 1, settings(**given), list), outbox.store()
+    outbox.index_many("contacts", [(f"c{n}", {}) for n in range(20)])
+    outbox.raw("UPDATE outbox_events SET created_at = created_at - 3600000")
+    for _ in range(3):
+        maintenance.watch(store)
+    (line,) = said
+    assert line.startswith(f"WARNING {warning}")
+    outbox.raw("UPDATE outbox_events SET state = 'done', finished_at = 1")
+    prune(store, now_ms())
+    store.connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    for _ in range(3):
+        maintenance.watch(store)
+    assert said[1:] == [f"INFO {back}"]
+
+
+def test_value_that_stays_at_its_limit_makes_no_noise() -> None:
+    watch = growth.Watch()
+    limits = growth.Limits(0, 1_000, 0)
+    seen = [
+        [each.over for each in watch.changes(growth.growth(growth.Sizes(0, rows, 0), limits))]
+        for rows in (999, 1_000, 999, 1_001, 950, 1_000, 899, 950, 1_000)
+    ]
+    assert seen == [[], [True], [], [], [], [], [False], [], [True]]
+
+
+def test_status_and_check_show_what_has_grown(outbox: Outbox) -> None:
+    def call(*arguments: str, **environment: str) -> Result:
+        return CliRunner().invoke(main, arguments, env={"OUTBOX_DATABASE_URL": "sqlite:///app.db", **environment})
+
+    outbox.index_many("contacts", [("c1", {}), ("c2", {})])
+    assert json.loads(call("status", "--json").stdout)["warnings"] == []
+    grown = {"OUTBOX_WARN_ROWS": "2", "OUTBOX_WARN_WAL_BYTES": "1"}
+    facts = json.loads(call("status", "--json", **grown).stdout)
+    assert [each["name"] for each in facts["warnings"]] == ["rows", "write-ahead log"]
+    assert facts["database"]["bytes"] > facts["database"]["free_bytes"] == 0 < facts["database"]["wal_bytes"]
+    assert "GROWN: 2 rows in outbox_events  → a lower OUTBOX_RETENTION_HOURS" in call("status", **grown).stdout
+    for environment, level in (({}, "ok"), (grown, "warn")):
+        found = {each["name"]: each["level"] for each in json.loads(call("check", "--json", **environment).stdout)}
+        assert (found["queue"], found["rows"], found["write-ahead log"]) == ("ok", level, level)
+
+
+def test_check_warns_by_the_limits_that_it_is_given(outbox: Outbox) -> None:
+    outbox.index("contacts", "c1", {})
+    outbox.raw("UPDATE outbox_events SET created_at = created_at - 60000")
+    for limit, level in ((0, "ok"), (30, "warn"), (90, "ok")):
+        (found,) = [
+            each for each in check.database(outbox.engine, limits=growth.Limits(limit, 0, 0)) if each.name == "queue"
+        ]
+        assert found.level == level
+
+
+def test_counts_agree_with_the_table(outbox: Outbox) -> None:
+    history(outbox, "dead", "index", "index")
+    outbox.index_many("contacts", [(f"d{n}", {}) for n in range(6)])
+    outbox.raw("UPDATE outbox_events SET available_at = 1 WHERE document_id = 'd1'")
+    outbox.raw("UPDATE outbox_events SET state = 'claimed' WHERE document_id IN ('d2', 'd3')")
+    assert outbox.counts() == {"pending": 4, "claimed": 2, "done": 2, "dead": 1}
