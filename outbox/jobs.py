@@ -192,12 +192,13 @@ class Jobs(Store):
             )
 
     def note(self, job: Job, now: int, lease_ms: int, *, durable: bool = False, **columns: Any) -> Job:
-        """Write down how far the job is, and renew its lease. Raises `JobLost`."""
+        """Write down how far the job is, and renew its lease. Raises `JobLost`, and `SchemaError` as `pin` says."""
         with self._write(durable=durable):
             self._note(job, now, lease_ms, **columns)
         return self._known(job.id)
 
     def _note(self, job: Job, now: int, lease_ms: int, **columns: Any) -> None:
+        self._require_pinned()
         columns |= {"updated_at": now, "lease_expires_at": now + lease_ms}
         noted = self._run(
             f"UPDATE outbox_reindex_jobs SET {', '.join(f'{name} = ?' for name in columns)}"

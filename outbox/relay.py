@@ -17,7 +17,7 @@ from outbox.breaker import Breaker
 from outbox.copies import Refusal
 from outbox.destinations.base import DOCUMENT_MISSING, Destination, Outcome, OutcomeKind
 from outbox.entities import EntityRegistry
-from outbox.errors import DatabaseUnavailable, DestinationError
+from outbox.errors import DatabaseUnavailable, DestinationError, SchemaError
 from outbox.models import Event, State, now_ms
 from outbox.plan import Fold
 from outbox.poison import LONE_FAILURES, Verdicts
@@ -127,7 +127,7 @@ class Relay:
         """Deliver until `stop`; with `drain` until nothing is pending or claimed, by whomever.
 
         `progress` is called after every batch. After `stop`, requests in flight have `shutdown_timeout` to finish;
-        what is left then is released.
+        what is left then is released. The same before it raises `SchemaError`: the tables were migrated meanwhile.
         """
         workers = _Workers(self._settings.concurrency, self._send, self._answers)
         wakeup = Wakeup(self._store.commits_elsewhere)
@@ -150,6 +150,9 @@ class Relay:
             except DatabaseUnavailable as error:
                 self._note_database(str(error))
                 time.sleep(pause)
+            except SchemaError:
+                self._shut_down(workers)
+                raise
         self._shut_down(workers)
         return self.totals
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from outbox.errors import DatabaseUnavailable
+from outbox.errors import DatabaseUnavailable, SchemaError
 from outbox.models import (
     EPOCH_STEP,
     FOUND,
@@ -24,6 +24,7 @@ from outbox.models import (
     LATENCY_BOUNDS_MS,
     STATISTICS,
     TENANT,
+    VERSION_TABLE,
     WAITING,
     Event,
     Role,
@@ -118,6 +119,8 @@ class Store:
                 f"database {engine.url.database} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
             ) from error
 
+        self._pinned: tuple[int, str | None] | None = None
+
     @property
     def connection(self) -> Connection:
         """For reading what the application wrote, in between."""
@@ -127,6 +130,35 @@ class Store:
         self._connection.close()
 
     # -- claiming -----------------------------------------------------------------------------------------------
+
+    def pin(self) -> None:
+        """From now on `claim`, and a reindex, refuse tables of another revision than they have now.
+
+        What a migration adds may change where rows go: a relay that does not know it must not deliver any.
+        """
+        self._pinned = (self._schema_version(), self._revision())
+
+    def _require_pinned(self) -> None:
+        """Raises `SchemaError` if the tables have come to another revision. Costs one look into the file's header."""
+        if self._pinned is None or (schema_version := self._schema_version()) == self._pinned[0]:
+            return
+        at, revision = self._pinned[1], self._revision()  # any CREATE or ALTER of the application leads here, too
+        if revision != at:
+            raise SchemaError(
+                f"database {self.path} came to revision {revision} while this process worked with {at}, and it "
+                "ends: start outbox-relay of the version that knows it; until then rows wait"
+            )
+        self._pinned = (schema_version, at)
+
+    def _schema_version(self) -> int:
+        return int(self._run("PRAGMA schema_version").scalar_one())
+
+    def _revision(self) -> str | None:
+        """None where other migrations made the tables."""
+        if not self._run("SELECT count(*) FROM sqlite_master WHERE name = ?", VERSION_TABLE).scalar_one():
+            return None
+        revision: str | None = self._run(f"SELECT version_num FROM {VERSION_TABLE}").scalar_one_or_none()
+        return revision
 
     def commits_elsewhere(self) -> int:
         """A number that changes when another connection commits, and never by a commit of this one."""
@@ -166,13 +198,15 @@ class Store:
         `only` name indexes; `tenants_out` tenants, and `tenant_rows` is the most fresh rows of one. A row that was
         delivered `lone_after` times and got no answer is claimed alone, and before the others, the one that waits
         longest first; without `lone` it is passed over.
-        None when nothing could be claimed, or the outbox is paused.
+        None when nothing could be claimed, or the outbox is paused. Raises `SchemaError` as `pin` says.
         """
+        self._require_pinned()
         if not self.anything_due(now, longest_wait):
             return None
         while True:
             lanes = self._lanes(leave_out, only, tenants_out)
             with self._write(durable=True):
+                self._require_pinned()  # no migration can come between this and the claim
                 control = self.control()
                 if control.paused_at is not None:
                     return None

@@ -91,8 +91,9 @@ def run(
     if loaded.verify_schedule is not None and registry is None:
         raise ConfigurationError("OUTBOX_VERIFY_SCHEDULE needs to know the entities: set OUTBOX_ENTITIES")
     engine = engine_of(loaded)
-    schema.require_head(engine)
     store = Store(engine)
+    store.pin()  # first: a migration that comes between is noticed by one or the other
+    schema.require_head(engine)
     control = store.control()
     if drain and control.paused_at is not None:
         raise click.UsageError(f"the outbox is paused ({control.pause_reason}); run 'outbox-relay resume' first")
@@ -111,13 +112,15 @@ def run(
     )
     if control.paused_at is not None:
         logger.warning(f"paused by {control.paused_by} ({control.pause_reason}); 'outbox-relay resume' lets it go on")
-    with beside(prepared, loaded, destination, registry) if prepared else nullcontext():
-        totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
-    maintenance.stop()
-    store.delist([relay_id])
-    presence.end()
-    store.close()
-    destination.close()
+    try:
+        with beside(prepared, loaded, destination, registry) if prepared else nullcontext():
+            totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
+    finally:
+        maintenance.stop()
+        store.delist([relay_id])
+        presence.end()
+        store.close()
+        destination.close()
     logger.info(f"relay {relay_id} ends: {totals.done:,} done, {totals.dead:,} dead")
     if drain and totals.dead:
         click.echo(f"{logs.rows(totals.dead, 'is', 'are')} dead: see 'outbox-relay dead list'", err=True)

@@ -148,9 +148,10 @@ def open_jobs(loaded: Settings) -> AbstractContextManager[Jobs]:
 @contextmanager
 def _open(kind: type[S], loaded: Settings) -> Iterator[S]:
     engine = engine_of(loaded)
-    schema.require_head(engine)
     opened = kind(engine)
     try:
+        opened.pin()  # first: a migration that comes between is noticed by one or the other
+        schema.require_head(engine)
         yield opened
     finally:
         opened.close()

@@ -1,0 +1,356 @@
+"""From every earlier revision to the newest: nothing is lost or changed, and nobody works on tables of another one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from click.testing import CliRunner
+from sqlalchemy import Engine, Integer, create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from outbox import EntityRegistry, schema, sqlite
+from outbox.cli import main
+from outbox.errors import SchemaError
+from outbox.jobs import Jobs
+from outbox.maintenance import Maintenance
+from outbox.models import EPOCH_STEP, VERSION_TABLE, now_ms
+from outbox.reindex import reindex
+from tests.support.outbox import Outbox, settings
+from tests.support.places import EmbeddedPlace, Place
+from tests.support.proxy import FaultProxy, bulk, hold_answer
+from tests.support.relays import COMMAND, Relays, until
+
+ROOT = Path(__file__).parents[1]
+ALEMBIC = Config(ROOT / "alembic.ini")
+REVISIONS = [each.revision for each in reversed([*ScriptDirectory.from_config(ALEMBIC).walk_revisions()])]
+HEAD = REVISIONS[-1]
+HOUR = 3_600_000
+
+NEXT = f"""
+import sqlalchemy as sa
+from alembic import op
+revision, down_revision, branch_labels, depends_on = "9999", "{HEAD}", None, None
+def upgrade():
+    op.add_column("outbox_events", sa.Column("weight", sa.Integer(), server_default="1", nullable=False))
+    op.create_table("outbox_weights", sa.Column("id", sa.Integer(), primary_key=True))
+    op.create_index("ix_outbox_events_weight", "outbox_events", ["weight"])
+def downgrade():
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def _database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OUTBOX_DATABASE_URL", f"sqlite:///{tmp_path / 'app.db'}")
+
+
+@pytest.fixture
+def old() -> Iterator[Engine]:
+    """A prepared engine on a file that has no tables so far."""
+    made = create_engine("sqlite:///app.db")
+    sqlite.prepare(made)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> Iterator[EmbeddedPlace]:
+    made = EmbeddedPlace(tmp_path / "search.db")
+    yield made
+    made.destination.close()
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, arguments)
+    return result.exit_code, result.stdout + result.stderr
+
+
+# -- what stands in the tables at a revision ---------------------------------------------------------------------------
+
+
+def put(engine: Engine, table: str, *rows: dict[str, Any]) -> None:
+    """Rows as a version of that time wrote them: columns that the table has not got yet are left out."""
+    with engine.begin() as connection:
+        columns = {row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({table})")}
+        for row in rows if columns else ():
+            known = {name: value for name, value in row.items() if name in columns}
+            connection.exec_driver_sql(
+                f"INSERT OR REPLACE INTO {table} ({', '.join(known)}) VALUES ({', '.join('?' * len(known))})",
+                tuple(known.values()),
+            )
+
+
+def everything(engine: Engine, like: dict[str, list[dict[str, Any]]] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all outbox tables; `like` narrows it to the tables and columns that were there before."""
+    with engine.begin() as connection:
+        named = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'outbox_%' AND name <> ?"
+        names = {row[0] for row in connection.exec_driver_sql(named, (VERSION_TABLE,))}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name in names if like is None else like:
+            rows = connection.exec_driver_sql(f"SELECT * FROM {name} ORDER BY 1, 2").mappings().all()
+            columns = like[name][0] if like and like[name] else None
+            found[name] = [{key: row[key] for key in (columns or row)} for row in rows]
+        return found
+
+
+def event(id_: int, document_id: str, action: str = "index", **given: Any) -> dict[str, Any]:
+    row = {"id": id_, "action": action, "index_name": "contacts", "document_id": document_id, "state": "pending"}
+    return {**row, "tenant_id": "t1", "document_bytes": 9, "created_at": now_ms() - HOUR, **given}
+
+
+def fill(engine: Engine, now: int) -> None:
+    """A row in every state and with every outcome, and a row in every other table."""
+    tried = {"attempts": 1, "deliveries": 1, "error_type": "x", "error": "it failed"}
+    held = {"state": "claimed", "deliveries": 1, "claim_token": "t", "claimed_by": 2}
+    put(
+        engine,
+        "outbox_events",
+        event(1, "fresh"),
+        event(2, "due", available_at=now - 1, **tried),
+        event(3, "later", available_at=now + 40_000, **tried),
+        event(4, "held", **held, lease_expires_at=now + 50_000),
+        event(5, "expired", **held, lease_expires_at=now - 1),
+        event(6, "fresh", "update"),
+        event(7, "gone", "delete"),
+        event(8, "dead", state="dead", finished_at=now, **tried),
+        *(
+            event(10 + n, outcome, state="done", outcome=outcome, finished_at=now, deliveries=1)
+            for n, outcome in enumerate(("applied", "deleted", "superseded", "coalesced", "retried"))
+        ),
+    )
+    for id_ in (1, 2, 3, 4, 5, 6, 8, 10):
+        put(engine, "outbox_documents", {"event_id": id_, "document": json.dumps({f"n{id_}": id_})})
+    put(
+        engine,
+        "outbox_indexes",
+        {"index_name": "contacts", "physical_index": "contacts-000001", "created_at": now},
+        {"index_name": "deals", "physical_index": "deals-000002", "role": "live", "created_at": now},
+    )
+    with engine.begin() as connection:
+        if "role" in {row[1] for row in connection.exec_driver_sql("PRAGMA table_info(outbox_indexes)")}:
+            connection.exec_driver_sql(
+                "INSERT INTO outbox_indexes (index_name, physical_index, role, refused)"
+                " VALUES ('deals', 'deals-000001', 'old', 3)"
+            )
+    relay = {"host": "h", "pid": 1, "version": "0.0.1", "started_at": now, "heartbeat_at": now}
+    put(engine, "outbox_relays", {"id": 2, **relay, "breakers": '[{"scope": "index"}]'})
+    paused = {"paused_at": now, "paused_by": "ada", "pause_reason": "upgrade"}
+    put(engine, "outbox_control", {"id": 1, "epoch": 3, "highest_pruned_version": 7, **paused})
+    counted = {"minute": now - now % 60_000, "index_name": "contacts", "entity": "", "tenant_id": "t1"}
+    put(engine, "outbox_stats", {**counted, "action": "index", "done": 4, "latency_le_10ms": 4})
+    ended = {"state": "done", "phase": "drop", "watermark": EPOCH_STEP, "finished_at": now, "position": "[1]"}
+    put(
+        engine,
+        "outbox_reindex_jobs",
+        {"id": 1, "index_name": "deals", "old_index": "deals-000001", "new_index": "deals-000002", **ended},
+        {"id": 2, "index_name": "notes", "old_index": "notes-000001", "state": "running", "phase": "scan"},
+    )
+    found = {"id": 1, "started_at": now, "finished_at": now, "started_by": "relay 2", "entities": "[]", "sample": 1.0}
+    put(engine, "outbox_verifications", {**found, "documents": 9, "missing": 1})
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_upgrade_changes_nothing_and_then_a_relay_delivers_what_is_due(
+    revision: str, old: Engine, search: EmbeddedPlace
+) -> None:
+    search.destination.ensure_index("contacts")
+    command.upgrade(ALEMBIC, revision)
+    fill(old, now := now_ms())
+    before = everything(old)
+    assert all(before.values()), "a table of that revision without a row proves nothing"
+    code, said = call("migrate")
+    assert (code, schema.revision(old), HEAD in said) == (0, HEAD, True)
+    assert everything(old, before) == before
+
+    outbox = Outbox(old)
+    outbox.drain(search.destination)
+    assert outbox.counts() == {"pending": 5, "claimed": 2, "done": 5, "dead": 1}  # it is still paused
+    assert call("resume")[0] == 0
+    Maintenance(old, 1, settings(), list).reap(outbox.store())
+    outbox.drain(search.destination)
+    assert {id_: outbox.state(id_) for id_ in (1, 2, 3, 4, 5, 6, 7, 8)} == {
+        1: "done", 2: "done", 3: "pending", 4: "claimed", 5: "done", 6: "done", 7: "done", 8: "dead"
+    }  # fmt: skip
+    assert search.documents("contacts") == {"fresh": {"n1": 1, "n6": 6}, "due": {"n2": 2}, "expired": {"n5": 5}}
+    assert search.version("contacts", "fresh") == 3 * EPOCH_STEP + 6
+    assert outbox.store().copies() == ({"deals": ("deals-000001",)} if revision >= "0002" else {})
+    outbox.drain(search.destination, now + 3 * HOUR)
+    assert search.documents("contacts")["later"] == {"n3": 3}
+    outbox.close()
+
+
+@pytest.mark.parametrize("revision", REVISIONS[:-1])
+def test_tables_of_every_earlier_revision_are_refused_with_the_remedy_and_take_the_rows_of_applications(
+    revision: str, old: Engine
+) -> None:
+    command.upgrade(ALEMBIC, revision)
+    for arguments in (("run",), ("status",), ("dead", "list")):
+        given = {"OUTBOX_ELASTICSEARCH_URL": "http://localhost:1"}
+        result = CliRunner().invoke(main, arguments, env=given)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert f"is at revision {revision}, this relay needs {HEAD}: run 'outbox-relay migrate'" in result.stderr
+    outbox = Outbox(old)
+    row = outbox.index("contacts", "c1", {"n": 1})
+    assert call("migrate")[0] == 0
+    assert outbox.state(row) == "pending"
+    outbox.close()
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_migration_may_be_repeated(revision: str, old: Engine) -> None:
+    command.upgrade(ALEMBIC, revision)
+    fill(old, now_ms())
+    assert call("migrate")[0] == 0
+    before = everything(old)
+    assert call("migrate") == (0, f"{Path('app.db').absolute()}: already at revision {HEAD}\n")
+    assert everything(old) == before
+
+
+def test_migration_that_fails_on_its_way_changes_nothing(old: Engine) -> None:
+    command.upgrade(ALEMBIC, "0001")
+    fill(old, now_ms())
+    with old.begin() as connection:  # what the step after the next would make
+        connection.exec_driver_sql("CREATE TABLE outbox_verifications (id, n)")
+        connection.exec_driver_sql("INSERT INTO outbox_verifications VALUES (1, 1)")
+    before = everything(old)
+    code, said = call("migrate")
+    assert (code, "cannot be migrated: table outbox_verifications already exists" in said) == (2, True)
+    assert (schema.revision(old), everything(old)) == ("0001", before)
+
+
+def test_migrations_that_start_together_are_done_once(tmp_path: Path, old: Engine) -> None:
+    command.upgrade(ALEMBIC, "0001")
+    fill(old, now_ms())
+    started = [subprocess.Popen([*COMMAND, "migrate"], cwd=tmp_path) for _ in range(3)]
+    assert [process.wait(60) for process in started] == [0, 0, 0]
+    assert schema.revision(old) == HEAD
+
+
+@pytest.mark.parametrize("revision", REVISIONS[:-1])
+def test_way_back_for_developers_keeps_what_the_older_tables_can_hold(revision: str, old: Engine) -> None:
+    command.upgrade(ALEMBIC, revision)
+    fill(old, now_ms())
+    before = everything(old)
+    command.upgrade(ALEMBIC, "head")
+    command.downgrade(ALEMBIC, revision)
+    assert everything(old) == before
+
+
+# -- while somebody works ----------------------------------------------------------------------------------------------
+
+
+def migrated_by_the_next_version(outbox: Outbox) -> None:
+    outbox.raw("ALTER TABLE outbox_events ADD COLUMN weight INTEGER NOT NULL DEFAULT 1")
+    outbox.raw(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+
+
+def test_relay_claims_nothing_from_tables_that_were_migrated_beneath_it(outbox: Outbox) -> None:
+    store = outbox.store()
+    store.pin()
+    claim = {"relay": 1, "lease_ms": 60_000, "longest_wait": 60_000, "rows": 10, "bytes_": 10_000}
+    outbox.index("contacts", "c1", {})
+    outbox.raw("CREATE TABLE other (id)")  # the application's own migrations are none of its business
+    assert store.claim(now=now_ms(), **claim)  # type: ignore[arg-type]
+    row = outbox.index("contacts", "c2", {})
+    migrated_by_the_next_version(outbox)
+    for _ in range(2):
+        with pytest.raises(
+            SchemaError, match=rf"came to revision 9999 while this process worked with {HEAD}, .*: start"
+        ):
+            store.claim(now=now_ms(), **claim)  # type: ignore[arg-type]
+    assert outbox.state(row) == "pending"
+
+
+def test_tables_of_the_applications_own_migrations_have_no_revision_that_could_change(outbox: Outbox) -> None:
+    outbox.raw(f"DROP TABLE {VERSION_TABLE}")
+    store = outbox.store()
+    store.pin()
+    outbox.index("contacts", "c1", {})
+    outbox.raw("ALTER TABLE outbox_events ADD COLUMN weight INTEGER NOT NULL DEFAULT 1")
+    assert store.claim(relay=1, now=now_ms(), lease_ms=60_000, longest_wait=60_000, rows=10, bytes_=10_000)
+
+
+def test_reindex_stops_when_the_tables_are_migrated_beneath_it_and_is_there_to_be_resumed(
+    outbox: Outbox, search: EmbeddedPlace
+) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Contact(Base):
+        __tablename__ = "contacts"
+        id: Mapped[int] = mapped_column(Integer, primary_key=True)
+
+    Base.metadata.create_all(outbox.engine)
+    registry = EntityRegistry()
+    registry.add(Contact, index="contacts", fields=["id"])
+    jobs = Jobs(outbox.engine)
+    jobs.pin()
+    steps = reindex(jobs, search.destination, registry, entities=["contacts"])
+    next(steps)
+    migrated_by_the_next_version(outbox)
+    with pytest.raises(SchemaError):
+        list(steps)
+    (job,) = jobs.open_jobs()
+    assert (job.state, job.lease_token) == ("running", None)
+    jobs.close()
+
+
+@pytest.fixture
+def next_version(tmp_path: Path) -> Path:
+    """A copy of this version with one more migration, to be put first on the path."""
+    copy = tmp_path / "next"
+    shutil.copytree(ROOT / "outbox", copy / "outbox", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "migrations", copy / "outbox" / "_migrations", ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "outbox" / "_migrations" / "versions" / "9999_next.py").write_text(NEXT)
+    return copy
+
+
+@pytest.mark.elasticsearch
+def test_rolling_upgrade_under_writes_loses_nothing_and_fails_no_write(
+    outbox: Outbox, relays: Relays, proxy: FaultProxy, place: Place, next_version: Path
+) -> None:
+    relays.give(**place.environment)
+    over, written = Event(), []
+
+    def application() -> None:  # of the old version, up to the end
+        while not over.wait(0.002):
+            written.append(outbox.index("contacts", f"c{len(written) % 50}", {"n": len(written)}))
+
+    with ThreadPoolExecutor(1) as pool:
+        writes = pool.submit(application)
+        try:
+            first = relays.start()
+            until(lambda: outbox.counts()["done"] > 20, "the relay of the old version delivers")
+            if place.wire:
+                place.wire.on(bulk, hold_answer, times=1)
+                assert proxy.held.wait(60)
+            migrated = relays.call("migrate", PYTHONPATH=str(next_version))
+            assert (migrated.returncode, "at revision 9999 now" in migrated.stdout) == (0, True), migrated.stderr
+            proxy.release()
+            assert first.wait(60) == 2
+            last = relays.log().splitlines()[-1]
+            assert f"came to revision 9999 while this process worked with {HEAD}" in last
+            assert (outbox.counts()["claimed"], outbox.relays()) == (0, [])  # what was in flight is finished
+            refused = relays.call("run")
+            assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+            assert f"is at revision 9999, newer than this relay knows ({HEAD}): upgrade outbox-relay" in refused.stderr
+            at = len(written)
+            relays.start(PYTHONPATH=str(next_version))
+            until(lambda: outbox.counts()["done"] > at, "the relay of the next version delivers")
+        finally:
+            over.set()
+        writes.result(60)
+    until(lambda: outbox.counts()["done"] == len(written), "everything arrives")
+    newest = {f"c{n % 50}": {"n": n} for n in range(len(written))}
+    assert place.documents("contacts") == newest
