@@ -1,15 +1,14 @@
-"""The wheel alone, in an empty environment, does the main job."""
+"""The wheel alone, in an empty environment, made as the container image makes it, does the main job."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import venv
 from pathlib import Path
 
 import pytest
 
+from tests.support.image import build
 from tests.support.node import Node
 
 WRITE = """
@@ -25,12 +24,8 @@ with Session(engine) as session, session.begin():
 
 @pytest.mark.slow
 @pytest.mark.elasticsearch
-def test_wheel_installed_alone_migrates_drains_and_shows(clean_node: Node, tmp_path: Path) -> None:
-    root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, root], check=True)
-    venv.create(tmp_path / "venv", with_pip=True)
-    bin_ = tmp_path / "venv" / "bin"
-    subprocess.run([bin_ / "pip", "install", "--quiet", *tmp_path.glob("*.whl")], check=True)
+def test_wheel_installed_alone_as_in_the_image_migrates_drains_and_shows(clean_node: Node, tmp_path: Path) -> None:
+    bin_ = build(tmp_path)
     environment = {
         "PATH": str(bin_),
         "OUTBOX_DATABASE_URL": "sqlite:///app.db",
@@ -47,3 +42,5 @@ def test_wheel_installed_alone_migrates_drains_and_shows(clean_node: Node, tmp_p
     call("outbox-relay", "run", "--drain")
     assert json.loads(call("outbox-relay", "status", "--json"))["done"] == 1
     assert clean_node.get("contacts", "c1") == {"name": "Ada"}
+    without_pip = subprocess.run([bin_ / "python", "-m", "pip"], capture_output=True, text=True, check=False)
+    assert "No module named pip" in without_pip.stderr

@@ -1,0 +1,104 @@
+"""What the image and compose say. `tests/test_wheel.py` runs the steps of the build; an engine there is none."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sqlalchemy import Engine
+
+from outbox.models import now_ms
+from outbox.settings import Settings, variable
+from outbox.sqlite import BUSY_TIMEOUT_S
+from tests.support.image import ROOT, steps
+from tests.support.outbox import Outbox, settings
+
+DEPLOY = ROOT / "deploy"
+ADMIN = {"OUTBOX_ADMIN_HOST", "OUTBOX_ADMIN_PORT", "OUTBOX_ADMIN_TOKEN"}
+
+
+def value(instruction: str) -> str:
+    (found,) = [text for name, text in steps() if name == instruction]
+    return found
+
+
+@pytest.fixture(scope="module")
+def compose() -> Any:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+# -- the image --------------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_is_copied_is_there_and_is_not_ignored() -> None:
+    allowed = [line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"]
+    sources = [word for name, text in steps() if name == "COPY" and "--from" not in text for word in text.split()[:-1]]
+    assert set(sources) == set(allowed)
+    assert all((ROOT / source).exists() for source in sources)
+
+
+def test_image_runs_a_relay_as_nobody_in_particular_with_the_database_in_a_volume() -> None:
+    assert (value("USER"), value("VOLUME"), value("STOPSIGNAL")) == ("outbox", "/data", "SIGTERM")
+    assert (value("ENTRYPOINT"), value("CMD")) == ('["outbox-relay"]', '["run"]')  # no shell that keeps signals
+    assert "OUTBOX_DATABASE_URL=sqlite:////data/app.db" in value("ENV")
+    assert value("HEALTHCHECK").endswith('CMD ["python", "/opt/outbox-relay/healthcheck.py"]')
+
+
+@pytest.mark.parametrize(
+    ("host", "silent_s", "well"),
+    [(socket.gethostname(), 1, True), (socket.gethostname(), 90, False), ("other", 1, False)],
+)
+def test_container_is_healthy_while_its_own_relay_gives_signs_of_life(
+    outbox: Outbox, engine: Engine, host: str, silent_s: int, well: bool
+) -> None:
+    outbox.store().enlist(host, 1, "0.1.0", now_ms() - silent_s * 1_000)
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OUTBOX_DATABASE_URL": f"sqlite:///{engine.url.database}",
+    }
+    asked = [sys.executable, DEPLOY / "healthcheck.py"]
+    said = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
+    assert (said.returncode == 0) == well, said.stderr
+    assert (said.stdout + said.stderr).count("\n") == 1
+
+
+# -- compose ----------------------------------------------------------------------------------------------------------
+
+
+def test_relay_starts_after_the_migration_and_a_healthy_elasticsearch(compose: Any) -> None:
+    assert compose["services"]["relay"]["depends_on"] == {
+        "migrate": {"condition": "service_completed_successfully"},
+        "elasticsearch": {"condition": "service_healthy"},
+    }
+    assert compose["services"]["migrate"]["command"] == ["migrate"]
+    assert "healthcheck" in compose["services"]["elasticsearch"]
+
+
+def test_elasticsearch_without_passwords_is_reached_from_nowhere_else(compose: Any) -> None:
+    node = compose["services"]["elasticsearch"]
+    assert (node["environment"]["xpack.security.enabled"], node["networks"]) == ("false", ["inside"])
+    assert compose["networks"]["inside"] == {"internal": True}
+    assert "ports" not in node
+    published = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert published == ["127.0.0.1:8321:8321"]
+
+
+@pytest.mark.parametrize("name", ["migrate", "relay", "admin"])
+def test_our_containers_share_the_database_and_may_do_nothing_else(compose: Any, name: str) -> None:
+    service = compose["services"][name]
+    assert (service["volumes"], service["read_only"], service["cap_drop"]) == (["data:/data"], True, ["ALL"])
+    assert "data" in compose["volumes"]
+    assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+    known = {variable(field) for field in Settings.model_fields} | ADMIN
+    assert set(service["environment"]) <= known
+
+
+def test_compose_waits_longer_than_a_relay_takes_to_stop(compose: Any) -> None:
+    grace = float(compose["services"]["relay"]["stop_grace_period"].removesuffix("s"))
+    assert grace > settings().shutdown_timeout + BUSY_TIMEOUT_S
