@@ -15,6 +15,7 @@ import click
 from sqlalchemy.engine import make_url
 
 from outbox import __version__, settings
+from outbox.cli.serve import STOPPED_WITHIN_S
 from outbox.cli.wiring import database_option, engine_of, load_settings
 from outbox.errors import ConfigurationError
 from outbox.settings import Settings
@@ -153,7 +154,7 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
             if name not in secret and name != settings.variable("database_url")
         ),
         steps="" if _systemd_version() >= KNOWS_RESTART_STEPS else "#",
-        stop=math.ceil(loaded.shutdown_timeout + BUSY_TIMEOUT_S) + EXIT_MARGIN_S,
+        stop=math.ceil(loaded.shutdown_timeout + BUSY_TIMEOUT_S + (STOPPED_WITHIN_S if admin else 0)) + EXIT_MARGIN_S,
         writable=" ".join(dict.fromkeys(_quoted(str(file.parent)) for file in files)),
         home="read-only" if any(_is_in_a_home(path) for path in (command, *files)) else "yes",
         private_tmp="no" if any(path.is_relative_to(tmp) for path in files for tmp in ("/tmp", "/var/tmp")) else "yes",
