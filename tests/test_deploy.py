@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 
 from outbox.models import now_ms
+from outbox.prune import prune
 from outbox.settings import Settings, variable
 from outbox.sqlite import BUSY_TIMEOUT_S
+from outbox.store import Store
 from tests.support.image import ROOT, steps
 from tests.support.outbox import Outbox, settings
 
@@ -102,3 +104,40 @@ def test_our_containers_share_the_database_and_may_do_nothing_else(compose: Any,
 def test_compose_waits_longer_than_a_relay_takes_to_stop(compose: Any) -> None:
     grace = float(compose["services"]["relay"]["stop_grace_period"].removesuffix("s"))
     assert grace > settings().shutdown_timeout + BUSY_TIMEOUT_S
+
+
+# -- what the README says ---------------------------------------------------------------------------------------------
+
+
+def said(first: str) -> str:
+    """The README's command that begins with these words."""
+    (found,) = [
+        line.strip() for line in (ROOT / "README.md").read_text().splitlines() if line.strip().startswith(first)
+    ]
+    return found
+
+
+def test_backup_as_the_readme_makes_it_holds_what_is_only_in_the_log_so_far(outbox: Outbox, tmp_path: Path) -> None:
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    subprocess.run(said("python3 -c \"import sqlite3; sqlite3.connect('app.db').backup"), shell=True, check=True)
+    copy = create_engine(f"sqlite:///{tmp_path / 'backup.db'}")
+    restored = Store(copy)
+    found = restored.event(row)
+    restored.close()
+    copy.dispose()
+    assert found is not None
+    assert (found["state"], found["document"]) == ("pending", '{"name":"Ada"}')
+
+
+def test_file_is_smaller_after_what_the_readme_says_while_others_have_it_open(outbox: Outbox) -> None:
+    store, now = outbox.store(), now_ms()
+    outbox.index_many("contacts", [(f"c{n}", {"text": "x" * 1_000}) for n in range(3_000)])
+    outbox.raw("UPDATE outbox_events SET state = 'done', finished_at = :now WHERE id > 10", now=now - 1)
+    prune(store, now)
+    store.checkpoint()
+    large = store.path.stat().st_size
+    assert store.free_bytes() > large / 2
+    subprocess.run(said("python3 -c \"import sqlite3; sqlite3.connect('app.db', timeout"), shell=True, check=True)
+    store.checkpoint()
+    assert store.path.stat().st_size < large / 2
+    assert (store.free_bytes(), outbox.counts()["pending"]) == (0, 10)

@@ -138,7 +138,7 @@ def test_link_that_leads_nowhere() -> None:
 
 
 def test_file_of_the_project_that_does_not_exist() -> None:
-    for path in re.findall(r"`((?:bin|tests|outbox|examples|\.ci)/[\w/.-]+)`", README):
+    for path in re.findall(r"`((?:bin|tests|outbox|examples|deploy|\.ci)/[\w/.-]+)`", README):
         assert (ROOT / path).exists(), path
 
 
