@@ -268,9 +268,9 @@ PATHS: Final = {variable(name) for name, info in Settings.model_fields.items() i
 """Variables that name files."""
 
 
-def exported(env_file: Path) -> dict[str, str]:
-    """What the environment sets and `env_file` does not: values by variable, in the order of the settings."""
-    in_file = {name.upper() for name in DotEnvSettingsSource(Settings, env_file=env_file).env_vars}
+def exported(*env_files: Path) -> dict[str, str]:
+    """What the environment sets and no such file does: values by variable, in the order of the settings."""
+    in_file = {name.upper() for name in DotEnvSettingsSource(Settings, env_file=env_files).env_vars}
     names = (*map(variable, Settings.model_fields), "ELASTICSEARCH_URL")
     return {name: os.environ[name] for name in names if name in os.environ and name not in in_file}
 

@@ -109,6 +109,19 @@ def test_settings_come_from_the_file_of_settings_too(printed: Printed, tmp_path:
     assert "add OUTBOX_EMBEDDED_PATH=/var/lib/outbox-relay/search.db to " in result.stderr
 
 
+def test_file_of_settings_that_is_roots_alone_is_left_to_systemd(
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outbox-relay.env").write_text("OUTBOX_SHUTDOWN_TIMEOUT=100\n")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    result = printed(OUTBOX_ELASTICSEARCH_URL="")
+    unit = lines(result.stdout)
+    assert (result.exit_code, unit["EnvironmentFile"]) == (0, [f"-{tmp_path}/outbox-relay.env"])
+    assert unit["TimeoutStopSec"] == ["60"]
+    assert f"note: {tmp_path}/outbox-relay.env is not yours to read" in result.stderr
+    assert "no destination" not in result.stderr  # it may be in there
+
+
 def test_relay_that_needs_files_of_its_own_may_write_there_and_works_where_its_entities_are(
     printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -122,12 +123,13 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
       outbox-relay systemd --admin > outbox-relay.service
     """
     chosen = env_file or ENV_FILE
-    loaded = load_settings(database_url=database_url, _env_file=(".env", chosen))
+    read = [chosen] if os.access(chosen, os.R_OK) else []  # with passwords in it, it is root's alone
+    loaded = load_settings(database_url=database_url, _env_file=(".env", *read))
     database = _database(loaded)
     files = [database, *([loaded.embedded_path.absolute()] if loaded.embedded_path else [])]
     command = _command()
     user = user or _owner(database)
-    exported = settings.exported(chosen)
+    exported = settings.exported(*read)
     secret = [name for name, value in exported.items() if name in settings.SECRET or _has_password(value)]
     offline = loaded.destination == "embedded" and not admin
     unit = TEMPLATE.format(
@@ -183,9 +185,11 @@ def _to_do(
         yield f"add {', '.join(secret)} to {env_file}: units can be read by everybody, so passwords are not repeated"
     elif required and not env_file.exists():
         yield f"{env_file} does not exist yet: without it the unit does not start"
-    if loaded.destination == "elasticsearch" and not loaded.elasticsearch_url:
+    if env_file.exists() and not os.access(env_file, os.R_OK):
+        yield f"{env_file} is not yours to read: what it sets is used by the unit, but was not looked at here"
+    elif loaded.destination == "elasticsearch" and not loaded.elasticsearch_url:
         yield f"no destination is set: add OUTBOX_ELASTICSEARCH_URL to {env_file}"
-    if loaded.destination == "embedded" and loaded.embedded_path is None:
+    elif loaded.destination == "embedded" and loaded.embedded_path is None:
         yield f"no file for the embedded destination: add OUTBOX_EMBEDDED_PATH={STATE}/search.db to {env_file}"
     if admin:
         yield "--admin needs the extra: pip install 'outbox-relay[admin]'"
