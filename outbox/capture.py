@@ -17,27 +17,53 @@ before the flush, from the database: what the session remembers may be older.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Insert, Result, Text, bindparam, event, insert, inspect, literal, select, tuple_
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Insert,
+    Result,
+    Text,
+    bindparam,
+    event,
+    insert,
+    inspect,
+    literal,
+    select,
+    tuple_,
+)
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Mapper, ORMExecuteState, PassiveFlag, Session
-from sqlalchemy.orm.attributes import get_history, instance_state
+from sqlalchemy.orm import (
+    InstanceState,
+    Mapper,
+    ORMExecuteState,
+    PassiveFlag,
+    RelationshipProperty,
+    Session,
+    UOWTransaction,
+)
+from sqlalchemy.orm.attributes import instance_state
 
 from outbox import models, rows, triggers
 from outbox.dependents import Link, counted, links
 from outbox.entities import MOST_PARAMETERS, Entity, EntityRegistry, among
 from outbox.errors import ConfigurationError, InvalidName, shortened
-from outbox.keys import DocumentKey, Tenancy
+from outbox.keys import SHARED, DocumentKey
 from outbox.models import EPOCH_STEP, Action, now_ms
-from outbox.repository import refresh_rows
 from outbox.settings import write_settings
 
 _BEFORE = "outbox.before"
-_BEGUN = "outbox.begun"
+LOOK_EVERY_S: Final = 1.0
+"""How long it may not be noticed at the beginning of a transaction that others have installed triggers. What they note
+is never noted twice, but `wait_until_synced` may not wait for these first rows."""
+
+_REFRESH: Final = Action.REFRESH.value
 _UNLOADED = PassiveFlag.PASSIVE_NO_INITIALIZE
 Identity = tuple[Any, ...]
 Place = tuple[Entity, DocumentKey]
@@ -71,13 +97,26 @@ class _Own(NamedTuple):
     moves: frozenset[str]  # attributes that say where the document stands
 
 
-class _Plan(NamedTuple):
+@dataclass(eq=False)
+class _Plan:
     """What a change of an object of some class means."""
 
     own: tuple[_Own, ...]
     links: tuple[Link, ...]
     collections: tuple[tuple[str, Link], ...]  # whose new members may leave another object
+    orphans: tuple[str, ...]  # relationships whose former members a flush may delete
+    parents: frozenset[str]  # relationships without which it is deleted itself
     relationships: frozenset[str]
+    equal: Mapping[str, Callable[[Any, Any], bool]]  # of each attribute that is a column
+
+    @cached_property
+    def is_empty(self) -> bool:
+        return not (self.own or self.links or self.collections or self.orphans or self.parents)
+
+    @cached_property
+    def looks_before(self) -> bool:
+        """Whether a flush may overwrite what says where documents stand."""
+        return bool(self.links or self.collections or self.orphans or self.parents or any(o.moves for o in self.own))
 
 
 @dataclass(slots=True)
@@ -89,6 +128,17 @@ class _Before:
     looked: set[tuple[Entity, Identity]] = field(default_factory=set)
 
 
+class _Memo(dict[type[Any], _Plan | None]):
+    """What a change of an object of a class means, found out once. None: nothing."""
+
+    def __init__(self, find: Callable[[type[Any]], _Plan | None]) -> None:
+        self._find = find
+
+    def __missing__(self, class_: type[Any]) -> _Plan | None:
+        found = self[class_] = self._find(class_)
+        return found
+
+
 class _Known:
     """What follows from a registry as it is: made anew when an entity is added, never changed under a thread."""
 
@@ -97,35 +147,38 @@ class _Known:
         self.own = [_Own(entity, counted(entity), _moves(entity)) for entity in registry]
         self.links = links(registry)
         self.looks_before = bool(self.links) or any(own.moves for own in self.own)
-        self._plans: dict[type[Any], _Plan | None] = {}
-        self._left: dict[tuple[type[Any], frozenset[Entity]], _Plan | None] = {}
+        self.has_collections = any(link.children for link in self.links)
+        self.plans = _Memo(self._plan)
+        self._left: dict[frozenset[Entity], _Memo] = {}
         self._inserts: dict[Link, Insert] = {}
 
-    def plan(self, class_: type[Any]) -> _Plan | None:
-        """What a change of an object means; None: nothing."""
-        try:
-            return self._plans[class_]
-        except KeyError:
-            plan = self._plans[class_] = self._new_plan(inspect(class_))
-            return plan
-
-    def _new_plan(self, mapper: Mapper[Any]) -> _Plan | None:
-        own = tuple(own for own in self.own if mapper.isa(own.entity.mapper))
-        touched = tuple(link for link in self.links if mapper.isa(link.target))
-        collections = tuple(
-            (link.children[1], link) for link in self.links if link.children and mapper.isa(link.children[0])
+    def _plan(self, class_: type[Any]) -> _Plan | None:
+        mapper: Mapper[Any] = inspect(class_)
+        relationships = mapper.relationships
+        plan = _Plan(
+            tuple(own for own in self.own if mapper.isa(own.entity.mapper)),
+            tuple(link for link in self.links if mapper.isa(link.target)),
+            tuple((link.children[1], link) for link in self.links if link.children and mapper.isa(link.children[0])),
+            tuple(each.key for each in relationships if each.cascade.delete_orphan and self._looks_at(each.mapper)),
+            frozenset(each.key for each in relationships if _keeps(each)) if self._looks_at(mapper) else frozenset(),
+            frozenset(relationships.keys()),
+            {each.key: each.columns[0].type.compare_values for each in mapper.column_attrs},
         )
-        if not (own or touched or collections):
-            return None
-        return _Plan(own, touched, collections, frozenset(mapper.relationships.keys()))
+        return None if plan.is_empty else plan
 
-    def plan_without(self, class_: type[Any], aside: frozenset[Entity]) -> _Plan | None:
-        """What is left of it where triggers note the changes of these entities."""
-        try:
-            return self._left[class_, aside]
-        except KeyError:
-            left = self._left[class_, aside] = _less(self.plan(class_), aside)
-            return left
+    def _looks_at(self, mapper: Mapper[Any]) -> bool:
+        """Whether the deletion of such an object takes away what says where documents stand."""
+        looked = [own.entity.mapper for own in self.own if own.moves] + [link.target for link in self.links]
+        return any(_related(gone, each) for gone in _gone_with(mapper) for each in looked)
+
+    def plans_without(self, aside: frozenset[Entity]) -> _Memo:
+        """What is left of them where triggers note the changes of these entities."""
+        if not aside:
+            return self.plans
+        left = self._left.get(aside)
+        if left is None:
+            left = self._left[aside] = _Memo(lambda class_: _less(self.plans[class_], aside))
+        return left
 
     def insert_of(self, link: Link) -> Insert:
         """The statement that notes all documents of a link."""
@@ -139,7 +192,8 @@ class _Begun(NamedTuple):
     """What the database was like when a transaction began."""
 
     root: Any
-    schema_version: int
+    schema_version: int  # -1: not known for certain
+    covered: frozenset[Entity]  # entities that have all of their triggers
     last_event_id: int | None  # whatever is beyond it at the end is the transaction's own; None: there are no triggers
 
 
@@ -177,41 +231,59 @@ class Capture:
 
     # -- what triggers note -------------------------------------------------------------------------------------
 
-    def after_begin(self, session: Session, _transaction: Any, connection: Connection) -> None:
-        """Note what the database is like before this transaction."""
-        if connection.dialect.name != "sqlite" or rows.bind_of(session).engine is not connection.engine:
+    def after_begin(self, session: Session, transaction: Any, connection: Connection) -> None:
+        """Note what the database is like before this transaction, if it had triggers or was not looked at of late."""
+        if not write_settings().enabled or connection.dialect.name != "sqlite":
             return
-        root, begun = connection.get_transaction(), session.info.get(_BEGUN)
-        if write_settings().enabled and (begun is None or begun.root is not root):
-            version = triggers.schema_version(connection)
-            covered = self._watcher.committed(connection, version)
-            session.info[_BEGUN] = _Begun(root, version, triggers.last_event_id(connection) if covered else None)
+        rows.begun(session, transaction, connection)
+        seen = self._watcher.seen(connection.engine)
+        if seen and not seen.covered and time.monotonic() - seen.at < LOOK_EVERY_S:
+            return
+        bind = rows.bind_of(session)
+        if bind.engine is connection.engine:
+            journal = rows.journal_on(session, transaction, connection)
+            known: _Begun | None = session.info.get(self)
+            if known is None or known.root is not journal.root:
+                session.info[self] = self._begun(journal, fresh=isinstance(bind, Engine))
 
     def before_commit(self, session: Session) -> None:
         """Note which rows triggers have written in this transaction: `wait_until_synced` waits for them too."""
         if session.in_nested_transaction():
             return
         session.flush()  # as commit would do next
-        begun: _Begun | None = session.info.get(_BEGUN)
+        begun: _Begun | None = session.info.get(self)
         if begun is None or begun.last_event_id is None or not begun.root.is_active:
             return
-        connection = rows.connection_of(session)
-        if connection.get_transaction() is begun.root:
-            last = triggers.last_event_id(connection)
+        journal = rows.journal_of(session)
+        if journal.root is begun.root:
+            last = triggers.last_event_id(journal)
             if number := last - begun.last_event_id:
-                rows.journal_of(session, connection).written.append((begun.last_event_id + 1, number, None))
-                session.info[_BEGUN] = begun._replace(last_event_id=last)
+                journal.add(begun.last_event_id + 1, number, None)
+                session.info[self] = begun._replace(last_event_id=last)
 
     def noted_by_triggers(self, session: Session) -> frozenset[Entity]:
         """The entities whose changes the database of a session notes by itself."""
-        connection = rows.connection_of(session)
-        if connection.dialect.name != "sqlite":
+        journal = rows.journal_of(session)
+        if journal.connection.dialect.name != "sqlite":
             return frozenset()
-        begun: _Begun | None = session.info.get(_BEGUN)
-        version = triggers.schema_version(connection)
-        if begun and begun.root is connection.get_transaction() and begun.schema_version == version:
-            return self._watcher.committed(connection, version)
-        return self._watcher.look(connection)  # the transaction has changed the schema itself
+        begun: _Begun | None = session.info.get(self)
+        if begun is None or begun.root is not journal.root:
+            begun = session.info[self] = self._begun(journal, fresh=False)
+            return begun.covered
+        if begun.schema_version == triggers.schema_version(journal):
+            return begun.covered
+        return self._watcher.look(journal.connection)  # the transaction has changed the schema itself
+
+    def _begun(self, journal: rows.Journal, *, fresh: bool) -> _Begun:
+        """`fresh`: the transaction has done nothing yet."""
+        connection, version = journal.connection, triggers.schema_version(journal)
+        seen = self._watcher.remember(connection, version) if fresh else self._watcher.seen(connection.engine)
+        if seen and seen.schema_version == version:
+            covered = seen.covered
+        else:  # others have changed the schema, or the transaction itself
+            covered, version = self._watcher.look(connection), -1
+            self._watcher.forget(connection.engine)
+        return _Begun(journal.root, version, covered, triggers.last_event_id(journal) if covered else None)
 
     # -- objects ------------------------------------------------------------------------------------------------
 
@@ -220,37 +292,42 @@ class Capture:
         known = self._known()
         if not known.looks_before or not write_settings().enabled:
             return
+        session.info.pop(_BEFORE, None)  # of a flush that failed
         plan_of = _Plans(known, self, session)
+        going: list[InstanceState[Any]] = [instance_state(each) for each in session.deleted]
         rows_: dict[Entity, list[Identity]] = {}
         linked: dict[Link, list[Identity]] = {}
-        for instance in session.deleted:
-            if (plan := plan_of(type(instance))) and (key := instance_state(instance).key):
-                for own in plan.own:
-                    rows_.setdefault(own.entity, []).append(key[1])
-                for link in plan.links:
-                    linked.setdefault(link, []).append(key[1])
         for instance in session.dirty:
-            if (plan := plan_of(type(instance))) and (changed := instance_state(instance).committed_state):
-                identity = _identity(instance)
+            state = instance_state(instance)
+            if (plan := plan_of.before(state.class_)) and (changed := state.committed_state):
+                identity = _identity(state)
                 for own in plan.own:
                     if not own.moves.isdisjoint(changed):
                         rows_.setdefault(own.entity, []).append(identity)
                 for link in plan.links:
                     if not link.linking.isdisjoint(changed):
                         linked.setdefault(link, []).append(identity)
-                _adopted(instance, changed, plan, linked)
-        for instance in session.new:
-            if (plan := plan_of(type(instance))) and plan.collections:
-                _adopted(instance, instance_state(instance).committed_state, plan, linked)
-        before = _Before(plan_of)
-        for entity, identities in rows_.items():
-            before.places += _places(session, entity, identities)
-            before.looked.update((entity, identity) for identity in identities)
-        for link, identities in linked.items():
-            before.places += _dependents(session, link, identities)
-        session.info[_BEFORE] = before
+                _adopted(state, changed, plan, linked)
+                going += _orphaned(state, changed, plan)
+        for instance in session.new if known.has_collections else ():
+            state = instance_state(instance)
+            if (plan := plan_of.before(state.class_)) and plan.collections:
+                _adopted(state, state.committed_state, plan, linked)
+        for state in going:
+            if (plan := plan_of.before(state.class_)) and state.key:
+                for own in plan.own:
+                    rows_.setdefault(own.entity, []).append(state.key[1])
+                for link in plan.links:
+                    linked.setdefault(link, []).append(state.key[1])
+        if plan_of.asked:
+            before = session.info[_BEFORE] = _Before(plan_of)
+            for entity, identities in rows_.items():
+                before.places += _places(session, entity, identities)
+                before.looked.update((entity, identity) for identity in identities)
+            for link, identities in linked.items():
+                before.places += _dependents(session, link, identities)
 
-    def after_flush(self, session: Session, _context: Any) -> None:
+    def after_flush(self, session: Session, context: UOWTransaction) -> None:
         """Note what was written."""
         known = self._known()
         if not write_settings().enabled:
@@ -273,21 +350,21 @@ class Capture:
                         unknown.setdefault(entity, []).append(identity)
                 for link in plan.links:
                     touched.setdefault(link, []).append(_current(values, link.key))
-        for instance in session.dirty:
-            if (plan := plan_of(type(instance))) and (changed := instance_state(instance).committed_state):
-                values = instance_state(instance).dict
+        # Not session.dirty and .deleted: the flush itself finds out which orphans go.
+        for state, (is_deleted, _) in context.states.items():
+            if not state.key or not (plan := plan_of(state.class_)):
+                continue
+            changed = state.committed_state
+            if is_deleted:
                 for own in plan.own:
-                    if _counts(instance, own.counts, changed, plan.relationships):
-                        self._note_change(instance, own, changed, before, places, unknown)
+                    places += _left_behind(state, own.entity, before)
+            elif changed:
+                for own in plan.own:
+                    if _counts(state, own.counts, changed, plan):
+                        self._note_change(state, own, changed, before, places, unknown)
                 for link in plan.links:
-                    if _counts(instance, link.counts, changed, plan.relationships):
-                        touched.setdefault(link, []).append(_current(values, link.key))
-        for instance in session.deleted:
-            if (plan := plan_of(type(instance))) and (key := instance_state(instance).key):
-                for entity, _, _ in plan.own:
-                    if entity.tenancy is Tenancy.SHARED:
-                        tenant = _tenant(entity, instance_state(instance).dict)
-                        places += _left(entity, key[1], tenant)
+                    if _counts(state, link.counts, changed, plan):
+                        touched.setdefault(link, []).append(_current(state.dict, link.key))
         refused: list[InvalidName] = []
         for entity, identities in unknown.items():
             places += _places(session, entity, identities, refused)
@@ -299,7 +376,7 @@ class Capture:
 
     def _note_change(
         self,
-        instance: Any,
+        state: InstanceState[Any],
         own: _Own,
         changed: Mapping[str, Any],
         before: _Before | None,
@@ -307,10 +384,9 @@ class Capture:
         unknown: dict[Entity, list[Identity]],
     ) -> None:
         """A changed object's document; and where it stood, if it moved."""
-        entity = own.entity
-        values = instance_state(instance).dict
-        current, former = _current(values, entity.key), _identity(instance)
-        if entity.tenancy is Tenancy.SHARED:
+        entity, values = own.entity, state.dict
+        current, former = _current(values, entity.key), _identity(state)
+        if entity.tenancy is SHARED:
             tenant = _tenant(entity, values)
             places.append((entity, entity.key_of(current, tenant)))
             if former != current:
@@ -320,8 +396,7 @@ class Capture:
         unknown.setdefault(entity, []).append(current)
         if not own.moves.isdisjoint(changed) and not (before and (entity, former) in before.looked):
             # Moved by a listener of the application's, after we looked: what is remembered has to do.
-            for tenant in _former(instance, entity.tenant):
-                places += _left(entity, former, tenant)
+            places += _remembered(state, entity)
 
     # -- statements ---------------------------------------------------------------------------------------------
 
@@ -389,64 +464,75 @@ class Capture:
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
-    def _note(self, session: Session, places: Iterable[Place]) -> None:
+    def _note(self, session: Session, places: Sequence[Place]) -> None:
         """A row for each document that has none yet in this transaction, or in the savepoint that is open."""
-        wanted = {(entity.name, key[0], key[1]): (entity, key) for entity, key in places}
-        if not wanted:
+        if not places:
             return
-        connection = rows.connection_of(session)
-        fresh = _fresh(session, connection, wanted)
-        rows.insert_many(session, refresh_rows([wanted[each] for each in fresh]), connection=connection)
+        journal, created_at = rows.journal_of(session), now_ms()
+        wanted = {
+            (entity.name, key[0], key[1]): (_REFRESH, key[0], key[1], key[2], entity.name, 0, created_at)
+            for entity, key in places
+        }
+        rows.insert_many(journal, [wanted[each] for each in journal.fresh(wanted)])
 
     def _note_dependents(self, session: Session, link: Link, identities: Iterable[Identity]) -> None:
         """Rows for all documents that are made of these rows, by the database itself."""
-        connection = rows.connection_of(session)
-        journal = rows.journal_of(session, connection)
-        fresh = _fresh(session, connection, {(link, identity): None for identity in identities})
+        journal = rows.journal_of(session)
+        fresh = journal.fresh(dict.fromkeys([(link, identity) for identity in identities]))
         statement = self._known().insert_of(link)
         for part in _parts(link.target, [identity for _, identity in fresh]):
             created_at = now_ms()
             since = min((first for first, _, _ in journal.written), default=EPOCH_STEP)
-            done = connection.execute(statement, {"identities": _flat(part), "created_at": created_at, "since": since})
+            parameters = {"identities": _flat(part), "created_at": created_at, "since": since}
+            done = journal.connection.execute(statement, parameters)
             if done.rowcount:
                 first = done.lastrowid - done.rowcount + 1  # one statement, one writer: the ids are a sequence
-                journal.written.append((first, done.rowcount, created_at))
+                journal.add(first, done.rowcount, created_at)
 
 
 def _less(plan: _Plan | None, aside: frozenset[Entity]) -> _Plan | None:
     """A plan without what concerns these entities."""
     if plan is None:
         return None
-    left = _Plan(
-        tuple(own for own in plan.own if own.entity not in aside),
-        tuple(link for link in plan.links if link.entity not in aside),
-        tuple((name, link) for name, link in plan.collections if link.entity not in aside),
-        plan.relationships,
+    left = replace(
+        plan,
+        own=tuple(own for own in plan.own if own.entity not in aside),
+        links=tuple(link for link in plan.links if link.entity not in aside),
+        collections=tuple((name, link) for name, link in plan.collections if link.entity not in aside),
     )
-    return left if left.own or left.links or left.collections else None
+    return None if left.is_empty else left
 
 
 class _Plans:
     """The plans for one flush. What triggers stand in its database is asked at the first object that has a plan."""
 
-    __slots__ = ("_aside", "_capture", "_known", "_session")
+    __slots__ = ("_all", "_ask", "_left")
 
     def __init__(self, known: _Known, capture: Capture, session: Session) -> None:
-        self._known, self._capture, self._session = known, capture, session
-        self._aside: frozenset[Entity] | None = None
+        self._all = known.plans
+        self._left: _Memo | None = None
+        self._ask: Callable[[], _Memo] = lambda: known.plans_without(capture.noted_by_triggers(session))
+
+    @property
+    def asked(self) -> bool:
+        return self._left is not None
 
     def __call__(self, class_: type[Any]) -> _Plan | None:
-        plan = self._known.plan(class_)
-        if plan is None:
-            return None
-        if self._aside is None:
-            self._aside = self._capture.noted_by_triggers(self._session)
-        return self._known.plan_without(class_, self._aside) if self._aside else plan
+        if self._left is None:
+            if self._all[class_] is None:
+                return None
+            self._left = self._ask()
+        return self._left[class_]
+
+    def before(self, class_: type[Any]) -> _Plan | None:
+        """A plan that has to look before the flush."""
+        plan = self._all[class_]
+        return self(class_) if plan and plan.looks_before else None
 
 
 def _moves(entity: Entity) -> frozenset[str]:
     """What says where a document stands, beside what the identity map knows by itself."""
-    if entity.tenancy is Tenancy.SHARED or entity.tenant is None:
+    if entity.tenancy is SHARED or entity.tenant is None:
         return frozenset()
     return frozenset((*entity.key, entity.tenant))
 
@@ -456,20 +542,22 @@ def _meets(counts: frozenset[str] | None, names: frozenset[str] | None) -> bool:
     return counts is None or names is None or not counts.isdisjoint(names)
 
 
-def _counts(
-    instance: Any, counts: frozenset[str] | None, changed: Mapping[str, Any], relationships: frozenset[str]
-) -> bool:
+def _counts(state: InstanceState[Any], counts: frozenset[str] | None, changed: Mapping[str, Any], plan: _Plan) -> bool:
     """Whether an attribute that counts has another value now."""
+    values = state.dict
     for name in changed if counts is None else counts.intersection(changed):
-        if name in relationships or get_history(instance, name, _UNLOADED).has_changes():
+        equal = plan.equal.get(name)
+        if equal and name in values:  # as get_history() would tell, at a tenth of the cost
+            if equal(values[name], changed[name]) is not True:
+                return True
+        elif name in plan.relationships or state.get_history(name, _UNLOADED).has_changes():
             return True
     return False
 
 
-def _identity(instance: Any) -> Identity:
+def _identity(state: InstanceState[Any]) -> Identity:
     """The primary key of an object as the database knew it before the flush."""
-    key = instance_state(instance).key
-    return () if key is None else key[1]
+    return () if state.key is None else state.key[1]
 
 
 def _current(values: Mapping[str, Any], key: Sequence[str]) -> Identity:
@@ -481,17 +569,56 @@ def _tenant(entity: Entity, values: Mapping[str, Any]) -> Any:
     return None if entity.tenant is None else values.get(entity.tenant)
 
 
-def _former(instance: Any, name: str | None) -> Sequence[Any]:
-    return get_history(instance, name, _UNLOADED).deleted or () if name else ()
+def _remembered(state: InstanceState[Any], entity: Entity) -> list[Place]:
+    """The places of an object's row, by the tenants that the session remembers."""
+    history = state.get_history(entity.tenant, _UNLOADED) if entity.tenant else None
+    tenants = (history.deleted or history.unchanged or ()) if history else ()
+    return [place for tenant in tenants for place in _left(entity, _identity(state), tenant)]
 
 
-def _adopted(instance: Any, changed: Mapping[str, Any], plan: _Plan, linked: dict[Link, list[Identity]]) -> None:
+def _left_behind(state: InstanceState[Any], entity: Entity, before: _Before | None) -> list[Place]:
+    """The place of a row that is gone, if it was not read before the flush."""
+    if entity.tenancy is SHARED:
+        return _left(entity, _identity(state), _tenant(entity, state.dict))
+    return [] if before and (entity, _identity(state)) in before.looked else _remembered(state, entity)
+
+
+def _adopted(
+    state: InstanceState[Any], changed: Mapping[str, Any], plan: _Plan, linked: dict[Link, list[Identity]]
+) -> None:
     """Members that a collection takes over from another object, which may not know of it."""
     for name, link in plan.collections:
         if name in changed:
-            for member in get_history(instance, name, _UNLOADED).added or ():
-                if identity := _identity(member):
+            for member in state.get_history(name, _UNLOADED).added or ():
+                if identity := _identity(instance_state(member)):
                     linked.setdefault(link, []).append(identity)
+
+
+def _orphaned(state: InstanceState[Any], changed: Mapping[str, Any], plan: _Plan) -> list[InstanceState[Any]]:
+    """Objects that a flush may delete since they lose their parent, with all that goes with them."""
+    orphans = [state] if not plan.parents.isdisjoint(changed) else []
+    for name in plan.orphans:
+        if name in changed:
+            members = state.get_history(name, _UNLOADED).deleted or ()
+            orphans += [instance_state(each) for each in members if each is not None]
+    below = [each[2] for orphan in orphans for each in orphan.mapper.cascade_iterator("delete", orphan)]
+    return orphans + below
+
+
+def _keeps(relationship: RelationshipProperty[Any]) -> bool:
+    """Whether the other end of a relationship deletes what leaves it."""
+    name = relationship.back_populates
+    return bool(name) and relationship.mapper.relationships[name].cascade.delete_orphan
+
+
+def _gone_with(mapper: Mapper[Any]) -> set[Mapper[Any]]:
+    """What a session deletes with an object."""
+    found, new = set[Mapper[Any]](), [mapper]
+    while new:
+        found.add(each := new.pop())
+        below = [*each.self_and_descendants, *(prop.mapper for prop in each.relationships if prop.cascade.delete)]
+        new += [other for other in below if other not in found]
+    return found
 
 
 def _key_names(mapper: Mapper[Any]) -> list[str]:
@@ -555,7 +682,7 @@ def _dependents(session: Session, link: Link, identities: Sequence[Identity]) ->
 def _insert_of(link: Link) -> Insert:
     """A row for each document that has none of this transaction, whose rows begin with the id `:since`."""
     columns: dict[str, Any] = {
-        "action": literal(Action.REFRESH.value, Text),
+        "action": literal(_REFRESH, Text),
         "entity": literal(link.entity.name, Text),
         "document_bytes": literal(0),
         "created_at": bindparam("created_at"),
@@ -566,23 +693,6 @@ def _insert_of(link: Link) -> Insert:
     place = tuple_(link.entity.index_sql(), link.entity.document_id_sql())
     documents = link.documents.add_columns(*columns.values()).where(place.not_in(noted))
     return insert(models.events).from_select(["index_name", "document_id", "tenant_id", *columns], documents)
-
-
-def _fresh(session: Session, connection: Connection, wanted: Mapping[Any, Any]) -> list[Any]:
-    """What is not noted yet, by the transaction or by the open savepoint; it is now.
-
-    A savepoint has its own notes: if it is rolled back, its rows are gone, and so must its notes be. Asked of the
-    connection, so that savepoints are known whoever set them.
-    """
-    noted = rows.journal_of(session, connection).noted
-    root = connection.get_transaction()
-    scope = connection.get_nested_transaction() or root
-    here = noted.setdefault(scope, set())
-    fresh = [each for each in wanted if each not in here]
-    if scope is not root and (outside := noted.get(root)):
-        fresh = [each for each in fresh if each not in outside]
-    here.update(fresh)
-    return fresh
 
 
 # -- what a statement is about ----------------------------------------------------------------------------------

@@ -112,6 +112,8 @@ class Entity:
 
     def place_of(self, identity: Sequence[Any], tenant_id: str | None) -> DocumentKey:
         """The same, of a tenant that is text already."""
+        if len(identity) == len(self.key_forms) == 1:
+            return keys.place(self.index, self.tenancy, tenant_id, self.key_forms[0].to_text(identity[0]))
         parts = [form.to_text(value) for form, value in zip(self.key_forms, identity, strict=True)]
         return keys.place(self.index, self.tenancy, tenant_id, keys.join(parts))
 
@@ -255,7 +257,8 @@ class EntityRegistry:
         * `load_options`: loader options for the query that loads objects, e.g. `[joinedload(Deal.account)]`.
         """
         mapper = _mapper(model)
-        name = name or mapper.local_table.name  # type: ignore[attr-defined]
+        # A table's name is a subclass of str, which the driver would look for an adapter for, at each row.
+        name = str(name or mapper.local_table.name)  # type: ignore[attr-defined]
         if name in self._entities:
             raise ConfigurationError(
                 f"an entity {name!r} is registered already, of {self._entities[name].model.__name__}; pass name="

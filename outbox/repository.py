@@ -136,7 +136,7 @@ class OutboxRepository:
         if not ready:
             return []
         self._session.flush()
-        return list(rows.insert_many(self._session, ready, contents))
+        return list(rows.insert_many(rows.journal_of(self._session), ready, contents))
 
     def refresh(self, entity: object, key: object = None, *, tenant_id: str | None = None) -> list[int]:
         """Have the document of a row made anew of what the database says. Returns the ids of the outbox rows.
@@ -159,7 +159,7 @@ class OutboxRepository:
             places = [(named, named.place_of(identity, tenant_id))]
         else:
             places = [(each, each.key_of_object(entity)) for each in self._entities_of(entity)]
-        return list(rows.insert_many(self._session, refresh_rows(places)))
+        return list(rows.insert_many(rows.journal_of(self._session), refresh_rows(places)))
 
     def wait_until_synced(self, timeout: float = 10.0, *, searchable: bool = False) -> dict[int, str]:
         """Wait until the rows that the last transaction of this session wrote are delivered; call it after `commit`.
@@ -212,14 +212,15 @@ class OutboxRepository:
     def _refresh(self, entity: Entity, index: str, document_id: str, tenant_id: str | None) -> int:
         _check_belongs(entity, document_id)
         self._session.flush()
-        return rows.insert(
-            self._session, (Action.REFRESH.value, index, document_id, tenant_id, entity.name, 0, now_ms())
-        )
+        return self._store((Action.REFRESH.value, index, document_id, tenant_id, entity.name, 0, now_ms()))
 
     def _insert(self, action: Action, index: str, document_id: str, tenant_id: str | None, content: str | None) -> int:
         self._session.flush()
         size = 0 if content is None else len(content.encode())
-        return rows.insert(self._session, (action.value, index, document_id, tenant_id, None, size, now_ms()), content)
+        return self._store((action.value, index, document_id, tenant_id, None, size, now_ms()), content)
+
+    def _store(self, row: rows.Row, content: str | None = None) -> int:
+        return rows.insert(rows.journal_of(self._session), row, content)
 
 
 def refresh_rows(places: Iterable[tuple[Entity, DocumentKey]]) -> list[rows.Row]:

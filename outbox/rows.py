@@ -5,9 +5,9 @@ Through SQLAlchemy each statement would cost twice as much, and this is the appl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Dialect, Insert, Table
 from sqlalchemy.orm import Session
@@ -22,29 +22,88 @@ COLUMNS: Final = (
 
 Row = tuple[str, str, str, str | None, str | None, int, int]
 
+T = TypeVar("T")
+
 _BIND: Final = {"clause": models.events}
-_JOURNAL: Final = "outbox.journal"
+_BEGUN: Final = "outbox.begun"
+_NOTHING_BEGUN: Final = (None, None)
+_OPEN: Final = "outbox.open"
+_WRITTEN: Final = "outbox.written"
 
 
 class Journal:
-    """What the current transaction of a session has put into the outbox, or the last one that did.
+    """What a transaction of a session has put into the outbox.
 
     `written`: first id, number and `created_at` of rows in a sequence. Rows of a savepoint that was rolled back are
     still listed; their ids are issued again, so `created_at` tells whose a row is. None: all of them are ours.
-    `noted`: index and `_id` of the refresh rows, for each savepoint: those of one that was rolled back are gone.
+    `noted`: what is noted already, for each savepoint: the notes of one that was rolled back are gone.
     """
 
-    __slots__ = ("noted", "root", "written")
+    __slots__ = ("_info", "connection", "cursor", "noted", "root", "within", "written")
 
-    def __init__(self, root: Any) -> None:
-        self.root = root
+    def __init__(self, session: Session, connection: Connection) -> None:
+        self._info = session.info
+        self.connection = connection
+        self.root: Any = connection.get_transaction()
+        self.cursor = connection.connection.cursor()
+        self.within: Any = None  # the transaction of the session that is known to be on this connection
         self.written: list[tuple[int, int, int | None]] = []
-        self.noted: dict[Any, set[tuple[str, str]]] = {}
+        self.noted: dict[Any, set[Any]] = {}
+
+    def fresh(self, wanted: Iterable[T]) -> list[T]:
+        """What is not noted yet, by the transaction or by the open savepoint; it is now.
+
+        A savepoint has its own notes: if it is rolled back, its rows are gone, and so must its notes be. Asked of the
+        connection, so that savepoints are known whoever set them.
+        """
+        noted, root = self.noted, self.root
+        scope = self.connection.get_nested_transaction() or root
+        here = noted.get(scope)
+        if here is None:
+            here = noted[scope] = set()
+        fresh = [each for each in wanted if each not in here]
+        if scope is not root and (outside := noted.get(root)):
+            fresh = [each for each in fresh if each not in outside]
+        here.update(fresh)
+        return fresh
+
+    def add(self, first: int, number: int, created_at: int | None) -> None:
+        """Remember rows that were written."""
+        self.written.append((first, number, created_at))
+        self._info[_WRITTEN] = self
 
 
-def connection_of(session: Session) -> Connection:
-    """The connection of the session's transaction to the outbox tables."""
-    return session.connection(bind_arguments=_BIND)
+def journal_of(session: Session) -> Journal:
+    """The journal of the session's current transaction, with its connection to the outbox tables."""
+    info = session.info
+    within = session.get_nested_transaction() or session.get_transaction()
+    journal: Journal | None = info.get(_OPEN)
+    if journal and journal.within is within and journal.connection.get_transaction() is journal.root:
+        return journal
+    transaction, connection = info.get(_BEGUN, _NOTHING_BEGUN)
+    if not connection or transaction is not within or connection.engine is not bind_of(session).engine:
+        connection = session.connection(bind_arguments=_BIND)
+        within = session.get_nested_transaction() or session.get_transaction()  # it may have begun just now
+    return journal_on(session, within, connection)
+
+
+def journal_on(session: Session, transaction: Any, connection: Connection) -> Journal:
+    """The same, of a transaction that the session has begun on this connection to the outbox tables."""
+    journal: Journal | None = session.info.get(_OPEN)
+    if journal is None or journal.root is not connection.get_transaction():
+        journal = session.info[_OPEN] = Journal(session, connection)
+    journal.within = transaction
+    return journal
+
+
+def begun(session: Session, transaction: Any, connection: Connection) -> None:
+    """Remember what the session has begun: to ask it for its connection costs half as much as an INSERT."""
+    session.info[_BEGUN] = (transaction, connection)
+
+
+def last_journal(session: Session) -> Journal | None:
+    """That of the last transaction of the session that has put something into the outbox."""
+    return session.info.get(_WRITTEN)
 
 
 def bind_of(session: Session) -> Any:
@@ -52,28 +111,9 @@ def bind_of(session: Session) -> Any:
     return session.get_bind(clause=models.events)
 
 
-def journal_of(session: Session, connection: Connection) -> Journal:
-    """What the session's current transaction has put into the outbox so far."""
-    root = connection.get_transaction()
-    found: Journal | None = session.info.get(_JOURNAL)
-    if found is None or found.root is not root:
-        session.info[_JOURNAL] = found = Journal(root)
-    return found
-
-
-def last_journal(session: Session) -> Journal | None:
-    """What the last transaction of the session that put something into the outbox has put there."""
-    return session.info.get(_JOURNAL)
-
-
-def insert(session: Session, row: Row, content: str | None = None) -> int:
+def insert(journal: Journal, row: Row, content: str | None = None) -> int:
     """Insert a row, and its document if it has one. Returns its id."""
-    return _insert(session, connection_of(session), row, content)
-
-
-def _insert(session: Session, connection: Connection, row: Row, content: str | None) -> int:
-    statements = _statements(connection.dialect)
-    cursor = connection.connection.cursor()
+    statements, cursor = _statements(journal.connection.dialect), journal.cursor
     try:
         cursor.execute(statements.event, row)
         event_id: int = cursor.lastrowid
@@ -81,32 +121,25 @@ def _insert(session: Session, connection: Connection, row: Row, content: str | N
             cursor.execute(statements.document, (event_id, content))
     except statements.driver_error as error:
         raise _explained(error) from error
-    journal_of(session, connection).written.append((event_id, 1, row[-1]))
+    journal.add(event_id, 1, row[-1])
     return event_id
 
 
-def insert_many(
-    session: Session, rows: Sequence[Row], contents: Sequence[str] = (), *, connection: Connection | None = None
-) -> Sequence[int]:
-    """Insert rows of one `created_at`, and their documents if they have any. Returns their ids, in order.
-
-    `connection`: that of `connection_of`, where the caller has it already.
-    """
+def insert_many(journal: Journal, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
+    """Insert rows of one `created_at`, and their documents if they have any. Returns their ids, in order."""
     if not rows:
         return []
-    connection = connection or connection_of(session)
     # The first insert takes the write lock, so the ids after its own are ours to give.
-    first = _insert(session, connection, rows[0], contents[0] if contents else None)
+    first = insert(journal, rows[0], contents[0] if contents else None)
     if len(rows) > 1:
-        statements = _statements(connection.dialect)
-        cursor = connection.connection.cursor()
+        statements, cursor = _statements(journal.connection.dialect), journal.cursor
         try:
             cursor.executemany(statements.event_with_id, [(at, *row) for at, row in enumerate(rows[1:], first + 1)])
             if contents:
                 cursor.executemany(statements.document, list(enumerate(contents[1:], first + 1)))
         except statements.driver_error as error:
             raise _explained(error) from error
-        journal_of(session, connection).written.append((first + 1, len(rows) - 1, rows[0][-1]))
+        journal.add(first + 1, len(rows) - 1, rows[0][-1])
     return range(first, first + len(rows))
 
 

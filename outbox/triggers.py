@@ -13,6 +13,7 @@ how `outbox-relay check` knows that there were any.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -20,6 +21,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import DDL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from outbox import rows
 from outbox.entities import Entity, EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable
 from outbox.trigger_sql import MARK, PREFIX, Trigger, quoted, sources_of, text_literal, triggers_of, unique_keys
@@ -60,8 +62,8 @@ def drop_sql(registry: EntityRegistry) -> list[str]:
 
 
 def _view(made: Sequence[Trigger]) -> str:
-    rows = [f"({', '.join(map(text_literal, (each.name, each.table, each.entity)))})" for each in made]
-    values = f"VALUES {', '.join(rows)}" if rows else "SELECT NULL, NULL, NULL WHERE 0"
+    lines = [f"({', '.join(map(text_literal, (each.name, each.table, each.entity)))})" for each in made]
+    values = f"VALUES {', '.join(lines)}" if lines else "SELECT NULL, NULL, NULL WHERE 0"
     return f"CREATE VIEW {VIEW} (name, table_name, entity) AS {values}"
 
 
@@ -147,11 +149,11 @@ def installed(connection: Connection) -> bool:
 
 def _stored(connection: Connection, type_: str) -> dict[str, tuple[str, str]]:
     """Table and SQL of what the database has by our names."""
-    rows = connection.exec_driver_sql(
+    found = connection.exec_driver_sql(
         "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = ? AND substr(name, 1, 7) = ? ORDER BY name",
         (type_, PREFIX),
     )
-    return {name: (table, sql) for name, table, sql in rows}
+    return {name: (table, sql) for name, table, sql in found}
 
 
 def unseen_keys(connection: Connection, registry: EntityRegistry) -> list[str]:
@@ -178,22 +180,41 @@ def _unique_indexes(connection: Connection, table: str) -> Iterator[tuple[str, f
         yield index, frozenset(columns[index])
 
 
+class Seen(NamedTuple):
+    """What was seen in a database at the beginning of a transaction."""
+
+    schema_version: int
+    covered: frozenset[Entity]
+    generation: int
+    at: float
+
+
 class Watcher:
-    """Which entities of a registry have all of their triggers in a database, by the version of its schema."""
+    """Which entities of a registry have all of their triggers in a database, by the version of its schema.
+
+    Only what was seen at the beginning of a transaction is remembered: a version that a transaction makes, and is
+    rolled back, is given to another schema afterwards.
+    """
 
     def __init__(self, registry: EntityRegistry) -> None:
         self._registry = registry
-        self._seen: WeakKeyDictionary[Engine, tuple[int, int, frozenset[Entity]]] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[Engine, Seen] = WeakKeyDictionary()
 
-    def committed(self, connection: Connection, version: int) -> frozenset[Entity]:
-        """The same as `look`, remembered: for a version of the schema that is none of an open transaction's own.
+    def seen(self, engine: Engine) -> Seen | None:
+        """What was seen last."""
+        seen = self._seen.get(engine)
+        return seen if seen and seen.generation == self._registry.generation else None
 
-        A version that is rolled back is given to another schema afterwards.
-        """
-        seen, generation = self._seen.get(connection.engine), self._registry.generation
-        if seen is None or seen[:2] != (version, generation):
-            seen = self._seen[connection.engine] = (version, generation, self.look(connection))
-        return seen[2]
+    def remember(self, connection: Connection, version: int) -> Seen:
+        """Look at the beginning of a transaction."""
+        seen, engine = self.seen(connection.engine), connection.engine
+        covered = seen.covered if seen and seen.schema_version == version else self.look(connection)
+        self._seen[engine] = seen = Seen(version, covered, self._registry.generation, time.monotonic())
+        return seen
+
+    def forget(self, engine: Engine) -> None:
+        """Look again at the next beginning."""
+        self._seen.pop(engine, None)
 
     def look(self, connection: Connection) -> frozenset[Entity]:
         """The entities whose changes the database notes by itself."""
@@ -206,24 +227,21 @@ class Watcher:
         return frozenset(entity for entity in self._registry if entity.name not in lacking)
 
 
-def schema_version(connection: Connection) -> int:
+def schema_version(journal: rows.Journal) -> int:
     """Another number after each change of the schema, as this transaction sees it."""
-    return _number(connection, "PRAGMA schema_version")
+    return _number(journal, "PRAGMA schema_version")
 
 
-def last_event_id(connection: Connection) -> int:
+def last_event_id(journal: rows.Journal) -> int:
     """The highest id that was ever given to a row of the outbox, as this transaction sees it."""
-    return _number(connection, "SELECT seq FROM sqlite_sequence WHERE name = 'outbox_events'")
+    return _number(journal, "SELECT seq FROM sqlite_sequence WHERE name = 'outbox_events'")
 
 
-def _number(connection: Connection, sql: str) -> int:
+def _number(journal: rows.Journal, sql: str) -> int:
     """Through the driver, since it is asked in each of the application's transactions."""
-    cursor = connection.connection.cursor()
     try:
-        cursor.execute(sql)
-        found = cursor.fetchone()
-    except connection.dialect.loaded_dbapi.Error as error:
+        journal.cursor.execute(sql)
+        found = journal.cursor.fetchone()
+    except journal.connection.dialect.loaded_dbapi.Error as error:
         raise DatabaseUnavailable(f"the triggers of the database cannot be looked for: {error}") from error
-    finally:
-        cursor.close()
     return 0 if found is None else int(found[0])

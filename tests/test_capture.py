@@ -140,6 +140,29 @@ class Item(Base):
     __table_args__ = (ForeignKeyConstraint(["shop", "number"], ["orders.shop", "orders.number"]),)
 
 
+class Album(Base):
+    __tablename__ = "albums"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    songs: Mapped[list[Song]] = relationship(cascade="all, delete-orphan")
+
+
+class Song(Base):
+    __tablename__ = "songs"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str]
+    album_id: Mapped[int] = mapped_column(ForeignKey("albums.id"))
+    verses: Mapped[list[Verse]] = relationship(cascade="all, delete-orphan", back_populates="song")
+
+
+class Verse(Base):
+    __tablename__ = "verses"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    words: Mapped[str] = mapped_column(default="la")
+    tenant_id: Mapped[str]
+    song_id: Mapped[int | None] = mapped_column(ForeignKey("songs.id"))
+    song: Mapped[Song | None] = relationship(back_populates="verses")
+
+
 class Page(Base):
     """Columns that change without being set."""
 
@@ -856,6 +879,43 @@ def test_dependent_of_a_hostile_tenant_holds_up_nobody(
         session.get_one(Account, 1).name = "Acme Ltd"
         session.commit()
         assert new() == ["t1_contacts/1"]
+
+
+SWAPPED = [("songs", 2), ("songs", 4), ("verses", 3), ("verses", 4)]
+
+
+@pytest.mark.parametrize("tenancy", ["shared", "prefixed"])
+def test_orphans_that_a_flush_deletes_leave_the_index(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows, tenancy: str
+) -> None:
+    registry.add(Song, index="songs", fields=["id"], tenant="tenant_id", tenancy=tenancy)
+    registry.add(Verse, index="verses", fields=["words"], tenant="tenant_id", tenancy=tenancy)
+    registry.add(Deal, index="deals", fields=["name"], depends_on={Verse: "account_id"})
+    before = "2:t1:" if tenancy == "prefixed" else ""
+
+    def song(number: int) -> Song:
+        return Song(id=number, tenant_id="t1", verses=[Verse(id=number, tenant_id="t1")])
+
+    deal = Deal(name="rights", account_id=1)
+    with sessions() as session:
+        album = Album(id=1, songs=[song(1), song(2)])
+        session.add_all([album, deal])
+        session.commit()
+        new()
+        del album.songs[0]
+        session.commit()
+        assert sorted(new()) == [f"deals/{deal.id}", f"songs/{before}1", f"verses/{before}1"]
+        (kept,) = album.songs
+        kept.verses[0].song = None
+        session.commit()
+        assert new() == [f"verses/{before}2"]
+        kept.verses = [Verse(id=3, tenant_id="t1")]
+        session.commit()
+        assert new() == [f"verses/{before}3"]
+        album.songs = [song(4)]
+        session.commit()
+        assert sorted(new()) == sorted(f"{each}/{before}{at}" for each, at in SWAPPED)
+        assert session.scalars(select(Verse.id)).all() == [4]
 
 
 # -- statements -------------------------------------------------------------------------------------------------

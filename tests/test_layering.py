@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "entities": {"capture", "dependents", "keys", "documents", "models", "settings", "errors"},
     "dependents": {"entities", "errors"},
     "capture": {"repository", "rows", "triggers", "dependents", "entities", "keys", "models", "settings", "errors"},
-    "triggers": {"trigger_sql", "entities", "errors"},
+    "triggers": {"trigger_sql", "rows", "entities", "errors"},
     "trigger_sql": {"dependents", "entities", "keys", "models", "errors"},
     "rows": {"models", "errors"},
     "repository": {"rows", "models", "documents", "keys", "entities", "destinations", "settings", "errors"},
