@@ -1,6 +1,7 @@
 """Documents that are made of rows of other models too: what leads from a changed row to them, in one SELECT.
 
-A path of `fields` (`account.owner.name`) is a link to each model on it, and `depends_on` says further ones.
+A path of `fields` (`account.owner.name`) is a link to each model on it, and so are those of `depends_on`. A class that
+is mapped to the table between two of them is one more, for sessions.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, null, select, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, inspect, null, select, tuple_
 from sqlalchemy.orm import (
     ColumnProperty,
     Mapper,
@@ -20,9 +21,12 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column
+from sqlalchemy.sql.util import ClauseAdapter
 
 from outbox.entities import Branch, Dependency, Entity, EntityRegistry, nearest
 from outbox.errors import ConfigurationError
+
+_Path = tuple[RelationshipProperty[Any], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +41,16 @@ class Link:
     children: tuple[Mapper[Any], str] | None  # the collection whose members bring such a change along
     documents: Select[Any]  # index, _id and tenant of the documents made of the rows `:identities`
     columns: tuple[str, ...] = ()  # attributes of the entity that hold the key of the target …
-    path: tuple[RelationshipProperty[Any], ...] = ()  # … or the relationships that lead to it
+    path: _Path = ()  # … or the relationships that lead to it
 
 
 def links(registry: EntityRegistry) -> list[Link]:
-    """All links of all entities."""
-    return [link for entity in registry for link in links_of(entity)]
+    """All links of all entities, as sessions see them."""
+    found: list[Link] = []
+    for entity in registry:
+        ways = list(links_of(entity))
+        found += [*ways, *_associations(entity, ways)]
+    return found
 
 
 def counted(entity: Entity) -> frozenset[str] | None:
@@ -120,22 +128,36 @@ def _property(mapper: Mapper[Any], column: Column[Any]) -> MapperProperty[Any] |
 
 def links_of(entity: Entity) -> Iterator[Link]:
     """What the documents of an entity are made of beside its own rows. Raises `ConfigurationError`."""
-    yield from _links_of_branch(entity, entity.mapper, entity.tree, ())
-    for target, dependency in entity.depends_on.items():
-        yield _explicit(entity, target, dependency)
+    hops = _Hops()
+    _follow_branch(hops, entity.mapper, entity.tree, ())
+    by_columns = [
+        link
+        for target, dependency in entity.depends_on.items()
+        if (link := _explicit(hops, entity, target, dependency)) is not None
+    ]
+    for (path, target), counts in hops.items():
+        yield _link(entity, path, target, counts)
+    yield from by_columns
 
 
-def _links_of_branch(
-    entity: Entity, mapper: Mapper[Any], tree: Branch, above: tuple[RelationshipProperty[Any], ...]
-) -> Iterator[Link]:
+class _Hops(dict[tuple[_Path, Mapper[Any]], "frozenset[str] | None"]):
+    """The models along the relationships, each with its attributes that count; None: all. Each of them once."""
+
+    def add(self, path: _Path, target: Mapper[Any], counts: frozenset[str] | None) -> None:
+        known = self.get((path, target), frozenset[str]())
+        self[path, target] = None if counts is None or known is None else known | counts
+
+
+def _follow_branch(hops: _Hops, mapper: Mapper[Any], tree: Branch, above: _Path) -> None:
     for name, branch in tree.branches.items():
         path = (*above, mapper.relationships[name])
         target = path[-1].mapper
-        yield _link(entity, path, target, _settled(target, _attributes_of(target, branch)))
-        yield from _links_of_branch(entity, target, branch, path)
+        hops.add(path, target, _settled(target, _attributes_of(target, branch)))
+        _follow_branch(hops, target, branch, path)
 
 
-def _explicit(entity: Entity, target: Mapper[Any], dependency: Dependency) -> Link:
+def _explicit(hops: _Hops, entity: Entity, target: Mapper[Any], dependency: Dependency) -> Link | None:
+    """A dependency: a link by columns, or further hops."""
     where = f"entity {entity.name!r}: depends_on {target.class_.__name__}"
     counts: frozenset[str] | None = None
     if dependency.watch is not None:
@@ -148,7 +170,7 @@ def _explicit(entity: Entity, target: Mapper[Any], dependency: Dependency) -> Li
     names = [dependency.via] if isinstance(dependency.via, str) else list(dependency.via)
     if isinstance(entity.mapper.attrs.get(names[0]), ColumnProperty):
         return _by_columns(entity, target, names, counts, where)
-    path: list[RelationshipProperty[Any]] = []
+    path: _Path = ()
     mapper = entity.mapper
     for name in names[0].split("."):
         prop = mapper.attrs.get(name)
@@ -157,11 +179,40 @@ def _explicit(entity: Entity, target: Mapper[Any], dependency: Dependency) -> Li
                 f"{where}: {mapper.class_.__name__} has no column or relationship {name!r}"
                 f"{nearest(name, mapper.attrs.keys())}"
             )
-        path.append(prop)
+        if path:
+            hops.add(path, mapper, _settled(mapper, _leading_attributes(mapper, name)))
+        path = (*path, prop)
         mapper = prop.mapper
     if not (target.isa(mapper) or mapper.isa(target)):
         raise ConfigurationError(f"{where}: {names[0]!r} leads to {mapper.class_.__name__}")
-    return _link(entity, tuple(path), target, counts)
+    hops.add(path, target, counts)
+    return None
+
+
+def _associations(entity: Entity, ways: Iterable[Link]) -> Iterator[Link]:
+    """Classes that are mapped to a `secondary` table: who adds such an object changes no collection."""
+    paths = {link.path[: at + 1] for link in ways for at, prop in enumerate(link.path) if prop.secondary is not None}
+    for path in paths:
+        for mapper in entity.mapper.registry.mappers:
+            if mapper.local_table is path[-1].secondary:
+                yield _association(entity, path, mapper)
+
+
+def _association(entity: Entity, path: _Path, target: Mapper[Any]) -> Link:
+    statement, at = joined(entity, path[:-1])
+    alias = aliased(target)
+    condition = ClauseAdapter(inspect(alias).selectable).traverse(path[-1].primaryjoin)
+    if len(path) > 1:
+        condition = ClauseAdapter(inspect(at).selectable).traverse(condition)
+    key = _key_of(target)
+    counts = _columns_of(target, path[-1]) | set(key)
+    counts |= {
+        prop.key
+        for prop in target.relationships
+        if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & counts
+    }
+    documents = statement.where(condition, _among([getattr(alias, name) for name in key])).distinct()
+    return Link(entity, target, key, frozenset(counts), frozenset(counts), None, documents)
 
 
 def _by_columns(
@@ -185,9 +236,7 @@ def _by_columns(
     return Link(entity, target, key, counts, frozenset(key), None, documents, columns=tuple(names))
 
 
-def _link(
-    entity: Entity, path: tuple[RelationshipProperty[Any], ...], target: Mapper[Any], counts: frozenset[str] | None
-) -> Link:
+def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[str] | None) -> Link:
     last = path[-1]
     key = _key_of(target)
     linking = _columns_of(target, last) | set(key)

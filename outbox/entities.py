@@ -250,8 +250,9 @@ class EntityRegistry:
           primary key is unique over all tenants), `prefixed` (the `_id` begins with the tenant) or `index` (each
           tenant has its own, `{tenant}_{index}`).
         * `depends_on`: models whose changes make this entity's documents anew, with the column that points to them,
-          or the relationship that leads there: `{Account: "account_id"}`; only changes of some of their columns
-          count with `Dependency("account_id", watch=["name"])`. What paths in `fields` lead to is known already.
+          or the relationships that lead there: `{Account: "account_id", Company: "account.company"}`; each row on the
+          way counts. Only changes of some of their columns count with `Dependency("account_id", watch=["name"])`. What
+          paths in `fields` lead to is known already.
         * `changed_at`: the attribute that says when a row changed last.
         * `mappings`, `settings`: of the index, when it is created.
         * `load_options`: loader options for the query that loads objects, e.g. `[joinedload(Deal.account)]`.

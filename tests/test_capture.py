@@ -24,6 +24,7 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    inspect,
     select,
     text,
     update,
@@ -161,6 +162,57 @@ class Verse(Base):
     tenant_id: Mapped[str]
     song_id: Mapped[int | None] = mapped_column(ForeignKey("songs.id"))
     song: Mapped[Song | None] = relationship(back_populates="verses")
+
+
+class Country(Base):
+    __tablename__ = "countries"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    motto: Mapped[str | None]
+
+
+class City(Base):
+    __tablename__ = "cities"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    country_id: Mapped[int | None] = mapped_column(ForeignKey("countries.id"))
+    country: Mapped[Country | None] = relationship()
+
+
+class Street(Base):
+    __tablename__ = "streets"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    city_id: Mapped[int | None] = mapped_column(ForeignKey("cities.id"))
+    city: Mapped[City | None] = relationship()
+
+
+class Book(Base):
+    __tablename__ = "books"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+
+
+class Reader(Base):
+    __tablename__ = "readers"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    books: Mapped[list[Book]] = relationship(secondary="loans", viewonly=True)
+
+
+class Loan(Base):
+    __tablename__ = "loans"
+    reader_id: Mapped[int] = mapped_column(ForeignKey("readers.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    book_id: Mapped[int] = mapped_column(ForeignKey("books.id"))
+    remark: Mapped[str | None]
+    book: Mapped[Book] = relationship()
+
+
+class Card(Base):
+    __tablename__ = "cards"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    reader_id: Mapped[int] = mapped_column(ForeignKey("readers.id"))
+    reader: Mapped[Reader] = relationship()
 
 
 class Page(Base):
@@ -828,6 +880,79 @@ def test_dependency_leads_through_a_column_or_a_relationship(
         session.get_one(Contact, 1).account = None
         session.commit()
         assert new() == ["contacts/1"]
+
+
+@pytest.mark.parametrize("way", ["object", "update"])
+def test_every_row_on_the_way_of_a_dependency_counts(
+    registry: EntityRegistry, sessions: sessionmaker[Session], database: Engine, new: Rows, way: str
+) -> None:
+    registry.add(
+        Street, index="streets", fields=["name"], depends_on={Country: Dependency("city.country", watch=["name"])}
+    )
+
+    def change(session: Session, model: type[Base], **values: Any) -> list[str]:
+        with statements(database, "INSERT INTO outbox_events") as seen:
+            if way == "object":
+                for name, value in values.items():
+                    setattr(session.get_one(model, 1), name, value)
+            else:
+                session.execute(update(model).where(inspect(model).primary_key[0] == 1).values(values))
+            session.commit()
+        assert len(seen) <= 1
+        return new()
+
+    with sessions() as session:
+        session.add_all([Country(id=1, name="A"), Country(id=2, name="B"), City(id=1, name="C", country_id=2)])
+        session.add_all([Street(id=at, name="s", city_id=1) for at in (1, 2)])
+        session.commit()
+        new()
+        assert change(session, City, country_id=1) == ["streets/1", "streets/2"]
+        assert change(session, City, name="D") == []
+        assert change(session, Country, motto="none") == []
+        assert change(session, Country, name="E") == ["streets/1", "streets/2"]
+        assert change(session, Street, city_id=None) == ["streets/1"]
+        assert change(session, Country, name="F") == ["streets/2"]
+        if way == "object":
+            session.delete(session.get_one(City, 1))
+        else:
+            session.execute(delete(City))
+        session.commit()
+        assert new() == ["streets/2"]
+
+
+def test_association_objects_are_rows_of_the_relationship(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows
+) -> None:
+    registry.add(Reader, index="readers", fields=["books.title"])
+    registry.add(Card, index="cards", fields=["id"], depends_on={Book: "reader.books"})
+    both = ["cards/1", "readers/1"]
+    with sessions() as session:
+        session.add_all([Book(id=1, title="a"), Book(id=2, title="b"), Reader(id=1), Reader(id=2)])
+        session.add_all([Card(id=1, reader_id=1), Card(id=2, reader_id=2)])
+        session.commit()
+        new()
+        loan = Loan(reader_id=1, number=1, book_id=1)
+        session.add(loan)
+        session.commit()
+        assert sorted(new()) == both
+        loan.remark = "late"
+        session.commit()
+        assert new() == []
+        loan.book = session.get_one(Book, 2)
+        session.commit()
+        assert sorted(new()) == both
+        loan.reader_id = 2
+        session.commit()
+        assert sorted(new()) == ["cards/1", "cards/2", "readers/1", "readers/2"]
+        session.delete(loan)
+        session.commit()
+        assert sorted(new()) == ["cards/2", "readers/2"]
+        session.execute(insert(Loan), [{"reader_id": 1, "number": 1, "book_id": 1}])
+        session.commit()
+        assert sorted(new()) == both
+        session.execute(delete(Loan))
+        session.commit()
+        assert sorted(new()) == both
 
 
 def test_dependency_on_a_composite_key(registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows) -> None:

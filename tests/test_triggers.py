@@ -38,7 +38,16 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
-from outbox import ConfigurationError, EntityRegistry, OutboxRepository, SyncTimeout, check, sqlite, triggers
+from outbox import (
+    ConfigurationError,
+    Dependency,
+    EntityRegistry,
+    OutboxRepository,
+    SyncTimeout,
+    check,
+    sqlite,
+    triggers,
+)
 from outbox.cli import main
 from outbox.destinations.embedded import EmbeddedDestination
 from tests.support.outbox import Outbox
@@ -390,6 +399,25 @@ def test_dependency_by_column_is_noted(world: World_) -> None:
     made = world(Contact, depends_on={Account: "account_id"})
     made.run("INSERT INTO accounts VALUES (1, 'Acme', NULL)", ADA, "UPDATE contacts SET account_id = 1")
     assert made.run("UPDATE accounts SET plan = 'gold'") == [("contacts", "1")]
+
+
+def test_every_row_on_the_way_of_a_dependency_is_noted(world: World_) -> None:
+    made = world(Person, fields=["tenant_id"], depends_on={Person: Dependency("chief.chief", watch=["name"])})
+    made.run(
+        "INSERT INTO people (id, kind, name, tenant_id, chief_id) VALUES (1, 'person', 'Ada', 't', NULL), "
+        "(2, 'person', 'Bob', 't', 1), (3, 'person', 'Eve', 't', 2), (4, 'person', 'Joe', 't', NULL)"
+    )
+    assert set(made.run("UPDATE people SET chief_id = 4 WHERE id = 2")) == {("persons", "2"), ("persons", "3")}
+    assert made.run("UPDATE people SET name = 'Jo' WHERE id = 4") == [("persons", "3")]
+    assert made.run("UPDATE people SET name = 'Al' WHERE id IN (1, 2)") == []
+
+
+def test_row_that_counts_twice_is_noted_once(world: World_) -> None:
+    made = world(Contact, fields=["account.name"], depends_on={Account: Dependency("account", watch=["plan"])})
+    made.run("INSERT INTO accounts VALUES (1, 'Acme', NULL)", ADA, "UPDATE contacts SET account_id = 1")
+    assert made.run("UPDATE accounts SET plan = 'gold'") == [("contacts", "1")]
+    assert made.run("UPDATE accounts SET name = 'Acme Ltd'") == [("contacts", "1")]
+    assert made.run("UPDATE accounts SET name = 'Acme Inc', plan = 'free'") == [("contacts", "1")]
 
 
 def test_model_that_depends_on_others_of_its_own_kind(world: World_) -> None:
