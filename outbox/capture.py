@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -58,7 +58,6 @@ from outbox.keys import SHARED, DocumentKey
 from outbox.models import EPOCH_STEP, Action, now_ms
 from outbox.settings import write_settings
 
-_BEFORE = "outbox.before"
 LOOK_EVERY_S: Final = 1.0
 """How long it may not be noticed at the beginning of a transaction that others have installed triggers. What they note
 is never noted twice, but `wait_until_synced` may not wait for these first rows."""
@@ -117,15 +116,6 @@ class _Plan:
     def looks_before(self) -> bool:
         """Whether a flush may overwrite what says where documents stand."""
         return bool(self.links or self.collections or self.orphans or self.parents or any(o.moves for o in self.own))
-
-
-@dataclass(slots=True)
-class _Before:
-    """Places that a flush takes documents away from, as the database knew them; of which rows."""
-
-    plan_of: _Plans  # of this flush: no need to ask again what triggers note
-    places: list[Place] = field(default_factory=list)
-    looked: set[tuple[Entity, Identity]] = field(default_factory=set)
 
 
 class _Memo(dict[type[Any], _Plan | None]):
@@ -204,6 +194,7 @@ class Capture:
         self._registry = registry
         self._last_known = _Known(registry)
         self._watcher = triggers.Watcher(registry)
+        self._flush = object()  # the key of what a session remembers from before a flush until after it
 
     def listen(self, sessions: Any) -> None:
         """Listen to what these sessions do. Once is enough; again changes nothing."""
@@ -292,14 +283,13 @@ class Capture:
         known = self._known()
         if not known.looks_before or not write_settings().enabled:
             return
-        session.info.pop(_BEFORE, None)  # of a flush that failed
-        plan_of = _Plans(known, self, session)
+        flush = session.info[self._flush] = _Flush(self, known, session)
         going: list[InstanceState[Any]] = [instance_state(each) for each in session.deleted]
         rows_: dict[Entity, list[Identity]] = {}
         linked: dict[Link, list[Identity]] = {}
         for instance in session.dirty:
             state = instance_state(instance)
-            if (plan := plan_of.before(state.class_)) and (changed := state.committed_state):
+            if (plan := flush.plan_before(state.class_)) and (changed := state.committed_state):
                 identity = _identity(state)
                 for own in plan.own:
                     if not own.moves.isdisjoint(changed):
@@ -311,30 +301,27 @@ class Capture:
                 going += _orphaned(state, changed, plan)
         for instance in session.new if known.has_collections else ():
             state = instance_state(instance)
-            if (plan := plan_of.before(state.class_)) and plan.collections:
+            if (plan := flush.plan_before(state.class_)) and plan.collections:
                 _adopted(state, state.committed_state, plan, linked)
         for state in going:
-            if (plan := plan_of.before(state.class_)) and state.key:
+            if (plan := flush.plan_before(state.class_)) and state.key:
                 for own in plan.own:
                     rows_.setdefault(own.entity, []).append(state.key[1])
                 for link in plan.links:
                     linked.setdefault(link, []).append(state.key[1])
-        if plan_of.asked:
-            before = session.info[_BEFORE] = _Before(plan_of)
-            for entity, identities in rows_.items():
-                before.places += _places(session, entity, identities)
-                before.looked.update((entity, identity) for identity in identities)
-            for link, identities in linked.items():
-                before.places += _dependents(session, link, identities)
+        for entity, identities in rows_.items():
+            flush.places += _places(session, entity, identities)
+            flush.looked.update((entity, identity) for identity in identities)
+        for link, identities in linked.items():
+            flush.places += _dependents(session, link, identities)
 
     def after_flush(self, session: Session, context: UOWTransaction) -> None:
         """Note what was written."""
         known = self._known()
         if not write_settings().enabled:
             return
-        before: _Before | None = session.info.pop(_BEFORE, None)
-        plan_of = before.plan_of if before else _Plans(known, self, session)
-        places: list[Place] = before.places if before else []
+        flush: _Flush = session.info.pop(self._flush, None) or _Flush(self, known, session)
+        plan_of, places = flush.plan, flush.places
         unknown: dict[Entity, list[Identity]] = {}  # the database knows where they stand
         touched: dict[Link, list[Identity]] = {}
         for instance in session.new:
@@ -357,11 +344,11 @@ class Capture:
             changed = state.committed_state
             if is_deleted:
                 for own in plan.own:
-                    places += _left_behind(state, own.entity, before)
+                    places += _left_behind(state, own.entity, flush)
             elif changed:
                 for own in plan.own:
                     if _counts(state, own.counts, changed, plan):
-                        self._note_change(state, own, changed, before, places, unknown)
+                        self._note_change(state, own, changed, flush, unknown)
                 for link in plan.links:
                     if _counts(state, link.counts, changed, plan):
                         touched.setdefault(link, []).append(_current(state.dict, link.key))
@@ -379,8 +366,7 @@ class Capture:
         state: InstanceState[Any],
         own: _Own,
         changed: Mapping[str, Any],
-        before: _Before | None,
-        places: list[Place],
+        flush: _Flush,
         unknown: dict[Entity, list[Identity]],
     ) -> None:
         """A changed object's document; and where it stood, if it moved."""
@@ -388,15 +374,15 @@ class Capture:
         current, former = _current(values, entity.key), _identity(state)
         if entity.tenancy is SHARED:
             tenant = _tenant(entity, values)
-            places.append((entity, entity.key_of(current, tenant)))
+            flush.places.append((entity, entity.key_of(current, tenant)))
             if former != current:
-                places += _left(entity, former, tenant)
+                flush.places += _left(entity, former, tenant)
             return
         # Not by the tenant in memory: another session may have changed it.
         unknown.setdefault(entity, []).append(current)
-        if not own.moves.isdisjoint(changed) and not (before and (entity, former) in before.looked):
+        if not own.moves.isdisjoint(changed) and (entity, former) not in flush.looked:
             # Moved by a listener of the application's, after we looked: what is remembered has to do.
-            places += _remembered(state, entity)
+            flush.places += _remembered(state, entity)
 
     # -- statements ---------------------------------------------------------------------------------------------
 
@@ -503,31 +489,30 @@ def _less(plan: _Plan | None, aside: frozenset[Entity]) -> _Plan | None:
     return None if left.is_empty else left
 
 
-class _Plans:
-    """The plans for one flush. What triggers stand in its database is asked at the first object that has a plan."""
+class _Flush:
+    """What one flush means. What triggers stand in its database is asked at the first object that has a plan."""
 
-    __slots__ = ("_all", "_ask", "_left")
+    __slots__ = ("_capture", "_known", "_plans", "_session", "looked", "places")
 
-    def __init__(self, known: _Known, capture: Capture, session: Session) -> None:
-        self._all = known.plans
-        self._left: _Memo | None = None
-        self._ask: Callable[[], _Memo] = lambda: known.plans_without(capture.noted_by_triggers(session))
+    def __init__(self, capture: Capture, known: _Known, session: Session) -> None:
+        self._capture, self._known, self._session = capture, known, session
+        self._plans: _Memo | None = None
+        self.places: list[Place] = []  # that it takes documents away from, as the database knew them before …
+        self.looked: set[tuple[Entity, Identity]] = set()  # … and of which rows
 
-    @property
-    def asked(self) -> bool:
-        return self._left is not None
-
-    def __call__(self, class_: type[Any]) -> _Plan | None:
-        if self._left is None:
-            if self._all[class_] is None:
+    def plan(self, class_: type[Any]) -> _Plan | None:
+        """What a change of an object of this class means."""
+        plans = self._plans
+        if plans is None:
+            if self._known.plans[class_] is None:
                 return None
-            self._left = self._ask()
-        return self._left[class_]
+            plans = self._plans = self._known.plans_without(self._capture.noted_by_triggers(self._session))
+        return plans[class_]
 
-    def before(self, class_: type[Any]) -> _Plan | None:
-        """A plan that has to look before the flush."""
-        plan = self._all[class_]
-        return self(class_) if plan and plan.looks_before else None
+    def plan_before(self, class_: type[Any]) -> _Plan | None:
+        """The same, if it has to look before the flush."""
+        plan = self._known.plans[class_]
+        return self.plan(class_) if plan and plan.looks_before else None
 
 
 def _moves(entity: Entity) -> frozenset[str]:
@@ -576,11 +561,11 @@ def _remembered(state: InstanceState[Any], entity: Entity) -> list[Place]:
     return [place for tenant in tenants for place in _left(entity, _identity(state), tenant)]
 
 
-def _left_behind(state: InstanceState[Any], entity: Entity, before: _Before | None) -> list[Place]:
+def _left_behind(state: InstanceState[Any], entity: Entity, flush: _Flush) -> list[Place]:
     """The place of a row that is gone, if it was not read before the flush."""
     if entity.tenancy is SHARED:
         return _left(entity, _identity(state), _tenant(entity, state.dict))
-    return [] if before and (entity, _identity(state)) in before.looked else _remembered(state, entity)
+    return [] if (entity, _identity(state)) in flush.looked else _remembered(state, entity)
 
 
 def _adopted(

@@ -1177,6 +1177,24 @@ def test_capturing_twice_notes_once(registry: EntityRegistry, sessions: sessionm
     assert new() == ["contacts/1"]
 
 
+def test_two_registries_capture_one_session(
+    sessions: sessionmaker[Session], registry: EntityRegistry, new: Rows
+) -> None:
+    registry.add(Contact, index="contacts", fields=["name"], tenant="tenant_id", tenancy="prefixed")
+    other = EntityRegistry()
+    other.add(Deal, index="deals", fields=["name"], depends_on={Account: "account_id"})
+    other.capture(sessions)
+    with sessions() as session:
+        session.add_all([Account(id=1, name="Acme"), Contact(id=1, name="Ada", tenant_id="t1")])
+        session.add(Deal(id=UUID(int=1), name="d", account_id=1))
+        session.commit()
+        new()
+        session.get_one(Contact, 1).tenant_id = "t2"
+        session.delete(session.get_one(Account, 1))
+        session.commit()
+        assert sorted(new()) == ["contacts/2:t1:1", "contacts/2:t2:1", f"deals/{UUID(int=1)}"]
+
+
 def test_what_makes_no_sessions_cannot_be_captured(registry: EntityRegistry) -> None:
     with pytest.raises(ConfigurationError, match="makes no sessions"):
         registry.capture(object())
