@@ -208,7 +208,7 @@ class Capture:
         ):
             try:
                 event.listen(target, name, listener)
-            except SQLAlchemyError:
+            except (SQLAlchemyError, AttributeError):  # the latter from what has other events, as an engine has
                 raise ConfigurationError(
                     f"{shortened(sessions)} makes no sessions; capture a sessionmaker, scoped_session, "
                     "async_sessionmaker or subclass of Session"

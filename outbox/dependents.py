@@ -168,6 +168,8 @@ def _explicit(hops: _Hops, entity: Entity, target: Mapper[Any], dependency: Depe
                 )
         counts = _settled(target, {_resolved(target, name) for name in dependency.watch})
     names = [dependency.via] if isinstance(dependency.via, str) else list(dependency.via)
+    if not names:
+        raise ConfigurationError(f"{where}: name the column or the relationships that lead there")
     if isinstance(entity.mapper.attrs.get(names[0]), ColumnProperty):
         return _by_columns(entity, target, names, counts, where)
     path: _Path = ()

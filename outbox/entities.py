@@ -120,7 +120,10 @@ class Entity:
     def key_of_object(self, instance: Any) -> DocumentKey:
         """The same, of an object with a primary key."""
         tenant = None if self.tenant is None else getattr(instance, self.tenant)
-        return self.key_of([getattr(instance, name) for name in self.key], tenant)
+        identity = [getattr(instance, name) for name in self.key]
+        if None in identity:
+            raise InvalidName(f"{shortened(instance)} has no primary key yet; add it to the session first")
+        return self.key_of(identity, tenant)
 
     def has(self, mapper: object) -> bool:
         """Whether objects of a mapped class are of this entity."""
@@ -270,6 +273,12 @@ class EntityRegistry:
             raise ConfigurationError(f"{where}: give either fields or to_document, and not both")
         if isinstance(fields, str) or (fields is not None and not fields):
             raise ConfigurationError(f"{where}: fields must be a list of names, with at least one")
+        if isinstance(watch, str):
+            raise ConfigurationError(f"{where}: watch must be a list of names; use [{watch!r}]")
+        if depends_on is not None and not isinstance(depends_on, Mapping):
+            raise ConfigurationError(
+                f"{where}: depends_on must say what leads to each model, e.g. {{Account: 'account_id'}}"
+            )
         try:
             kind = Tenancy(tenancy)
         except ValueError:

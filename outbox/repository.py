@@ -156,7 +156,14 @@ class OutboxRepository:
             identity = key if isinstance(key, tuple) else (key,)
             if key is None or len(identity) != len(named.key):
                 raise InvalidName(f"entity {named.name!r} has the primary key {', '.join(named.key)}; pass all of it")
-            places = [(named, named.place_of(identity, tenant_id))]
+            try:
+                places = [(named, named.place_of(identity, tenant_id))]
+            except InvalidName:
+                raise
+            except (TypeError, ValueError) as error:  # of what makes text of a value
+                raise InvalidName(
+                    f"{shortened(key)} is no primary key of entity {named.name!r} ({', '.join(named.key)}): {error}"
+                ) from None
         else:
             places = [(each, each.key_of_object(entity)) for each in self._entities_of(entity)]
         return list(rows.insert_many(rows.journal_of(self._session), refresh_rows(places)))

@@ -7,6 +7,7 @@ working directory. Times are seconds (fractions allowed) unless the name says ot
 from __future__ import annotations
 
 import os
+import re
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -74,7 +75,6 @@ class Settings(WriteSettings):
 
     entities: str | None = Field(
         None,
-        pattern=r"^[\w.]+:[\w.]+$",
         description="where the registry of entities is, module:name, e.g. myapp.search:registry; its rows wait without",
     )
 
@@ -129,7 +129,6 @@ class Settings(WriteSettings):
     reap_interval: float = Field(2.0, ge=0.1, le=300, description="s between looks for expired leases")
     gc_deletes: str = Field(
         "24h",
-        pattern=r"^\d+(ms|s|m|h|d)$",
         description="how long Elasticsearch remembers deletes of an index (index.gc_deletes)",
     )
 
@@ -194,6 +193,22 @@ class Settings(WriteSettings):
                 f"it can be guessed: use {SHORTEST_TOKEN} characters or more, e.g. of 'openssl rand -hex 32'"
             )
         return SecretStr(token)  # without the line end of the file that it was read from
+
+    @field_validator("entities")
+    @classmethod
+    def _names_an_object(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\w.]+:[\w.]+", value):
+            raise ValueError(
+                "not in the form module:name, e.g. myapp.search:registry for 'registry' in myapp/search.py"
+            )
+        return value
+
+    @field_validator("gc_deletes")
+    @classmethod
+    def _is_a_time(cls, value: str) -> str:
+        if not re.fullmatch(r"[0-9]+(ms|s|m|h|d)", value):
+            raise ValueError("not a number with its unit, one of ms, s, m, h and d, e.g. 24h")
+        return value
 
     @field_validator("verify_schedule")
     @classmethod

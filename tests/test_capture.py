@@ -981,6 +981,8 @@ def test_dependency_on_a_composite_key(registry: EntityRegistry, sessions: sessi
             r"Account has no attribute 'nmae'; did you mean 'name'\?",
         ),
         ({"Account": "account_id"}, "no mapped class"),
+        ([Account], "say what leads to each model"),
+        ({Account: []}, "name the column or the relationships"),
     ],
 )
 def test_mistake_in_a_dependency_is_named_at_registration(
@@ -1195,9 +1197,10 @@ def test_two_registries_capture_one_session(
         assert sorted(new()) == ["contacts/2:t1:1", "contacts/2:t2:1", f"deals/{UUID(int=1)}"]
 
 
-def test_what_makes_no_sessions_cannot_be_captured(registry: EntityRegistry) -> None:
-    with pytest.raises(ConfigurationError, match="makes no sessions"):
-        registry.capture(object())
+def test_what_makes_no_sessions_cannot_be_captured(registry: EntityRegistry, database: Engine) -> None:
+    for wrong in (object(), database, Contact):
+        with pytest.raises(ConfigurationError, match="makes no sessions"):
+            registry.capture(wrong)
 
 
 def test_entity_registered_after_capture_is_captured(

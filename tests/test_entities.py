@@ -227,6 +227,7 @@ def statements(engine: Engine) -> Iterator[list[str]]:
         ({"fields": ["name"], "tenant": "account"}, "Contact.account is no column"),
         ({"fields": ["name"], "tenancy": "prefixed"}, "needs tenant="),
         ({"fields": ["name"], "tenancy": "own", "tenant": "tenant_id"}, "'shared', 'prefixed', 'index'"),
+        ({"fields": ["name"], "watch": "archived"}, r"watch must be a list of names; use \['archived'\]"),
         ({"fields": ["name"], "watch": ["archive"]}, r"did you mean 'archived'\?"),
         ({"fields": ["name"], "changed_at": "changed"}, "changed_at: Contact has no attribute 'changed'"),
         ({"fields": ["name"], "index": "Contacts"}, "use 'contacts'"),

@@ -33,6 +33,22 @@ def test_lease_that_outlasts_every_request_is_accepted(monkeypatch: pytest.Monke
     assert settings.load().lease == 6.5
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "form"),
+    [
+        ("OUTBOX_ENTITIES", "myapp/search.py", "module:name"),
+        ("OUTBOX_ENTITIES", "myapp.search:registry ", "module:name"),
+        ("OUTBOX_GC_DELETES", "1 day", "a number with its unit"),
+    ],
+)
+def test_value_of_another_form_is_told_the_right_one(
+    name: str, value: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=f"^{name}: not .*{form}"):
+        settings.load()
+
+
 def test_misspelt_variable_is_named_with_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTBOX_BATCH_ROW", "s3cret")
     assert settings.unknown_variables() == [

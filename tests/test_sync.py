@@ -129,7 +129,13 @@ def test_object_or_name_and_key_are_refreshed(
     [
         (lambda repo: repo.refresh("parts", 1), InvalidName, "primary key maker, number; pass all of it"),
         (lambda repo: repo.refresh("parts"), InvalidName, "pass all of it"),
-        (lambda repo: repo.refresh("contacts", 1), InvalidName, "has no tenant"),
+        (lambda repo: repo.refresh("contacts", 1), InvalidName, "^a document of contacts has no tenant"),
+        (
+            lambda repo: repo.refresh("contacts", "ada"),
+            InvalidName,
+            "'ada' is no primary key of entity 'contacts' \\(id\\)",
+        ),
+        (lambda repo: repo.refresh(Contact(name="x", tenant_id="t")), InvalidName, "no primary key yet; add it"),
         (lambda repo: repo.refresh("contact", 1), ConfigurationError, "did you mean 'contacts'"),
         (lambda repo: repo.refresh(object()), ConfigurationError, "of no registered entity"),
         (lambda repo: OutboxRepository(repo._session).refresh("parts", 1), ConfigurationError, "registry"),
