@@ -46,10 +46,14 @@ class Relays:
         """More environment, for all that follow."""
         self._environment |= environment
 
-    def start(self, *arguments: str, **given: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, command: str = "run", **given: str) -> subprocess.Popen[str]:
         with (self._directory / f"relay-{len(self.started)}.log").open("w") as log:
             process = subprocess.Popen(
-                [*COMMAND, "run", *arguments], env=self._environment | given, stderr=log, text=True, cwd=self._directory
+                [*COMMAND, command, *arguments],
+                env=self._environment | given,
+                stderr=log,
+                text=True,
+                cwd=self._directory,
             )
         self.started.append(process)
         return process

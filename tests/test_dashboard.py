@@ -1,0 +1,694 @@
+"""The dashboard as an operator meets it: a real browser before a real relay, with what was stored to deceive both."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from sqlalchemy import create_engine
+
+from outbox import schema, sqlite
+from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.models import metadata, now_ms
+from tests.support import browser as browsers
+from tests.support.browser import Visit
+from tests.support.node import Node
+from tests.support.outbox import Outbox
+from tests.support.places import ElasticsearchPlace
+from tests.support.proxy import FaultProxy
+from tests.support.relays import Relays, until
+from tests.test_reindex import World
+
+registry = World.registered(tenancy="prefixed")
+"""What the processes find by OUTBOX_ENTITIES."""
+
+TOKEN = "correct horse battery staple"
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
+
+Look = Callable[..., Visit]
+
+
+@pytest.fixture(scope="module")
+def chromium(request: pytest.FixtureRequest) -> Iterator[Browser]:
+    """One for all tests of this file, and no longer: asyncio has no room beside it."""
+    if reason := browsers.unavailable_reason():
+        if request.config.getoption("--require-elasticsearch"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with browsers.browser() as started:
+        yield started
+
+
+@pytest.fixture
+def look(chromium: Browser) -> Iterator[Look]:
+    """Opens the dashboard for somebody; whatever they do, nothing that must never happen may have."""
+    visits = []
+
+    def visit(url: str, **options: Any) -> Visit:
+        visits.append(Visit(chromium, url, **options))
+        return visits[-1]
+
+    yield visit
+    for each in visits:
+        each.close()
+        assert each.faults == []
+
+
+def dashboard(relays: Relays, *arguments: str, **given: str) -> str:
+    """Start a process with the admin server in it. Returns its address."""
+    position = len(relays.started)
+    relays.start(*arguments, OUTBOX_ADMIN_PORT="0", **given)
+    found = until(lambda: re.search(r"dashboard at (http://\S+?)/\n", relays.log(position)), "it says where it is")
+    return str(found[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A dashboard alone: nothing is delivered while a test looks."""
+
+    url: str
+    outbox: Outbox
+
+
+def embedded_relays(outbox: Outbox, directory: Path) -> Relays:
+    """Processes that deliver to a file."""
+    relays = Relays(outbox, "", directory)
+    relays.give(
+        OUTBOX_DESTINATION="embedded",
+        OUTBOX_EMBEDDED_PATH=str(directory / "search.db"),
+        OUTBOX_ENTITIES=f"{__name__}:registry",
+    )
+    return relays
+
+
+@pytest.fixture
+def embedded(outbox: Outbox, tmp_path: Path) -> Iterator[Relays]:
+    running = embedded_relays(outbox, tmp_path)
+    yield running
+    running.end()
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    directory = tmp_path_factory.mktemp("dashboard")
+    engine = create_engine(f"sqlite:///{directory / 'app.db'}")
+    sqlite.prepare(engine)
+    schema.upgrade(engine)
+    outbox = Outbox(engine)
+    relays = embedded_relays(outbox, directory)
+    yield Site(dashboard(relays, command="serve"), outbox)
+    relays.end()
+    outbox.close()
+    engine.dispose()
+
+
+@pytest.fixture
+def site(started: Site) -> Site:
+    """With empty tables."""
+    for table in metadata.sorted_tables:
+        started.outbox.raw(f"DELETE FROM {table.name}")
+    # Whoever acts has the overview made anew.
+    connection = HTTPConnection(started.url.removeprefix("http://"))
+    connection.request("POST", "/resume")
+    assert connection.getresponse().status == HTTPStatus.SEE_OTHER
+    connection.close()
+    return started
+
+
+def dead_row(outbox: Outbox, document_id: str = "c1", index: str = "contacts", **values: Any) -> int:
+    """A row that was given up."""
+    row = outbox.put_raw(index, document_id, values.pop("document", "{}"))
+    given = {"state": "dead", "error_type": "some_exception", "error": "it was refused", "finished_at": now_ms()}
+    for column, value in (given | values).items():
+        outbox.raw(f"UPDATE outbox_events SET {column} = :value WHERE id = :row", value=value, row=row)
+    return row
+
+
+def finished(page: Page, state: str) -> None:
+    """The newest reindex has ended."""
+    expect(page.locator("#jobs tbody tr").first.locator(".state")).to_have_text(state, timeout=30_000)
+
+
+# -- journeys ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.elasticsearch
+def test_dead_letter_is_found_read_retried_when_its_cause_is_mended_and_gone(
+    relays: Relays, outbox: Outbox, clean_node: Node, look: Look
+) -> None:
+    clean_node.request("PUT", "/things-000001", {
+        "mappings": {"dynamic": "strict", "properties": {"name": {"type": "text"}}}, "aliases": {"things": {}},
+    })  # fmt: skip
+    row = outbox.index("things", "lamp", {"name": "Lamp", "colour": "red"})
+    url = dashboard(relays, "--admin")
+    until(lambda: outbox.state(row) == "dead", "the row dies")
+    visit = look(url)
+    visit.time_stands_still()
+    page = visit.open("/")
+    visit.renewed("#dead", "1")
+    visit.click(page.get_by_role("link", name="See why, and retry"))
+    assert [each[:4] for each in visit.rows()] == [[str(row), "dead", "index", "things/lamp"]]
+    visit.click(page.get_by_role("link", name=str(row), exact=True))
+    assert "strict_dynamic_mapping_exception" in visit.text("#error")
+    assert "colour" in visit.text("#error")
+    assert '"colour": "red"' in visit.text("pre")
+    visit.screenshot("dead-letter")
+
+    clean_node.request("PUT", "/things-000001/_mapping", {"properties": {"colour": {"type": "keyword"}}})
+    visit.click(page.get_by_role("button", name=f"Retry row {row}").first)
+    assert visit.text(".flash") == "1 row is tried again."
+    until(lambda: outbox.state(row) == "done", "the row is delivered")
+    assert clean_node.get("things", "lamp") == {"name": "Lamp", "colour": "red"}
+    visit.renewed("#row .state", "done · applied")
+    expect(page.get_by_role("button", name=f"Retry row {row}")).to_have_count(0)
+    visit.open("/events?state=dead")
+    assert "Nothing was given up" in visit.text("main")
+
+
+@pytest.mark.elasticsearch
+def test_reindex_is_begun_and_watched_to_its_end_without_a_reload(
+    relays: Relays,
+    outbox: Outbox,
+    destination: ElasticsearchDestination,
+    clean_node: Node,
+    proxy: FaultProxy,
+    look: Look,
+) -> None:
+    world = World(outbox, ElasticsearchPlace(destination, clean_node, proxy)).filled(20)
+    visit = look(dashboard(relays, "--admin", OUTBOX_ENTITIES=f"{__name__}:registry"))
+    page = visit.open("/")
+    page.get_by_label("Pause all relays, because").fill("to look at a reindex")
+    visit.click(page.get_by_role("button", name="Pause"))
+    world.save(21, "Grace")  # the reindex waits for this row before it swaps
+    visit.click(page.locator("form[action='/reindex']").get_by_role("button", name="Reindex"))
+    assert "has begun: 21 rows" in visit.text(".flash")
+    expect(page.locator("#jobs tbody tr").first).to_contain_text("running")
+    expect(page.get_by_role("progressbar", name="Progress of reindex 1")).to_have_count(1)
+    visit.screenshot("reindex-running")
+
+    page.evaluate("window.never = 'reloaded'")
+    outbox.raw("UPDATE outbox_control SET paused_at = NULL")
+    finished(page, "done")
+    assert "21 of 21" in visit.text("#jobs")
+    assert page.evaluate("window.never") == "reloaded"
+    world.assert_in_step()
+    visit.screenshot("reindex-done")
+
+
+@pytest.mark.elasticsearch
+def test_paused_with_a_reason_rows_gather_and_drain_when_resumed(
+    relays: Relays, outbox: Outbox, clean_node: Node, look: Look
+) -> None:
+    visit = look(dashboard(relays, "--admin"))
+    visit.time_stands_still()
+    page = visit.open("/")
+    assert visit.text("#verdict h2") == "The index is in step: nothing waits"
+    page.get_by_label("Pause all relays, because").fill("the cluster is upgraded")
+    visit.click(page.get_by_role("button", name="Pause"))
+    assert visit.text("#reason") == "the cluster is upgraded"
+    assert "by admin at 127.0.0.1" in visit.text("#switch")
+    for number in range(3):
+        outbox.index("contacts", f"c{number}", {"name": "Ada"}, tenant_id="t1")
+    visit.renewed("#depth", "3")
+    assert visit.text("#alert-paused").startswith("rows wait and the outbox is paused")
+    assert page.title() == "1 to look at · outbox-relay"
+    assert visit.text("#tenants tbody").startswith("t1 3")
+    visit.screenshot("paused")
+
+    visit.click(page.get_by_role("button", name="Resume"))
+    assert visit.text(".flash") == "Resumed."
+    visit.renewed("#depth", "0")
+    assert set(clean_node.documents("contacts")) == {"c0", "c1", "c2"}
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    visit.screenshot("resumed")
+
+
+def test_rows_and_figures_of_one_tenant(site: Site, look: Look) -> None:
+    for number, tenant in enumerate(("acme", "acme", "globex")):
+        site.outbox.index("contacts", f"c{number}", {"name": "Ada"}, tenant_id=tenant)
+    dead_row(site.outbox, "c7", tenant_id="acme")
+    dead_row(site.outbox, "c8", tenant_id="globex")
+    site.outbox.raw(
+        "INSERT INTO outbox_stats (minute, index_name, entity, tenant_id, action, done, latency_sum_ms)"
+        " VALUES (:minute, 'contacts', '', 'acme', 'index', 1234, 49360),"
+        " (:minute, 'contacts', '', 'globex', 'index', 5, 10)",
+        minute=now_ms() - now_ms() % 60_000,
+    )
+    visit = look(site.url)
+    page = visit.open("/")
+    visit.click(page.locator("#tenants").get_by_role("link", name="acme"))
+    assert [each[3] for each in visit.rows()] == ["contacts/c7", "contacts/c1", "contacts/c0"]
+    assert {each[4] for each in visit.rows()} == {"acme"}
+    figures = [visit.text(f"#tenant-{name}") for name in ("depth", "dead", "done")]
+    assert figures == ["2", "1", "1,234"]
+    assert "40 ms" in visit.text("[aria-label='Figures of this tenant']")
+    visit.screenshot("tenant")
+
+    page.get_by_label("State").select_option("dead")
+    visit.click(page.get_by_role("button", name="Show"))
+    assert [each[3] for each in visit.rows()] == ["contacts/c7"]
+    assert page.get_by_label("Tenant", exact=True).input_value() == "acme"
+
+
+def test_history_of_a_document_has_each_of_its_rows_in_order(site: Site, look: Look) -> None:
+    rows = [
+        site.outbox.index("contacts", "ada", {"name": "Ada"}),
+        site.outbox.update("contacts", "ada", {"name": "Ada L."}),
+        site.outbox.index("contacts", "ada", {"name": "Ada Lovelace"}),
+        site.outbox.delete("contacts", "ada"),
+    ]
+    site.outbox.index("contacts", "ada2", {"name": "another"})
+    for row, outcome, took in zip(rows[:2], ("applied", "coalesced"), (40, 250), strict=True):
+        site.outbox.raw(
+            "UPDATE outbox_events SET state = 'done', outcome = :o, deliveries = 1, finished_at = created_at + :t"
+            " WHERE id = :r", o=outcome, t=took, r=row,
+        )  # fmt: skip
+    site.outbox.raw(
+        "UPDATE outbox_events SET state = 'claimed', claimed_by = 7, lease_expires_at = 1800000000000 WHERE id = :r",
+        r=rows[2],
+    )
+    visit = look(site.url)
+    page = visit.open("/")
+    page.get_by_role("textbox", name="Document id").fill("ada")
+    visit.click(page.get_by_role("button", name="Look up"))
+    assert visit.text("h1") == "History of ada"
+    assert [each[:3] for each in visit.rows()] == [
+        [str(rows[3]), "pending", "delete"],
+        [str(rows[2]), "claimed", "index"],
+        [str(rows[1]), "done · coalesced", "update"],
+        [str(rows[0]), "done · applied", "index"],
+    ]
+    assert [each[6] for each in visit.rows()] == ["–", "–", "250 ms", "40 ms"]
+    visit.screenshot("history")
+    visit.open(f"/events/{rows[1]}")
+    assert [each[0] for each in visit.rows()] == [str(row) for row in reversed(rows)]
+    assert re.fullmatch(r"[-0-9]+ [:0-9]+\.\d{3} UTC, 250 ms after it was written", visit.text("#finished"))
+    assert page.locator("tr[aria-current]").get_attribute("data-key") == str(rows[1])
+    visit.open(f"/events/{rows[2]}")
+    assert "relay 7 has it until 2027-01-15 08:00:00.000 UTC" in visit.text("#row")
+
+
+def test_history_of_more_rows_than_a_page_holds_is_leafed_through(site: Site, look: Look) -> None:
+    rows = site.outbox.index_many("contacts", [("ada", {"version": number}) for number in range(120)])
+    visit = look(site.url)
+    page = visit.open(f"/events/{rows[-1]}")
+    visit.click(page.get_by_role("link", name="Older rows of this document"))
+    seen = []
+    while True:
+        seen += [int(each[0]) for each in visit.rows()]
+        older = page.get_by_role("link", name="Older rows", exact=True)
+        if not older.count():
+            break
+        visit.click(older)
+    assert seen == rows[::-1]
+
+
+def test_token_is_asked_for_once_and_again_after_logout_or_when_the_session_is_over(
+    embedded: Relays, look: Look
+) -> None:
+    visit = look(dashboard(embedded, command="serve", OUTBOX_ADMIN_TOKEN=TOKEN))
+    visit.provoked.append("401 (Unauthorized)")
+    visit.time_stands_still()
+    page = visit.open("/events?state=dead")
+    assert "/login" in page.url
+    expect(page.get_by_label("Token")).to_be_focused()
+    page.get_by_label("Token").fill("let me in")
+    visit.click(page.get_by_role("button", name="Log in"))
+    assert visit.text("[role=alert]:visible") == "That is not the token."
+    visit.screenshot("login")
+    page.get_by_label("Token").fill(TOKEN)
+    visit.click(page.get_by_role("button", name="Log in"))
+    assert visit.text("h1") == "Dead rows"
+    assert page.url.endswith("/events?state=dead")
+    (cookie,) = page.context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+    assert TOKEN not in cookie["value"]
+    visit.open("/")
+    visit.click(page.get_by_role("button", name="Log out"))
+    assert "/login" in page.url
+    visit.open("/events")
+    assert "/login" in page.url
+
+    # A session that is over leads to the login by itself, and from there back.
+    page.get_by_label("Token").fill(TOKEN)
+    visit.click(page.get_by_role("button", name="Log in"))
+    assert visit.text("h1") == "Rows"
+    page.context.clear_cookies()
+    page.clock.run_for(browsers.RENEWED_EVERY_MS)
+    page.wait_for_url("**/login?next=/events")
+
+
+def test_discarding_asks_for_a_tick(site: Site, look: Look) -> None:
+    one, *others = [dead_row(site.outbox, f"c{number}") for number in range(3)]
+    visit = look(site.url)
+    visit.open("/")
+    assert visit.text("#verdict h2") == "3 rows died, and wait for somebody"
+    page = visit.open(f"/events/{one}")
+    page.get_by_role("button", name="Discard").click()
+    assert site.outbox.state(one) == "dead"
+    assert page.evaluate("document.activeElement.type") == "checkbox"  # the browser says what is missing
+    page.get_by_label("The index may miss it").check()
+    visit.screenshot("discard")
+    visit.click(page.get_by_role("button", name="Discard"))
+    assert visit.text(".flash") == "1 row removed for good."
+    assert [each["id"] for each in site.outbox.dead()] == others
+
+    page.get_by_role("button", name="Discard 2 rows").click()
+    assert len(site.outbox.dead()) == 2
+    visit.provoked.append("422 (Unprocessable")
+    page.evaluate("document.querySelector('form[action=\"/dead/discard\"] input[name=sure]').required = false")
+    visit.click(page.get_by_role("button", name="Discard 2 rows"))
+    assert "tick that the index may miss" in visit.text("main")
+    assert len(site.outbox.dead()) == 2
+    visit.open("/events?state=dead")
+    page.get_by_label("The index may miss them").check()
+    visit.click(page.get_by_role("button", name="Discard 2 rows"))
+    assert visit.text(".flash") == "2 rows removed for good."
+    assert site.outbox.dead() == []
+
+
+def test_what_is_done_to_a_filter_leaves_all_other_rows_alone(site: Site, look: Look) -> None:
+    mine = dead_row(site.outbox, "a/b", tenant_id="acme")
+    others = [
+        dead_row(site.outbox, "a/b", tenant_id="globex"),
+        dead_row(site.outbox, "c", tenant_id="acme"),
+        dead_row(site.outbox, "a/b", index="deals", tenant_id="acme"),
+        dead_row(site.outbox, "a/b", tenant_id="acme", error_type="other"),
+    ]
+    visit = look(site.url)
+    page = visit.open("/events?state=dead&index=contacts&document=a%2Fb&tenant=acme&errorType=some_exception")
+    assert [each[0] for each in visit.rows()] == [str(mine)]
+    assert visit.text("main section h2") == "The dead row of this filter"
+    page.get_by_label("The index may miss them").check()
+    visit.click(page.get_by_role("button", name="Discard 1 row"))
+    assert [each["id"] for each in site.outbox.dead()] == others
+    assert "document=a%2Fb" in page.url
+
+
+def test_everything_works_without_a_script(embedded: Relays, outbox: Outbox, look: Look) -> None:
+    visit = look(dashboard(embedded, "--admin"), java_script_enabled=False)
+    page = visit.open("/")
+    page.get_by_label("Pause all relays, because").fill("no script here")
+    visit.click(page.get_by_role("button", name="Pause"))
+    assert visit.text("#reason") == "no script here"
+    row = dead_row(outbox, "c1", document='{"name": "Ada"}')
+    visit.open("/events?state=dead")
+    visit.click(page.get_by_role("button", name=f"Retry row {row}"))
+    assert visit.text(".flash") == "1 row is tried again."
+    assert outbox.state(row) == "pending"
+    visit.open("/")
+    visit.click(page.get_by_role("button", name="Resume"))
+    until(lambda: outbox.state(row) == "done", "the row is delivered")
+    page.get_by_role("textbox", name="Document id").fill("c1")
+    visit.click(page.get_by_role("button", name="Look up"))
+    assert [each.inner_text() for each in page.locator("#rows .state").all()] == ["done · applied"]
+    visit.screenshot("without-script")
+
+
+def test_keyboard_alone_leads_to_the_pause_and_shows_where_it_is(site: Site, look: Look) -> None:
+    visit = look(site.url)
+    page = visit.open("/")
+    outline = "() => getComputedStyle(document.activeElement).outlineWidth"
+
+    def tabbed_to() -> str:
+        page.keyboard.press("Tab")
+        assert page.evaluate(outline) == "3px"
+        at = page.locator(":focus")
+        box = at.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        return at.inner_text() or str(at.get_attribute("name"))
+
+    assert tabbed_to() == "Skip to the content"
+    visit.screenshot("keyboard-skip")
+    order = [tabbed_to() for _ in range(7)]
+    assert order == ["outbox-relay", "Overview", "Dead rows", "All rows", "API", "document", "Look up"]
+    visit.open("/")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert tabbed_to() == "reason"
+    page.keyboard.type("by keyboard")
+    visit.screenshot("keyboard-pause")
+    page.keyboard.press("Enter")
+    expect(page.locator("#reason")).to_have_text("by keyboard")
+
+
+# -- what renews ------------------------------------------------------------------------------------------------------
+
+
+def test_renewing_leaves_focus_typed_text_selection_and_scrolling_alone(site: Site, look: Look) -> None:
+    for number in range(60):
+        site.outbox.index("contacts", f"c{number}", {"name": "Ada"}, tenant_id=f"tenant-{number:02d}")
+    visit = look(site.url)
+    visit.time_stands_still()
+    page = visit.open("/")
+    expect(page.locator("#depth")).to_have_text("60")
+    page.get_by_label("Tenant", exact=True).fill("half of a na")
+    page.get_by_label("Pause all relays, because").press_sequentially("half a rea")
+    page.evaluate("document.querySelector('#tenants').parentElement.scrollTop = 120; scrollTo(0, 300)")
+    for number in range(60, 65):
+        site.outbox.index("contacts", f"c{number}", {"name": "Ada"}, tenant_id="tenant-00")
+    visit.renewed("#depth", "65")
+    kept = page.evaluate("""() => [document.activeElement.name, document.activeElement.value, scrollY,
+        document.querySelector('#tenants').parentElement.scrollTop, document.querySelector('[name=tenant]').value]""")
+    assert kept == ["reason", "half a rea", 300, 120, "half of a na"]
+    page.keyboard.type("son")
+    assert page.evaluate("document.activeElement.value") == "half a reason"
+
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('#tenants a'))")
+    site.outbox.index("contacts", "c65", {"name": "Ada"}, tenant_id="tenant-00")
+    visit.renewed("#depth", "66")
+    assert page.evaluate("getSelection().toString()") == "tenant-00"
+    assert visit.text("#tenants tbody tr").startswith("tenant-00 7")
+    # What is selected stays as it is read, even if it is another by now.
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('#depth'))")
+    site.outbox.index("contacts", "c66", {"name": "Ada"}, tenant_id="tenant-00")
+    visit.renewed("#verdict h2", "One thing needs somebody")
+    assert page.evaluate("getSelection().toString()") == "66"
+
+
+def test_button_under_the_finger_stays_that_of_its_row(site: Site, look: Look) -> None:
+    rows = [dead_row(site.outbox, f"c{number}") for number in range(4)]
+    visit = look(site.url)
+    visit.time_stands_still()
+    page = visit.open("/events?state=dead")
+    page.get_by_role("button", name=f"Retry row {rows[1]}").focus()
+    site.outbox.raw("UPDATE outbox_events SET state = 'done', outcome = 'retried' WHERE id = :row", row=rows[2])
+    newer = dead_row(site.outbox, "c9")
+    visit.renewed("#rows tbody tr:first-child td:first-child", str(newer))
+    assert [int(each[0]) for each in visit.rows()] == [newer, rows[3], rows[1], rows[0]]
+    assert page.evaluate("document.activeElement.ariaLabel") == f"Retry row {rows[1]}"
+    page.keyboard.press("Enter")
+    expect(page.locator(".flash")).to_have_text("1 row is tried again.")
+    assert site.outbox.state(rows[1]) == "pending"
+
+
+def test_figures_of_a_server_that_is_gone_look_old(embedded: Relays, look: Look) -> None:
+    visit = look(dashboard(embedded, command="serve"))
+    visit.provoked.append("net::ERR_")
+    visit.time_stands_still()
+    page = visit.open("/")
+    stale = page.get_by_text("No answer any more")
+    expect(stale).to_be_hidden()
+    good = page.evaluate("getComputedStyle(document.querySelector('#verdict')).backgroundColor")
+    embedded.started[-1].kill()
+    embedded.started[-1].wait()
+    page.clock.run_for(browsers.RENEWED_EVERY_MS)
+    expect(stale).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.querySelector('#verdict')).backgroundColor") != good
+    visit.screenshot("server-gone")
+
+
+# -- what was stored to deceive ---------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "\"'><svg onload=alert(1)>",
+    "' onfocus=alert(1) autofocus='",
+    "{{7*7}}${7*7}<%= 7*7 %>",
+    "javascript:alert(1)",
+    "a/../../b?c=d#e%2f%00&f=g+h",
+    "..",
+    " spaces  and\ttab",
+    "two\r\nlines\nthree",
+    "txt.\u202egnp.exe\u2066\u200b\ufeff",
+    "Zażółć 日本 🦊",
+    "x" * 10_000,
+]
+
+
+def insert(outbox: Outbox, table: str, **values: Any) -> None:
+    """A row as another program writes it."""
+    outbox.raw(
+        f"INSERT OR REPLACE INTO {table} ({', '.join(values)}) VALUES ({', '.join(f':{name}' for name in values)})",
+        **values,
+    )
+
+
+def full_of_it(outbox: Outbox, text: str) -> int:
+    """Everything that is shown of the tables says this. Returns a dead row."""
+    now = now_ms()
+    names = {"entity": text, "tenant_id": text}
+    document = json.dumps({text: [text, {"nested": text}]})
+    row = dead_row(outbox, text, text, document=document, error_type=text, error=text, **names)
+    insert(outbox, "outbox_events", action="index", index_name=text, document_id=text, tenant_id=text)
+    minute = now - now % 60_000
+    insert(outbox, "outbox_stats", minute=minute, index_name=text, action="index", done=1, **names)
+    breakers = json.dumps([{"index": index, "reason": text, "since": now} for index in (text, None)])
+    insert(
+        outbox, "outbox_relays",
+        host=text, pid=1, version=text, started_at=now, heartbeat_at=now, breakers=breakers,
+    )  # fmt: skip
+    insert(outbox, "outbox_control", id=1, paused_at=now, paused_by=text, pause_reason=text)
+    insert(
+        outbox, "outbox_reindex_jobs",
+        index_name=text, old_index=text, phase=text, tenant_id=text, since=text, error=text,
+    )  # fmt: skip
+    insert(
+        outbox, "outbox_verifications",
+        started_at=now, finished_at=now, started_by=text, entities=json.dumps([text]), sample=1, error=text,
+    )  # fmt: skip
+    return row
+
+
+def as_shown(text: str) -> str:
+    """How a list shows it: what cannot be seen stands there escaped, runs of spaces are one, what is long is cut."""
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown_as(escaped)[:40]
+
+
+def shown_as(text: str) -> str:
+    """Runs of spaces are one in HTML."""
+    return re.sub(" +", " ", text).strip()
+
+
+def test_what_was_stored_to_run_is_shown_as_text_and_its_links_lead_to_it(site: Site, look: Look) -> None:
+    rows = {text: full_of_it(site.outbox, text) for text in HOSTILE}
+    visit = look(site.url, viewport={"width": 390, "height": 844})
+    page = visit.page
+
+    def assert_inert(path: str = "") -> None:
+        if path:
+            visit.open(path)
+        assert page.evaluate(browsers.INLINE) == []
+        assert visit.too_wide() <= 0, page.url
+        assert visit.faults == []
+        seen = page.inner_text("html")
+        assert not re.search("[\u200b\u202a-\u202e\u2066-\u2069\ufeff]", seen)
+
+    for path in ("/", "/events", "/events?state=dead"):
+        assert_inert(path)
+        shown = shown_as(page.inner_text("main"))
+        assert [text for text in HOSTILE if as_shown(text) not in shown] == []
+    visit.screenshot("hostile")
+    histories = dict(zip(reversed(rows.values()), visit.links("#rows td.document-id a"), strict=True))
+    for text, row in rows.items():
+        of_it = [str(row + 1), str(row)]
+        assert_inert(histories[row])
+        assert [each[0] for each in visit.rows()] == of_it, text[:50]
+        assert as_shown(text) in shown_as(visit.text("h1"))
+        assert_inert(f"/events/{row}")
+        assert [each[0] for each in visit.rows()] == of_it, text[:50]
+        assert json.loads(page.inner_text("pre")) == {text: [text, {"nested": text}]}
+        if len(text) < 1_000:
+            assert_inert(*visit.links("#row a"))
+            assert [each[0] for each in visit.rows()] == of_it, text
+
+    # Of each kind of error one row is dead: discarding what has it in common leaves all others alone.
+    visit.open("/")
+    for path in [each for each in visit.links("#causes a") if len(each) < 1_000]:
+        visit.open(path)
+        ((number, *_),) = visit.rows()
+        page.get_by_label("The index may miss them").check()
+        visit.click(page.get_by_role("button", name="Discard 1 row"))
+        assert visit.text(".flash") == "1 row removed for good."
+        assert int(number) not in [each["id"] for each in site.outbox.dead()]
+    assert [each["id"] for each in site.outbox.dead()] == [rows[HOSTILE[-1]]]
+
+
+def test_reason_typed_to_run_is_shown_as_text(site: Site, look: Look) -> None:
+    visit = look(site.url)
+    page = visit.open("/")
+    page.get_by_label("Pause all relays, because").fill("<img src=x onerror=alert(1)>")
+    visit.click(page.get_by_role("button", name="Pause"))
+    assert visit.text("#reason") == "<img src=x onerror=alert(1)>"
+    visit.open("/?done=<script>alert(1)</script>")
+    assert visit.text(".flash") == "<script>alert(1)</script>"
+
+
+# -- how it looks -----------------------------------------------------------------------------------------------------
+
+PAGES = {
+    "overview": "/",
+    "rows": "/events",
+    "dead-rows": "/events?state=dead",
+    "tenant": "/events?tenant=acme",
+    "login": "/login",
+    "api": "/api/docs",
+}
+
+
+def busy(outbox: Outbox) -> tuple[int, int]:
+    """A bit of everything. Returns a dead row and one that waits."""
+    dead = dead_row(outbox, "c1", tenant_id="acme", error="no " * 300, document=json.dumps({"name": "Ada " * 200}))
+    for number in range(70):
+        document_id, tenant = f"{'long-' * 20}{number}", f"acme-{'very-' * 12}{number}"
+        waiting = outbox.index("contacts", document_id, {"name": "Ada"}, tenant_id=tenant)
+    breakers = json.dumps([{"index": None, "reason": "connection refused " * 9, "since": now_ms()}])
+    insert(
+        outbox, "outbox_relays",
+        host="worker-1.eu-central-1.compute.internal.example.com", pid=1, version="0.1.0", started_at=now_ms(),
+        heartbeat_at=now_ms(), breakers=breakers,
+    )  # fmt: skip
+    job = {"old_index": "contacts-000001", "documents": 5, "total": 9}
+    insert(outbox, "outbox_reindex_jobs", index_name="contacts", phase="scan", **job)
+    for state in ("done", "failed", "cancelled"):
+        insert(outbox, "outbox_reindex_jobs", index_name="deals", phase="drop", state=state, finished_at=1, **job)
+    return dead, waiting
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_readable_on_a_phone_in_either_colour_scheme(site: Site, look: Look, scheme: str) -> None:
+    dead, waiting = busy(site.outbox)
+    visit = look(site.url, color_scheme=scheme, **PHONE)
+
+    def assert_readable(path: str, name: str) -> None:
+        page = visit.open(path)
+        assert visit.too_wide() <= 0, path
+        assert page.evaluate(browsers.CONTRASTS) == [], path
+        assert page.evaluate(browsers.INLINE) == [], path
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", paper))) < 384) is (scheme == "dark")
+        visit.screenshot(f"phone-{scheme}-{name}")
+
+    for name, path in {**PAGES, "dead-row": f"/events/{dead}", "waiting-row": f"/events/{waiting}"}.items():
+        assert_readable(path, name)
+    visit.open("/events")
+    assert visit.page.evaluate("document.querySelector('.wide').scrollWidth") > 390  # what is wide scrolls by itself
+    insert(site.outbox, "outbox_control", id=1, paused_at=1, pause_reason="an upgrade")
+    visit.page.wait_for_timeout(1_000)  # as long as an overview is good
+    assert_readable("/", "paused")
+
+
+def test_address_that_makes_no_sense_is_answered_by_a_page(site: Site, look: Look) -> None:
+    visit = look(site.url)
+    visit.provoked += ["404 (Not Found)", "422 (Unprocessable"]
+    for path, said in (
+        ("/events/999", "row 999 does not exist"),
+        ("/events/abc", "valid integer"),
+        ("/events?state=gone", "there is no state 'gone'"),
+        ("/nowhere", "Nothing matches the given URI"),
+    ):
+        visit.open(path)
+        assert said in visit.text("main")
+        assert visit.page.get_by_role("link", name="To the overview").count() == 1
