@@ -312,7 +312,7 @@ def test_history_of_more_rows_than_a_page_holds_is_leafed_through(site: Site, lo
 
 
 def test_token_is_asked_for_once_and_again_after_logout_or_when_the_session_is_over(
-    embedded: Relays, look: Look
+    embedded: Relays, outbox: Outbox, look: Look
 ) -> None:
     visit = look(dashboard(embedded, command="serve", OUTBOX_ADMIN_TOKEN=TOKEN))
     visit.provoked.append("401 (Unauthorized)")
@@ -337,13 +337,21 @@ def test_token_is_asked_for_once_and_again_after_logout_or_when_the_session_is_o
     visit.open("/events")
     assert "/login" in page.url
 
-    # A session that is over leads to the login by itself, and from there back.
+    # A session that is over leads to the login by itself, and from there back. What is sent then is not done.
     page.get_by_label("Token").fill(TOKEN)
     visit.click(page.get_by_role("button", name="Log in"))
     assert visit.text("h1") == "Rows"
     page.context.clear_cookies()
     page.clock.run_for(browsers.RENEWED_EVERY_MS)
     page.wait_for_url("**/login?next=/events")
+    page.get_by_label("Token").fill(TOKEN)
+    visit.click(page.get_by_role("button", name="Log in"))
+    visit.open("/")
+    page.context.clear_cookies()
+    page.get_by_label("Pause all relays, because").fill("too late")
+    visit.click(page.get_by_role("button", name="Pause"))
+    assert page.url.endswith("/login?next=/")
+    assert outbox.store().control().paused_at is None
 
 
 def test_discarding_asks_for_a_tick(site: Site, look: Look) -> None:
@@ -483,9 +491,9 @@ def test_button_under_the_finger_stays_that_of_its_row(site: Site, look: Look) -
     page = visit.open("/events?state=dead")
     page.get_by_role("button", name=f"Retry row {rows[1]}").focus()
     site.outbox.raw("UPDATE outbox_events SET state = 'done', outcome = 'retried' WHERE id = :row", row=rows[2])
-    newer = dead_row(site.outbox, "c9")
-    visit.renewed("#rows tbody tr:first-child td:first-child", str(newer))
-    assert [int(each[0]) for each in visit.rows()] == [newer, rows[3], rows[1], rows[0]]
+    newer = [dead_row(site.outbox, "c8"), dead_row(site.outbox, "c9")]
+    visit.renewed("#rows tbody tr:first-child td:first-child", str(newer[1]))
+    assert [int(each[0]) for each in visit.rows()] == [newer[1], newer[0], rows[3], rows[1], rows[0]]
     assert page.evaluate("document.activeElement.ariaLabel") == f"Retry row {rows[1]}"
     page.keyboard.press("Enter")
     expect(page.locator(".flash")).to_have_text("1 row is tried again.")

@@ -88,6 +88,26 @@ def test_depths_are_pruned_with_the_statistics(figures: Figures) -> None:
     assert len(figures.depths(0)) == 1
 
 
+def test_figures_of_a_tenant_are_of_nobody_else(outbox: Outbox, figures: Figures) -> None:
+    ids = [outbox.index("i", f"d{number}", {}, tenant_id="ab"[number % 2]) for number in range(12)]
+    states = ("pending", "pending", "claimed", "claimed", "dead", "dead", "done", "done")
+    for row, state in zip(ids, states, strict=False):
+        outbox.raw(
+            "UPDATE outbox_events SET state = :state, available_at = 1, error_type = 'e' WHERE id = :row",
+            state=state,
+            row=row,
+        )
+    outbox.raw("UPDATE outbox_events SET created_at = :first + id", first=NOW - 1_000 - ids[0])
+    finished(outbox, NOW, done=4, tenant="a")
+    finished(outbox, NOW, done=1, tenant="b")
+
+    assert figures.tenant_backlog("a", NOW) == Backlog(fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=1_000)
+    assert figures.tenant_backlog("b", NOW) == Backlog(fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=999)
+    assert figures.tenant_backlog("c", NOW) == Backlog(0, 0, 0, 0, None)
+    assert [figures.outcomes(0, tenant).done for tenant in ("a", "b", "c", None)] == [4, 1, 0, 5]
+    assert (figures.dead_number(), figures.dead_number(tenant="a"), figures.dead_number(error_type="x")) == (2, 1, 0)
+
+
 # -- latency ----------------------------------------------------------------------------------------------------------
 
 

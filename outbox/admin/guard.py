@@ -138,7 +138,7 @@ class Guard:
             raise Refused(
                 HTTPStatus.UNAUTHORIZED,
                 "give the token of OUTBOX_ADMIN_TOKEN: Authorization: Bearer …",
-                to_login="text/html" in headers.get("accept", "") and scope["method"] == "GET",
+                to_login="text/html" in headers.get("accept", ""),
             )
         if scope["method"] not in SAFE_METHODS and not ({"origin", "sec-fetch-site"} & headers.keys()):
             raise Refused(HTTPStatus.FORBIDDEN, "a browser that does not say which page sent this is not trusted")
@@ -255,7 +255,9 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 async def _answer(scope: Scope, send: Send, refused: Refused) -> None:
     status, headers = int(refused.status), {"content-type": "application/problem+json"}
     if refused.to_login:
-        back = scope["path"] + ("?" + scope["query_string"].decode("latin-1") if scope["query_string"] else "")
+        back = "/"  # a form is sent again by whoever wants it
+        if scope["method"] == "GET":
+            back = scope["path"] + ("?" + scope["query_string"].decode("latin-1") if scope["query_string"] else "")
         status, headers = 303, {"location": f"/login?next={quote(back)}"}
     elif refused.status is HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
