@@ -1,5 +1,5 @@
 """`drain`: the relay against raw `_bulk`, alternately in one run. `write`: what a row costs the writer. `reindex`: how
-fast an index is rebuilt, and what live rows notice of it."""
+fast an index is rebuilt, and what live rows notice of it. `figures`: what it takes to look at millions of rows."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_contacts
+import bench_figures
 import click
 import orjson
 from elasticsearch import Elasticsearch
@@ -424,6 +425,25 @@ def write(blocks: int) -> None:
                 )
         engine.dispose()
         beside.dispose()
+
+
+@main.command()
+@click.option("--rows", default=5_000_000, show_default=True, help="Finished rows.")
+@click.option("--keep", type=click.Path(path_type=Path), help="File to make them in, or to use again.")
+def figures(rows: int, keep: Path | None) -> None:
+    """How long what operators look at takes when millions of rows are finished and not yet pruned."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = keep or Path(directory) / "app.db"
+        if not path.exists():
+            began = time.perf_counter()
+            bench_figures.fill(path, rows)
+            console.print(
+                f"{rows:,} rows made in {time.perf_counter() - began:.0f} s, {path.stat().st_size / 1e6:,.0f} MB"
+            )
+        table = Table("", "first, ms", "further, ms")
+        for what, first, further in bench_figures.measure(path):
+            table.add_row(what, f"{first:,.1f}", f"{further:,.1f}")
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -909,7 +909,7 @@ class Store:
         """Dead rows in the order of their ids, narrowed by what is given."""
         rows = self._run(
             """
-            SELECT * FROM outbox_events WHERE state = 'dead'
+            SELECT * FROM outbox_events INDEXED BY ix_outbox_events_dead WHERE state = 'dead'
             AND (:ids = '[]' OR id IN (SELECT value FROM json_each(:ids)))
             AND (:index IS NULL OR index_name = :index) AND (:tenant IS NULL OR tenant_id = :tenant)
             AND (:document IS NULL OR document_id = :document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,8 @@ from sqlalchemy import Engine
 from outbox.admin import words
 from outbox.admin.alerts import alerts
 from outbox.admin.figures import DAY_MS, Backlog, Figures, Outcomes
-from outbox.models import LATENCY_BOUNDS_MS
+from outbox.admin.ledger import Ledger, Statistics
+from outbox.models import LATENCY_BOUNDS_MS, State
 from outbox.store import HOUR_MS
 from tests.support.outbox import Outbox
 
@@ -37,6 +39,17 @@ def finished(outbox: Outbox, minute: int, *, done: int = 0, dead: int = 0, tenan
     )
 
 
+def sums(figures: Figures, since: int) -> tuple[Outcomes, dict[str, Outcomes]]:
+    """Of all, and by entity; of the first sight of somebody who looks now."""
+    seen = Ledger().read(figures, NOW)
+    return seen.outcomes(since), seen.by_entity(since)
+
+
+def by_minute(figures: Figures) -> list[tuple[int, int]]:
+    """(minute, done) as it stands in the table."""
+    return [(each.minute, each.counts[0]) for each in figures.statistics(0)]
+
+
 # -- statistics -------------------------------------------------------------------------------------------------------
 
 
@@ -44,22 +57,22 @@ def test_sums_of_hours_are_what_their_minutes_were(outbox: Outbox, figures: Figu
     for ago in range(0, 30 * 60, 7):
         finished(outbox, NOW - ago * 60_000, done=ago + 1, dead=ago % 3, tenant=f"t{ago % 2}")
     spans = [NOW - hours * HOUR_MS - NOW % HOUR_MS for hours in (0, 3, 24, 40)]
-    before = [(figures.outcomes(since), figures.outcomes_by_entity(since)) for since in spans]
+    before = [sums(figures, since) for since in spans]
 
     assert figures.compact_stats(NOW - 3 * HOUR_MS) == 27
 
-    assert [(figures.outcomes(since), figures.outcomes_by_entity(since)) for since in spans] == before
-    assert {minute % HOUR_MS for minute, _, _ in figures.history(0) if minute < NOW - 4 * HOUR_MS} == {0}
+    assert [sums(figures, since) for since in spans] == before
+    assert {minute % HOUR_MS for minute, _ in by_minute(figures) if minute < NOW - 4 * HOUR_MS} == {0}
 
 
 def test_hours_that_are_summed_up_already_or_not_over_stay_as_they_are(outbox: Outbox, figures: Figures) -> None:
     finished(outbox, NOW - 5 * HOUR_MS, done=3)
     finished(outbox, NOW - 60_000, done=4)
     assert figures.compact_stats(NOW - 3 * HOUR_MS) == 1
-    rows = figures.history(0)
+    rows = by_minute(figures)
     assert figures.compact_stats(NOW - 3 * HOUR_MS) == 0
-    assert figures.history(0) == rows
-    assert rows[-1] == (NOW - 60_000, 4, 0)
+    assert by_minute(figures) == rows
+    assert rows[-1] == (NOW - 60_000, 4)
 
 
 def test_minutes_that_come_late_to_an_hour_of_sums_are_added(outbox: Outbox, figures: Figures) -> None:
@@ -68,7 +81,7 @@ def test_minutes_that_come_late_to_an_hour_of_sums_are_added(outbox: Outbox, fig
     figures.compact_stats(NOW - 3 * HOUR_MS)
     finished(outbox, hour + 120_000, done=4)
     figures.compact_stats(NOW - 3 * HOUR_MS)
-    assert figures.history(0) == [(hour, 7, 0)]
+    assert by_minute(figures) == [(hour, 7)]
 
 
 def test_the_most_of_a_minute_stays(outbox: Outbox, figures: Figures) -> None:
@@ -104,8 +117,95 @@ def test_figures_of_a_tenant_are_of_nobody_else(outbox: Outbox, figures: Figures
     assert figures.tenant_backlog("a", NOW) == Backlog(fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=1_000)
     assert figures.tenant_backlog("b", NOW) == Backlog(fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=999)
     assert figures.tenant_backlog("c", NOW) == Backlog(0, 0, 0, 0, None)
-    assert [figures.outcomes(0, tenant).done for tenant in ("a", "b", "c", None)] == [4, 1, 0, 5]
+    assert [figures.outcomes_of_tenant(tenant, 0).done for tenant in "abc"] == [4, 1, 0]
     assert (figures.dead_number(), figures.dead_number(tenant="a"), figures.dead_number(error_type="x")) == (2, 1, 0)
+
+
+# -- what is kept of them ---------------------------------------------------------------------------------------------
+
+
+def test_whoever_looks_on_sees_what_a_first_look_sees(outbox: Outbox, figures: Figures) -> None:
+    """Through a week and more, with minutes that become hours and are pruned, and with pauses of any length."""
+    looked_on, chance = Ledger(), random.Random(7)
+    now, began = NOW, NOW
+    while now < began + 9 * DAY_MS:
+        for _ in range(chance.randint(0, 3)):
+            finished(outbox, now, done=chance.randint(1, 9), dead=chance.randint(0, 2), tenant=str(chance.random()))
+        now += chance.choice((5_000, 60_000, 600_000, HOUR_MS, 5 * HOUR_MS, DAY_MS))
+        if chance.random() < 0.3:
+            figures.compact_stats(now - 3 * HOUR_MS)
+        on, first = looked_on.read(figures, now), Ledger().read(figures, now)
+        full_hour = now - now % HOUR_MS
+        for since in (now - 15 * 60_000, now - HOUR_MS, full_hour - DAY_MS, full_hour - 6 * DAY_MS):
+            assert on.outcomes(since) == first.outcomes(since)
+        assert on.by_entity(full_hour - DAY_MS) == first.by_entity(full_hour - DAY_MS)
+        assert on.history(now - 3 * HOUR_MS) == first.history(now - 3 * HOUR_MS)
+    assert len(on.periods) <= 4 * 60 + 60 + 24 * 7 + 1  # memory does not grow with time
+
+
+def lane(seen: Statistics) -> int:
+    return seen.lanes[("i", "index")].done if seen.lanes else 0
+
+
+def test_counter_counts_what_came_since_the_first_look_and_never_falls(outbox: Outbox, figures: Figures) -> None:
+    finished(outbox, NOW - 60_000, done=1_000)
+    finished(outbox, NOW, done=500)
+    ledger, now, counted = Ledger(), NOW, 0
+    assert lane(ledger.read(figures, now)) == 0
+    for minutes in (0, 1, 2, 7, 61, 60 * 5, 60 * 24 * 95, 3):
+        now += minutes * 60_000
+        finished(outbox, now + 1_000, done=7, tenant=f"at {now}, {counted} so far")
+        counted += 7
+        assert lane(ledger.read(figures, now + 2_000)) == counted
+        figures.compact_stats(now - 3 * HOUR_MS)
+        figures.prune_stats(now - 90 * DAY_MS)
+        assert lane(ledger.read(figures, now + 3_000)) == counted
+
+
+def test_counter_whose_minutes_were_summed_up_before_anybody_looked_again(outbox: Outbox, figures: Figures) -> None:
+    ledger = Ledger()
+    ledger.read(figures, NOW)
+    finished(outbox, NOW, done=9)
+    before = lane(ledger.read(figures, NOW + 1_000))
+    finished(outbox, NOW + 7 * HOUR_MS, done=4)
+    figures.compact_stats(NOW + 6 * HOUR_MS)  # the machine slept; a relay woke first
+    assert lane(ledger.read(figures, NOW + 7 * HOUR_MS + 1_000)) >= before == 9
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_looking_for_what_is_not_there_ends_and_says_where_to_go_on(
+    outbox: Outbox, figures: Figures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.admin.figures.MOST_LOOKED_AT", 10)
+    rows = outbox.index_many("i", [(f"d{at}", {}) for at in range(35)])
+    outbox.raw("UPDATE outbox_events SET state = 'done', finished_at = 1")
+    found, at, looks = [], None, 0
+    while looks == 0 or at is not None:
+        page = figures.page(document="d3", before=at)
+        found, at, looks = [*found, *(row["id"] for row in page.rows)], page.older, looks + 1
+    assert (found, looks) == ([rows[3]], 4)
+    assert figures.page(document="d34") == (figures.page(limit=1).rows, rows[25])
+    assert figures.page(limit=50).older is None  # without a filter there is nothing to look for
+
+
+@pytest.mark.parametrize("state", [State.PENDING, State.DEAD, State.CLAIMED])
+def test_few_rows_are_found_however_many_done_ones_are_newer(
+    outbox: Outbox, figures: Figures, monkeypatch: pytest.MonkeyPatch, state: State
+) -> None:
+    rows = outbox.index_many("i", [(f"d{at}", {}) for at in range(30)])
+    outbox.raw("UPDATE outbox_events SET state = 'done', finished_at = 1")
+    outbox.raw("UPDATE outbox_events SET state = :state, finished_at = NULL WHERE id = :id", state=state, id=rows[0])
+    monkeypatch.setattr("outbox.admin.figures.MOST_LOOKED_AT", 5)
+    assert [row["id"] for row in figures.page(state=state).rows] == [rows[0]]
+    outbox.raw("UPDATE outbox_events SET state = :state, finished_at = NULL WHERE id > 10", state=state)
+    walked, at = [], None
+    while len(walked) < 21:  # so many that they are walked through as the others are
+        page = figures.page(state=state, before=at, limit=4)
+        walked, at = [*walked, *(row["id"] for row in page.rows)], page.older
+        assert at is not None or len(walked) == 21
+    assert walked == [*range(30, 10, -1), rows[0]]
 
 
 # -- latency ----------------------------------------------------------------------------------------------------------

@@ -69,18 +69,18 @@ def router(desk: Desk, overviews: Overviews) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
     ) -> Page:
         with desk.figures() as figures:
-            rows = figures.page(
+            found = figures.page(
                 state=state,
                 index=index,
                 tenant=tenant,
                 document=document,
                 error_type=error_type,
                 before=None if cursor is None else int(cursor),
-                limit=limit + 1,
+                limit=limit,
             )
-        shown = rows[:limit]
         return Page(
-            items=[Event.of(row) for row in shown], next_cursor=str(shown[-1]["id"]) if len(rows) > limit else None
+            items=[Event.of(row) for row in found.rows],
+            next_cursor=None if found.older is None else str(found.older),
         )
 
     @routes.get("/events/{id}", tags=["look"], summary="One row, with its document")

@@ -54,8 +54,9 @@ def create_app(engine: Engine, settings: Settings, destination: Destination, reg
     verify answer that they need it. Closes none of what it is given.
     """
     desk = Desk(engine, settings, destination, registry)
-    watch = Watch(engine, destination)
+    watch = Watch(desk, destination)
     overviews = Overviews(desk, lambda: watch.seen)
+    watch.also(overviews.keep_up)
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
@@ -74,7 +75,7 @@ def create_app(engine: Engine, settings: Settings, destination: Destination, reg
         redoc_url=None,
     )
     app.include_router(api.router(desk, overviews))
-    app.include_router(health.router(desk, overviews, Metrics(desk, overviews)))
+    app.include_router(health.router(desk, overviews, Metrics(overviews)))
     app.include_router(pages.router(app, desk, overviews))
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     app.add_exception_handler(OutboxError, _failed)

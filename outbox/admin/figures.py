@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from outbox.jobs import Job, Jobs
-from outbox.models import COUNTERS, FRESH, HELD, LATENCY_BOUNDS_MS, TENANT, WAITING, State
+from outbox.models import COUNTERS, FRESH, HELD, LATENCY_BOUNDS_MS, STATISTICS, TENANT, WAITING, State
 from outbox.store import HOUR_MS
 
 MINUTE_MS: Final = 60_000
@@ -15,8 +16,10 @@ DAY_MS: Final = 24 * HOUR_MS
 WEEK_MS: Final = 7 * DAY_MS
 MOST_TENANTS: Final = 50
 MOST_HELD: Final = 10_000
+MOST_LOOKED_AT: Final = 100_000
+MOST_ID: Final = 10**13
 
-_LATENCIES = tuple(f"latency_le_{bound}ms" for bound in LATENCY_BOUNDS_MS)
+_SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in STATISTICS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,11 @@ class Outcomes:
     latency_sum_ms: int = 0
     latency: tuple[int, ...] = (0,) * len(LATENCY_BOUNDS_MS)
 
-    def plus(self, other: Outcomes, sign: int) -> Outcomes:
-        """Together with the others; or, with the sign -1, without them."""
-        counters = {name: getattr(self, name) + sign * getattr(other, name) for name in COUNTERS}
-        pairs = zip(self.latency, other.latency, strict=True)
-        return Outcomes(**counters, latency=tuple(mine + sign * theirs for mine, theirs in pairs))
+    @classmethod
+    def of(cls, counts: Sequence[int]) -> Outcomes:
+        """Of sums in the order of `STATISTICS`."""
+        counters = dict(zip(COUNTERS, counts, strict=False))
+        return cls(**counters, latency=tuple(counts[len(COUNTERS) :]))
 
     @property
     def finished(self) -> int:
@@ -77,6 +80,23 @@ class Outcomes:
                 return lower + (bound - lower) * (wanted - seen) / number
             seen, lower = seen + number, bound
         return float(LATENCY_BOUNDS_MS[-1])
+
+
+class Statistic(NamedTuple):
+    """What became of rows of an index in a minute, or in an hour. `counts`: in the order of `STATISTICS`."""
+
+    minute: int
+    index_name: str
+    action: str
+    name: str  # of the entity, or of the index where the rows name none
+    counts: tuple[int, ...]
+
+
+class Rows(NamedTuple):
+    """Rows, newest first. `older`: the id below which to look for more; None: there are no more."""
+
+    rows: list[dict[str, Any]]
+    older: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,46 +137,21 @@ class Figures(Jobs):
         oldest = min((since for since in (written, held_since) if since is not None), default=None)
         return Backlog(fresh, retrying, claimed, dead, None if oldest is None else max(0, now - oldest))
 
-    def outcomes(self, since: int, tenant: str | None = None) -> Outcomes:
-        """Of all rows (of one tenant) from the minute of that instant on."""
-        return self._outcomes((), since, tenant=tenant)[()]
-
-    def outcomes_by_entity(self, since: int) -> dict[str, Outcomes]:
-        """By entity, or by index where the rows name no entity."""
-        found = self._outcomes(("iif(entity = '', index_name, entity)",), since)
-        return {key[0]: outcomes for key, outcomes in found.items()}
-
-    def outcomes_by_index(self, since: int, before: int | None) -> dict[tuple[str, ...], Outcomes]:
-        """By index and action, of the minutes from `since` to `before`."""
-        return self._outcomes(("index_name", "action"), since, before)
-
-    def _outcomes(
-        self, keys: tuple[str, ...], since: int, before: int | None = None, tenant: str | None = None
-    ) -> dict[tuple[str, ...], Outcomes]:
-        sums = [f"coalesce(sum({name}), 0)" for name in (*COUNTERS, *_LATENCIES)]
+    def statistics(self, since: int) -> list[Statistic]:
+        """Sums of the tenants, from that minute on."""
         found = self._run(
-            f"SELECT {', '.join([*keys, *sums])} FROM outbox_stats"
-            " WHERE minute >= :since AND (:before IS NULL OR minute < :before)"
-            " AND (:tenant IS NULL OR tenant_id = :tenant)"
-            f" {'GROUP BY ' if keys else ''}{', '.join(keys)}",
-            {"since": since - since % MINUTE_MS, "before": before, "tenant": tenant},
+            f"SELECT minute, index_name, action, iif(entity = '', index_name, entity), {_SUMS} FROM outbox_stats"
+            " WHERE minute >= ? GROUP BY minute, index_name, entity, action",
+            since,
         )
-        outcomes = {}
-        for row in found:
-            key, counted = tuple(row[: len(keys)]), row[len(keys) :]
-            counters = dict(zip(COUNTERS, counted, strict=False))
-            outcomes[key] = Outcomes(**counters, latency=tuple(counted[len(COUNTERS) :]))
-        return outcomes
+        return [Statistic(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in found]
 
-    def history(self, since: int) -> list[tuple[int, int, int]]:
-        """(minute, done, dead) of the minutes in which rows finished."""
-        return [
-            (row[0], row[1], row[2])
-            for row in self._run(
-                "SELECT minute, sum(done), sum(dead) FROM outbox_stats WHERE minute >= ? GROUP BY minute",
-                since - since % MINUTE_MS,
-            )
-        ]
+    def outcomes_of_tenant(self, tenant: str, since: int) -> Outcomes:
+        """Of all rows of a tenant from the minute of that instant on, or from its hour where hours are summed up."""
+        found = self._run(
+            f"SELECT {_SUMS} FROM outbox_stats WHERE minute >= ? AND tenant_id = ?", since - since % MINUTE_MS, tenant
+        ).one()
+        return Outcomes.of(tuple(found))
 
     def depths(self, since: int) -> list[tuple[int, int, int]]:
         """(minute, unfinished rows, age of the oldest) of the minutes in which somebody looked."""
@@ -177,16 +172,16 @@ class Figures(Jobs):
             rows[tenant] = rows.get(tenant, 0) + number
             oldest[tenant] = min(oldest.get(tenant, since), since)
 
-        for index_name, tenant in self._lanes((), None, ())[: 2 * MOST_TENANTS]:
-            number, since = self._run(
-                "SELECT rows, (SELECT created_at FROM outbox_events WHERE id = oldest) FROM (SELECT count(*) AS rows,"
-                f" min(id) AS oldest FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}"
-                f" AND index_name = ? AND {TENANT} = ?)",
-                index_name,
-                tenant,
-            ).one()
-            if number:
-                note(tenant, number, since)
+        lanes = self._lanes((), None, ())[: 2 * MOST_TENANTS]
+        mine = f"{FRESH} AND index_name = json_extract(value, '$[0]') AND {TENANT} = json_extract(value, '$[1]')"
+        for tenant, number, since in self._run(
+            "SELECT tenant, rows, created_at FROM (SELECT json_extract(value, '$[1]') AS tenant,"
+            f" (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {mine}) AS rows,"
+            f" (SELECT min(id) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {mine}) AS oldest"
+            " FROM json_each(?)) JOIN outbox_events ON id = oldest",
+            json.dumps(lanes),
+        ):
+            note(tenant, number, since)
         for tenant, number, since in self._run(
             f"SELECT tenant, count(*), min(created_at) FROM (SELECT {TENANT} AS tenant, created_at FROM outbox_events"
             f" INDEXED BY ix_outbox_events_held WHERE {HELD} LIMIT {MOST_HELD}) GROUP BY tenant"
@@ -205,22 +200,38 @@ class Figures(Jobs):
         error_type: str | None = None,
         before: int | None = None,
         limit: int = 50,
-    ) -> list[dict[str, Any]]:
-        """Rows without their documents, newest first, narrowed by what is given; `before`: only with a lower id."""
+    ) -> Rows:
+        """Rows without their documents, newest first, narrowed by what is given; `before`: only with a lower id.
+
+        Looks at `MOST_LOOKED_AT` rows at most, and then says where to go on: it may find fewer than there are, or none.
+        Of a state that few rows are in it finds all.
+        """
         conditions, parameters = _narrowed(
             state=state, index_name=index, tenant_id=tenant, document_id=document, error_type=error_type
         )
-        parameters["limit"] = limit
-        if before is not None:
-            conditions.append("id < :before")
-            parameters["before"] = before
-        # Else SQLite walks from the newest row on, past all that are done, to find one that is not.
-        if state in _FEW:
+        parameters |= {"limit": limit + 1, "before": MOST_ID if before is None else before, "last": 0}
+        if state in _FEW and self._are_few(state):
+            # Else SQLite walks from the newest row on, past all that are done, to find one that is not.
             conditions.append(f"id IN ({_FEW[state]})")
-        rows = self._run(
-            f"SELECT * FROM outbox_events WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT :limit", parameters
+        elif len(conditions) > 1:
+            parameters["last"] = self._run(
+                "SELECT coalesce((SELECT id FROM outbox_events WHERE id < ? ORDER BY id DESC LIMIT 1 OFFSET ?), 0)",
+                parameters["before"],
+                MOST_LOOKED_AT - 1,
+            ).scalar_one()
+        found = self._run(
+            f"SELECT * FROM outbox_events WHERE id < :before AND id >= :last AND {' AND '.join(conditions)}"
+            " ORDER BY id DESC LIMIT :limit",
+            parameters,
         )
-        return [dict(row) for row in rows.mappings()]
+        rows = [dict(row) for row in found.mappings()]
+        if len(rows) > limit:
+            return Rows(rows[:limit], rows[limit - 1]["id"])
+        return Rows(rows, parameters["last"] or None)
+
+    def _are_few(self, state: State) -> bool:
+        number: int = self._run(f"SELECT count(*) FROM ({_FEW[state]} LIMIT {MOST_LOOKED_AT})").scalar_one()
+        return number < MOST_LOOKED_AT
 
     def dead_number(
         self,
@@ -243,20 +254,17 @@ class Figures(Jobs):
         )
 
     def dead_types(self) -> Sequence[tuple[str, str, int]]:
-        """(index, type of error, number) of the dead rows, most first."""
+        """(index, type of error, number) of the dead rows, most first; looks at 10,000 of them at most."""
         found = self._run(
-            "SELECT index_name, coalesce(error_type, ''), count(*) FROM outbox_events INDEXED BY ix_outbox_events_dead"
-            " WHERE state = 'dead' GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 20"
+            "SELECT index_name, type, count(*) FROM (SELECT index_name, coalesce(error_type, '') AS type"
+            f" FROM outbox_events INDEXED BY ix_outbox_events_dead WHERE state = 'dead' LIMIT {MOST_HELD})"
+            " GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 20"
         )
         return [(row[0], row[1], row[2]) for row in found]
 
     def newest_jobs(self, limit: int) -> list[Job]:
         """Rebuilds of indexes, newest first."""
         return self.jobs("id > (SELECT max(id) FROM outbox_reindex_jobs) - ?", limit)[::-1]
-
-    def file_bytes(self) -> int:
-        """Size of the database file, without its write-ahead log."""
-        return int(self._run("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").scalar_one())
 
 
 def _narrowed(**given: str | None) -> tuple[list[str], dict[str, Any]]:

@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from outbox.admin.desk import Desk
-from outbox.admin.figures import MINUTE_MS, Figures, Outcomes
+from outbox.admin.figures import Outcomes
+from outbox.admin.ledger import Lane
 from outbox.admin.overview import Overviews
 from outbox.admin.shapes import Overview
-from outbox.models import LATENCY_BOUNDS_MS, now_ms
-
-OPEN_MINUTES: Final = 5
-"""Minutes whose statistics may still grow: their outcomes are noted by other processes, with clocks of their own."""
-
-Lane = tuple[str, ...]
-
-
-class Counted:
-    """Outcomes since this process began, by index and action.
-
-    Not since ever: the statistics are pruned, and a counter that shrinks looks like one that began anew.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._closed: dict[Lane, Outcomes] = {}
-        self._before: dict[Lane, Outcomes] | None = None
-        self._until = 0
-
-    def newest(self, figures: Figures, now: int) -> dict[Lane, Outcomes]:
-        with self._lock:
-            if self._before is None:
-                self._until = now - now % MINUTE_MS - OPEN_MINUTES * MINUTE_MS
-                self._before = figures.outcomes_by_index(self._until, None)
-            closed = now - now % MINUTE_MS - OPEN_MINUTES * MINUTE_MS
-            if closed > self._until:
-                self._closed = _added(self._closed, figures.outcomes_by_index(self._until, closed))
-                self._until = closed
-            total = _added(self._closed, figures.outcomes_by_index(self._until, None))
-            return {lane: _less(outcomes, self._before.get(lane, Outcomes())) for lane, outcomes in total.items()}
+from outbox.models import LATENCY_BOUNDS_MS
 
 
 class Metrics(Collector):
     """Reads the tables whenever Prometheus asks."""
 
-    def __init__(self, desk: Desk, overviews: Overviews) -> None:
-        self._desk, self._overviews, self._counted = desk, overviews, Counted()
+    def __init__(self, overviews: Overviews) -> None:
+        self._overviews = overviews
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -64,9 +32,7 @@ class Metrics(Collector):
         return []  # else the registry would collect once at registration
 
     def collect(self) -> Iterator[Metric]:
-        seen = self._overviews.newest()
-        with self._desk.figures() as figures:
-            counted = self._counted.newest(figures, now_ms())
+        seen, counted = self._overviews.newest(), self._overviews.lanes()
         yield from _gauges(seen)
         yield from _relays(seen)
         yield from _reindexes(seen)
@@ -121,7 +87,7 @@ def _reindexes(seen: Overview) -> Iterator[Metric]:
     yield total
 
 
-def _counters(counted: dict[Lane, Outcomes]) -> Iterator[Metric]:
+def _counters(counted: Mapping[Lane, Outcomes]) -> Iterator[Metric]:
     by_lane = ["index", "action"]
     finished = CounterMetricFamily("outbox_finished_rows", "Rows that came to an end", labels=[*by_lane, "outcome"])
     retries = CounterMetricFamily("outbox_retries", "Failures that are tried again", labels=by_lane)
@@ -145,11 +111,3 @@ def _counters(counted: dict[Lane, Outcomes]) -> Iterator[Metric]:
 
 def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, meaning, value=float(value))
-
-
-def _added(first: dict[Lane, Outcomes], second: dict[Lane, Outcomes]) -> dict[Lane, Outcomes]:
-    return {lane: first.get(lane, Outcomes()).plus(second.get(lane, Outcomes()), 1) for lane in {**first, **second}}
-
-
-def _less(outcomes: Outcomes, before: Outcomes) -> Outcomes:
-    return outcomes.plus(before, -1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from outbox.admin import alerts, shapes
 from outbox.admin.desk import Desk
-from outbox.admin.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures
+from outbox.admin.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures, Outcomes
+from outbox.admin.ledger import Lane, Ledger, Statistics
 from outbox.admin.shapes import moment
 from outbox.admin.watch import Seen
 from outbox.models import now_ms
@@ -26,6 +27,8 @@ class Overviews:
     def __init__(self, desk: Desk, seen: Callable[[], Seen | None]) -> None:
         self._desk, self._seen = desk, seen
         self._lock = threading.Lock()
+        self._ledger = Ledger()
+        self._lanes: Mapping[Lane, Outcomes] = {}
         self._newest: shapes.Overview | None = None
         self._made_at = 0
 
@@ -35,9 +38,20 @@ class Overviews:
             now = now_ms()
             if self._newest is None or not 0 <= now - self._made_at < FRESH_FOR_MS:
                 with self._desk.figures() as figures:
-                    self._newest = overview(figures, self._seen(), now, self._desk.settings.silent_ms)
-                self._made_at = now
+                    statistics = self._ledger.read(figures, now)
+                    self._newest = overview(figures, statistics, self._seen(), now, self._desk.settings.silent_ms)
+                self._made_at, self._lanes = now, statistics.lanes
             return self._newest
+
+    def lanes(self) -> Mapping[Lane, Outcomes]:
+        """What has become of rows since this process began, by index and action, as of the newest overview."""
+        with self._lock:
+            return self._lanes
+
+    def keep_up(self) -> None:
+        """Read what minutes have come to. If nobody looked for hours, they would be summed up by then."""
+        with self._desk.figures() as figures:
+            self._ledger.read(figures, now_ms())
 
     def outdated(self) -> None:
         """Somebody has acted: the next look is a new one."""
@@ -45,19 +59,19 @@ class Overviews:
             self._newest = None
 
 
-def overview(figures: Figures, seen: Seen | None, now: int, silent_ms: int) -> shapes.Overview:
+def overview(figures: Figures, statistics: Statistics, seen: Seen | None, now: int, silent_ms: int) -> shapes.Overview:
     """`silent_ms`: a relay without a sign of life for so long counts as gone."""
     backlog, control, relays = figures.backlog(now), figures.control(), figures.relays()
     running = [relay for relay in relays if now - relay["heartbeat_at"] < silent_ms]
     full_hour = now - now % HOUR_MS
     found = alerts.alerts(
         backlog,
-        figures.outcomes(now - alerts.WINDOW_MS),
+        statistics.outcomes(now - alerts.WINDOW_MS),
         unreachable=_unreachable(seen, running),
         relays=len(running),
         paused=control.paused_at is not None,
     )
-    by_entity = figures.outcomes_by_entity(full_hour - DAY_MS)
+    by_entity = statistics.by_entity(full_hour - DAY_MS)
     return shapes.Overview(
         as_of=moment(now),
         alerts=[shapes.Alert(name=each.name, text=each.text, remedy=each.remedy) for each in found],
@@ -75,9 +89,9 @@ def overview(figures: Figures, seen: Seen | None, now: int, silent_ms: int) -> s
         destination=None if seen is None else _destination(seen),
         relays=[_relay(each, now, running=each in running) for each in relays],
         periods=shapes.Periods(
-            hour=shapes.Period.of(figures.outcomes(now - HOUR_MS)),
-            day=shapes.Period.of(figures.outcomes(full_hour - DAY_MS)),
-            week=shapes.Period.of(figures.outcomes(full_hour - WEEK_MS)),
+            hour=shapes.Period.of(statistics.outcomes(now - HOUR_MS)),
+            day=shapes.Period.of(statistics.outcomes(full_hour - DAY_MS)),
+            week=shapes.Period.of(statistics.outcomes(full_hour - WEEK_MS)),
         ),
         entities=[
             shapes.EntityPeriod(entity=name, **shapes.Period.columns(outcomes))
@@ -87,13 +101,13 @@ def overview(figures: Figures, seen: Seen | None, now: int, silent_ms: int) -> s
             shapes.TenantLag(tenant_id=lag.tenant, rows=lag.rows, oldest_seconds=lag.oldest_ms / 1000)
             for lag in figures.lags(now)
         ],
-        history=_history(figures, now),
+        history=_history(figures, statistics, now),
         dead_types=[
             shapes.DeadType(index=index, error_type=type_, rows=rows) for index, type_, rows in figures.dead_types()
         ],
         reindexes=[shapes.ReindexJob.of(figures, job) for job in figures.open_jobs()],
         verification=_verified(figures.last_verification()),
-        database_bytes=figures.file_bytes(),
+        database_bytes=figures.file_bytes()[0],
     )
 
 
@@ -132,17 +146,17 @@ def _relay(row: dict[str, Any], now: int, *, running: bool) -> shapes.Relay:
     )
 
 
-def _history(figures: Figures, now: int) -> list[shapes.Minute]:
+def _history(figures: Figures, statistics: Statistics, now: int) -> list[shapes.Minute]:
     since = now - HISTORY_MS
     depths = {minute: unfinished for minute, unfinished, _ in figures.depths(since)}
-    finished = {minute: (done, dead) for minute, done, dead in figures.history(since)}
+    finished, none = statistics.history(since), Outcomes()
     first = since - since % MINUTE_MS
     return [
         shapes.Minute(
             at=moment(minute),
             unfinished=depths.get(minute),
-            done=finished.get(minute, (0, 0))[0],
-            dead=finished.get(minute, (0, 0))[1],
+            done=finished.get(minute, none).done,
+            dead=finished.get(minute, none).dead,
         )
         for minute in range(first, now + 1, MINUTE_MS)
     ]

@@ -98,26 +98,27 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
         chosen = _chosen(given)
         now = now_ms()
         with desk.figures() as figures:
-            rows = figures.page(
+            found = figures.page(
                 state=State(state) if state else None,
                 before=int(cursor) if cursor else None,
-                limit=ROWS + 1,
+                limit=ROWS,
                 **chosen,
             )
             dead = figures.dead_number(**chosen) if state == State.DEAD else 0
             of_tenant = None
             if tenant:
-                of_tenant = _OfTenant(figures.tenant_backlog(tenant, now), figures.outcomes(now - DAY_MS, tenant))
-        shown = [Event.of(row) for row in rows[:ROWS]]
+                of_tenant = _OfTenant(
+                    figures.tenant_backlog(tenant, now), figures.outcomes_of_tenant(tenant, now - DAY_MS)
+                )
         return page(
             request,
             "events.html",
-            rows=shown,
+            rows=[Event.of(row) for row in found.rows],
             dead=dead,
             tenant=of_tenant,
             asked=asked,
             given=given,
-            older=words.rows_page({**given, "cursor": shown[-1].id}) if len(rows) > ROWS else None,
+            older=None if found.older is None else words.rows_page({**given, "cursor": found.older}),
             first=not cursor,
             states=State,
             retention_hours=desk.settings.retention_hours,
@@ -129,7 +130,7 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
             row = figures.event(number) if 0 < number < 10**13 else None
             if row is None:
                 raise NotFound(f"row {number} does not exist; finished rows are removed after a while")
-            history = figures.page(index=row["index_name"], document=row["document_id"], limit=ROWS + 1)
+            history = figures.page(index=row["index_name"], document=row["document_id"], limit=ROWS)
         lease = row["lease_expires_at"]
         return page(
             request,
@@ -138,8 +139,8 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
             claimed_by=row["claimed_by"],
             lease_expires_at=lease and moment(lease),
             document=content(row["document"]),
-            history=[Event.of(each) for each in history[:ROWS]],
-            more=len(history) > ROWS,
+            history=[Event.of(each) for each in history.rows],
+            more=history.older is not None,
         )
 
     @routes.get("/api/docs")

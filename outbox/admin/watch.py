@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from loguru import logger
-from sqlalchemy import Engine
 
+from outbox.admin.desk import Desk
 from outbox.destinations.base import Destination
 from outbox.errors import OutboxError
 from outbox.models import now_ms
-from outbox.store import Store
 
 LOOK_EVERY_S: Final = 5.0
 
@@ -31,13 +31,18 @@ class Seen:
 class Watch:
     """Looks every five seconds from `start` to `stop`."""
 
-    def __init__(self, engine: Engine, destination: Destination) -> None:
-        self._engine, self._destination = engine, destination
+    def __init__(self, desk: Desk, destination: Destination) -> None:
+        self._desk, self._destination = desk, destination
+        self._also: list[Callable[[], None]] = []
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox-admin-watch", daemon=True)
         self._noted = True
         self.seen: Seen | None = None
         """None until the first look."""
+
+    def also(self, look: Callable[[], None]) -> None:
+        """Have it do that each time, too; what raises `OutboxError` is tried again."""
+        self._also.append(look)
 
     def start(self) -> None:
         self._thread.start()
@@ -61,11 +66,10 @@ class Watch:
 
     def _note_depth(self) -> None:
         try:
-            store = Store(self._engine)
-            try:
-                store.note_depth(now_ms())
-            finally:
-                store.close()
+            with self._desk.figures() as figures:
+                figures.note_depth(now_ms())
+            for look in self._also:
+                look()
         except OutboxError as error:
             if self._noted:
                 logger.warning(f"how full the outbox is cannot be noted until it works again: {error}")

@@ -1,0 +1,140 @@
+"""What became of rows, by time: statistics of minutes that are over are read once, and kept as sums."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from operator import add, sub
+from typing import Final, TypeVar
+
+from outbox.admin.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures, Outcomes, Statistic
+from outbox.models import STATISTICS
+from outbox.store import HOUR_MS
+
+OPEN_MS: Final = 5 * MINUTE_MS
+"""For so long the statistics of a minute may still grow: they are noted by other processes."""
+
+MINUTES_MS: Final = 4 * HOUR_MS
+"""Of that time each minute is kept, before it each hour."""
+
+PAUSE_MS: Final = 2 * HOUR_MS
+"""After a longer one (a machine that slept) minutes may have been summed up before anybody looked again."""
+
+ENTITIES_MS: Final = DAY_MS + 2 * HOUR_MS
+"""Of that time the sums are kept by entity."""
+
+Counts = tuple[int, ...]  # in the order of STATISTICS
+Names = Mapping[str, Counts]  # by entity, or by index where the rows name none
+Lane = tuple[str, str]  # index, action
+K = TypeVar("K")
+
+NOTHING: Final[Counts] = (0,) * len(STATISTICS)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What became of rows in the last week. `lanes`: since the first look, by index and action; none ever falls."""
+
+    periods: Mapping[int, Names]
+    lanes: Mapping[Lane, Outcomes]
+
+    def outcomes(self, since: int) -> Outcomes:
+        """Of all rows from the minute of that instant on; from more than four hours ago on, of full hours."""
+        return Outcomes.of(_sum(counts for names in self._since(since).values() for counts in names.values()))
+
+    def by_entity(self, since: int) -> dict[str, Outcomes]:
+        """The same by entity, or by index where the rows name none; at most of the last day."""
+        found: dict[str, list[Counts]] = {}
+        for names in self._since(since).values():
+            for name, counts in names.items():
+                found.setdefault(name, []).append(counts)
+        return {name: Outcomes.of(_sum(counts)) for name, counts in found.items()}
+
+    def history(self, since: int) -> dict[int, Outcomes]:
+        """By the minutes in which rows finished."""
+        return {at: Outcomes.of(_sum(names.values())) for at, names in self._since(since).items()}
+
+    def _since(self, since: int) -> dict[int, Names]:
+        return {at: names for at, names in self.periods.items() if at >= since - since % MINUTE_MS}
+
+
+class Ledger:
+    """Reads on from where it was, whoever asks. The first look reads a week, each further one some minutes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._looked_at: int | None = None  # the last time
+        self._until = 0  # minutes before it are over, and have been read
+        self._periods: dict[int, Names] = {}
+        self._lanes: dict[Lane, Counts] = {}  # of the minutes that came to their end since the first look
+        self._before: dict[Lane, Counts] = {}  # what stood in some of these at the first look already
+        self._told: dict[Lane, Counts] = {}
+
+    def read(self, figures: Figures, now: int) -> Statistics:
+        """What is so by now. Raises `DatabaseUnavailable`."""
+        with self._lock:
+            first, anew = self._looked_at is None, now - (self._looked_at or 0) > PAUSE_MS
+            since = now - now % HOUR_MS - WEEK_MS if anew else self._until
+            over = max(since, now - now % MINUTE_MS - OPEN_MS)
+            found = figures.statistics(since)
+            closed = [each for each in found if each.minute < over]
+            growing = [each for each in found if each.minute >= over]
+            if first:
+                self._before = _by_lane(growing)
+            elif anew:  # what was told of last may stand in an hour by now
+                self._before = {}
+                later = (each for each in closed if each.minute > (self._looked_at or 0))
+                self._lanes = _added(self._told, _by_lane(later))
+            else:
+                self._lanes = _added(self._lanes, _by_lane(closed))
+            self._periods = ({} if anew else self._periods) | _by_minute(closed)
+            self._looked_at, self._until = now, over
+            self._shorten(now)
+            total = _added(self._lanes, _by_lane(growing))
+            self._told = {
+                lane: tuple(map(sub, counts, self._before.get(lane, NOTHING))) for lane, counts in total.items()
+            }
+            lanes = {lane: Outcomes.of(counts) for lane, counts in self._told.items()}
+            return Statistics({**self._periods, **_by_minute(growing)}, lanes)
+
+    def _shorten(self, now: int) -> None:
+        hour = now - now % HOUR_MS
+        kept: dict[int, Names] = {}
+        for at, names in self._periods.items():
+            if at < hour - WEEK_MS:
+                continue
+            if at < hour - ENTITIES_MS and len(names) > 1:
+                names = {"": _sum(names.values())}
+            to = at if at >= hour - MINUTES_MS else at - at % HOUR_MS
+            kept[to] = _added(kept[to], names) if to in kept else names
+        self._periods = kept
+
+
+def _sum(counts: Iterable[Counts]) -> Counts:
+    return tuple(map(sum, zip(*counts, strict=True))) or NOTHING
+
+
+def _by_lane(found: Iterable[Statistic]) -> dict[Lane, Counts]:
+    sums: dict[Lane, Counts] = {}
+    for each in found:
+        _add(sums, (each.index_name, each.action), each.counts)
+    return sums
+
+
+def _by_minute(found: Iterable[Statistic]) -> dict[int, Names]:
+    sums: dict[int, dict[str, Counts]] = {}
+    for each in found:
+        _add(sums.setdefault(each.minute, {}), each.name, each.counts)
+    return dict(sums)
+
+
+def _added(first: Mapping[K, Counts], second: Mapping[K, Counts]) -> dict[K, Counts]:
+    sums = dict(first)
+    for key, counts in second.items():
+        _add(sums, key, counts)
+    return sums
+
+
+def _add(sums: dict[K, Counts], key: K, counts: Counts) -> None:
+    sums[key] = tuple(map(add, sums[key], counts)) if key in sums else counts
