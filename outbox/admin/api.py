@@ -32,7 +32,7 @@ from outbox.models import State
 # -- the routes -------------------------------------------------------------------------------------------------------
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem, "description": what, "content": {"application/problem+json": {}}}
+    code: {"model": Problem, "description": what}
     for code, what in {
         400: "the body is no JSON",
         401: "no token, or a wrong one",
@@ -41,6 +41,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         409: "not now: the state does not allow it",
         413: "the body is too large",
         422: "what was asked for makes no sense",
+        502: "the search engine does not answer",
         503: "the database does not answer",
     }.items()
 }
@@ -94,6 +95,7 @@ def router(desk: Desk, overviews: Overviews) -> APIRouter:
     @routes.post("/dead/retry", tags=["dead rows"], summary="Try dead rows again")
     def retry(selection: DeadSelection, request: Request) -> Retried:
         result = desk.retry(who(request), **selection.words())
+        overviews.outdated()
         return Retried(
             pending=result.pending,
             superseded=result.superseded,
@@ -102,20 +104,26 @@ def router(desk: Desk, overviews: Overviews) -> APIRouter:
 
     @routes.post("/dead/discard", tags=["dead rows"], summary="Remove dead rows for good; the index misses them then")
     def discard(selection: DeadSelection, request: Request) -> Discarded:
-        return Discarded(removed=desk.discard(who(request), **selection.words()))
+        removed = desk.discard(who(request), **selection.words())
+        overviews.outdated()
+        return Discarded(removed=removed)
 
     @routes.post("/pause", tags=["relays"], summary="Keep all relays from claiming rows; nothing is lost")
     def pause(asked: PauseRequest, request: Request) -> Paused:
         desk.pause(asked.reason, who(request))
+        overviews.outdated()
         return Paused(paused=True, changed=True)
 
     @routes.post("/resume", tags=["relays"], summary="Let relays claim rows again")
     def resume(request: Request) -> Paused:
-        return Paused(paused=False, changed=desk.resume(who(request)))
+        changed = desk.resume(who(request))
+        overviews.outdated()
+        return Paused(paused=False, changed=changed)
 
     @routes.post("/reindex", tags=["reindex"], status_code=202, summary="Rebuild the index of an entity")
     def reindex(asked: ReindexRequest, request: Request) -> ReindexStarted:
         started = desk.reindex(who(request), asked.entity, tenant=asked.tenant_id, since=asked.from_date)
+        overviews.outdated()
         return ReindexStarted(job_id=started.job.id, status=started.job.state, estimated_documents=started.estimated)
 
     @routes.get("/reindex", tags=["reindex"], summary="Rebuilds of indexes, newest first")
@@ -134,6 +142,7 @@ def router(desk: Desk, overviews: Overviews) -> APIRouter:
     @routes.post("/reindex/{id}/cancel", tags=["reindex"], status_code=202, summary="Stop one, and remove its index")
     def cancel(id: Annotated[int, Path(ge=1, le=10**12)], request: Request) -> ReindexJob:
         cancelled = desk.cancel(who(request), id)
+        overviews.outdated()
         with desk.figures() as figures:
             return ReindexJob.of(figures, cancelled)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from outbox import __version__, logs
 from outbox.admin import api, health, pages
 from outbox.admin.desk import Desk, NotFound
-from outbox.admin.guard import Guard, problem
+from outbox.admin.guard import PROBLEM, Guard, problem
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import Overviews
 from outbox.admin.watch import Watch
@@ -78,12 +79,24 @@ def create_app(engine: Engine, settings: Settings, destination: Destination, reg
     app.include_router(health.router(desk, overviews, Metrics(overviews)))
     app.include_router(pages.router(app, desk, overviews))
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
+    app.openapi = partial(_described, app)  # type: ignore[method-assign]
     app.add_exception_handler(OutboxError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _crashed)
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     return Guard(app, token=token, secure=settings.admin_tls_certificate is not None)
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document; FastAPI writes there that a problem is plain JSON."""
+    document = FastAPI.openapi(app)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                if status >= "4" and "application/json" in answer["content"]:
+                    answer["content"] = {PROBLEM: answer["content"].pop("application/json")}
+    return document
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -118,4 +131,4 @@ async def _crashed(request: Request, error: Exception) -> Response:
 
 def _problem(status: HTTPStatus, detail: str, headers: Any = None, **more: Any) -> Response:
     body = {**problem(status, detail), **more}
-    return JSONResponse(body, status, headers=headers, media_type="application/problem+json")
+    return JSONResponse(body, status, headers=headers, media_type=PROBLEM)

@@ -29,6 +29,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MOST_PATH_BYTES: Final = 8_192
 MOST_HEADER_BYTES: Final = 16_384
 MOST_BODY_BYTES: Final = 65_536
+PROBLEM: Final = "application/problem+json"
 COOKIE: Final = "outbox_admin"
 SESSION_S: Final = 12 * 3_600
 
@@ -253,7 +254,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 async def _answer(scope: Scope, send: Send, refused: Refused) -> None:
-    status, headers = int(refused.status), {"content-type": "application/problem+json"}
+    status, headers = int(refused.status), {"content-type": PROBLEM}
     if refused.to_login:
         back = "/"  # a form is sent again by whoever wants it
         if scope["method"] == "GET":
