@@ -77,7 +77,7 @@ ALLOWED: dict[str, set[str]] = {
         "admin.alerts", "admin.desk", "admin.figures", "admin.ledger", "admin.shapes", "admin.watch", "admin", "models",
         "store", "verify",
     },
-    "admin.metrics": {"admin.figures", "admin.ledger", "admin.overview", "admin.shapes", "models"},
+    "admin.metrics": {"admin.alerts", "admin.figures", "admin.ledger", "admin.overview", "admin.shapes", "models"},
     "admin.guard": {"logs", "errors"},
     "admin.api": {"admin.desk", "admin.overview", "admin.shapes", "models"},
     "admin.health": {"admin.desk", "admin.metrics", "admin.overview", "errors"},

@@ -38,6 +38,7 @@ def test_wheel_installed_alone_as_in_the_image_migrates_drains_and_shows(clean_n
         ).stdout
 
     call("outbox-relay", "migrate")
+    assert len(call("outbox-relay", "monitoring", "export", "monitoring").split()) == 2  # needs no extra
     call("python", "-c", WRITE)
     call("outbox-relay", "run", "--drain")
     assert json.loads(call("outbox-relay", "status", "--json"))["done"] == 1

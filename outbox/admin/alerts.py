@@ -18,6 +18,10 @@ WINDOW_MS: Final = 15 * 60_000
 """Completion, failures and average are of the last quarter of an hour."""
 
 
+ALERTS: Final = ("cluster_unreachable", "no_relay", "paused", "queue_depth", "completion", "failures", "latency")
+"""The names of all, the causes before their effects."""
+
+
 @dataclass(frozen=True, slots=True)
 class Alert:
     """A figure beyond its limit. `remedy` says where to look, or what to run."""

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from outbox.admin.alerts import ALERTS
 from outbox.admin.figures import Outcomes
 from outbox.admin.ledger import Lane
 from outbox.admin.overview import Overviews
@@ -54,9 +55,10 @@ def _gauges(seen: Overview) -> Iterator[Metric]:
     yield _gauge("outbox_database_bytes", "Size of the database file", seen.database_bytes)
     if seen.destination is not None:
         yield _gauge("outbox_destination_up", "1: the search engine answers", seen.destination.reachable)
-    alerts = GaugeMetricFamily("outbox_alert", "1: beyond its limit, as the dashboard says", labels=["alert"])
-    for alert in seen.alerts:
-        alerts.add_metric([alert.name], 1)
+    alerts = GaugeMetricFamily("outbox_alert", "1: beyond its limit, as the dashboard says; 0: not", labels=["alert"])
+    firing = {alert.name for alert in seen.alerts}
+    for name in ALERTS:
+        alerts.add_metric([name], name in firing)
     yield alerts
     if seen.verification is not None:
         found = seen.verification
@@ -77,7 +79,7 @@ def _relays(seen: Overview) -> Iterator[Metric]:
 
 
 def _reindexes(seen: Overview) -> Iterator[Metric]:
-    labels = ["job", "index", "phase"]
+    labels = ["reindex", "index", "phase"]
     documents = GaugeMetricFamily("outbox_reindex_documents", "Written so far by a running reindex", labels=labels)
     total = GaugeMetricFamily("outbox_reindex_expected_documents", "That it will write, about", labels=labels)
     for job in seen.reindexes:

@@ -49,6 +49,7 @@ from outbox.cli import (  # noqa: E402  (they register themselves on the group)
     control,
     dead,
     look,
+    monitoring,
     reindex,
     run,
     search,
@@ -59,6 +60,6 @@ from outbox.cli import (  # noqa: E402  (they register themselves on the group)
     verify,
 )
 
-for module in (run, serve, look, check, search, verify, reindex, dead, control, tenant, triggers, systemd):
+for module in (run, serve, monitoring, look, check, search, verify, reindex, dead, control, tenant, triggers, systemd):
     for each in module.commands:
         main.add_command(each)
