@@ -235,7 +235,10 @@ class Capture:
             journal = rows.journal_on(session, transaction, connection)
             known: _Begun | None = session.info.get(self)
             if known is None or known.root is not journal.root:
-                session.info[self] = self._begun(journal, fresh=isinstance(bind, Engine))
+                version = triggers.schema_version(journal)
+                if isinstance(bind, Engine):  # else others have begun the transaction, and what it did is unknown
+                    seen = self._watcher.remember(connection, version)
+                session.info[self] = self._begun(journal, version, seen)
 
     def before_commit(self, session: Session) -> None:
         """Note which rows triggers have written in this transaction: `wait_until_synced` waits for them too."""
@@ -257,23 +260,22 @@ class Capture:
         journal = rows.journal_of(session)
         if journal.connection.dialect.name != "sqlite":
             return frozenset()
+        version, seen = triggers.schema_version(journal), self._watcher.seen(journal.connection.engine)
+        if seen and seen.schema_version == version and not seen.covered:
+            return seen.covered
         begun: _Begun | None = session.info.get(self)
         if begun is None or begun.root is not journal.root:
-            begun = session.info[self] = self._begun(journal, fresh=False)
-            return begun.covered
-        if begun.schema_version == triggers.schema_version(journal):
-            return begun.covered
-        return self._watcher.look(journal.connection)  # the transaction has changed the schema itself
+            begun = session.info[self] = self._begun(journal, version, seen)
+        elif begun.schema_version != version:
+            return self._watcher.look(journal.connection)  # the transaction has changed the schema itself
+        return begun.covered
 
-    def _begun(self, journal: rows.Journal, *, fresh: bool) -> _Begun:
-        """`fresh`: the transaction has done nothing yet."""
-        connection, version = journal.connection, triggers.schema_version(journal)
-        seen = self._watcher.remember(connection, version) if fresh else self._watcher.seen(connection.engine)
+    def _begun(self, journal: rows.Journal, version: int, seen: triggers.Seen | None) -> _Begun:
         if seen and seen.schema_version == version:
             covered = seen.covered
         else:  # others have changed the schema, or the transaction itself
-            covered, version = self._watcher.look(connection), -1
-            self._watcher.forget(connection.engine)
+            covered, version = self._watcher.look(journal.connection), -1
+            self._watcher.forget(journal.connection.engine)
         return _Begun(journal.root, version, covered, triggers.last_event_id(journal) if covered else None)
 
     # -- objects ------------------------------------------------------------------------------------------------

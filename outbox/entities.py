@@ -113,7 +113,8 @@ class Entity:
     def place_of(self, identity: Sequence[Any], tenant_id: str | None) -> DocumentKey:
         """The same, of a tenant that is text already."""
         if len(identity) == len(self.key_forms) == 1:
-            return keys.place(self.index, self.tenancy, tenant_id, self.key_forms[0].to_text(identity[0]))
+            form = self.key_forms[0]
+            return keys.place(self.index, self.tenancy, tenant_id, form.to_text(identity[0]), short=form.short)
         parts = [form.to_text(value) for form, value in zip(self.key_forms, identity, strict=True)]
         return keys.place(self.index, self.tenancy, tenant_id, keys.join(parts))
 

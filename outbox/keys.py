@@ -175,10 +175,11 @@ def join_sql(parts: Sequence[ColumnElement[str]]) -> ColumnElement[str]:
     return _joined(SEPARATOR, escaped)
 
 
-def place(index: str, tenancy: Tenancy, tenant_id: str | None, id_text: str) -> DocumentKey:
+def place(index: str, tenancy: Tenancy, tenant_id: str | None, id_text: str, *, short: bool = False) -> DocumentKey:
     """Index and `_id` of a document. Raises `InvalidName` for a tenant or an id that Elasticsearch does not take.
 
-    A tenant that becomes part of an index name must match `^[a-z0-9][a-z0-9-]{0,62}$`.
+    A tenant that becomes part of an index name must match `^[a-z0-9][a-z0-9-]{0,62}$`. `short`: the text of the key is
+    always legal, see `TextForm`.
     """
     if tenancy is not SHARED:
         if tenant_id is None:
@@ -189,10 +190,11 @@ def place(index: str, tenancy: Tenancy, tenant_id: str | None, id_text: str) -> 
             documents.check_index_name(index)
         else:
             _check_tenant(tenant_id)
-            id_text = f"{len(tenant_id)}:{tenant_id}:{id_text}"
+            id_text, short = f"{len(tenant_id)}:{tenant_id}:{id_text}", False
     elif tenant_id is not None:
         _check_tenant(tenant_id)
-    documents.check_document_id(id_text)
+    if not short:
+        documents.check_document_id(id_text)
     return DocumentKey(index, id_text, tenant_id)
 
 
