@@ -13,6 +13,7 @@ import pytest
 import yaml
 from sqlalchemy import Engine, create_engine
 
+from outbox.cli import main
 from outbox.models import now_ms
 from outbox.prune import prune
 from outbox.settings import Settings, variable
@@ -22,7 +23,6 @@ from tests.support.image import ROOT, steps
 from tests.support.outbox import Outbox, settings
 
 DEPLOY = ROOT / "deploy"
-ADMIN = {"OUTBOX_ADMIN_HOST", "OUTBOX_ADMIN_PORT", "OUTBOX_ADMIN_TOKEN"}
 
 
 def value(instruction: str) -> str:
@@ -97,8 +97,9 @@ def test_our_containers_share_the_database_and_may_do_nothing_else(compose: Any,
     assert (service["volumes"], service["read_only"], service["cap_drop"]) == (["data:/data"], True, ["ALL"])
     assert "data" in compose["volumes"]
     assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
-    known = {variable(field) for field in Settings.model_fields} | ADMIN
-    assert set(service["environment"]) <= known
+    assert set(service["environment"]) <= {variable(field) for field in Settings.model_fields}
+    command, *options = service["command"]
+    main.commands[command].make_context(command, options)  # fails for an option that there is not
 
 
 def test_compose_waits_longer_than_a_relay_takes_to_stop(compose: Any) -> None:

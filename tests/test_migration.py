@@ -156,6 +156,7 @@ def fill(engine: Engine, now: int) -> None:
         {"id": 1, "index_name": "deals", "old_index": "deals-000001", "new_index": "deals-000002", **ended},
         {"id": 2, "index_name": "notes", "old_index": "notes-000001", "state": "running", "phase": "scan"},
     )
+    put(engine, "outbox_depths", {"minute": now - now % 60_000, "unfinished": 7, "oldest_ms": HOUR})
     found = {"id": 1, "started_at": now, "finished_at": now, "started_by": "relay 2", "entities": "[]", "sample": 1.0}
     put(engine, "outbox_verifications", {**found, "documents": 9, "missing": 1})
 
