@@ -751,12 +751,14 @@ class Store:
         except FileNotFoundError:
             return 0
 
-    def file_bytes(self) -> tuple[int, int]:
-        """Size of the database, and how much of that is free to be used again."""
-        pages, free, size = (
-            self._run(f"PRAGMA {name}").scalar_one() for name in ("page_count", "freelist_count", "page_size")
-        )
-        return pages * size, free * size
+    def file_bytes(self) -> int:
+        """Size of the database file, without its write-ahead log."""
+        return int(self._run("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").scalar_one())
+
+    def free_bytes(self) -> int:
+        """How much of the file is empty, and used again before it grows."""
+        free = self._run("SELECT freelist_count * page_size FROM pragma_freelist_count(), pragma_page_size()")
+        return int(free.scalar_one())
 
     # -- relays -------------------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ def overview(figures: Figures, statistics: Statistics, seen: Seen | None, now: i
         ],
         reindexes=[shapes.ReindexJob.of(figures, job) for job in figures.open_jobs()],
         verification=_verified(figures.last_verification()),
-        database_bytes=figures.file_bytes()[0],
+        database_bytes=figures.file_bytes(),
     )
 
 

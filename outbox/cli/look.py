@@ -35,7 +35,7 @@ def status(as_json: bool, database_url: str | None) -> None:
         now, reindexes = now_ms(), store.open_jobs()
         counts, oldest, control, relays = store.counts(), store.oldest_unfinished(), store.control(), store.relays()
         age = None if oldest is None else max(0.0, (now - oldest) / 1000)
-        (file, free), wal = store.file_bytes(), store.wal_bytes()
+        file, free, wal = store.file_bytes(), store.free_bytes(), store.wal_bytes()
         grown = [each for each in growth(Sizes(age or 0, sum(counts.values()), wal), Limits.of(loaded)) if each.over]
         facts: dict[str, Any] = {
             **counts,
