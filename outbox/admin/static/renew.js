@@ -3,6 +3,7 @@
 // what somebody has typed stay as they are.
 "use strict";
 const EVERY_MS = 5000;
+const PATIENCE_MS = 10000; // a server that hangs is gone, too
 const parts = () => document.querySelectorAll("[data-renew]");
 
 // What is marked or has the focus is in somebody's hands: it is not taken away.
@@ -57,22 +58,30 @@ function show(page) {
   document.title = page.title;
 }
 
+let asking = false;
 async function renew() {
-  if (document.hidden) return;
+  if (document.hidden || asking) return;
+  asking = true;
   const note = document.getElementById("stale");
   try {
-    const answer = await fetch(location.href, { headers: { accept: "text/html" }, redirect: "manual" });
+    const request = { headers: { accept: "text/html" }, redirect: "manual", signal: AbortSignal.timeout(PATIENCE_MS) };
+    const answer = await fetch(location.href, request);
     if (answer.type === "opaqueredirect") return location.reload(); // the session is over: this leads to the login
     if (!answer.ok) throw new Error(answer.statusText);
     show(new DOMParser().parseFromString(await answer.text(), "text/html"));
     note.hidden = true;
   } catch {
     note.hidden = false; // the figures are old, and look it
+  } finally {
+    asking = false;
   }
   document.body.classList.toggle("old", !note.hidden);
 }
 
-if (parts().length) setInterval(renew, EVERY_MS);
+if (parts().length) {
+  setInterval(renew, EVERY_MS);
+  document.addEventListener("visibilitychange", renew);
+}
 // A reload must not say again what was done.
 if (new URLSearchParams(location.search).has("done")) {
   const address = new URL(location.href);
