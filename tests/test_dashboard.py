@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 from sqlalchemy import create_engine
 
 from outbox import schema, sqlite
+from outbox.admin import figures
 from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.destinations.embedded import EmbeddedDestination
 from outbox.models import metadata, now_ms
 from tests.support import browser as browsers
 from tests.support.browser import Visit
@@ -25,6 +27,7 @@ from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace
 from tests.support.proxy import FaultProxy
 from tests.support.relays import Relays, until
+from tests.support.serving import client_of
 from tests.test_reindex import World
 
 registry = World.registered(tenancy="prefixed")
@@ -132,11 +135,6 @@ def dead_row(outbox: Outbox, document_id: str = "c1", index: str = "contacts", *
     return row
 
 
-def finished(page: Page, state: str) -> None:
-    """The newest reindex has ended."""
-    expect(page.locator("#jobs tbody tr").first.locator(".state")).to_have_text(state, timeout=30_000)
-
-
 # -- journeys ---------------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +172,7 @@ def test_dead_letter_is_found_read_retried_when_its_cause_is_mended_and_gone(
 
 
 @pytest.mark.elasticsearch
-def test_reindex_is_begun_and_watched_to_its_end_without_a_reload(
+def test_reindex_is_begun_cancelled_begun_again_watched_to_its_end_and_verified_without_a_reload(
     relays: Relays,
     outbox: Outbox,
     destination: ElasticsearchDestination,
@@ -184,22 +182,34 @@ def test_reindex_is_begun_and_watched_to_its_end_without_a_reload(
 ) -> None:
     world = World(outbox, ElasticsearchPlace(destination, clean_node, proxy)).filled(20)
     visit = look(dashboard(relays, "--admin", OUTBOX_ENTITIES=f"{__name__}:registry"))
+    visit.time_stands_still()
     page = visit.open("/")
     page.get_by_label("Pause all relays, because").fill("to look at a reindex")
     visit.click(page.get_by_role("button", name="Pause"))
-    world.save(21, "Grace")  # the reindex waits for this row before it swaps
-    visit.click(page.locator("form[action='/reindex']").get_by_role("button", name="Reindex"))
+    world.save(21, "Grace")  # a reindex waits for this row before it swaps
+    newest = "#jobs tbody tr:first-child .state"
+    reindex = page.locator("form[action='/reindex']").get_by_role("button", name="Reindex")
+    visit.click(reindex)
     assert "has begun: 21 rows" in visit.text(".flash")
-    expect(page.locator("#jobs tbody tr").first).to_contain_text("running")
-    expect(page.get_by_role("progressbar", name="Progress of reindex 1")).to_have_count(1)
-    visit.screenshot("reindex-running")
+    assert visit.text(newest) == "running"
+    visit.click(page.get_by_role("button", name="Cancel reindex 1"))
+    assert "is being cancelled" in visit.text(".flash")
+    visit.renewed(newest, "cancelled")
 
+    visit.click(reindex)
+    assert visit.text(newest) == "running"
+    expect(page.get_by_role("progressbar", name="Progress of reindex 2")).to_have_count(1)
+    visit.screenshot("reindex-running")
     page.evaluate("window.never = 'reloaded'")
     outbox.raw("UPDATE outbox_control SET paused_at = NULL")
-    finished(page, "done")
-    assert "21 of 21" in visit.text("#jobs")
+    visit.renewed(newest, "done")
+    assert page.locator("#jobs tbody tr").first.get_by_text("21 of 21").count() == 1
     assert page.evaluate("window.never") == "reloaded"
-    world.assert_in_step()
+    world.assert_in_step(live="contacts-000003")
+
+    visit.click(page.locator("form[action='/verify']").get_by_role("button", name="Verify"))
+    visit.renewed("#verification b", "No drift")
+    assert "in 21 documents (of contacts), by admin at 127.0.0.1" in visit.text("#verification")
     visit.screenshot("reindex-done")
 
 
@@ -309,6 +319,26 @@ def test_history_of_more_rows_than_a_page_holds_is_leafed_through(site: Site, lo
             break
         visit.click(older)
     assert seen == rows[::-1]
+
+
+def test_rows_that_were_not_found_so_far_are_not_said_to_be_missing(
+    outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "MOST_LOOKED_AT", 10)
+    rare = outbox.index("contacts", "rare", {})
+    outbox.index_many("contacts", [(f"c{number}", {}) for number in range(20)])
+    outbox.raw("UPDATE outbox_events SET state = 'done'")
+    destination = EmbeddedDestination(tmp_path / "search.db")
+    with client_of(outbox.engine, destination) as client:
+        page = client.get("/events?document=rare").text
+        assert "None so far, but not all rows were looked at" in page
+        for _ in range(2):
+            older = re.search(r'<a href="([^"]*)" rel="next">', page)
+            assert older is not None
+            page = client.get(older[1].replace("&amp;", "&")).text
+        assert f'<a href="/events/{rare}">' in page
+        assert "No row is like that" in client.get("/events?document=nowhere&cursor=5").text
+    destination.close()
 
 
 def test_token_is_asked_for_once_and_again_after_logout_or_when_the_session_is_over(
