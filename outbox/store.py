@@ -906,16 +906,18 @@ class Store:
         document: str | None = None,
         tenant: str | None = None,
         error_type: str | None = None,
+        died_by: int | None = None,
         limit: int = -1,
     ) -> list[dict[str, Any]]:
-        """Dead rows in the order of their ids, narrowed by what is given."""
+        """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later."""
         rows = self._run(
             """
             SELECT * FROM outbox_events INDEXED BY ix_outbox_events_dead WHERE state = 'dead'
             AND (:ids = '[]' OR id IN (SELECT value FROM json_each(:ids)))
             AND (:index IS NULL OR index_name = :index) AND (:tenant IS NULL OR tenant_id = :tenant)
             AND (:document IS NULL OR document_id = :document)
-            AND (:error_type IS NULL OR error_type = :error_type) ORDER BY id LIMIT :limit
+            AND (:error_type IS NULL OR error_type = :error_type)
+            AND (:died_by IS NULL OR coalesce(finished_at, 0) <= :died_by) ORDER BY id LIMIT :limit
             """,
             {
                 "ids": json.dumps(list(ids)),
@@ -923,6 +925,7 @@ class Store:
                 "document": document,
                 "tenant": tenant,
                 "error_type": error_type,
+                "died_by": died_by,
                 "limit": limit,
             },
         )

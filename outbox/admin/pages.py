@@ -115,6 +115,7 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
             "events.html",
             rows=[Event.of(row) for row in found.rows],
             dead=dead,
+            now=now,
             tenant=of_tenant,
             asked=asked,
             given=given,
@@ -251,13 +252,13 @@ def _page(request: Request, template: str, status: int, **shown: Any) -> HTMLRes
 
 
 def _selected(form: dict[str, str]) -> dict[str, Any]:
-    """Which dead rows a form means: one by its id, or all that a filter shows."""
+    """Which dead rows a form means: one by its id, or all that a filter showed when the form was made, and no other."""
     if "id" in form:
         return {"ids": [_number(form, "id")]}
     given = dict(parse_qsl(form.get("of", "")))
     if given.get("state") != State.DEAD:
         raise InvalidInput("say which rows: one, or those of a filter of dead ones")
-    return _chosen(given)
+    return {**_chosen(given), "died_by": _number(form, "seen")}
 
 
 def _chosen(given: dict[str, str]) -> dict[str, str]:
