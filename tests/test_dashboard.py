@@ -310,7 +310,7 @@ def test_history_of_more_rows_than_a_page_holds_is_leafed_through(site: Site, lo
     rows = site.outbox.index_many("contacts", [("ada", {"version": number}) for number in range(120)])
     visit = look(site.url)
     page = visit.open(f"/events/{rows[-1]}")
-    visit.click(page.get_by_role("link", name="Older rows of this document"))
+    visit.click(page.get_by_role("link", name="all rows of this document"))
     seen = []
     while True:
         seen += [int(each[0]) for each in visit.rows()]
@@ -338,6 +338,9 @@ def test_rows_that_were_not_found_so_far_are_not_said_to_be_missing(
             page = client.get(older[1].replace("&amp;", "&")).text
         assert f'<a href="/events/{rare}">' in page
         assert "No row is like that" in client.get("/events?document=nowhere&cursor=5").text
+        page = client.get(f"/events/{rare}").text
+        assert f'<tr data-key="{rare}" aria-current=true>' in page
+        assert "There may be more" in page
     destination.close()
 
 

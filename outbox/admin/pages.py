@@ -131,7 +131,11 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
             row = figures.event(number) if 0 < number < 10**13 else None
             if row is None:
                 raise NotFound(f"row {number} does not exist; finished rows are removed after a while")
-            history = figures.page(index=row["index_name"], document=row["document_id"], limit=ROWS)
+            of_document = {"index": row["index_name"], "document": row["document_id"], "limit": ROWS}
+            newest = figures.page(**of_document)
+            history, all_of_it = newest.rows, newest.older is None
+            if number not in [each["id"] for each in history]:  # so old that looking for it from the newest on ended
+                history += figures.page(**of_document, before=number + 1).rows
         lease = row["lease_expires_at"]
         return page(
             request,
@@ -140,8 +144,8 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
             claimed_by=row["claimed_by"],
             lease_expires_at=lease and moment(lease),
             document=content(row["document"]),
-            history=[Event.of(each) for each in history.rows],
-            more=history.older is not None,
+            history=[Event.of(each) for each in history],
+            all_of_it=all_of_it,
         )
 
     @routes.get("/api/docs")
