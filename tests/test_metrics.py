@@ -115,7 +115,7 @@ def test_metric_or_label_without_documentation(
     table = README.split("| metric | labels |")[1].split("\n\n")[0]
     documented = {
         name: set(re.findall(r"`(\w+)`", labels))
-        for name, labels in re.findall(r"^\| `(outbox_\w+)` \| ([^|]*) \|", table, re.MULTILINE)
+        for name, labels in re.findall(r"^\| `(outbox_\w+)` \|([^|]*)\|", table, re.MULTILINE)
     }
     families = {
         family.name + ("_total" if family.type == "counter" else ""): {
