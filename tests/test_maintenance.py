@@ -151,7 +151,7 @@ def test_long_prune_keeps_no_heartbeat_waiting(engine: Engine) -> None:
 
 
 def test_statistics_go_after_their_time_a_minute_at_a_time(outbox: Outbox, engine: Engine) -> None:
-    day, now = 24 * HOUR, now_ms()
+    day, now = 24 * HOUR, now_ms() // HOUR * HOUR
     for minute in (now - 91 * day, now - 91 * day + 60_000, now - 89 * day):
         for tenant in ("t1", "t2"):
             outbox.raw(
