@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import bench_contacts
 import bench_figures
@@ -25,14 +25,16 @@ from elasticsearch import Elasticsearch
 from node import node
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import ForeignKey, create_engine, func, insert, select, text, update
+from sqlalchemy import Engine, ForeignKey, create_engine, func, insert, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from outbox import EntityRegistry, OutboxRepository, schema, sqlite, triggers
 from outbox.models import EPOCH_STEP, now_ms
 
 BATCH = 1_000
-INDEX = "bench"
+INDEX, RAW = "bench", "bench-raw"
+AS_A_NEW_INDEX = {"index.refresh_interval": "-1", "index.number_of_replicas": 0}
+COMMAND = Path(sys.executable).with_name("outbox-relay")
 console = Console()
 
 SYLLABLES = [consonant + vowel for consonant in "bcdfghklmnprstv" for vowel in "aeiou"]
@@ -64,17 +66,28 @@ def documents(number: int, seed: int = 7) -> list[tuple[str, dict[str, Any]]]:
     return made
 
 
-def fresh_index(url: str) -> None:
+def fresh_index(url: str, name: str = INDEX, **settings: Any) -> None:
     """The same empty index for both sides."""
     client = Elasticsearch(url)
-    client.options(ignore_status=404).indices.delete(index=f"{INDEX}-000001")
-    client.indices.create(index=f"{INDEX}-000001", aliases={INDEX: {}}, settings={"index.gc_deletes": "24h"})
+    client.options(ignore_status=404).indices.delete(index=f"{name}-000001")
+    client.indices.create(index=f"{name}-000001", aliases={name: {}}, settings={"index.gc_deletes": "24h", **settings})
     client.close()
+
+
+def prepared(contents: list[tuple[str, dict[str, Any]]], name: str = INDEX) -> list[bytes]:
+    """The bodies of `_bulk` requests with these documents."""
+    return [
+        b"".join(
+            b'{"index":{"_index":"%s-000001","_id":"%s","version":%d,"version_type":"external"}}\n%s\n'
+            % (name.encode(), document_id.encode(), EPOCH_STEP + start + at, orjson.dumps(document))
+            for at, (document_id, document) in enumerate(contents[start : start + BATCH])
+        )
+        for start in range(0, len(contents), BATCH)
+    ]
 
 
 def raw(url: str, bodies: list[bytes], connections: int) -> float:
     """Seconds that prepared `_bulk` requests take over so many connections."""
-    fresh_index(url)
     client = Elasticsearch(url, connections_per_node=connections, max_retries=0, request_timeout=60)
     waiting = list(reversed(bodies))
 
@@ -95,6 +108,15 @@ def raw(url: str, bodies: list[bytes], connections: int) -> float:
     took = time.perf_counter() - start
     client.close()
     return took
+
+
+def best_raw(url: str, bodies: list[bytes], name: str = INDEX, **settings: Any) -> tuple[float, int]:
+    """The least seconds, each time into an empty index, and over how many connections."""
+    taken = []
+    for connections in (1, 2, 4):
+        fresh_index(url, name, **settings)
+        taken.append((raw(url, bodies, connections), connections))
+    return min(taken)
 
 
 def relay(
@@ -123,9 +145,7 @@ def relay(
         environment |= {"OUTBOX_ENTITIES": "bench_contacts:registry", "PYTHONPATH": str(Path(__file__).parent)}
     arguments = ["--concurrency", str(concurrency)] if concurrency else []
     with (path.parent / "relay.log").open("w") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("outbox-relay"), "run", "--drain", *arguments], env=environment, stderr=log
-        )
+        process = subprocess.Popen([COMMAND, "run", "--drain", *arguments], env=environment, stderr=log)
         with engine.execution_options(outbox_begin="DEFERRED").connect() as connection:
             while not connection.execute(text("SELECT count(*) FROM outbox_relays")).scalar_one():
                 connection.rollback()
@@ -173,23 +193,17 @@ def drain(rows: int, rounds: int, concurrency: str, refresh: bool) -> None:
     """Rows a second: the relay draining a full outbox, and raw _bulk with the same documents."""
     levels: list[int | None] = [int(level) for level in concurrency.split(",")] if concurrency else [None]
     contents = documents(rows)
-    prepared = [
-        b"".join(
-            b'{"index":{"_index":"%s-000001","_id":"%s","version":%d,"version_type":"external"}}\n%s\n'
-            % (INDEX.encode(), document_id.encode(), EPOCH_STEP + start + at, orjson.dumps(document))
-            for at, (document_id, document) in enumerate(contents[start : start + BATCH])
-        )
-        for start in range(0, rows, BATCH)
-    ]
-    table = Table(title=f"{rows:,} rows of {sum(map(len, prepared)) / rows:,.0f} bytes", width=80)
+    bodies = prepared(contents)
+    table = Table(title=f"{rows:,} rows of {sum(map(len, bodies)) / rows:,.0f} bytes", width=80)
     for column in ("round", "raw rows/s (conn.)", "conc.", "relay rows/s", "ratio", "CPU s/10k", "MB"):
         table.add_column(column, justify="right")
     ratios: dict[int | None, list[float]] = {level: [] for level in levels}
     with tempfile.TemporaryDirectory() as directory, node(console) as url:
-        raw(url, prepared[:10], 2)  # the node warms up
+        fresh_index(url)
+        raw(url, bodies[:10], 2)  # the node warms up
         for round_ in range(1, rounds + 1):
             with console.status(f"round {round_} of {rounds}…"):
-                best, connections = min((raw(url, prepared, n), n) for n in (1, 2, 4))
+                best, connections = best_raw(url, bodies)
                 for level in levels:
                     figures = relay(url, contents, level, Path(directory), refresh=refresh)
                     ratios[level].append(best / figures["seconds"])
@@ -208,11 +222,12 @@ def drain(rows: int, rounds: int, concurrency: str, refresh: bool) -> None:
 
 
 @main.command()
-@click.option("--rows", default=50_000, show_default=True)
-@click.option("--rate", default=100, show_default=True, help="Live changes a second.")
-@click.option("--before", default=10, show_default=True, help="Seconds of live changes alone, to compare with.")
-def reindex(rows: int, rate: int, before: int) -> None:
-    """Documents a second of a reindex under live changes; from commit to done of those, without and with it."""
+@click.option("--rows", default=200_000, show_default=True)
+@click.option("--rounds", default=2, show_default=True, help="Of raw _bulk and of a reindex, in turn.")
+@click.option("--rate", default=100, show_default=True, help="Live changes a second, during one reindex more.")
+@click.option("--before", default=15, show_default=True, help="Seconds of live changes alone, to compare with.")
+def reindex(rows: int, rounds: int, rate: int, before: int) -> None:
+    """Documents a second of whole reindexes, and raw _bulk with the same documents; then what live rows notice."""
     contents = documents(rows)
     with tempfile.TemporaryDirectory() as directory, node(console) as url:
         fresh_index(url)
@@ -222,7 +237,11 @@ def reindex(rows: int, rate: int, before: int) -> None:
         schema.upgrade(engine)
         with Session(engine) as session, session.begin():
             bench_contacts.Base.metadata.create_all(session.connection())
-            session.execute(insert(bench_contacts.Contact), [{"id": id_, **document} for id_, document in contents])
+            for at in range(0, rows, BATCH):
+                some = [{"id": id_, **document} for id_, document in contents[at : at + BATCH]]
+                session.execute(insert(bench_contacts.Contact), some)
+        bodies, ids = prepared(contents, RAW), [id_ for id_, _ in contents]
+        del contents
         environment = os.environ | {
             "OUTBOX_DATABASE_URL": f"sqlite:///{path}",
             "OUTBOX_ELASTICSEARCH_URL": url,
@@ -230,16 +249,28 @@ def reindex(rows: int, rate: int, before: int) -> None:
             "OUTBOX_LOG_OPERATIONS": "false",
             "PYTHONPATH": str(Path(__file__).parent),
         }
-        command = [str(Path(sys.executable).with_name("outbox-relay"))]
         log = (Path(directory) / "log").open("w")
-        relay = subprocess.Popen([*command, "run"], env=environment, stderr=log)
+        ratios = []
+        for round_ in range(1, rounds + 1):
+            with console.status(f"round {round_} of {rounds}…"):
+                best, connections = best_raw(url, bodies, RAW, **AS_A_NEW_INDEX)
+                job = rebuild(engine, environment, log)
+            ratios.append(best / job["seconds"])
+            console.print(
+                f"raw _bulk {rows / best:,.0f} documents a second ({connections} connections), reindex "
+                f"{rows / job['seconds']:,.0f}: ratio {ratios[-1]:.2f}; {job['memory']:.0f} MB"
+            )
+        if ratios:
+            console.print(f"median ratio reindex/raw {statistics.median(ratios):.2f}")
+        Elasticsearch(url).options(ignore_status=404).indices.delete(index=f"{RAW}-000001")
+        relay = subprocess.Popen([COMMAND, "run"], env=environment, stderr=log)
         stopped = threading.Event()
 
         def change() -> None:
             sessions, chance = sessionmaker(engine), random.Random(7)
             while not stopped.wait(1 / rate):
                 with sessions.begin() as session:
-                    id_ = chance.choice(contents)[0]
+                    id_ = chance.choice(ids)
                     session.get_one(bench_contacts.Contact, id_).score += 1
                     OutboxRepository(session, bench_contacts.registry).refresh("contacts", id_)
 
@@ -247,12 +278,9 @@ def reindex(rows: int, rate: int, before: int) -> None:
         writer.start()
         with console.status("live changes alone…"):
             time.sleep(before)
-        began, memory = now_ms(), 0
+        began = now_ms()
         with console.status("live changes during a reindex…"):
-            job = subprocess.Popen([*command, "reindex", "--entity", "contacts"], env=environment, stderr=log)
-            while job.poll() is None:
-                memory = peak_memory(job.pid) or memory
-                time.sleep(0.02)
+            job = rebuild(engine, environment, log)
         ended = now_ms()
         stopped.set()
         writer.join()
@@ -267,19 +295,35 @@ def reindex(rows: int, rate: int, before: int) -> None:
                 )
             ]
         engine.dispose()
-    if job.returncode:
-        raise click.ClickException(f"the reindex ended with {job.returncode}")
     console.print(
-        f"{rows:,} documents in {(ended - began) / 1000:.1f} s: {rows / (ended - began) * 1000:,.0f} a second"
+        f"{rate} changes a second beside it: reindex {rows / job['seconds']:,.0f} documents a second, "
+        f"{job['memory']:.0f} MB"
     )
-    console.print(f"memory of the process at most: {memory / 1024:.0f} MB")
+    p99s = []
     for what, latencies in (
         ("alone", [ms for at, ms in took if began - 1_000 * before + 3_000 < at < began]),
         ("during a reindex", [ms for at, ms in took if began < at < ended]),
     ):
-        if len(latencies) > 1:
-            cuts = statistics.quantiles(latencies, n=100)
-            console.print(f"live rows {what}: p50 {cuts[49]:.0f} ms, p99 {cuts[98]:.0f} ms of {len(latencies):,}")
+        cuts = statistics.quantiles(latencies, n=100)
+        p99s.append(cuts[98])
+        console.print(f"live rows {what}: p50 {cuts[49]:.0f} ms, p99 {cuts[98]:.0f} ms of {len(latencies):,}")
+    console.print(f"p99 during a reindex is {p99s[1] / p99s[0]:.1f} times that alone")
+
+
+def rebuild(engine: Engine, environment: dict[str, str], log: IO[str]) -> dict[str, float]:
+    """One reindex: seconds from its first step to its end, by the table's own clock, and the most memory in MB."""
+    memory = 0
+    process = subprocess.Popen([COMMAND, "reindex", "--entity", "contacts"], env=environment, stderr=log, stdout=log)
+    while process.poll() is None:
+        memory = peak_memory(process.pid) or memory
+        time.sleep(0.02)
+    if process.returncode:
+        raise click.ClickException(f"the reindex ended with {process.returncode}")
+    with engine.connect() as connection:
+        began, ended = connection.execute(
+            text("SELECT created_at, finished_at FROM outbox_reindex_jobs ORDER BY id DESC LIMIT 1")
+        ).one()
+    return {"seconds": (ended - began) / 1000, "memory": memory / 1024}
 
 
 class Base(DeclarativeBase):

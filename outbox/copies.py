@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind
+from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind, apply_halved
 from outbox.errors import DestinationError
 
 _SETTLED = frozenset({OutcomeKind.APPLIED, OutcomeKind.CONFLICT, OutcomeKind.REJECTED, OutcomeKind.FAILED})
@@ -44,7 +44,8 @@ def apply(
     ]
     refusals: list[Refusal] = []
     sendable = _merged(destination, actions, outcomes, copied)
-    for (at, action), outcome in zip(sendable, _sent(destination, [each for _, each in sendable]), strict=True):
+    copied_outcomes = apply_halved(destination, [each for _, each in sendable]) if sendable else ()
+    for (at, action), outcome in zip(sendable, copied_outcomes, strict=True):
         if outcome.kind in _AGAIN:
             outcomes[at] = outcome
         elif outcome.kind not in _TOOK and outcomes[at].kind in _TOOK:
@@ -75,14 +76,3 @@ def _merged(
         else (at, action)
         for at, action in copied
     ]
-
-
-def _sent(destination: Destination, actions: Sequence[Action]) -> Iterator[Outcome]:
-    """The outcomes of actions; a request that is too large is halved until it fits."""
-    outcomes = destination.apply(actions) if actions else []
-    if len(actions) > 1 and any(outcome.kind is OutcomeKind.SPLIT for outcome in outcomes):
-        middle = len(actions) // 2
-        yield from _sent(destination, actions[:middle])
-        yield from _sent(destination, actions[middle:])
-    else:
-        yield from outcomes

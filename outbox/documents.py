@@ -151,6 +151,8 @@ def check_document_id(document_id: str) -> None:
         raise InvalidName(f"document id {shortened(document_id)} is no string; use str()")
     if not document_id:
         raise InvalidName("the document id is empty; flush the session first if it comes from the database")
+    if document_id.isascii() and len(document_id) <= MAX_ID_BYTES and "\x00" not in document_id:
+        return
     size = _utf8_size("document id", document_id)
     if size > MAX_ID_BYTES:
         raise InvalidName(

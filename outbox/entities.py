@@ -44,6 +44,12 @@ TENANT_FIELD = "tenantId"
 MOST_PARAMETERS = 30_000
 """SQLite takes 32,766 in one statement."""
 
+PAGE_BYTES = 5_000_000
+"""A page of documents ends when it is as large as that, however few they are."""
+
+OBJECTS_AT_ONCE = 250
+ROWS_AT_ONCE = 100
+
 UNKNOWN_ENTITY = "unknown_entity"
 """Error type of a row whose entity is not registered."""
 
@@ -107,16 +113,22 @@ class Entity:
 
     def key_of(self, identity: Sequence[Any], tenant: Any = None) -> DocumentKey:
         """Where the document of a row stands, by primary key and tenant. Raises `InvalidName` for illegal ones."""
-        tenant_id = None if self.tenant_form is None or tenant is None else self.tenant_form.to_text(tenant)
-        return self.place_of(identity, tenant_id)
+        return self.place_of(identity, self.tenant_text(tenant))
+
+    def tenant_text(self, tenant: Any) -> str | None:
+        """A tenant as text."""
+        return None if self.tenant_form is None or tenant is None else self.tenant_form.to_text(tenant)
 
     def place_of(self, identity: Sequence[Any], tenant_id: str | None) -> DocumentKey:
         """The same, of a tenant that is text already."""
         if len(identity) == len(self.key_forms) == 1:
             form = self.key_forms[0]
             return keys.place(self.index, self.tenancy, tenant_id, form.to_text(identity[0]), short=form.short)
-        parts = [form.to_text(value) for form, value in zip(self.key_forms, identity, strict=True)]
-        return keys.place(self.index, self.tenancy, tenant_id, keys.join(parts))
+        return keys.place(self.index, self.tenancy, tenant_id, keys.join(self.key_text(identity)))
+
+    def key_text(self, identity: Sequence[Any]) -> list[str]:
+        """A primary key as text, each part by itself."""
+        return [form.to_text(value) for form, value in zip(self.key_forms, identity, strict=True)]
 
     def key_of_object(self, instance: Any) -> DocumentKey:
         """The same, of an object with a primary key."""
@@ -425,33 +437,58 @@ class EntityRegistry:
 
         One short read for each page: a long one would keep the write-ahead log from being taken up.
         """
-        columns = entity.key_columns
-        statement = select(*columns).select_from(entity.model).where(*(column.is_not(None) for column in columns))
-        if after is not None:
-            beyond = columns[0] > after[0] if len(columns) == 1 else tuple_(*columns) > after
-            statement = statement.where(beyond)
+        statement = _after(entity, select(*entity.key_columns).select_from(entity.model), after)
         with _or_unavailable(entity):
-            return [
-                tuple(row) for row in connection.execute(part.of(entity, statement).order_by(*columns).limit(limit))
-            ]
+            return [tuple(row) for row in connection.execute(part.of(entity, statement).limit(limit))]
 
     def page(
         self, connection: Connection, entity: Entity, part: Part, after: Sequence[str] | None, limit: int
     ) -> list[Row]:
         """The next rows in the order of the primary key, after that key (as text), with their documents.
 
-        Two queries that take no lock and hold no snapshot from one page to the next. Raises `DatabaseUnavailable`.
+        Fewer than `limit` where documents are large; none at the end. Takes no lock and holds no snapshot from one
+        page to the next. Raises `DatabaseUnavailable`.
         """
         key = None
         if after is not None:
             key = tuple(form.from_text(text) for form, text in zip(entity.key_forms, after, strict=True))
+        if not _needs_objects(entity):
+            with suppress(_Unreadable):
+                return self._page_of_columns(connection, entity, part, key, limit)
+        rows: list[Row] = []
+        size = 0
         identities = self.identities(connection, entity, part, after=key, limit=limit)
-        found = self._found(connection, entity, identities)
-        return [
-            Row([form.to_text(each) for form, each in zip(entity.key_forms, identity, strict=True)], made.key, made[1])
-            for identity in identities
-            if (made := found.get(identity, _Found(None, None)))
-        ]
+        for start in range(0, len(identities), OBJECTS_AT_ONCE):
+            wanted = identities[start : start + OBJECTS_AT_ONCE]
+            found = self._found(connection, entity, wanted)
+            rows += [Row(entity, identity, *found.get(identity, _Found(None, None))) for identity in wanted]
+            size += sum(map(_size, found.values()))
+            if size >= PAGE_BYTES:
+                break
+        return rows
+
+    def _page_of_columns(
+        self, connection: Connection, entity: Entity, part: Part, after: tuple[Any, ...] | None, limit: int
+    ) -> list[Row]:
+        """In one query. Raises `_Unreadable` if the types of its columns cannot read one of the rows."""
+        make, width = self._maker(entity), len(entity.key)
+        rows: list[Row] = []
+        size = 0
+        try:
+            statement = part.of(entity, _after(entity, _columns(entity), after)).limit(limit)
+            with connection.execute(statement) as result:
+                for some in result.partitions(ROWS_AT_ONCE):
+                    for row in some:
+                        found = make.of_row(row)
+                        rows.append(Row(entity, row[:width], *found))
+                        size += _size(found)
+                    if size >= PAGE_BYTES:
+                        break
+        except DBAPIError as error:
+            raise _unavailable(entity, error) from error
+        except Exception as error:
+            raise _Unreadable from error
+        return rows
 
     def load_rows(
         self, connection: Connection, entity: Entity, identities: Sequence[tuple[Any, ...]]
@@ -475,28 +512,39 @@ class EntityRegistry:
         """
         identities = {place: entity.identity_of(place[1]) for place in places}
         wanted = list({identity for identity in identities.values() if identity is not None})
-        if entity.when is None:
-            keys_ = self._keys(connection, entity, wanted)
-        else:
+        if entity.when is not None:
             found = self._found(connection, entity, wanted)
             keys_ = {identity: each.key for identity, each in found.items() if each.key and each.document is not None}
+        elif entity.tenancy is Tenancy.SHARED:
+            tenants = self._tenants_of(connection, entity, wanted)
+            return {
+                place: DocumentKey(*place, tenants[identity])
+                for place, identity in identities.items()
+                if identity in tenants and place[0] == entity.index
+            }
+        else:
+            keys_ = {}
+            for identity, tenant in self._tenants_of(connection, entity, wanted).items():
+                with suppress(InvalidName):  # no place, no document
+                    keys_[identity] = entity.place_of(identity, tenant)
         standing = ((place, keys_.get(identity)) for place, identity in identities.items() if identity is not None)
         return {place: key for place, key in standing if key is not None and key[:2] == place}
 
-    def _keys(
+    def _tenants_of(
         self, connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]]
-    ) -> dict[tuple[Any, ...], DocumentKey]:
-        found: dict[tuple[Any, ...], DocumentKey] = {}
+    ) -> dict[tuple[Any, ...], str | None]:
+        """The tenants, as text, of those primary keys that have a row."""
+        found: dict[tuple[Any, ...], str | None] = {}
         width, step = len(entity.key), MOST_PARAMETERS // len(entity.key)
         columns = [*entity.key_columns, *([entity.column(entity.tenant)] if entity.tenant else [])]
         for start in range(0, len(wanted), step):
             part = wanted[start : start + step]
             with _or_unavailable(entity):
-                statement = select(*columns).select_from(entity.model).where(among(entity.key_columns, part))
-                for row in connection.execute(statement):
-                    with suppress(InvalidName):  # no place, no document
-                        identity = tuple(row[:width])
-                        found[identity] = entity.key_of(identity, row[width] if entity.tenant else None)
+                rows = connection.execute(
+                    select(*columns).select_from(entity.model).where(among(entity.key_columns, part))
+                ).all()
+            for row in rows:
+                found[row[:width]] = entity.tenant_text(row[width]) if entity.tenant else None
         return found
 
     def _found(self, connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]]) -> dict[Any, _Found]:
@@ -519,8 +567,7 @@ class EntityRegistry:
         return found
 
     def _query(self, connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]]) -> dict[Any, _Found]:
-        limit = (self._settings or write_settings()).max_document_bytes
-        make = _Maker(entity, limit)
+        make = self._maker(entity)
         if _needs_objects(entity):
             with Session(connection, autoflush=False) as session:
                 statement = select(entity.model).where(among(entity.key_columns, wanted)).options(*_options(entity))
@@ -530,13 +577,22 @@ class EntityRegistry:
         width = len(entity.key)
         return {tuple(row[:width]): make.of_row(row) for row in result}
 
+    def _maker(self, entity: Entity) -> _Maker:
+        return _Maker(entity, (self._settings or write_settings()).max_document_bytes)
+
 
 class Row(NamedTuple):
-    """A row of an entity: its primary key as text, where its document stands, and the document."""
+    """A row of an entity: its primary key, where its document stands, and the document."""
 
-    key: list[str]
+    entity: Entity
+    identity: tuple[Any, ...]
     place: DocumentKey | None
     document: Loaded
+
+    @property
+    def key(self) -> list[str]:
+        """The primary key as text."""
+        return self.entity.key_text(self.identity)
 
 
 class Part(NamedTuple):
@@ -569,6 +625,23 @@ class _Found(NamedTuple):
 _NOWHERE = DocumentKey("", "", None)
 
 
+class _Unreadable(Exception):
+    """A row of several that were read at once; one by one it can be found."""
+
+
+def _size(found: _Found) -> int:
+    return len(found.document) if isinstance(found.document, bytes) else 0
+
+
+def _after(entity: Entity, statement: Select[Any], after: tuple[Any, ...] | None) -> Select[Any]:
+    """Rows in the order of their primary keys, after that one."""
+    columns = entity.key_columns
+    statement = statement.where(*(column.is_not(None) for column in columns)).order_by(*columns)
+    if after is None:
+        return statement
+    return statement.where(columns[0] > after[0] if len(columns) == 1 else tuple_(*columns) > after)
+
+
 def _at(place: tuple[str, str], found: _Found | None) -> Loaded:
     """What stands at a place: nothing, if the row that was to stand there now stands elsewhere."""
     if found is None or (found.key is not None and found.key[:2] != place):
@@ -588,25 +661,30 @@ class _Maker:
         self._all_columns = _column_names(entity)
 
     def of_row(self, row: Sequence[Any]) -> _Found:
-        entity = self._entity
-        tenant = None if self._tenant_at is None else row[self._tenant_at]
-        at = self._fields_at
-        document = dict(zip(self._names, row[at : at + len(self._names)], strict=True))
+        """Of its columns, in the order of `_columns`."""
+        entity, end = self._entity, self._fields_at + len(self._names)
+        document = dict(zip(self._names, row[self._fields_at : end], strict=True))
         whole = None
         if entity.when is not None:
-            whole = SimpleNamespace(**dict(zip(self._all_columns, row[at + len(self._names) :], strict=True)))
-        return self._made(row[: self._width], tenant, whole, lambda: document)
+            whole = SimpleNamespace(**dict(zip(self._all_columns, row[end:], strict=True)))
+        tenant = None if self._tenant_at is None else row[self._tenant_at]
+        return self._made(row[: self._width], tenant, whole, document, None)
 
     def of_object(self, instance: Any) -> _Found:
         entity = self._entity
         identity = [getattr(instance, name) for name in entity.key]
         tenant = getattr(instance, entity.tenant) if entity.tenant else None
-        make = entity.to_document or entity.tree.document
-        return self._made(identity, tenant, instance, lambda: make(instance))
+        return self._made(identity, tenant, instance, None, entity.to_document or entity.tree.document)
 
     def _made(
-        self, identity: Sequence[Any], tenant: Any, row: Any, document: Callable[[], Mapping[str, Any]]
+        self,
+        identity: Sequence[Any],
+        tenant: Any,
+        row: Any,
+        content: Mapping[str, Any] | None,
+        make: Callable[[Any], Mapping[str, Any]] | None,
     ) -> _Found:
+        """`content` is made of the row by `make`, if that is given, but not for rows that have no document."""
         entity = self._entity
         try:
             key = entity.key_of(identity, tenant)
@@ -620,13 +698,14 @@ class _Maker:
         except Exception as error:
             return _Found(key, LoadFailed("when_failed", _text(error)))
         try:
-            content = document()
+            if make is not None:
+                content = make(row)
             if key.tenant_id is not None and isinstance(content, Mapping):
                 content = {**content, TENANT_FIELD: key.tenant_id}
         except Exception as error:
             return _Found(key, LoadFailed("to_document_failed", _text(error)))
         try:
-            return _Found(key, documents.serialise(content, max_bytes=self._max_bytes).encode())
+            return _Found(key, documents.serialise(content, max_bytes=self._max_bytes).encode())  # type: ignore[arg-type]
         except InvalidDocument as error:
             return _Found(key, LoadFailed("invalid_document", str(error)))
         except Exception as error:  # a mapping of the application's own that raises when it is read

@@ -22,32 +22,37 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from loguru import logger
 from sqlalchemy import Date, DateTime, Integer
 
-from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind
+from outbox.destinations.base import Action, Destination
 from outbox.entities import Entity, EntityRegistry, LoadFailed, Part, Row, nearest
 from outbox.errors import ConfigurationError, DestinationError, ReindexFailed, shortened
 from outbox.jobs import Job, JobLost, Jobs
 from outbox.keys import Tenancy
+from outbox.lane import Lane, Page
 from outbox.models import EPOCH_STEP, Event, JobState, now_ms
 from outbox.models import Action as RowAction
 from outbox.presence import Presence
 
-PAGE_ROWS: Final = 500
-PAGE_BYTES: Final = 5_000_000
+PAGE_ROWS: Final = 1_000
+GENTLE_ROWS: Final = 250
+LISTED_ROWS: Final = 5_000
+REQUESTS: Final = 4
+FLOW_S: Final = 2.0
+PAGES_A_SECOND: Final = 10  # at least, where a rate is asked for: live rows find a gap
 SAMPLE: Final = 100
 SWAPS: Final = 3
 LONG_CALL_MS: Final = 600_000
 MOST_NAMED: Final = 5
 NOTE_EVERY_MS: Final = 500
 LOOK_EVERY_S: Final = 0.05
-LONGEST_PAUSE_S: Final = 10.0
 
 T = TypeVar("T")
 
@@ -205,6 +210,14 @@ def _part(entity: Entity, chosen: Selection) -> Part:
     return Part(tenant, None if chosen.since is None else instant(entity, chosen.since))
 
 
+class _Mark(NamedTuple):
+    """What a page of the scan stands for."""
+
+    position: str
+    read: int
+    unmade: list[str]
+
+
 class Reindexer:
     """Works on jobs, one after another, until they are done; or finds out that they are not its to work on."""
 
@@ -215,16 +228,20 @@ class Reindexer:
         registry: EntityRegistry,
         *,
         rate: float | None = None,
+        requests: int = REQUESTS,
         lease_s: float = 60.0,
         request_timeout_s: float = 20.0,
     ) -> None:
         self._jobs, self._destination, self._registry, self._rate = jobs, destination, registry, rate
+        self._requests = requests
         self._lease_ms = int(1_000 * max(lease_s, 2 * request_timeout_s + 5))
         self._holder = f"{socket.gethostname()}, pid {os.getpid()}"
         self._job: Job
         self._selection: Selection
         self._noted_at = 0
         self._unwritten: dict[str, Any] = {}
+        self._documents = self._refusals = 0
+        self._last_id, self._flowed_at = 0, -FLOW_S
         self._trouble: str | None = None
 
     # -- which job ----------------------------------------------------------------------------------------------
@@ -268,6 +285,8 @@ class Reindexer:
             raise ReindexFailed(f"{job} is somebody else's by now; see 'outbox-relay reindex --list'")
         self._job, self._selection, self._noted_at = taken, replace(asked, entities=entities), now_ms()
         self._unwritten = {}
+        self._documents, self._refusals = taken.documents, taken.refused
+        self._last_id, self._flowed_at = self._jobs.last_id(), -FLOW_S
         presence = Presence(self._jobs.path, taken.lease_token or "", "reindex")
         try:
             yield from self._work()
@@ -403,31 +422,39 @@ class Reindexer:
         self._job = self._jobs.rows_go_to_both(self._job, now_ms(), self._lease_ms)
 
     def _scan(self) -> Iterator[Progress]:
-        began, before = time.monotonic(), self._job.documents
+        """Pages are read while those before them are on their way; the position is that up to which all are there."""
         at: dict[str, Any] = json.loads(self._job.position) if self._job.position else {}
         names = [entity.name for entity in self._selection.entities]
         left = names[names.index(at["entity"]) if at.get("entity") in names else 0 :]
-        read, documents, refused = int(at.get("read", 0)), self._job.documents, self._job.refused
-        limit = PAGE_ROWS if self._rate is None else max(1, min(PAGE_ROWS, int(self._rate)))
-        for entity in self._selection.entities:
-            if entity.name not in left:
-                continue
-            after: list[str] | None = at.get("after") if entity.name == at.get("entity") else None
-            part = _part(entity, self._selection)
-            while rows := self._registry.page(self._jobs.connection, entity, part, after, limit):
-                actions = self._actions(rows)
-                failed = self._write(actions)
-                read, after = read + len(rows), rows[-1].key
-                documents += len(actions) - len(failed)
-                refused += self._refused([*self._unmade(rows), *failed])
-                position = json.dumps({"entity": entity.name, "after": after, "read": read})
-                self._note(position=position, documents=documents, refused=refused)
-                seconds = time.monotonic() - began
-                if self._rate and (ahead := (documents - before) / self._rate - seconds) > 0:
-                    self._sleep(ahead)
-                rate = (documents - before) / max(time.monotonic() - began, 1e-9)
-                yield self._progress(rows=read, rate=rate)
-        self._note(force=True, phase="wait", documents=documents, refused=refused)
+        read = int(at.get("read", 0))
+        began, sent, before = time.monotonic(), 0, self._job.documents
+        with self._lane() as lane:
+            for entity in self._selection.entities:
+                if entity.name not in left:
+                    continue
+                after: list[str] | None = at.get("after") if entity.name == at.get("entity") else None
+                part = _part(entity, self._selection)
+                while rows := self._registry.page(self._jobs.connection, entity, part, after, self._page_rows(lane)):
+                    read, after = read + len(rows), rows[-1].key
+                    actions = self._actions(rows)
+                    sent += len(actions)
+                    if self._rate:
+                        self._sleep(began + sent / self._rate - time.monotonic())
+                    position = json.dumps({"entity": entity.name, "after": after, "read": read})
+                    lane.send(actions, _Mark(position, read, self._unmade(rows)))
+                    yield from self._arrived(lane.settled(), began, before)
+            yield from self._arrived(lane.drain(), began, before)
+        self._note(force=True, phase="wait")
+
+    def _arrived(self, pages: Iterator[Page[_Mark]], began: float, before: int) -> Iterator[Progress]:
+        """Note what has been settled of the scan: never a page before those that were read earlier."""
+        for page in pages:
+            refused = self._refused([*page.mark.unmade, *page.refused])
+            self._documents += page.documents - len(page.refused)
+            self._refusals += refused
+            self._note(position=page.mark.position, documents=self._documents, refused=self._refusals)
+            rate = (self._documents - before) / max(time.monotonic() - began, 1e-9)
+            yield self._progress(rows=page.mark.read, rate=rate)
 
     def _wait(self) -> Iterator[Progress]:
         yield self._progress()
@@ -444,7 +471,8 @@ class Reindexer:
             try:
                 # The index first, then the database: what comes into both meanwhile is not taken for superfluous.
                 tenant = self._selection.tenant
-                for page in self._destination.pages(self._job.target, PAGE_ROWS):
+                pages = self._destination.pages(self._job.target, LISTED_ROWS, tenants=tenant is not None)
+                for page in _ahead(pages):
                     older = [
                         each
                         for each, listed in page.items()
@@ -546,41 +574,24 @@ class Reindexer:
         target = self._job.target
         return Action(target, target, document_id, self._job.watermark or 0, document, or_equal=True)
 
+    def _lane(self) -> Lane[Any]:
+        # Whoever has lost the lease sends nothing any more.
+        return Lane(self._destination, self._requests, standing=self._note, say=self._say)
+
+    def _page_rows(self, lane: Lane[Any]) -> int:
+        """How many rows to read next. Few, and one request at a time, while rows flow: these wait behind ours."""
+        now, last = time.monotonic(), self._jobs.last_id()
+        if last != self._last_id:
+            self._last_id, self._flowed_at = last, now
+        lane.gently = now - self._flowed_at < FLOW_S
+        most = min(PAGE_ROWS, GENTLE_ROWS) if lane.gently else PAGE_ROWS
+        return most if self._rate is None else max(1, min(most, int(self._rate / PAGES_A_SECOND)))
+
     def _write(self, actions: Sequence[Action]) -> list[str]:
         """Apply actions, waiting for a destination that is away. Returns what it refuses, each as one line."""
-        refused: list[str] = []
-        for batch in _batches(actions):
-            left, attempts, pause = list(batch), 0, LOOK_EVERY_S
-            while left:
-                self._note()  # whoever has lost the lease sends nothing any more
-                outcomes = self._applied(left)
-                again = []
-                for action, outcome in zip(left, outcomes, strict=True):
-                    if outcome.kind in _TOOK:
-                        continue
-                    retry = outcome.kind in _AWAY or (outcome.kind is OutcomeKind.FAILED and attempts < 3)
-                    if retry:
-                        again.append(action)
-                    elif outcome.kind is OutcomeKind.BLOCKED:
-                        raise DestinationError(f"index {action.target}: {outcome.error_type}: {outcome.error}")
-                    else:
-                        refused.append(f"{shortened(action.document_id)}: {outcome.error_type}: {outcome.error}")
-                if again:
-                    first = next(outcome for outcome in outcomes if outcome.kind not in _TOOK)
-                    self._say(first.error or first.kind.value)
-                    self._sleep(pause)
-                    pause = min(2 * pause, LONGEST_PAUSE_S)
-                    attempts += first.kind is OutcomeKind.FAILED
-                left = again
-        self._say(None)
-        return refused
-
-    def _applied(self, actions: Sequence[Action]) -> list[Outcome]:
-        outcomes = self._destination.apply(actions)
-        if len(actions) == 1 or all(outcome.kind is not OutcomeKind.SPLIT for outcome in outcomes):
-            return outcomes
-        middle = len(actions) // 2
-        return self._applied(actions[:middle]) + self._applied(actions[middle:])
+        with self._lane() as lane:
+            lane.send(actions, None)
+            return [line for page in lane.drain() for line in page.refused]
 
     def _unmade(self, rows: Sequence[Row]) -> list[str]:
         return [
@@ -593,7 +604,7 @@ class Reindexer:
         """A new index must be whole; in place, what cannot be written is counted and named."""
         if lines and self._job.new_index:
             raise DestinationError(f"index {self._job.target} would miss {lines[0]}")
-        for line in lines[: max(0, MOST_NAMED - self._job.refused)]:
+        for line in lines[: max(0, MOST_NAMED - self._refusals)]:
             logger.warning(f"{self._job}: {line}")
         return len(lines)
 
@@ -705,23 +716,16 @@ class Reindexer:
         return Progress(job.id, job.index_name, job.phase, rows, max(total, rows), rate, eta, note)
 
 
-_TOOK = frozenset({OutcomeKind.APPLIED, OutcomeKind.CONFLICT})  # a conflict: something newer is there already
-_AWAY = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.OVERLOADED})
 _ENDS: dict[str, str] = {JobState.FAILING: "failed", JobState.CANCELLING: "cancelled"}
 
 
-def _batches(actions: Sequence[Action]) -> Iterator[Sequence[Action]]:
-    batch: list[Action] = []
-    size = 0
-    for action in actions:
-        weight = len(action.document or b"")
-        if batch and size + weight > PAGE_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(action)
-        size += weight
-    if batch:
-        yield batch
+def _ahead(pages: Iterator[T]) -> Iterator[T]:
+    """Each page while the next one is fetched."""
+    with ThreadPoolExecutor(1, "outbox-list") as pool:
+        fetched = pool.submit(next, pages, None)
+        while (page := fetched.result()) is not None:
+            fetched = pool.submit(next, pages, None)
+            yield page
 
 
 def _claims_that_knew(jobs: Jobs, index: str) -> Iterator[None]:

@@ -43,7 +43,7 @@ def holdings(store: Store, destination: Destination, registry: EntityRegistry | 
         if name in own:
             continue
         ids = of_rows.get(name, set())
-        for page in destination.pages(target, PAGE):
+        for page in destination.pages(target, PAGE, tenants=True):
             ids |= {document_id for document_id, listed in page.items() if listed.tenant_id == tenant}
             # What rows speak of may be another tenant's by now.
             ids -= {document_id for document_id, listed in page.items() if listed.tenant_id not in (None, tenant)}

@@ -234,7 +234,7 @@ class Verification:
         share = (random.randrange(shares), shares)
         entities = self._registry.of_index(index)
         done = 0
-        for page in self._destination.pages(index, self._page, share=share):
+        for page in self._destination.pages(index, self._page, share=share, tenants=self._tenant_id is not None):
             asked = [each for each, listed in page.items() if self._is_asked_for(index, each, listed)]
             holders: dict[str, str | None] = {}
             for entity in entities:

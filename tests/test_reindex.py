@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
@@ -20,6 +21,7 @@ from outbox.reindex import Progress, Reindexer, Selection, reindex
 from outbox.relay import Relay
 from tests.support.outbox import Outbox
 from tests.support.places import Place
+from tests.support.relays import until
 
 FIRST, SECOND = "contacts-000001", "contacts-000002"
 
@@ -309,8 +311,8 @@ def test_create_while_the_sweep_looks_stays(world: World) -> None:
     destination = world.place.destination
     pages = destination.pages
 
-    def slow(name: str, size: int) -> Iterator[Any]:
-        for page in pages(name, size):
+    def slow(name: str, size: int, **given: Any) -> Iterator[Any]:
+        for page in pages(name, size, **given):
             world.save(9, "just created")
             world.deliver()
             yield {**page, "2:t1:9": Listed(1, "t1")}  # as if it had been there when the page was made
@@ -716,6 +718,52 @@ def test_job_that_was_left_at_any_step_is_gone_on_with(
     assert (world.job.id, world.job.state) == (1, "done")
     world.assert_in_step()
     assert world.place.indexes() == [SECOND]
+
+
+class _Holding:
+    """A destination that keeps what is sent for one document of the new index waiting."""
+
+    def __init__(self, to: Destination, document_id: str) -> None:
+        self._to, self._document_id = to, document_id
+        self.release, self.answered = threading.Event(), threading.Semaphore(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._to, name)
+
+    def apply(self, actions: Any) -> list[Outcome]:
+        if any(action.target == SECOND and action.document_id == self._document_id for action in actions):
+            assert self.release.wait(30)
+        outcomes = self._to.apply(actions)
+        self.answered.release()
+        return outcomes
+
+
+def test_page_that_is_not_answered_holds_the_position_back_though_later_ones_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever goes on after a kill begins with it."""
+    monkeypatch.setattr(rebuilding, "PAGE_ROWS", 1)
+    monkeypatch.setattr(rebuilding, "NOTE_EVERY_MS", 0)
+    world.filled(4)
+    holding = _Holding(world.place.destination, "2:t1:2")
+    seen: list[Any] = []
+
+    def look() -> None:
+        for _ in range(3):
+            holding.answered.acquire(timeout=30)
+        jobs = Jobs(world.outbox.engine)
+        until(lambda: jobs.jobs()[0].documents, "the first page is noted")
+        seen.append((jobs.jobs()[0].documents, json.loads(jobs.jobs()[0].position or "{}")["after"]))
+        jobs.close()
+        holding.release.set()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    list(world.reindexer(holding).run(Selection("contacts", ())))  # type: ignore[arg-type]
+    looking.join()
+    assert seen == [(1, ["1"])]
+    assert world.job.documents == 4
+    world.assert_in_step()
 
 
 def test_swap_whose_answer_was_lost_is_not_made_twice(world: World) -> None:

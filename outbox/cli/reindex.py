@@ -96,6 +96,7 @@ def _act(
         destination,
         registry,
         rate=given["rate"],
+        requests=loaded.concurrency,
         lease_s=loaded.lease,
         request_timeout_s=loaded.request_timeout,
     )

@@ -79,7 +79,7 @@ class Listed:
     """A document as a listing has it: without its content, so that a page of large ones weighs no more."""
 
     version: int
-    tenant_id: str | None  # what its field `tenantId` says
+    tenant_id: str | None = None  # what its field `tenantId` says, if that was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +132,13 @@ class Destination(Protocol):
     def read(self, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
         """The documents that are there, by id, as last applied. Raises `DestinationError`."""
 
-    def pages(self, name: str, size: int, *, share: tuple[int, int] = (0, 1)) -> Iterator[dict[str, Listed]]:
+    def pages(
+        self, name: str, size: int, *, share: tuple[int, int] = (0, 1), tenants: bool = False
+    ) -> Iterator[dict[str, Listed]]:
         """What an index holds, page by page, each document once; nothing if there is no such index.
 
         A document that is there from the first page to the last is listed; one that comes or goes meanwhile may be.
+        `tenants`: say also whose each is, for which the documents are looked into.
         `share` is (k, n): about every n-th document, the k-th such part of `n` that have none in common. Closing the
         iterator early is fine. Raises `DestinationError`.
         """
@@ -187,6 +190,15 @@ class Destination(Protocol):
         """Remove a physical index with all documents; one that is missing is fine. Raises `DestinationError`."""
 
     def close(self) -> None: ...
+
+
+def apply_halved(destination: Destination, actions: Sequence[Action]) -> list[Outcome]:
+    """The outcomes of actions; a request that is too large is halved until it fits."""
+    outcomes = destination.apply(actions)
+    if len(actions) == 1 or all(outcome.kind is not OutcomeKind.SPLIT for outcome in outcomes):
+        return outcomes
+    middle = len(actions) // 2
+    return apply_halved(destination, actions[:middle]) + apply_halved(destination, actions[middle:])
 
 
 def unsendable(action: Action) -> Outcome | None:

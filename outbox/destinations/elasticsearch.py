@@ -75,7 +75,7 @@ _OF_A_DOCUMENT = re.compile(r"\b(field|fields|mapper|mapping|_id|term|object|mal
 _OF_AN_INDEX = re.compile(r"\b(alias|write index|index \[)", re.IGNORECASE)
 _POINT_KEPT = "5m"
 _LISTED_FIELDS = "pit_id,_shards.failed,hits.hits._id,hits.hits._version,hits.hits._source,hits.hits.sort"
-_ANSWERED_FIELDS = "errors,items.*._id,items.*.status,items.*._version,items.*.error"
+_ANSWERED_FIELDS = "errors,items.*._id,items.*.status,items.*.error"
 
 
 class ElasticsearchDestination:
@@ -167,7 +167,8 @@ class ElasticsearchDestination:
         return outcomes
 
     def _bulk(self, actions: Sequence[Action]) -> list[Outcome]:
-        body = b"".join(line for action in actions for line in _operation(action))
+        targets = {target: orjson.dumps(target) for target in {action.target for action in actions}}
+        body = b"".join([_operation(action, targets[action.target]) for action in actions])
         try:
             # Prepared bytes are sent as they are, which the annotation leaves out.
             answer = self._client.bulk(
@@ -270,7 +271,9 @@ class ElasticsearchDestination:
                 raise DestinationError(f"documents of index {target} cannot be read: {reason}")
         return {each["_id"]: Stored(each["_version"], each["_source"]) for each in found if each.get("found")}
 
-    def pages(self, name: str, size: int, *, share: tuple[int, int] = (0, 1)) -> Iterator[dict[str, Listed]]:
+    def pages(
+        self, name: str, size: int, *, share: tuple[int, int] = (0, 1), tenants: bool = False
+    ) -> Iterator[dict[str, Listed]]:
         point: str | None = None
         after: list[Any] | None = None
         part, parts = share
@@ -284,7 +287,7 @@ class ElasticsearchDestination:
                 answer = self._client.search(
                     size=size,
                     version=True,
-                    source={"includes": [TENANT_FIELD]},
+                    source={"includes": [TENANT_FIELD]} if tenants else False,
                     pit={"id": point, "keep_alive": _POINT_KEPT},
                     sort=["_shard_doc"],
                     search_after=after,
@@ -435,19 +438,16 @@ def _tenant_of(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _operation(action: Action) -> Iterator[bytes]:
-    """The lines of one action in a `_bulk` request."""
-    target, document_id = orjson.dumps(action.target), orjson.dumps(action.document_id)
-    yield b'{"%s":{"_index":%s,"_id":%s,"version":%d,"version_type":"external%s"}}\n' % (
+def _operation(action: Action, target: bytes) -> bytes:
+    """The lines of one action in a `_bulk` request. `target`: as JSON."""
+    line = b'{"%s":{"_index":%s,"_id":%s,"version":%d,"version_type":"external%s"}}\n' % (
         b"delete" if action.document is None else b"index",
         target,
-        document_id,
+        orjson.dumps(action.document_id),
         action.version,
         b"_gte" if action.or_equal else b"",
     )
-    if action.document is not None:
-        yield action.document
-        yield b"\n"
+    return line if action.document is None else b"%s%s\n" % (line, action.document)
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:

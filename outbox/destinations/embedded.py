@@ -171,9 +171,12 @@ class EmbeddedDestination:
             if each and each.source is not None
         }
 
-    def pages(self, name: str, size: int, *, share: tuple[int, int] = (0, 1)) -> Iterator[dict[str, Listed]]:
+    def pages(
+        self, name: str, size: int, *, share: tuple[int, int] = (0, 1), tenants: bool = False
+    ) -> Iterator[dict[str, Listed]]:
         part, parts = share
-        asked = {"after": "", "part": part, "parts": parts, "size": size, "tenant_field": f"$.{TENANT_FIELD}"}
+        field = f"$.{TENANT_FIELD}" if tenants else None
+        asked = {"after": "", "part": part, "parts": parts, "size": size, "tenant_field": field}
         while True:
             # A transaction a page: whoever takes long to look at one holds up nobody.
             with self._or_error(f"index {name} cannot be listed"):
