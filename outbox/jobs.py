@@ -95,6 +95,10 @@ class Jobs(Store):
             return True
         return presence.reindex_is_gone(self.path, job.lease_token)
 
+    def orphans(self, now: int) -> list[Job]:
+        """Open jobs whose worker was killed, or was a relay that has ended; none that somebody gave up on purpose."""
+        return [job for job in self.open_jobs() if job.lease_token is not None and self.abandoned(job, now)]
+
     def kept(self, index: str) -> tuple[str, int] | None:
         """The old physical index that rows still go to, and how many documents it refused."""
         row = self._run(
@@ -181,14 +185,13 @@ class Jobs(Store):
             presence.forget_reindex(self.path, job.lease_token)
         return self._known(job.id)
 
-    def give_back(self, job: Job) -> None:
-        """Let the lease go."""
+    def give_back(self, job: Job, now: int, *, to_relays: bool = False) -> None:
+        """Let the lease go. `to_relays`: as if its worker had been killed, so that the next relay goes on with it."""
         with self._write(durable=False):
             self._run(
-                "UPDATE outbox_reindex_jobs SET lease_token = NULL, lease_expires_at = NULL"
-                " WHERE id = ? AND lease_token = ?",
-                job.id,
-                job.lease_token,
+                "UPDATE outbox_reindex_jobs SET lease_token = iif(:keep, lease_token, NULL), lease_expires_at = :now"
+                " WHERE id = :id AND lease_token = :token",
+                {"keep": to_relays, "now": now, "id": job.id, "token": job.lease_token},
             )
 
     def note(self, job: Job, now: int, lease_ms: int, *, durable: bool = False, **columns: Any) -> Job:

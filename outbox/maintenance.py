@@ -16,10 +16,12 @@ from loguru import logger
 from sqlalchemy import Engine
 
 from outbox import logs, presence
-from outbox.errors import DatabaseUnavailable, OutboxError
+from outbox.errors import DatabaseUnavailable, OutboxError, ReindexFailed
 from outbox.growth import Limits, Sizes, Watch, growth
+from outbox.jobs import Job, Jobs
 from outbox.models import now_ms
 from outbox.prune import prune
+from outbox.reindex import LeftToRelays, Reindexer
 from outbox.settings import LONGEST_LEASE_S, Settings
 from outbox.store import Store
 from outbox.verify import Verification
@@ -39,7 +41,8 @@ ONE_RELAY_MS = 50_000  # for which the relay that begins with a scheduled job ha
 class Maintenance:
     """Heartbeat, reap, prune, checkpoint and warnings of one relay, until `stop`.
 
-    `verification` makes the one that `settings.verify_schedule` asks for.
+    `verification` makes the one that `settings.verify_schedule` asks for, `reindexer` whoever goes on with a reindex
+    that its process has left; it calls what it is given now and then.
     """
 
     def __init__(
@@ -49,11 +52,12 @@ class Maintenance:
         settings: Settings,
         breakers: Callable[[], Sequence[Mapping[str, Any]]],
         verification: Callable[[Store], Verification] | None = None,
+        reindexer: Callable[[Jobs, Callable[[], None]], Reindexer] | None = None,
     ) -> None:
         self._engine, self._relay, self._settings, self._breakers = engine, relay, settings, breakers
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # a late job is no news
         self._scheduler = BackgroundScheduler(
-            executors={name: ThreadPoolExecutor(1) for name in ("default", "prune", "long")},
+            executors={name: ThreadPoolExecutor(1) for name in ("default", "prune", "verify", "reindex")},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             timezone="UTC",
         )
@@ -71,7 +75,11 @@ class Maintenance:
         self._verification, self._stopping = verification, threading.Event()
         if settings.verify_schedule is not None and verification is not None:
             schedule = CronTrigger.from_crontab(settings.verify_schedule, timezone="UTC")
-            self._scheduler.add_job(self.verify, schedule, executor="long", id="verify")
+            self._scheduler.add_job(self.verify, schedule, executor="verify", id="verify")
+        self._reindexer = reindexer
+        if reindexer is not None:
+            every = settings.reap_interval
+            self._scheduler.add_job(self.reindex, "interval", seconds=every, executor="reindex", id="reindex")
         self._watch = Watch()
         self._failing: set[str] = set()
 
@@ -80,9 +88,13 @@ class Maintenance:
         self._guarded(self.reap)
         self._scheduler.start()
 
-    def stop(self) -> None:
-        """Let the running job finish, then no more."""
+    def stop_soon(self) -> None:
+        """Begin no more, and let what takes long come to an early end. Safe in a signal handler."""
         self._stopping.set()
+
+    def stop(self) -> None:
+        """Let the running jobs finish, then no more."""
+        self.stop_soon()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
 
@@ -148,6 +160,48 @@ class Maintenance:
         if verification.totals.drift:
             found = ", ".join(f"{number:,} {kind}" for kind, number in verification.totals.found.items())
             logger.error(f"a sample of the documents is not as the database says: {found}; see 'outbox-relay verify'")
+
+    def reindex(self) -> None:
+        """Go on with reindexes whose process was killed, one after another, while rows are delivered beside it."""
+        assert self._reindexer is not None
+        try:
+            jobs = Jobs(self._engine)
+            try:
+                for job in jobs.orphans(now_ms()):
+                    self._go_on(jobs, self._reindexer(jobs, self._unless_stopping), job)
+            finally:
+                jobs.close()
+            self._failing.discard("reindex")
+        except LeftToRelays:
+            return
+        except OutboxError as error:
+            if "reindex" not in self._failing:
+                logger.warning(f"no reindex is gone on with until it works again: {error}")
+            self._failing.add("reindex")
+        except Exception:
+            logger.opt(exception=True).error("a reindex has failed in a way that none may; its job is left open")
+
+    def _go_on(self, jobs: Jobs, reindexer: Reindexer, job: Job) -> None:
+        left_by = job.lease_holder
+        if not reindexer.knows(job):
+            return
+        self._unless_stopping()
+        logger.warning(f"{job} was left at step '{job.phase}' by {left_by}; this relay goes on with it")
+        try:
+            for _ in reindexer.resume(job):
+                pass
+        except LeftToRelays:
+            logger.warning(f"{job} is left to the next relay, or to 'outbox-relay reindex --resume'")
+            raise
+        except ReindexFailed as error:
+            logger.error(str(error))
+            return
+        ended = jobs.job(job.id) or job
+        logger.info(f"{ended} is {ended.state}: {ended.documents:,} documents, {ended.refused:,} refused")
+
+    def _unless_stopping(self) -> None:
+        if self._stopping.is_set():
+            raise LeftToRelays
 
     def _guarded(self, job: Callable[[Store], None]) -> None:
         try:

@@ -21,7 +21,7 @@ import random
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -218,8 +218,16 @@ class _Mark(NamedTuple):
     unmade: list[str]
 
 
+class LeftToRelays(Exception):
+    """Raised by a relay that ends, from within its work on a job: another one goes on with it."""
+
+
 class Reindexer:
-    """Works on jobs, one after another, until they are done; or finds out that they are not its to work on."""
+    """Works on jobs, one after another, until they are done; or finds out that they are not its to work on.
+
+    `rate`: documents a second, at most. `requests`: how many in flight. `standing` is called now and then, also during
+    long waits; what it raises ends the work on the job, which is given back.
+    """
 
     def __init__(
         self,
@@ -229,11 +237,12 @@ class Reindexer:
         *,
         rate: float | None = None,
         requests: int = REQUESTS,
+        standing: Callable[[], None] = lambda: None,
         lease_s: float = 60.0,
         request_timeout_s: float = 20.0,
     ) -> None:
         self._jobs, self._destination, self._registry, self._rate = jobs, destination, registry, rate
-        self._requests = requests
+        self._requests, self._standing = requests, standing
         self._lease_ms = int(1_000 * max(lease_s, 2 * request_timeout_s + 5))
         self._holder = f"{socket.gethostname()}, pid {os.getpid()}"
         self._job: Job
@@ -246,7 +255,7 @@ class Reindexer:
 
     # -- which job ----------------------------------------------------------------------------------------------
 
-    def run(self, chosen: Selection) -> Iterator[Progress]:
+    def run(self, chosen: Selection) -> Generator[Progress, None, None]:
         """Rebuild an index; or go on with the job that somebody left. Raises `ReindexFailed`."""
         job = self._jobs.open_job(chosen.index)
         if job and job.state != JobState.RUNNING:
@@ -272,14 +281,11 @@ class Reindexer:
             )
         yield from self.resume(job)
 
-    def resume(self, job: Job) -> Iterator[Progress]:
+    def resume(self, job: Job) -> Generator[Progress, None, None]:
         """Work on an open job that nobody works on, until it has ended. Raises `ReindexFailed` if it fails."""
-        entities = tuple(self._registry.of_index(job.index_name))
-        asked = self._asked(job)
-        if asked.tenant is not None:
-            entities = tuple(entity for entity in entities if entity.tenant)
-        if job.state == JobState.RUNNING and not entities:
+        if not self.knows(job):
             raise ConfigurationError(f"{job} cannot go on: no entity of index {job.index_name} is registered here")
+        asked, entities = self._asked(job), self._entities(job)
         taken = self._jobs.take(job, self._holder, now_ms(), self._lease_ms)
         if taken is None:
             raise ReindexFailed(f"{job} is somebody else's by now; see 'outbox-relay reindex --list'")
@@ -288,11 +294,25 @@ class Reindexer:
         self._documents, self._refusals = taken.documents, taken.refused
         self._last_id, self._flowed_at = self._jobs.last_id(), -FLOW_S
         presence = Presence(self._jobs.path, taken.lease_token or "", "reindex")
+        to_relays = False
         try:
             yield from self._work()
+        except LeftToRelays:
+            to_relays = True
+            raise
         finally:
-            self._jobs.give_back(self._job)
-            presence.end()
+            try:
+                self._jobs.give_back(self._job, now_ms(), to_relays=to_relays)
+            finally:
+                presence.end()
+
+    def knows(self, job: Job) -> bool:
+        """Whether the entities of a job are registered here, or it needs none to come to its end."""
+        return job.state != JobState.RUNNING or bool(self._entities(job))
+
+    def _entities(self, job: Job) -> tuple[Entity, ...]:
+        of_index = self._registry.of_index(job.index_name)
+        return tuple(entity for entity in of_index if job.tenant_id is None or entity.tenant)
 
     def cancel(self, number: int) -> str:
         """Stop a job, and remove its new index. Says what became of it. Raises `ReindexFailed` if it is too late."""
@@ -548,7 +568,7 @@ class Reindexer:
             raise ReindexFailed(f"{job} is somebody else's by now; see 'outbox-relay reindex --list'")
         if job.new_index:
             for _ in _claims_that_knew(self._jobs, job.index_name):
-                pass
+                self._standing()
             try:
                 if self._destination.inspect_index(job.index_name, job.new_index).readers == (job.new_index,):
                     self._destination.swap(job.index_name, job.new_index, job.old_index)  # it came late
@@ -690,6 +710,7 @@ class Reindexer:
 
     def _note(self, *, force: bool = False, **columns: Any) -> None:
         """Write down how far the job is, now and then, and notice that it was stopped. Raises `JobLost`."""
+        self._standing()
         now = now_ms()
         self._unwritten |= columns
         if force or now - self._noted_at >= NOTE_EVERY_MS or now < self._noted_at:

@@ -143,6 +143,11 @@ class Settings(WriteSettings):
         500_000_000, ge=0, le=10**15, description="bytes of the database's write-ahead log at which it warns; 0: never"
     )
 
+    # Reindex
+    resume_reindex: bool = Field(
+        True, description="a relay that knows the entities goes on with a reindex whose process was killed"
+    )
+
     # Verification
     verify_schedule: str | None = Field(
         None, description="when a relay compares a sample with the index: five fields of cron, in UTC, e.g. 0 3 * * *"

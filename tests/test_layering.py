@@ -50,7 +50,9 @@ ALLOWED: dict[str, set[str]] = {
     "presence": set(),
     "prune": {"store"},
     "growth": {"settings", "logs"},
-    "maintenance": {"store", "prune", "growth", "verify", "settings", "logs", "presence", "models", "errors"},
+    "maintenance": {
+        "store", "jobs", "reindex", "prune", "growth", "verify", "settings", "logs", "presence", "models", "errors",
+    },
     "relay": {
         "errors", "settings", "models", "logs", "store", "load", "entities", "plan", "copies", "destinations.base",
         "transition", "breaker", "poison", "rate", "wakeup",

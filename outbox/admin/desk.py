@@ -160,7 +160,7 @@ class Desk:
                 reindexer = self._reindexer(jobs, registry)
                 for each in chosen:
                     number = 0
-                    with closing(reindexer.run(each)) as steps:  # type: ignore[type-var]
+                    with closing(reindexer.run(each)) as steps:
                         for step in steps:
                             number = step.job
                             if not begun.tell(number):

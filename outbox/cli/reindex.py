@@ -6,7 +6,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -201,11 +202,12 @@ def line(jobs: Jobs, job: Job) -> str:
     return logs.safe(where + (f": {job.error}" if job.error else f", {job.documents:,} documents"))
 
 
-def _show(jobs: Jobs, steps: Iterator[Progress], index: str, as_json: bool) -> None:
+def _show(jobs: Jobs, steps: Generator[Progress, None, None], index: str, as_json: bool) -> None:
     """Follow a job to its end."""
     began = time.monotonic()
     bar = not as_json and sys.stderr.isatty()
-    last = _with_bar(steps) if bar else _with_lines(steps, as_json)
+    with closing(steps):  # given up in the middle, the job is given back while there is a database to say so
+        last = _with_bar(steps) if bar else _with_lines(steps, as_json)
     job = jobs.job(last.job) if last else None
     if job is None:
         return

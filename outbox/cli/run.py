@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -26,9 +27,11 @@ from outbox.cli.wiring import (
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError
+from outbox.jobs import Jobs
 from outbox.maintenance import Maintenance
 from outbox.models import now_ms
 from outbox.presence import Presence
+from outbox.reindex import Reindexer
 from outbox.relay import Relay, Totals
 from outbox.settings import Settings
 from outbox.store import Store
@@ -102,8 +105,11 @@ def run(
     presence = Presence(Path(str(engine.url.database)), relay_id)
     relay = Relay(store, destination, loaded, relay_id=relay_id, registry=registry)
     verification = None if registry is None else partial(_sample, loaded, destination, registry)
-    maintenance = Maintenance(engine, relay_id, loaded, relay.breakers, verification)
-    on_signals(relay.stop)
+    reindexer = None
+    if registry is not None and loaded.resume_reindex and not drain:
+        reindexer = partial(_reindexer, loaded, destination, registry)
+    maintenance = Maintenance(engine, relay_id, loaded, relay.breakers, verification, reindexer)
+    on_signals(relay.stop, maintenance.stop_soon)
     maintenance.start()
     at_a_time = "1 request" if loaded.concurrency == 1 else f"{loaded.concurrency} requests"
     logger.info(
@@ -129,6 +135,25 @@ def run(
 
 def _sample(loaded: Settings, destination: Destination, registry: EntityRegistry, store: Store) -> Verification:
     return Verification(store, destination, registry, sample=loaded.verify_sample / 100)
+
+
+def _reindexer(
+    loaded: Settings,
+    destination: Destination,
+    registry: EntityRegistry,
+    jobs: Jobs,
+    standing: Callable[[], None],
+) -> Reindexer:
+    """One request at a time: nobody has asked this relay to hurry."""
+    return Reindexer(
+        jobs,
+        destination,
+        registry,
+        requests=1,
+        standing=standing,
+        lease_s=loaded.lease,
+        request_timeout_s=loaded.request_timeout,
+    )
 
 
 def _with_progress(relay: Relay, store: Store) -> Totals:

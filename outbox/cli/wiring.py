@@ -105,11 +105,12 @@ def addresses(loaded: Settings) -> str:
     return ", ".join(shown)
 
 
-def on_signals(stop: Callable[[], None]) -> None:
-    """Have the first SIGTERM or Ctrl-C call `stop`; a second one ends the process at once."""
+def on_signals(*stop: Callable[[], None]) -> None:
+    """Have the first SIGTERM or Ctrl-C call each of `stop`; a second one ends the process at once."""
 
     def first(_number: int, _frame: Any) -> None:
-        stop()
+        for call in stop:
+            call()
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, lambda second, _frame: os._exit(128 + second))
 

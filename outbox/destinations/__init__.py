@@ -33,6 +33,6 @@ def destination_of(loaded: Settings) -> Destination:
         ca_certs=loaded.elasticsearch_ca_certs,
         request_timeout=loaded.request_timeout,
         bulk_timeout=loaded.bulk_timeout,
-        connections=loaded.concurrency,
+        connections=loaded.concurrency + 2,  # a reindex and a verification go on beside the rows
         gc_deletes=loaded.gc_deletes,
     )

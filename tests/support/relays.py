@@ -52,6 +52,7 @@ class Relays:
                 [*COMMAND, command, *arguments],
                 env=self._environment | given,
                 stderr=log,
+                stdout=log,
                 text=True,
                 cwd=self._directory,
             )
