@@ -1,0 +1,55 @@
+"""A delete that Elasticsearch has forgotten for sure: short `gc_deletes`, and the node restarted in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.reindex import reindex
+from tests.support.node import Node
+from tests.support.outbox import Outbox
+from tests.support.places import ElasticsearchPlace
+from tests.support.proxy import FaultProxy
+from tests.test_reindex import FIRST, SECOND, Reading, World
+
+pytestmark = pytest.mark.elasticsearch
+
+GC_DELETES_S = 1
+
+
+@pytest.fixture
+def world(outbox: Outbox, node: Node, proxy: FaultProxy) -> Iterator[World]:
+    """Its indexes remember deletes for one second."""
+    if node.directory is None:
+        pytest.skip("a given node cannot be restarted")
+    destination = ElasticsearchDestination([proxy.url], request_timeout=20, gc_deletes=f"{GC_DELETES_S}s")
+    made = World(outbox, ElasticsearchPlace(destination, node, proxy))
+    yield made
+    made.jobs.close()
+    destination.close()
+
+
+def test_document_that_is_deleted_after_it_was_read_does_not_come_back(world: World, node: Node) -> None:
+    world.filled(3)
+
+    def delete_and_forget() -> None:
+        world.delete(2)
+        world.deliver()
+        for index in (FIRST, SECOND):
+            node.request("POST", f"/{index}/_flush?force=true")  # nothing of it is replayed
+        time.sleep(GC_DELETES_S)
+        node.restart()
+
+    registry = Reading(world.registry, delete_and_forget)
+    seen = {}
+    for progress in reindex(world.jobs, world.place.destination, registry, entities=["contacts"]):  # type: ignore[arg-type]
+        world.deliver()
+        if progress.phase == "wait":
+            seen = node.documents(SECOND)
+    assert set(seen) == {"2:t1:1", "2:t1:2", "2:t1:3"}, "the page of the scan has brought it back"
+    assert world.job.removed == 1
+    world.assert_in_step()
+    assert set(world.place.documents("contacts")) == {"2:t1:1", "2:t1:3"}
