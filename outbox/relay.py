@@ -351,10 +351,13 @@ class Relay:
         """Rows of one document under two tenants can overtake each other, and one of them is a partial update.
 
         What is sent for the first time is in nothing that the index holds: a later update, or a later document under
-        an update, was delivered without it. A later document alone makes an earlier one history.
+        an update, was delivered without it. A later document alone makes an earlier one history; and so does one that
+        a reindex has made of the database, where the change was before its row could be read.
         """
         last = fold.events[-1]
         if last.deliveries > 1 or outcome.version is None:
+            return False
+        if self._store.is_of_reindex(last.index_name, outcome.version):
             return False
         return bool(fold.action.patches) or self._store.is_update(last, outcome.version)
 

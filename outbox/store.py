@@ -545,10 +545,14 @@ class Store:
             ).scalar_one_or_none()
         if delivered is not None and delivered >= (2 if id_ == event.id else 1):
             return True
+        return self.is_of_reindex(event.index_name, reported)
+
+    def is_of_reindex(self, index: str, reported: int) -> bool:
+        """Whether a version is the one that a reindex of the index gave its documents."""
         return bool(
             self._run(
                 "SELECT EXISTS (SELECT 1 FROM outbox_reindex_jobs WHERE index_name = ? AND watermark = ?)",
-                event.index_name,
+                index,
                 reported,
             ).scalar_one()
         )

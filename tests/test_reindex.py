@@ -352,6 +352,18 @@ def test_partial_update_reaches_an_index_that_has_not_got_the_document_yet(world
     world.assert_in_step()
 
 
+def test_partial_update_that_an_index_rebuilt_in_place_holds_already_is_history_and_not_dead(world: World) -> None:
+    """It waited when the scan read what it says from the database, and gave the document a higher version."""
+    world.filled(2)
+    world.outbox.raw("UPDATE contacts SET name = 'by hand' WHERE id = 1")
+    row = world.outbox.update("contacts", "2:t1:1", {"name": "by hand"})
+    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"], in_place=True):
+        if progress.phase == "wait":
+            world.deliver()
+    assert (world.outbox.state(row), world.outbox.outcome(row)) == ("done", "superseded")
+    world.assert_in_step(FIRST)
+
+
 # -- several entities, tenants and parts ---------------------------------------------------------------------------
 
 
