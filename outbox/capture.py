@@ -59,8 +59,8 @@ from outbox.models import EPOCH_STEP, Action, now_ms
 from outbox.settings import write_settings
 
 LOOK_EVERY_S: Final = 1.0
-"""How long it may not be noticed at the beginning of a transaction that others have installed triggers. What they note
-is never noted twice, but `wait_until_synced` may not wait for these first rows."""
+"""How long it may not be noticed at the beginning of a transaction that others have installed triggers. A flush notices
+it at once; but for rows of plain SQL in the meantime `wait_until_synced` does not wait."""
 
 _REFRESH: Final = Action.REFRESH.value
 _UNLOADED = PassiveFlag.PASSIVE_NO_INITIALIZE
@@ -283,9 +283,13 @@ class Capture:
     def before_flush(self, session: Session, _context: Any, _instances: Any) -> None:
         """Read what the flush is about to overwrite: where documents stand that move or go."""
         known = self._known()
-        if not known.looks_before or not write_settings().enabled:
+        if not write_settings().enabled:
             return
         flush = session.info[self._flush] = _Flush(self, known, session)
+        if session.bind is not None:  # else the flush may have nothing to do with the database of the outbox
+            flush.ask()
+        if not known.looks_before:
+            return
         going: list[InstanceState[Any]] = [instance_state(each) for each in session.deleted]
         rows_: dict[Entity, list[Identity]] = {}
         linked: dict[Link, list[Identity]] = {}
@@ -492,7 +496,7 @@ def _less(plan: _Plan | None, aside: frozenset[Entity]) -> _Plan | None:
 
 
 class _Flush:
-    """What one flush means. What triggers stand in its database is asked at the first object that has a plan."""
+    """What one flush means. What triggers stand in its database is asked once, at the latest where it matters."""
 
     __slots__ = ("_capture", "_known", "_plans", "_session", "looked", "places")
 
@@ -508,8 +512,13 @@ class _Flush:
         if plans is None:
             if self._known.plans[class_] is None:
                 return None
-            plans = self._plans = self._known.plans_without(self._capture.noted_by_triggers(self._session))
+            plans = self.ask()
         return plans[class_]
+
+    def ask(self) -> _Memo:
+        """Ask now: what triggers write from here on is theirs."""
+        plans = self._plans = self._known.plans_without(self._capture.noted_by_triggers(self._session))
+        return plans
 
     def plan_before(self, class_: type[Any]) -> _Plan | None:
         """The same, if it has to look before the flush."""

@@ -603,6 +603,22 @@ def test_capture_learns_of_triggers_that_come_and_go(database: Engine) -> None:
             assert rows_of_one_contact(session) == 1
 
 
+def test_triggers_that_others_install_and_remove_are_noticed_by_the_next_flush(database: Engine) -> None:
+    registry = registered(Contact)
+    sessions = registry.capture(sessionmaker(database))
+    number = select(func.count()).select_from(text("outbox_events"))
+    for at, change in enumerate((lambda _: None, lambda c: triggers.install(c, registry), triggers.remove), 1):
+        with database.begin() as connection:
+            change(connection)
+        with sessions() as session:
+            session.add(Contact(id=at, name="Ada"))
+            session.commit()
+            assert session.scalar(number) == at
+            with pytest.raises(SyncTimeout, match="1 of 1 rows"):
+                session.rollback()
+                OutboxRepository(session).wait_until_synced(0.01)
+
+
 def test_triggers_of_a_transaction_that_was_rolled_back_are_not_remembered(database: Engine) -> None:
     """SQLite gives the version of their schema to the next one."""
     registry = registered(Contact)
