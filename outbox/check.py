@@ -21,7 +21,7 @@ from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
 from outbox.growth import DEFAULT, Limits, Sizes, growth
 from outbox.jobs import Jobs
-from outbox.models import now_ms
+from outbox.models import DRIFT, now_ms
 from outbox.store import Store
 
 Level = Literal["ok", "warn", "fail"]
@@ -133,6 +133,7 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
     try:
         now, counts, oldest = now_ms(), store.counts(), store.oldest_unfinished()
         control, relays, wal_bytes = store.control(), store.relays(), store.wal_bytes()
+        verification = store.last_verification()
         reindexes = [(job, store.abandoned(job, now)) for job in store.open_jobs()]
     finally:
         store.close()
@@ -157,6 +158,7 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
             "run 'outbox-relay resume' when the reason is gone",
             "warn",
         ),
+        _verification(verification, now),
         *_relays(relays, now, silent_ms),
         *(
             _finding(
@@ -169,6 +171,31 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
             for job, abandoned in reindexes
         ),
     ]
+
+
+def _verification(last: dict[str, Any] | None, now: int) -> Finding:
+    """Whether index and database were the same when they were compared last."""
+    if last is None:
+        return Finding(
+            "verification", "ok", "none so far: 'outbox-relay verify' compares the entities with their indexes"
+        )
+    days, hours = divmod(max(0, now - last["finished_at"]) // 3_600_000, 24)
+    when = f"{days:,} d ago" if days else f"{hours} h ago"
+    if last["error"]:
+        return Finding(
+            "verification", "warn", f"the last, {when}, did not end: {last['error']}", "run 'outbox-relay verify'"
+        )
+    drift = {kind: last[kind] for kind in DRIFT if last[kind]}
+    whole = "" if last["sample"] == 1 and last["tenant_id"] is None else ", of a part"
+    found = ", ".join(f"{number:,} {kind}" for kind, number in drift.items()) or "no drift"
+    repaired = f", {logs.rows(last['repaired'])} written to repair it" if last["repaired"] else ""
+    return _finding(
+        "verification",
+        not drift or bool(repaired),
+        f"the last, {when}{whole}: {last['documents']:,} documents, {found}{repaired}",
+        "run 'outbox-relay verify' to see what differs, then 'outbox-relay verify --repair'",
+        "warn",
+    )
 
 
 def _relays(relays: Sequence[dict[str, Any]], now: int, silent_ms: int) -> list[Finding]:

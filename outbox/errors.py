@@ -11,7 +11,8 @@
     ├── ReindexFailed           an index was not rebuilt, and is as it was; or is being rebuilt by somebody else
     ├── DatabaseUnavailable     the database cannot be opened, is locked for too long or is full
     └── DestinationError        the search engine refused or did not answer a search or an administrative call
-        └── IndexMissing        … a search: there is no such index (yet)
+        ├── IndexMissing        … a search: there is no such index (yet)
+        └── DestinationUnanswered   … it did not answer in time: what was asked may be done all the same
 
 The text of each says what happened, names the value (shortened) and ends with what to do. A destination that
 is away, or that refuses a document, raises nothing: that is an `Outcome` (see `outbox.destinations.base`).
@@ -64,6 +65,10 @@ class DestinationError(OutboxError):
 
 class IndexMissing(DestinationError):
     """There is no such index: its name is misspelt, or nothing was delivered to it yet."""
+
+
+class DestinationUnanswered(DestinationError):
+    """An administrative call to the search engine got no answer in time; it may be carried out all the same."""
 
 
 def shortened(value: object, limit: int = 60) -> str:

@@ -254,7 +254,10 @@ depths = Table(
     comment="how full the outbox was, by minute, as relays and the admin server saw it",
 )
 
-FOUND: Final = ("documents", "listed", "missing", "different", "extra", "version", "failed", "in_flight", "repaired")
+DRIFT: Final = ("missing", "different", "extra", "version", "failed")
+"""What can be wrong with a document: the kinds of `outbox.verify`."""
+
+FOUND: Final = ("documents", "listed", *DRIFT, "in_flight", "repaired")
 """What a verification counts, see `outbox.verify`."""
 
 verifications = Table(

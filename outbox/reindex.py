@@ -33,7 +33,7 @@ from sqlalchemy import Date, DateTime, Integer
 
 from outbox.destinations.base import Action, Destination
 from outbox.entities import Entity, EntityRegistry, LoadFailed, Part, Row, nearest
-from outbox.errors import ConfigurationError, DestinationError, ReindexFailed, shortened
+from outbox.errors import ConfigurationError, DestinationError, DestinationUnanswered, ReindexFailed, shortened
 from outbox.jobs import Job, JobLost, Jobs
 from outbox.keys import Tenancy
 from outbox.lane import Lane, Page
@@ -478,10 +478,16 @@ class Reindexer:
 
     def _wait(self) -> Iterator[Progress]:
         yield self._progress()
-        job = self._job
+        job, said = self._job, False
         while left := self._jobs.unfinished_up_to(job.index_name, job.last_id):
-            relays = "" if self._jobs.relays() else "; no relay runs: start 'outbox-relay run'"
-            yield self._progress(note=f"{left:,} earlier rows are not delivered yet{relays}")
+            control = self._jobs.control()
+            held_up = "" if self._jobs.relays() else "; no relay runs: start 'outbox-relay run'"
+            if control.paused_at is not None:
+                held_up = f"; the outbox is paused ({control.pause_reason}): run 'outbox-relay resume'"
+            if held_up and not said:
+                said = True
+                logger.warning(f"{job} waits for {left:,} earlier rows{held_up}")
+            yield self._progress(note=f"{left:,} earlier rows are not delivered yet{held_up}")
             self._sleep(LOOK_EVERY_S)
         self._note(force=True, phase="sweep")
 
@@ -690,7 +696,8 @@ class Reindexer:
                 return answer
 
     def _unless_away(self, error: DestinationError) -> None:
-        if self._destination.ping() is None:
+        """Wait a moment before what took too long, or found nobody there, is asked again. Raises what was refused."""
+        if not isinstance(error, DestinationUnanswered) and self._destination.ping() is None:
             raise error
         self._say(str(error))
         self._sleep(1)

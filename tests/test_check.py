@@ -16,7 +16,7 @@ from outbox.cli import main
 from outbox.destinations.base import Health, IndexFacts
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.destinations.embedded import EmbeddedDestination
-from outbox.models import metadata, now_ms
+from outbox.models import FOUND, metadata, now_ms
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy
@@ -258,3 +258,25 @@ def test_prepared_database_is_found_to_be_right(tmp_path: Path, untouched: Engin
     metadata.create_all(prepared)
     prepared.dispose()
     assert levels(check.database(untouched))["journal"] == "ok"
+
+
+def test_last_verification_is_told_and_its_drift_is_a_warning(outbox: Outbox) -> None:
+    def found() -> check.Finding:
+        return by_name(check.database(outbox.engine))["verification"]
+
+    def verified(error: str | None = None, **drift: int) -> None:
+        store = outbox.store()
+        id_ = store.begin_verification("me", ["contacts"], None, 1.0, now_ms())
+        assert id_ is not None
+        store.finish_verification(id_, {**dict.fromkeys(FOUND, 0), "documents": 7, **drift}, error, now_ms())
+
+    assert (found().level, found().found.startswith("none so far")) == ("ok", True)
+    verified()
+    assert (found().level, found().found) == ("ok", "the last, 0 h ago: 7 documents, no drift")
+    verified(missing=2, extra=1)
+    assert (found().level, found().found) == ("warn", "the last, 0 h ago: 7 documents, 2 missing, 1 extra")
+    assert "verify --repair" in found().remedy
+    verified(missing=2, repaired=2)
+    assert (found().level, found().found.endswith("2 rows written to repair it")) == ("ok", True)
+    verified("stopped before its end")
+    assert (found().level, "end: stopped" in found().found) == ("warn", True)

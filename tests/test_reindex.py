@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from outbox import ConfigurationError, EntityRegistry
 from outbox import reindex as rebuilding
 from outbox.destinations.base import Action, Destination, Listed, Outcome, OutcomeKind
-from outbox.errors import DestinationError, ReindexFailed
+from outbox.errors import DestinationError, DestinationUnanswered, ReindexFailed
 from outbox.jobs import Job, JobLost, Jobs
 from outbox.models import now_ms
 from outbox.reindex import Progress, Reindexer, Selection, reindex
@@ -628,6 +628,43 @@ def test_swap_that_was_made_although_its_answer_says_otherwise(world: World, mon
 
     monkeypatch.setattr(world.place.destination, "swap", unanswered)
     world.rebuild()
+    world.assert_in_step()
+
+
+@pytest.mark.parametrize("call", ["create_index", "finish_index", "count", "drop_index"])
+def test_call_that_gets_no_answer_in_time_is_made_again_and_fails_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The destination answers all others meanwhile: one refresh may take longer than a request has."""
+    world.filled(2)
+    made, called = getattr(world.place.destination, call), 0
+
+    def slow(*arguments: Any) -> Any:
+        nonlocal called
+        answer = made(*arguments)  # it is carried out nevertheless
+        called += 1
+        if called == 1:
+            raise DestinationUnanswered("Connection timeout")
+        return answer
+
+    monkeypatch.setattr(world.place.destination, call, slow)
+    world.rebuild()
+    assert called >= 2
+    world.assert_in_step()
+    assert world.place.indexes() == [SECOND]
+
+
+def test_wait_for_rows_says_that_the_outbox_is_paused(world: World) -> None:
+    world.filled(2)
+    world.save(1, "held up")
+    world.jobs.pause("maintenance", "me", now_ms())
+    notes = []
+    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
+        if progress.note:
+            notes.append(progress.note)
+            world.jobs.resume()
+            world.deliver()
+    assert "the outbox is paused (maintenance): run 'outbox-relay resume'" in notes[0]
     world.assert_in_step()
 
 

@@ -36,7 +36,7 @@ from outbox.destinations.base import (
     rejected,
     unsendable,
 )
-from outbox.errors import DestinationError, IndexMissing, shortened
+from outbox.errors import DestinationError, DestinationUnanswered, IndexMissing, shortened
 
 CHECK_INDEX_EVERY_S = 5.0
 
@@ -227,7 +227,7 @@ class ElasticsearchDestination:
             target = self._find(name) or self._create(name, mappings, settings)
             self._client.indices.put_settings(index=target, settings={"index.gc_deletes": self._gc_deletes})
         except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"index {name} cannot be prepared: {_describe(error)}") from error
+            raise _error(f"index {name} cannot be prepared", error) from error
         return target
 
     def _find(self, name: str) -> str | None:
@@ -264,7 +264,7 @@ class ElasticsearchDestination:
         try:
             found = self._client.mget(index=target, ids=list(document_ids)).body["docs"]
         except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"documents of index {target} cannot be read: {_describe(error)}") from error
+            raise _error(f"documents of index {target} cannot be read", error) from error
         for each in found:  # a closed index must not look like an empty one
             if (failed := each.get("error")) and failed.get("type") != "index_not_found_exception":
                 reason = shortened(_type_and_reason(failed)[1], 200)
@@ -307,7 +307,7 @@ class ElasticsearchDestination:
                 }
                 after = hits[-1]["sort"]
         except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"index {name} cannot be listed: {_describe(error)}") from error
+            raise _error(f"index {name} cannot be listed", error) from error
         finally:
             if point is not None:
                 with suppress(ApiError, TransportError):  # it ends by itself
@@ -317,7 +317,7 @@ class ElasticsearchDestination:
         try:
             self._client.indices.refresh(index=name)
         except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"index {name} cannot be refreshed: {_describe(error)}") from error
+            raise _error(f"index {name} cannot be refreshed", error) from error
 
     def search(self, name: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
         if not query:
@@ -334,7 +334,7 @@ class ElasticsearchDestination:
         except NotFoundError:
             raise IndexMissing(f"there is no index {name}") from None
         except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"index {name} cannot be searched: {_describe(error)}") from error
+            raise _error(f"index {name} cannot be searched", error) from error
         return [Hit(hit["_id"], hit["_score"], hit["_source"]) for hit in hits]
 
     def _tenant_field(self, name: str) -> str:
@@ -355,7 +355,7 @@ class ElasticsearchDestination:
             status = self._client.cluster.health(filter_path="status").body
             nodes = self._client.nodes.info(node_id="_local", filter_path="nodes.*.version").body
         except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"elasticsearch does not answer: {_describe(error)}") from error
+            raise _error("elasticsearch does not answer", error) from error
         versions = [node.get("version", "?") for node in nodes.get("nodes", {}).values()]
         return Health("elasticsearch", versions[0] if versions else "?", status.get("status", "?"))
 
@@ -365,7 +365,7 @@ class ElasticsearchDestination:
             settings = client.indices.get_settings(index=target, name="index.gc_deletes")
             readers = client.indices.get_alias(index=name)
         except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"index {name} cannot be looked at: {_describe(error)}") from error
+            raise _error(f"index {name} cannot be looked at", error) from error
         of_index = settings.body.get(target, {}).get("settings", {}).get("index", {})
         return IndexFacts(
             exists=settings.meta.status != 404,
@@ -381,7 +381,7 @@ class ElasticsearchDestination:
         try:
             return int(self._client.count(index=target)["count"])
         except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"documents of index {target} cannot be counted: {_describe(error)}") from error
+            raise _error(f"documents of index {target} cannot be counted", error) from error
 
     def create_index(self, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         held_back = {"index.refresh_interval": "-1", "index.number_of_replicas": 0}
@@ -396,7 +396,7 @@ class ElasticsearchDestination:
             why = ": ".join(_type_and_reason(found)) if isinstance(found, dict) else _describe(error)
             raise DestinationError(f"index {target} cannot be created: {why}") from error
         except (TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"index {target} cannot be created: {_describe(error)}") from error
+            raise _error(f"index {target} cannot be created", error) from error
         if not created.get("shards_acknowledged", True):
             self.drop_index(target)
             raise DestinationError(f"index {target} cannot be created: no node takes its primary shards")
@@ -408,7 +408,7 @@ class ElasticsearchDestination:
             # null: the default of the cluster
             self._client.indices.put_settings(index=target, settings={name: given.get(name) for name in held_back})
         except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"index {target} cannot get its settings: {_describe(error)}") from error
+            raise _error(f"index {target} cannot get its settings", error) from error
         self.refresh(target)
 
     def swap(self, name: str, old: str, new: str, *, adopt: bool = False) -> None:
@@ -419,14 +419,14 @@ class ElasticsearchDestination:
         try:
             self._client.indices.update_aliases(actions=[away, {"add": {"index": new, "alias": name}}])
         except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"alias {name} cannot be moved from {old} to {new}: {_describe(error)}") from error
+            raise _error(f"alias {name} cannot be moved from {old} to {new}", error) from error
         self._checked.pop(old, None)
 
     def drop_index(self, target: str) -> None:
         try:
             self._client.options(ignore_status=404).indices.delete(index=target)
         except (ApiError, TransportError, UnsupportedProductError) as error:
-            raise DestinationError(f"index {target} cannot be removed: {_describe(error)}") from error
+            raise _error(f"index {target} cannot be removed", error) from error
         self._checked.pop(target, None)
 
     def close(self) -> None:
@@ -532,6 +532,11 @@ def _of_status(error: ApiError) -> tuple[str, str]:
 def _unavailable(error: Exception) -> Outcome:
     kind = "timeout" if isinstance(error, ConnectionTimeout) else type(error).__name__
     return Outcome(OutcomeKind.UNAVAILABLE, kind, _describe(error))
+
+
+def _error(what: str, error: Exception) -> DestinationError:
+    kind = DestinationUnanswered if isinstance(error, TransportError) else DestinationError
+    return kind(f"{what}: {_describe(error)}")
 
 
 def _describe(error: Exception) -> str:

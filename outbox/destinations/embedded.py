@@ -41,7 +41,7 @@ from outbox.destinations.base import (
     rejected,
     unsendable,
 )
-from outbox.errors import DestinationError, IndexMissing
+from outbox.errors import DestinationError, DestinationUnanswered, IndexMissing
 from outbox.words import edits, errors_allowed, folded, words_of
 
 APPLICATION_ID = 0x6F627872  # "obxr": marks the file as one of ours, so that no other database is taken for it
@@ -370,7 +370,9 @@ class EmbeddedDestination:
         except _FileMissing:
             raise IndexMissing(f"{what}: file {self._path} does not exist; the first row makes it") from None
         except (sqlite3.Error, OSError) as error:
-            raise DestinationError(f"{what}: file {self._path}: {_describe(error)}") from error
+            busy = isinstance(error, TimeoutError) or getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY"
+            kind = DestinationUnanswered if busy else DestinationError
+            raise kind(f"{what}: file {self._path}: {_describe(error)}") from error
 
 
 def _prepare(connection: sqlite3.Connection, *, create: bool) -> None:
