@@ -78,6 +78,16 @@ class World:
         while self.relay.run_once():
             pass
 
+    def delivered(self) -> None:
+        """All of it, however long a busy Elasticsearch lets the first answers wait."""
+
+        def done() -> bool:
+            self.drain()
+            counts = self.outbox.counts()
+            return not counts["pending"] + counts["claimed"]
+
+        until(done, "all rows are delivered")
+
     def get(self, path: str, expected: int = 200, **parameters: Any) -> Any:
         answer = self.client.get(f"{API}{path}", params=parameters)
         return checked(answer, expected)
@@ -147,7 +157,7 @@ def kill(outbox: Outbox, row: int, error_type: str = "mapper_parsing_exception")
 
 def test_status_says_what_waits_and_what_became_of_the_rest(world: World) -> None:
     world.save(Contact(id=1, name="Ada"), Company(id=1, name="Engines"))
-    world.drain()
+    world.delivered()
     world.outbox.index("notes", "n1", {"text": "x"}, tenant_id="t2")
     kill(world.outbox, world.outbox.index("notes", "n2", {"text": "x"}))
     world.client.post("/resume")  # whoever acts sees what is so now
@@ -328,7 +338,7 @@ def test_pause_holds_relays_until_resumed(embedded: World) -> None:
 
 def test_reindex_rebuilds_an_index_under_traffic(world: World, place: Place) -> None:
     world.save(*(Contact(id=at, name=f"Ada {at}") for at in range(30)))
-    world.drain()
+    world.delivered()
     place.tamper("contacts", next(iter(place.documents("contacts"))), None)
     started = world.post("/reindex", {"entity": "Contact"}, 202)
     assert set(started) == {"jobId", "status", "estimatedDocuments"}
@@ -345,7 +355,7 @@ def test_reindex_rebuilds_an_index_under_traffic(world: World, place: Place) -> 
 def test_part_of_an_index_is_rebuilt_in_place(world: World, place: Place) -> None:
     world.save(Contact(id=1, name="old"), Contact(id=2, name="new", changed=datetime(2026, 6, 1)))
     world.save(Contact(id=3, name="other", tenant="t2", changed=datetime(2026, 6, 1)))
-    world.drain()
+    world.delivered()
     started = world.post("/reindex", {"entity": "Contact", "tenantId": "t1", "fromDate": "2026-05-01"}, 202)
     assert started["estimatedDocuments"] == 1
     job = world.job(started["jobId"])
@@ -355,7 +365,7 @@ def test_part_of_an_index_is_rebuilt_in_place(world: World, place: Place) -> Non
 
 def test_each_tenants_index_is_rebuilt_one_after_another(world: World, place: Place) -> None:
     world.save(*(Company(id=at, name=f"Engines {at}", tenant=f"t{at % 3}") for at in range(9)))
-    world.drain()
+    world.delivered()
     started = world.post("/reindex", {"entity": "Company"}, 202)
     assert started["estimatedDocuments"] == 9
     until(lambda: (world.drain(), len(world.get("/reindex")) == 3)[1], "all three have begun")
@@ -378,7 +388,7 @@ def test_each_tenants_index_is_rebuilt_one_after_another(world: World, place: Pl
 )
 def test_reindex_of_what_does_not_exist(embedded: World, body: dict[str, str], told: list[str]) -> None:
     embedded.save(Contact(id=1, name="Ada"), Company(id=1, name="Engines"))
-    embedded.drain()
+    embedded.delivered()
     detail = embedded.post("/reindex", body, 422)["detail"]
     assert all(each in detail for each in told), detail
     assert embedded.get("/reindex") == []
@@ -386,7 +396,7 @@ def test_reindex_of_what_does_not_exist(embedded: World, body: dict[str, str], t
 
 def test_index_that_is_being_rebuilt_already(embedded: World) -> None:
     embedded.save(Contact(id=1, name="Ada"))
-    embedded.drain()
+    embedded.delivered()
     embedded.post("/pause", {"reason": "so that the reindex waits for a row"})
     embedded.save(Contact(id=2, name="Grace"))
     started = embedded.post("/reindex", {"entity": "Contact"}, 202)
@@ -398,7 +408,7 @@ def test_index_that_is_being_rebuilt_already(embedded: World) -> None:
 
 def test_several_ask_at_once_and_one_begins(embedded: World) -> None:
     embedded.save(Contact(id=1, name="Ada"))
-    embedded.drain()
+    embedded.delivered()
     embedded.post("/pause", {"reason": "so that the reindex waits for a row"})
     embedded.save(Contact(id=2, name="Grace"))
     codes: list[int] = []
@@ -418,7 +428,7 @@ def test_several_ask_at_once_and_one_begins(embedded: World) -> None:
 
 def test_cancelled_reindex_leaves_the_index_as_it_was(world: World, place: Place) -> None:
     world.save(Contact(id=1, name="Ada"))
-    world.drain()
+    world.delivered()
     world.post("/pause", {"reason": "so that the reindex waits for a row"})
     world.save(Contact(id=2, name="Grace"))
     number = world.post("/reindex", {"entity": "Contact"}, 202)["jobId"]
@@ -426,7 +436,7 @@ def test_cancelled_reindex_leaves_the_index_as_it_was(world: World, place: Place
     world.job(number, "cancelled")
     assert "has ended already: cancelled" in world.post(f"/reindex/{number}/cancel", expected=409)["detail"]
     world.post("/resume")
-    world.drain()
+    world.delivered()
     assert len(place.documents("contacts")) == 2
     assert place.indexes() == ["contacts-000001"]
     assert world.logged("WARNING reindex 1 of contacts (into contacts-000002) cancelled by admin at testclient")
@@ -465,7 +475,7 @@ def test_reindex_goes_on_where_a_stopped_server_left_it(outbox: Outbox, tmp_path
     with client_of(outbox.engine, destination, registry) as client:
         world = World(outbox, destination, client, registry)
         world.save(Contact(id=1, name="Ada"))
-        world.drain()
+        world.delivered()
         world.post("/pause", {"reason": "so that the reindex waits for a row"})
         world.save(Contact(id=2, name="Grace"))
         number = world.post("/reindex", {"entity": "Contact"}, 202)["jobId"]
@@ -499,7 +509,7 @@ def test_reindex_whose_destination_does_not_answer_in_time_does_not_begin_later(
     with client_of(outbox.engine, destination, registry) as client:
         world = World(outbox, destination, client, registry)
         world.save(Contact(id=1, name="Ada"))
-        world.drain()
+        world.delivered()
         told = world.post("/reindex", {"entity": "Contact"}, 502)["detail"]
         assert "has not answered within 0.2 s" in told and "ask again when it answers" in told
         assert world.get("/reindex") == []
@@ -519,7 +529,7 @@ def test_reindex_while_elasticsearch_is_away(outbox: Outbox, proxy: FaultProxy) 
     with client_of(outbox.engine, destination, registry) as client:
         world = World(outbox, destination, client, registry)
         world.save(Contact(id=1, name="Ada"))
-        world.drain()
+        world.delivered()
         proxy.down()
         assert world.post("/reindex", {"entity": "Contact"}, 502)["detail"]
         proxy.up()
@@ -540,7 +550,7 @@ def test_reindex_waits_for_elasticsearch_that_goes_away_meanwhile(outbox: Outbox
     with client_of(outbox.engine, destination, registry) as client:
         world = World(outbox, destination, client, registry)
         world.save(*(Contact(id=at, name="Ada") for at in range(600)))
-        world.drain()
+        world.delivered()
         proxy.on(bulk, hang)
         number = world.post("/reindex", {"entity": "Contact"}, 202)["jobId"]
         proxy.wait_for(bulk)
@@ -555,13 +565,13 @@ def test_reindex_waits_for_elasticsearch_that_goes_away_meanwhile(outbox: Outbox
 
 def test_verify_finds_what_is_wrong_and_repairs_it(world: World, place: Place) -> None:
     world.save(*(Contact(id=at, name=f"Ada {at}") for at in range(5)))
-    world.drain()
+    world.delivered()
     place.tamper("contacts", next(iter(place.documents("contacts"))), {"name": "somebody else"})
     assert world.post("/verify", {"entity": "Contact", "repair": True}, 202) == {"status": "running"}
     seen = until(lambda: world.get("/status")["verification"], "the verification has ended")
     assert (seen["drift"], seen["different"], seen["repaired"], seen["entities"]) == (1, 1, 1, ["Contact"])
     assert seen["by"] == "admin at testclient"
-    world.drain()
+    world.delivered()
     world.post("/verify", {}, 202)
     seen = until(
         lambda: (found := world.get("/status")["verification"]) and found["drift"] == 0 and found, "nothing is wrong"
