@@ -41,7 +41,7 @@ from outbox.models import EPOCH_STEP, Event, JobState, now_ms
 from outbox.models import Action as RowAction
 from outbox.presence import Presence
 
-PAGE_ROWS: Final = 1_000
+PAGE_ROWS: Final = 2_000
 GENTLE_ROWS: Final = 250
 LISTED_ROWS: Final = 5_000
 REQUESTS: Final = 4
@@ -637,10 +637,10 @@ class Reindexer:
     def _absent(self, document_ids: Sequence[str]) -> list[str]:
         """Documents for which no entity of the index has a row, whatever its tenant."""
         places = [(self._job.index_name, each) for each in document_ids]
-        held: set[tuple[str, str]] = set()
         for entity in self._registry.of_index(self._job.index_name):
-            held |= self._registry.holders(self._jobs.connection, entity, places).keys()
-        return [each for index, each in places if (index, each) not in held]
+            held = self._registry.holders(self._jobs.connection, entity, places)
+            places = [place for place in places if place not in held]
+        return [each for _, each in places]
 
     def _loaded(self, document_ids: Sequence[str]) -> dict[str, bytes | LoadFailed | None]:
         entities = self._registry.of_index(self._job.index_name)

@@ -74,8 +74,7 @@ class Stored:
     source: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """A document as a listing has it: without its content, so that a page of large ones weighs no more."""
 
     version: int

@@ -301,10 +301,10 @@ class ElasticsearchDestination:
                 hits = answer.get("hits", {}).get("hits", [])
                 if not hits:
                     return
-                yield {
-                    hit["_id"]: Listed(hit["_version"], _tenant_of(hit.get("_source", {}).get(TENANT_FIELD)))
-                    for hit in hits
-                }
+                if tenants:
+                    yield {hit["_id"]: Listed(hit["_version"], _tenant_of(hit.get("_source"))) for hit in hits}
+                else:
+                    yield {hit["_id"]: Listed(hit["_version"]) for hit in hits}
                 after = hits[-1]["sort"]
         except (ApiError, TransportError, UnsupportedProductError) as error:
             raise _error(f"index {name} cannot be listed", error) from error
@@ -433,8 +433,9 @@ class ElasticsearchDestination:
         self._client.close()
 
 
-def _tenant_of(value: Any) -> str | None:
+def _tenant_of(source: Mapping[str, Any] | None) -> str | None:
     """A field that holds something else than text is compared by what it looks like."""
+    value = (source or {}).get(TENANT_FIELD)
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
