@@ -15,6 +15,9 @@ from outbox.errors import ReindexFailed
 from outbox.models import EPOCH_STEP, FRESH, HELD, OPEN_JOBS, JobState, version
 from outbox.store import Store, printable
 
+BEGUN_MS = 10_000
+"""Whoever notes a new job takes its lease right after; unless it was killed in between."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -97,7 +100,12 @@ class Jobs(Store):
 
     def orphans(self, now: int) -> list[Job]:
         """Open jobs whose worker was killed, or was a relay that has ended; none that somebody gave up on purpose."""
-        return [job for job in self.open_jobs() if job.lease_token is not None and self.abandoned(job, now)]
+        return [
+            job
+            for job in self.open_jobs()
+            if self.abandoned(job, now)
+            and (job.lease_token is not None or (job.lease_holder is None and now - job.created_at > BEGUN_MS))
+        ]
 
     def kept(self, index: str) -> tuple[str, int] | None:
         """The old physical index that rows still go to, and how many documents it refused."""

@@ -194,7 +194,9 @@ class Maintenance:
             logger.warning(f"{job} is left to the next relay, or to 'outbox-relay reindex --resume'")
             raise
         except ReindexFailed as error:
-            logger.error(str(error))
+            now = jobs.job(job.id)
+            theirs = now is not None and now.is_open and not jobs.abandoned(now, now_ms())
+            logger.log("INFO" if theirs else "ERROR", str(error))  # somebody at a terminal was faster, or it has failed
             return
         ended = jobs.job(job.id) or job
         logger.info(f"{ended} is {ended.state}: {ended.documents:,} documents, {ended.refused:,} refused")

@@ -178,7 +178,9 @@ def test_index_equals_database_after_reindexes_and_relays_were_killed_at_random_
                 relays_killed += 1
             time.sleep(0.02)
         else:
-            assert reindexer.exitcode == 0, processes.log.read_text()[-3_000:]
+            log = processes.log.read_text()[-3_000:]
+            assert reindexer.exitcode == 0 or "running already" in log or "somebody else's" in log, log  # a relay's
+    until(lambda: not world.jobs.open_jobs(), "what was killed last is gone on with by the relay")
     writer.stopped.set()
     writer.join()
     last = processes.start("reindex", "--entity", "contacts")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.jobs import BEGUN_MS
 from outbox.models import now_ms
 from tests.support.node import Node
 from tests.support.outbox import Outbox
@@ -111,3 +112,11 @@ def test_relay_that_is_not_to_resume_does_not(world: World, relays: Relays) -> N
     assert world.jobs.orphans(now_ms())
     assert world.job.lease_holder is not None
     assert f"pid {relays.started[0].pid}" in world.job.lease_holder
+
+
+def test_reindex_that_was_killed_before_anybody_worked_on_it_is_no_exception(world: World) -> None:
+    job = world.jobs.begin(
+        "contacts", "contacts-000001", SECOND, tenant=None, since=None, keep_old=False, adopt=False, total=ROWS
+    )
+    assert world.jobs.orphans(job.created_at) == []  # whoever has begun it is about to take it
+    assert world.jobs.orphans(job.created_at + BEGUN_MS + 1) == [job]
