@@ -576,7 +576,7 @@ def test_scheduled_verification_stands_on_a_thread_of_its_own_at_its_hours(filed
     maintenance = scheduled(filed, 1)
     (job,) = [each for each in maintenance._scheduler.get_jobs() if each.id == "verify"]
     assert (job.executor, str(job.trigger)) == (
-        "long",
+        "verify",
         "cron[month='*', day='*', day_of_week='*', hour='3', minute='0']",
     )
 
