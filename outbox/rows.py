@@ -39,13 +39,13 @@ class Journal:
     `noted`: what is noted already, for each savepoint: the notes of one that was rolled back are gone.
     """
 
-    __slots__ = ("_info", "connection", "cursor", "noted", "root", "within", "written")
+    __slots__ = ("_info", "connection", "driver", "noted", "root", "within", "written")
 
     def __init__(self, session: Session, connection: Connection) -> None:
         self._info = session.info
         self.connection = connection
         self.root: Any = connection.get_transaction()
-        self.cursor = connection.connection.cursor()
+        self.driver: Any = connection.connection.dbapi_connection
         self.within: Any = None  # the transaction of the session that is known to be on this connection
         self.written: list[tuple[int, int, int | None]] = []
         self.noted: dict[Any, set[Any]] = {}
@@ -113,7 +113,7 @@ def bind_of(session: Session) -> Any:
 
 def insert(journal: Journal, row: Row, content: str | None = None) -> int:
     """Insert a row, and its document if it has one. Returns its id."""
-    statements, cursor = _statements(journal.connection.dialect), journal.cursor
+    statements, cursor = _statements(journal.connection.dialect), journal.driver.cursor()
     try:
         cursor.execute(statements.event, row)
         event_id: int = cursor.lastrowid
@@ -121,6 +121,8 @@ def insert(journal: Journal, row: Row, content: str | None = None) -> int:
             cursor.execute(statements.document, (event_id, content))
     except statements.driver_error as error:
         raise _explained(error) from error
+    finally:
+        cursor.close()  # left to the garbage collector, it may reset its statement while another thread is using that
     journal.add(event_id, 1, row[-1])
     return event_id
 
@@ -132,13 +134,15 @@ def insert_many(journal: Journal, rows: Sequence[Row], contents: Sequence[str] =
     # The first insert takes the write lock, so the ids after its own are ours to give.
     first = insert(journal, rows[0], contents[0] if contents else None)
     if len(rows) > 1:
-        statements, cursor = _statements(journal.connection.dialect), journal.cursor
+        statements, cursor = _statements(journal.connection.dialect), journal.driver.cursor()
         try:
             cursor.executemany(statements.event_with_id, [(at, *row) for at, row in enumerate(rows[1:], first + 1)])
             if contents:
                 cursor.executemany(statements.document, list(enumerate(contents[1:], first + 1)))
         except statements.driver_error as error:
             raise _explained(error) from error
+        finally:
+            cursor.close()
         journal.add(first + 1, len(rows) - 1, rows[0][-1])
     return range(first, first + len(rows))
 

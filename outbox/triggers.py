@@ -239,9 +239,12 @@ def last_event_id(journal: rows.Journal) -> int:
 
 def _number(journal: rows.Journal, sql: str) -> int:
     """Through the driver, since it is asked in each of the application's transactions."""
+    cursor = journal.driver.cursor()
     try:
-        journal.cursor.execute(sql)
-        found = journal.cursor.fetchone()
+        cursor.execute(sql)
+        found = cursor.fetchone()
     except journal.connection.dialect.loaded_dbapi.Error as error:
         raise DatabaseUnavailable(f"the triggers of the database cannot be looked for: {error}") from error
+    finally:
+        cursor.close()
     return 0 if found is None else int(found[0])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -43,7 +45,7 @@ from sqlalchemy.orm import (
     synonym,
 )
 
-from outbox import ConfigurationError, Dependency, EntityRegistry, InvalidName, OutboxRepository, sqlite
+from outbox import ConfigurationError, Dependency, EntityRegistry, InvalidName, OutboxRepository, sqlite, triggers
 from outbox.entities import Entity
 from outbox.models import Event
 
@@ -1304,3 +1306,34 @@ def test_missing_outbox_tables_are_named_by_the_first_write(registry: EntityRegi
         with pytest.raises(Exception, match="run 'outbox-relay migrate'"):
             session.commit()
     engine.dispose()
+
+
+@pytest.mark.usefixtures("contacts")
+def test_no_cursor_is_left_to_the_garbage_collector_of_another_thread(
+    sessions: sessionmaker[Session], database: Engine, registry: EntityRegistry
+) -> None:
+    """It would reset its statement, which the connection keeps for the next one and may be using at that moment."""
+    with database.begin() as connection:
+        triggers.install(connection, registry)
+    for covered in (True, False):
+        gc.collect()
+        gc.disable()  # what it would have to find stays to be found
+        try:
+            with sessions.begin() as session:
+                session.add_all([Contact(id=n + covered * 10, name="Ada", tenant_id="t1") for n in (1, 2)])
+                session.flush()
+                OutboxRepository(session).index_many("notes", [("1", {}), ("2", {})])
+            cursors = [each for each in gc.get_objects() if isinstance(each, sqlite3.Cursor)]
+            assert [each for each in cursors if not _is_closed(each)] == []
+        finally:
+            gc.enable()
+        with database.begin() as connection:
+            triggers.remove(connection)
+
+
+def _is_closed(cursor: sqlite3.Cursor) -> bool:
+    try:
+        cursor.fetchone()
+    except sqlite3.ProgrammingError:  # or its connection is
+        return True
+    return False
