@@ -411,8 +411,7 @@ class Capture:
             touched = [link for link in touched if link.entity not in aside]
             if not own and not touched:
                 return None
-        if session.autoflush:
-            session.flush()
+        session._autoflush()  # as SQLAlchemy is about to: not in a flush, whose listeners may execute statements
         if state.is_insert:
             identities, result = _with_keys(state, mapper)
             self._note_rows(session, own, touched, identities, [])

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Dialect, Insert, Table
 from sqlalchemy.orm import Session
 
 from outbox import models
-from outbox.errors import DatabaseUnavailable, SchemaError
+from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 
 COLUMNS: Final = (
     "action", "index_name", "document_id", "tenant_id", "entity", "document_bytes", "created_at",
@@ -116,6 +116,11 @@ def insert(journal: Journal, row: Row, content: str | None = None) -> int:
     statements, cursor = _statements(journal.connection.dialect), journal.driver.cursor()
     try:
         cursor.execute(statements.event, row)
+        if not getattr(journal.driver, "in_transaction", True):
+            raise ConfigurationError(
+                "the session is in AUTOCOMMIT: each statement is committed by itself, so that a change and its outbox "
+                "row are not written together; use a session with transactions"
+            )
         event_id: int = cursor.lastrowid
         if content is not None:
             cursor.execute(statements.document, (event_id, content))

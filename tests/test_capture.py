@@ -1337,3 +1337,30 @@ def _is_closed(cursor: sqlite3.Cursor) -> bool:
     except sqlite3.ProgrammingError:  # or its connection is
         return True
     return False
+
+
+@pytest.mark.parametrize("when", ["before_flush", "after_flush"])
+@pytest.mark.usefixtures("contacts")
+def test_statement_of_a_listener_to_the_flush_itself_is_noted(
+    sessions: sessionmaker[Session], new: Rows, when: str
+) -> None:
+    with sessions.begin() as session:
+        session.add_all([Contact(id=1, name="Ada", tenant_id="t1"), Tag(id=1, label="a")])
+    assert new() == ["contacts/1"]
+
+    def rename(session: Session, *_: Any) -> None:
+        session.execute(update(Contact).where(Contact.id == 1).values(name="Grace"))
+
+    event.listen(sessions, when, rename)
+    with sessions.begin() as session:
+        session.get_one(Tag, 1).label = "b"
+    assert new() == ["contacts/1"]
+
+
+@pytest.mark.usefixtures("contacts")
+def test_session_in_autocommit_is_refused(database: Engine, registry: EntityRegistry) -> None:
+    """What it notes once would be delivered, and a later change of the same transaction not be noted again."""
+    sessions = registry.capture(sessionmaker(database.execution_options(isolation_level="AUTOCOMMIT")))
+    with sessions() as session, pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+        session.add(Contact(id=1, name="Ada", tenant_id="t1"))
+        session.flush()
