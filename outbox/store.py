@@ -37,6 +37,7 @@ _EVENT = ", ".join(Event._fields)
 _LANE = "index_name, entity, tenant_id, action"
 MAX_ERROR_CHARS = 2_000
 HOUR_MS = 3_600_000
+MOST_REMOVED_AT_ONCE = 1_000  # rows in a transaction, so that nobody waits long for the write lock
 LARGE_WAL_BYTES = 160_000_000  # four times the log at which a writer moves it into the database by itself
 EMPTY_WAL_WITHIN_MS = 50
 
@@ -986,13 +987,16 @@ class Store:
         return Retried(int(retried), len(superseded), overtaken)
 
     def discard_dead(self, ids: Sequence[int]) -> int:
-        """Remove dead rows for good. Returns their number."""
-        with self._write(durable=True):
-            listed = self._run(
-                "SELECT id FROM outbox_events WHERE state = 'dead' AND id IN (SELECT value FROM json_each(?))",
-                json.dumps(list(ids)),
-            )
-            return self._remove([row[0] for row in listed])
+        """Remove dead rows for good, in steps. Returns their number."""
+        removed = 0
+        for part in _steps(ids):
+            with self._write(durable=True):
+                listed = self._run(
+                    "SELECT id FROM outbox_events WHERE state = 'dead' AND id IN (SELECT value FROM json_each(?))",
+                    json.dumps(part),
+                )
+                removed += self._remove([row[0] for row in listed])
+        return removed
 
     def pending(self, index: str | None = None) -> tuple[int, int]:
         """How many rows (of one index) are pending, and the highest id among them; 0 if there are none."""
@@ -1004,14 +1008,24 @@ class Store:
         return int(number), int(highest)
 
     def purge(self, index: str | None = None, *, up_to: int | None = None) -> int:
-        """Remove all pending rows (of one index; up to that id) for good. Returns their number."""
-        with self._write(durable=True):
-            listed = self._run(
+        """Remove all pending rows (of one index; up to that id) for good, in steps. Returns their number."""
+        ids = [
+            row[0]
+            for row in self._run(
                 "SELECT id FROM outbox_events WHERE state = 'pending' AND (:index IS NULL OR index_name = :index)"
                 " AND (:up_to IS NULL OR id <= :up_to)",
                 {"index": index, "up_to": up_to},
             )
-            return self._remove([row[0] for row in listed])
+        ]
+        removed = 0
+        for part in _steps(ids):
+            with self._write(durable=True):
+                listed = self._run(
+                    "SELECT id FROM outbox_events WHERE state = 'pending' AND id IN (SELECT value FROM json_each(?))",
+                    json.dumps(part),
+                )
+                removed += self._remove([row[0] for row in listed])
+        return removed
 
     def rows_of_tenant(self, tenant: str) -> int:
         """How many rows a tenant has, finished ones too."""
@@ -1240,6 +1254,10 @@ def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[li
         taken.add(id_)
         size += row_bytes
     return chosen, min(suspects)[1] if suspects else None, blocked
+
+
+def _steps(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + MOST_REMOVED_AT_ONCE] for start in range(0, len(ids), MOST_REMOVED_AT_ONCE))
 
 
 def _document(transition: Transition) -> tuple[str, str]:
