@@ -6,6 +6,7 @@ import json
 import random
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from loguru import logger
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import EntityRegistry, sqlite
-from outbox.admin import desk
+from outbox import EntityRegistry, schema, sqlite
+from outbox.admin import desk, watch
 from outbox.destinations.base import Destination
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.destinations.embedded import EmbeddedDestination
@@ -25,7 +26,7 @@ from outbox.models import now_ms
 from outbox.reindex import Reindexer, Selection
 from tests.support.outbox import Outbox
 from tests.support.places import Place
-from tests.support.proxy import FaultProxy, anything, bulk, hang
+from tests.support.proxy import FaultProxy, anything, bulk, hang, reply
 from tests.support.relays import until
 from tests.support.serving import TestClient, client_of
 
@@ -479,6 +480,8 @@ def test_reindex_goes_on_where_a_stopped_server_left_it(outbox: Outbox, tmp_path
         world.post("/pause", {"reason": "so that the reindex waits for a row"})
         world.save(Contact(id=2, name="Grace"))
         number = world.post("/reindex", {"entity": "Contact"}, 202)["jobId"]
+    with closing(Jobs(outbox.engine)) as jobs:
+        assert [job.id for job in jobs.orphans(now_ms())] == [number]  # a relay would go on with it, too
     with client_of(outbox.engine, destination, registry) as client:
         world = World(outbox, destination, client, registry)
         assert world.get(f"/reindex/{number}")["abandoned"]
@@ -498,6 +501,19 @@ class Away(EmbeddedDestination):
     def inspect_index(self, name: str, target: str) -> Any:
         self.back.wait(60)
         return super().inspect_index(name, target)
+
+
+def test_reindex_whose_tables_are_migrated_beneath_it_stops(embedded: World) -> None:
+    embedded.save(Contact(id=1, name="Ada"))
+    embedded.delivered()
+    embedded.post("/pause", {"reason": "so that the reindex waits for a row"})
+    embedded.save(Contact(id=2, name="Grace"))
+    embedded.post("/reindex", {"entity": "Contact"}, 202)
+    embedded.outbox.raw("CREATE TABLE more (id INTEGER)")
+    embedded.outbox.raw("UPDATE outbox_alembic_version SET version_num = '9999'")
+    until(lambda: embedded.logged("9999"), "the reindex says why it stops")
+    embedded.outbox.raw("UPDATE outbox_alembic_version SET version_num = :at", at=schema.head())
+    assert embedded.get("/reindex")[0]["status"] == "running"
 
 
 def test_reindex_whose_destination_does_not_answer_in_time_does_not_begin_later(
@@ -561,6 +577,26 @@ def test_reindex_waits_for_elasticsearch_that_goes_away_meanwhile(outbox: Outbox
 
 
 # -- verify -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.elasticsearch
+def test_gateway_that_answers_in_its_place_is_no_answer_and_ends_no_watch(
+    outbox: Outbox, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.05)
+    proxy.on(anything, reply(200, b"maintenance", {"Content-Type": "text/plain", "X-Elastic-Product": "Elasticsearch"}))
+    destination, registry = ElasticsearchDestination([proxy.url], request_timeout=3), registered()
+    with client_of(outbox.engine, destination, registry) as client:
+        world = World(outbox, destination, client, registry)
+
+        def reachable() -> bool | None:
+            seen = world.get("/status")["destination"]
+            return None if seen is None else bool(seen["reachable"])
+
+        until(lambda: reachable() is False, "it is away")
+        proxy.clear()
+        until(reachable, "it is back")
+    destination.close()
 
 
 def test_verify_finds_what_is_wrong_and_repairs_it(world: World, place: Place) -> None:

@@ -184,6 +184,23 @@ def test_counter_whose_minutes_were_summed_up_before_anybody_looked_again(outbox
     assert lane(ledger.read(figures, NOW + 7 * HOUR_MS + 1_000)) >= before == 9
 
 
+def test_clock_that_was_ahead_for_a_moment_hides_nothing(outbox: Outbox, figures: Figures) -> None:
+    for ahead in (20 * 60_000, 3 * HOUR_MS):
+        outbox.raw("DELETE FROM outbox_stats")
+        ledger = Ledger()
+        ledger.read(figures, NOW)
+        finished(outbox, NOW, done=5)
+        assert lane(ledger.read(figures, NOW + 1_000)) == 5
+        assert lane(ledger.read(figures, NOW + ahead)) == 5
+        finished(outbox, NOW + 3 * 60_000, done=7)
+        back = ledger.read(figures, NOW + 3 * 60_000)
+        assert back.outcomes(NOW).done == 12
+        finished(outbox, NOW + 10 * 60_000, done=9)
+        later = ledger.read(figures, NOW + 11 * 60_000)
+        assert later.outcomes(NOW).done == 21
+        assert lane(later) >= 9 + 5  # what came before the clock was right again may be missing, and nothing falls
+
+
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, OutboxError, ReindexFailed
 from outbox.jobs import Job
 from outbox.models import State, now_ms
-from outbox.reindex import Reindexer, Selection
+from outbox.reindex import LeftToRelays, Reindexer, Selection
 from outbox.settings import Settings
 from outbox.store import Retried
 from outbox.verify import Progress as VerifyProgress
@@ -88,8 +89,9 @@ class Desk:
     def stop(self) -> None:
         """Have what runs in the background end where it is: a reindex can be resumed, a verification is given up."""
         self._stopping.set()
+        until = time.monotonic() + LONGEST_END_S
         for thread in self._threads:
-            thread.join(timeout=LONGEST_END_S)
+            thread.join(timeout=max(0.0, until - time.monotonic()))
 
     # -- pausing ------------------------------------------------------------------------------------------------
 
@@ -157,6 +159,7 @@ class Desk:
     def _rebuild(self, registry: EntityRegistry, chosen: Sequence[Selection], begun: _Begun) -> None:
         try:
             with self.figures() as jobs:
+                jobs.pin()
                 reindexer = self._reindexer(jobs, registry)
                 for each in chosen:
                     number = 0
@@ -165,8 +168,6 @@ class Desk:
                             number = step.job
                             if not begun.tell(number):
                                 break
-                            if self._stopping.is_set():
-                                return
                     if begun.given_up and number:
                         logger.warning(logs.safe(reindexer.cancel(number)))
                         return
@@ -199,9 +200,15 @@ class Desk:
             jobs,
             self.destination,
             registry,
+            requests=settings.concurrency,
+            standing=self._unless_stopping,
             lease_s=settings.lease,
             request_timeout_s=settings.request_timeout,
         )
+
+    def _unless_stopping(self) -> None:
+        if self._stopping.is_set():
+            raise LeftToRelays
 
     # -- verify -------------------------------------------------------------------------------------------------
 
@@ -247,6 +254,8 @@ class Desk:
         def run() -> None:
             try:
                 work()
+            except LeftToRelays:
+                logger.warning(logs.safe(f"{what} is left to the next relay, or to whoever asks for it again"))
             except OutboxError as error:
                 logger.error(logs.safe(f"{what}: {error}"))
 

@@ -74,7 +74,11 @@ class Ledger:
     def read(self, figures: Figures, now: int) -> Statistics:
         """What is so by now. Raises `DatabaseUnavailable`."""
         with self._lock:
-            first, anew = self._looked_at is None, now - (self._looked_at or 0) > PAUSE_MS
+            first, back = (
+                self._looked_at is None,
+                self._until > now,
+            )  # the clock was set back: nothing ahead of it is over
+            anew = back or now - (self._looked_at or 0) > PAUSE_MS
             since = now - now % HOUR_MS - WEEK_MS if anew else self._until
             over = max(since, now - now % MINUTE_MS - OPEN_MS)
             found = figures.statistics(since)
@@ -82,6 +86,8 @@ class Ledger:
             growing = [each for each in found if each.minute >= over]
             if first:
                 self._before = _by_lane(growing)
+            elif back:
+                self._lanes, self._before = self._told, _by_lane(growing)
             elif anew:  # what was told of last may stand in an hour by now
                 self._before = {}
                 later = (each for each in closed if each.minute > (self._looked_at or 0))

@@ -29,7 +29,7 @@ class Seen:
 
 
 class Watch:
-    """Looks every five seconds from `start` to `stop`."""
+    """Looks every five seconds from `start` to `stop`, whatever it meets."""
 
     def __init__(self, desk: Desk, destination: Destination) -> None:
         self._desk, self._destination = desk, destination
@@ -62,6 +62,8 @@ class Watch:
             health = self._destination.health()
         except OutboxError as error:
             return Seen(now_ms(), unreachable=str(error))
+        except Exception as error:  # of whatever answers in its place: the next look may be at it again
+            return Seen(now_ms(), unreachable=f"what answered cannot be understood: {error!r}")
         return Seen(now_ms(), health.product, health.version, health.status)
 
     def _note_depth(self) -> None:

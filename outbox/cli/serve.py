@@ -19,7 +19,7 @@ from outbox.admin.guard import is_local
 from outbox.cli.wiring import database_option, destination_of, engine_of, load_settings, on_signals, registry_of
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, OutboxError
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def serve(host: str | None, port: int | None, insecure: bool, database_url: str 
         while running.is_alive() and not stopped.wait(LOOK_EVERY_S):
             pass
     destination.close()
+    if not stopped.is_set():
+        raise OutboxError("the admin server has ended by itself: its log says why")
 
 
 @dataclass(frozen=True, slots=True)

@@ -356,6 +356,8 @@ class ElasticsearchDestination:
             nodes = self._client.nodes.info(node_id="_local", filter_path="nodes.*.version").body
         except (ApiError, TransportError, UnsupportedProductError) as error:
             raise _error("elasticsearch does not answer", error) from error
+        if not isinstance(status, dict) or not isinstance(nodes, dict):
+            raise DestinationError(f"elasticsearch does not answer: {shortened(status)} is no answer of its own")
         versions = [node.get("version", "?") for node in nodes.get("nodes", {}).values()]
         return Health("elasticsearch", versions[0] if versions else "?", status.get("status", "?"))
 
