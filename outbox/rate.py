@@ -1,10 +1,11 @@
-"""Pure: how many rows a second one tenant may take, so that its bulk load leaves the cluster to the others."""
+"""Pure: how many rows a second one tenant may take, or a rebuild, so that it leaves the cluster to the others."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 
 @dataclass(slots=True)
@@ -40,3 +41,18 @@ class TenantRates:
         self._filled_at = now
         filled = {tenant: level + gained for tenant, level in self._levels.items()}
         self._levels = {tenant: level for tenant, level in filled.items() if level < self.burst}
+
+
+@dataclass(slots=True)
+class Pace:
+    """Page after page, at most `rate` documents a second; what an outage took is not made up for. All instants in
+    seconds, of a clock that never jumps back."""
+
+    rate: float
+    _due: float = -inf
+
+    def turn(self, documents: int, now: float) -> float:
+        """When the next page may be sent, of so many documents: now or later."""
+        turn = max(self._due, now)
+        self._due = turn + documents / self.rate
+        return turn

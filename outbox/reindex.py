@@ -16,6 +16,7 @@ In place there is no new index: the documents go into the live one, and it ends 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -40,6 +41,7 @@ from outbox.lane import Lane, Page
 from outbox.models import EPOCH_STEP, Event, JobState, now_ms
 from outbox.models import Action as RowAction
 from outbox.presence import Presence
+from outbox.rate import Pace
 
 PAGE_ROWS: Final = 2_000
 GENTLE_ROWS: Final = 250
@@ -447,7 +449,7 @@ class Reindexer:
         names = [entity.name for entity in self._selection.entities]
         left = names[names.index(at["entity"]) if at.get("entity") in names else 0 :]
         read = int(at.get("read", 0))
-        began, sent, before = time.monotonic(), 0, self._job.documents
+        began, before, pace = time.monotonic(), self._job.documents, Pace(self._rate or math.inf)
         with self._lane() as lane:
             for entity in self._selection.entities:
                 if entity.name not in left:
@@ -457,9 +459,8 @@ class Reindexer:
                 while rows := self._registry.page(self._jobs.connection, entity, part, after, self._page_rows(lane)):
                     read, after = read + len(rows), rows[-1].key
                     actions = self._actions(rows)
-                    sent += len(actions)
-                    if self._rate:
-                        self._sleep(began + sent / self._rate - time.monotonic())
+                    now = time.monotonic()
+                    self._sleep(pace.turn(len(actions), now) - now)
                     position = json.dumps({"entity": entity.name, "after": after, "read": read})
                     lane.send(actions, _Mark(position, read, self._unmade(rows)))
                     yield from self._arrived(lane.settled(), began, before)

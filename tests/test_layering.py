@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenants": {"documents", "destinations.base", "entities", "keys", "models", "store", "errors"},
     "jobs": {"store", "models", "presence", "errors"},
     "lane": {"destinations.base", "errors"},
-    "reindex": {"jobs", "lane", "entities", "keys", "destinations.base", "models", "presence", "errors"},
+    "reindex": {"jobs", "lane", "entities", "keys", "destinations.base", "models", "presence", "rate", "errors"},
     "schema": {"models", "errors"},
     "admin": set(),
     "admin.figures": {"jobs", "store", "models"},

@@ -17,6 +17,7 @@ from outbox.destinations.base import Action, Destination, Listed, Outcome, Outco
 from outbox.errors import DestinationError, DestinationUnanswered, ReindexFailed
 from outbox.jobs import Job, JobLost, Jobs
 from outbox.models import now_ms
+from outbox.rate import Pace
 from outbox.reindex import Progress, Reindexer, Selection, reindex
 from outbox.relay import Relay
 from tests.support.outbox import Outbox
@@ -956,3 +957,9 @@ def test_rate_is_kept(world: World) -> None:
     world.rebuild(rate=20.0)
     assert now_ms() - began > 700
     world.assert_in_step()
+
+
+def test_rate_makes_nothing_up_after_an_outage() -> None:
+    pace = Pace(100.0)
+    assert [pace.turn(20, 0.0), pace.turn(20, 0.0), pace.turn(10, 0.1)] == pytest.approx([0, 0.2, 0.4])
+    assert [pace.turn(20, 60.0) for _ in range(4)] == pytest.approx([60, 60.2, 60.4, 60.6])
