@@ -15,6 +15,7 @@ from outbox.errors import DestinationError, shortened
 
 REQUEST_BYTES: Final = 5_000_000
 FIRST_PAUSE_S: Final = 0.05
+FAILED_PAUSE_S: Final = 1.0  # at least: these attempts are numbered
 LONGEST_PAUSE_S: Final = 10.0
 LOOK_EVERY_S: Final = 0.5
 RETRIES: Final = 3
@@ -138,7 +139,8 @@ class Lane(Generic[M]):
         if trouble:
             self._waiting.appendleft(replace(request, actions=again, failures=request.failures + failed))
             if request.sent_at >= self._not_before:  # what was in flight beside it says the same
-                self._pause = min(2 * self._pause or FIRST_PAUSE_S, LONGEST_PAUSE_S)
+                least = FAILED_PAUSE_S if failed else FIRST_PAUSE_S
+                self._pause = min(max(2 * self._pause, least), LONGEST_PAUSE_S)
                 self._not_before = time.monotonic() + self._pause
             self._say(trouble.error or trouble.kind.value)
             return

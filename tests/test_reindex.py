@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import ConfigurationError, EntityRegistry
+from outbox import ConfigurationError, EntityRegistry, lane
 from outbox import reindex as rebuilding
 from outbox.destinations.base import Action, Destination, Listed, Outcome, OutcomeKind
 from outbox.errors import DestinationError, DestinationUnanswered, ReindexFailed
@@ -548,6 +548,28 @@ def test_what_only_the_new_index_refuses_fails_the_job_and_no_row(world: World, 
     world.assert_in_step(FIRST)
     world.rebuild()
     world.assert_in_step("contacts-000003")
+
+
+class _Clock:
+    """Stands in for `time`: a pause takes none."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_failures_of_a_few_seconds_end_no_rebuild(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "time", clock := _Clock())
+    world.filled(3)
+    world.place.fail(times=3)
+    world.rebuild()
+    assert (world.job.state, clock.now) == ("done", pytest.approx(1 + 2 + 4))
+    world.assert_in_step()
 
 
 def test_new_index_that_does_not_take_a_document_of_the_scan(world: World) -> None:

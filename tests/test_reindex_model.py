@@ -315,6 +315,7 @@ def test_any_history_with_reindexes_ends_with_index_and_database_equal(
     monkeypatch.setattr(rebuilding, "LISTED_ROWS", 2)
     monkeypatch.setattr(rebuilding, "LOOK_EVERY_S", 0.001)
     monkeypatch.setattr(lane, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(lane, "FAILED_PAUSE_S", 0.001)
     monkeypatch.setattr(Rebuilt, "clock", clock := [0], raising=False)
     monkeypatch.setattr(rebuilding, "now_ms", lambda: clock[0])
     places: list[Place] = []
