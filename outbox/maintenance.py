@@ -124,7 +124,9 @@ class Maintenance:
         while store.prune_stats(now - int(self._settings.stats_retention_days * 86_400_000)):
             if self._stopping.wait(STATS_PAUSE_S):
                 return
-        store.compact_stats(now - MINUTES_MS)
+        while store.compact_stats(now - MINUTES_MS):
+            if self._stopping.wait(STATS_PAUSE_S):
+                return
 
     def depth(self, store: Store) -> None:
         store.note_depth(now_ms())

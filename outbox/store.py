@@ -693,26 +693,30 @@ class Store:
             )
 
     def compact_stats(self, before: int) -> int:
-        """Of the hours before that instant keep sums instead of minutes. Returns the number of such hours."""
-        hours = [
-            row[0]
-            for row in self._run(
-                "SELECT DISTINCT minute - minute % :hour FROM outbox_stats WHERE minute < :before - :before % :hour"
-                " AND minute % :hour <> 0",
-                {"before": before, "hour": HOUR_MS},
+        """Add one minute to the sums of its hour, if that was over before that instant. Returns the number of rows.
+
+        0: of all those hours there are sums only.
+        """
+        minute = self._run(
+            # Hours have few minutes and many rows: this looks at one row of each.
+            "WITH RECURSIVE found (minute) AS ("
+            "  SELECT max(minute) FROM outbox_stats WHERE minute < :before - :before % :hour"
+            "  UNION ALL SELECT (SELECT max(minute) FROM outbox_stats WHERE minute < found.minute) FROM found"
+            "  WHERE found.minute IS NOT NULL)"
+            " SELECT minute FROM found WHERE minute % :hour <> 0 LIMIT 1",
+            {"before": before, "hour": HOUR_MS},
+        ).scalar()
+        if minute is None:
+            return 0
+        with self._write(durable=False):
+            self._run(
+                f"INSERT INTO outbox_stats (minute, {_LANE}, {', '.join(STATISTICS)})"
+                f" SELECT minute - minute % :hour, {_LANE}, {', '.join(STATISTICS)} FROM outbox_stats"
+                " WHERE minute = :minute"
+                f" ON CONFLICT DO UPDATE SET {', '.join(f'{name} = {name} + excluded.{name}' for name in STATISTICS)}",
+                {"hour": HOUR_MS, "minute": minute},
             )
-        ]
-        sums = ", ".join(f"sum({name})" for name in STATISTICS)
-        for hour in hours:
-            with self._write(durable=False):
-                self._run(
-                    f"INSERT OR REPLACE INTO outbox_stats (minute, {_LANE}, {', '.join(STATISTICS)})"
-                    f" SELECT :hour, {_LANE}, {sums} FROM outbox_stats WHERE minute >= :hour AND minute < :next"
-                    f" GROUP BY {_LANE}",
-                    {"hour": hour, "next": hour + HOUR_MS},
-                )
-                self._run("DELETE FROM outbox_stats WHERE minute > ? AND minute < ?", hour, hour + HOUR_MS)
-        return len(hours)
+            return int(self._run("DELETE FROM outbox_stats WHERE minute = ?", minute).rowcount)
 
     def note_depth(self, now: int) -> None:
         """Note how full the outbox is; the most of a minute stays."""

@@ -45,6 +45,11 @@ def sums(figures: Figures, since: int) -> tuple[Outcomes, dict[str, Outcomes]]:
     return seen.outcomes(since), seen.by_entity(since)
 
 
+def sum_up(figures: Figures, before: int) -> int:
+    """As a relay does. Returns the number of minutes that were added to their hours."""
+    return sum(1 for _ in iter(lambda: figures.compact_stats(before), 0))
+
+
 def by_minute(figures: Figures) -> list[tuple[int, int]]:
     """(minute, done) as it stands in the table."""
     return [(each.minute, each.counts[0]) for each in figures.statistics(0)]
@@ -59,7 +64,10 @@ def test_sums_of_hours_are_what_their_minutes_were(outbox: Outbox, figures: Figu
     spans = [NOW - hours * HOUR_MS - NOW % HOUR_MS for hours in (0, 3, 24, 40)]
     before = [sums(figures, since) for since in spans]
 
-    assert figures.compact_stats(NOW - 3 * HOUR_MS) == 27
+    for _ in range(10):  # at no step of it anything is missing, or counted twice
+        assert figures.compact_stats(NOW - 3 * HOUR_MS) == 1
+        assert [sums(figures, since) for since in spans] == before
+    assert sum_up(figures, NOW - 3 * HOUR_MS) > 200
 
     assert [sums(figures, since) for since in spans] == before
     assert {minute % HOUR_MS for minute, _ in by_minute(figures) if minute < NOW - 4 * HOUR_MS} == {0}
@@ -68,7 +76,7 @@ def test_sums_of_hours_are_what_their_minutes_were(outbox: Outbox, figures: Figu
 def test_hours_that_are_summed_up_already_or_not_over_stay_as_they_are(outbox: Outbox, figures: Figures) -> None:
     finished(outbox, NOW - 5 * HOUR_MS, done=3)
     finished(outbox, NOW - 60_000, done=4)
-    assert figures.compact_stats(NOW - 3 * HOUR_MS) == 1
+    assert sum_up(figures, NOW - 3 * HOUR_MS) == 1
     rows = by_minute(figures)
     assert figures.compact_stats(NOW - 3 * HOUR_MS) == 0
     assert by_minute(figures) == rows
@@ -78,9 +86,9 @@ def test_hours_that_are_summed_up_already_or_not_over_stay_as_they_are(outbox: O
 def test_minutes_that_come_late_to_an_hour_of_sums_are_added(outbox: Outbox, figures: Figures) -> None:
     hour = NOW - NOW % HOUR_MS - 5 * HOUR_MS
     finished(outbox, hour + 60_000, done=3)
-    figures.compact_stats(NOW - 3 * HOUR_MS)
+    sum_up(figures, NOW - 3 * HOUR_MS)
     finished(outbox, hour + 120_000, done=4)
-    figures.compact_stats(NOW - 3 * HOUR_MS)
+    sum_up(figures, NOW - 3 * HOUR_MS)
     assert by_minute(figures) == [(hour, 7)]
 
 
@@ -132,7 +140,7 @@ def test_whoever_looks_on_sees_what_a_first_look_sees(outbox: Outbox, figures: F
         for _ in range(chance.randint(0, 3)):
             finished(outbox, now, done=chance.randint(1, 9), dead=chance.randint(0, 2), tenant=str(chance.random()))
         now += chance.choice((5_000, 60_000, 600_000, HOUR_MS, 5 * HOUR_MS, DAY_MS))
-        if chance.random() < 0.3:
+        for _ in range(chance.choice((0, 0, 1, 7, 500))):
             figures.compact_stats(now - 3 * HOUR_MS)
         on, first = looked_on.read(figures, now), Ledger().read(figures, now)
         full_hour = now - now % HOUR_MS
@@ -157,7 +165,7 @@ def test_counter_counts_what_came_since_the_first_look_and_never_falls(outbox: O
         finished(outbox, now + 1_000, done=7, tenant=f"at {now}, {counted} so far")
         counted += 7
         assert lane(ledger.read(figures, now + 2_000)) == counted
-        figures.compact_stats(now - 3 * HOUR_MS)
+        sum_up(figures, now - 3 * HOUR_MS)
         while figures.prune_stats(now - 90 * DAY_MS):
             pass
         assert lane(ledger.read(figures, now + 3_000)) == counted
@@ -180,7 +188,7 @@ def test_counter_whose_minutes_were_summed_up_before_anybody_looked_again(outbox
     finished(outbox, NOW, done=9)
     before = lane(ledger.read(figures, NOW + 1_000))
     finished(outbox, NOW + 7 * HOUR_MS, done=4)
-    figures.compact_stats(NOW + 6 * HOUR_MS)  # the machine slept; a relay woke first
+    sum_up(figures, NOW + 6 * HOUR_MS)  # the machine slept; a relay woke first
     assert lane(ledger.read(figures, NOW + 7 * HOUR_MS + 1_000)) >= before == 9
 
 

@@ -164,6 +164,30 @@ def test_statistics_go_after_their_time_a_minute_at_a_time(outbox: Outbox, engin
     assert (counted[0], counted[1] > now - 90 * day) == (2, True)
 
 
+def test_sums_of_hours_are_made_a_minute_at_a_time_and_end_early_when_the_relay_stops(
+    outbox: Outbox, engine: Engine
+) -> None:
+    hour = now_ms() // HOUR * HOUR - 6 * HOUR
+    for minute in range(1, 5):
+        for tenant in ("t1", "t2"):
+            outbox.raw(
+                "INSERT INTO outbox_stats (minute, index_name, entity, tenant_id, action, done)"
+                " VALUES (:m, 'c', '', :t, '', 1)",
+                m=hour + minute * 60_000, t=tenant,
+            )  # fmt: skip
+
+    def minutes() -> list[tuple[int, int]]:
+        found = outbox.store().connection.exec_driver_sql("SELECT minute, sum(done) FROM outbox_stats GROUP BY minute")
+        return [((at - hour) // 60_000, done) for at, done in found]
+
+    maintenance = Maintenance(engine, 1, settings(), list)
+    maintenance.stop()
+    maintenance.prune(outbox.store())
+    assert minutes() == [(0, 2), (1, 2), (2, 2), (3, 2)]
+    Maintenance(engine, 1, settings(), list).prune(outbox.store())
+    assert minutes() == [(0, 8)]
+
+
 # -- the write-ahead log ----------------------------------------------------------------------------------------------
 
 
