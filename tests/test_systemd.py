@@ -136,6 +136,35 @@ def test_relay_that_needs_files_of_its_own_may_write_there_and_works_where_its_e
     assert unit["WorkingDirectory"] == [f"{tmp_path}/elsewhere"]
 
 
+def test_directory_that_systemd_would_miss_is_named(printed: Printed, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for given, missed in ((f"{tmp_path}/index", 1), (f"{tmp_path}/there", 0), (str(module.STATE), 0)):
+        said = printed(OUTBOX_DESTINATION="embedded", OUTBOX_EMBEDDED_PATH=f"{given}/search.db").stderr
+        assert said.count(f"note: {given} of OUTBOX_EMBEDDED_PATH does not exist yet") == missed
+
+
+def test_what_a_relay_reads_in_a_home_is_not_hidden_from_it(
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(home)
+    monkeypatch.setattr(module, "HOMES", (str(home),))
+
+    def told(**given: str) -> tuple[list[str], bool]:
+        """How homes are protected, and whether it is said that nobody could read in this one."""
+        result = printed("--user", "nobody", **given)
+        return lines(result.stdout)["ProtectHome"], re.search(rf"nobody may enter .*{home}", result.stderr) is not None
+
+    monkeypatch.chdir(home)
+    assert told() == (["yes"], False)
+    assert told(OUTBOX_ENTITIES="myapp.search:registry") == (["read-only"], True)
+    assert told(OUTBOX_ELASTICSEARCH_CA_CERTS=f"{home}/ca.pem") == (["read-only"], True)
+    assert told(OUTBOX_ELASTICSEARCH_CA_CERTS=f"{tmp_path}/link/ca.pem")[0] == ["read-only"]
+    monkeypatch.setattr("sys.base_prefix", f"{home}/.pyenv/versions/3.11")
+    assert told() == (["read-only"], True)
+
+
 def test_database_in_a_home_or_in_tmp_is_not_hidden_from_its_relay(printed: Printed) -> None:
     for path, home, tmp in (("/home/ada/app.db", "read-only", "yes"), ("/tmp/app.db", None, "no")):
         unit = lines(printed("--database-url", f"sqlite:///{path}").stdout)

@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +26,8 @@ from outbox.sqlite import BUSY_TIMEOUT_S
 UNIT = "/etc/systemd/system/outbox-relay.service"
 ENV_FILE = Path("/etc/outbox-relay.env")
 STATE = Path("/var/lib/outbox-relay")
+HOMES = ("/home", "/root", "/run/user")
+TEMPORARY = ("/tmp", "/var/tmp")
 KNOWS_RESTART_STEPS = 254
 EXIT_MARGIN_S = 5
 
@@ -127,7 +130,10 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
     loaded = load_settings(database_url=database_url, _env_file=(".env", *read))
     database = _database(loaded)
     files = [database, *([loaded.embedded_path.absolute()] if loaded.embedded_path else [])]
-    command = _command()
+    command, directory = _command(), _directory(loaded, database)
+    certificates = [loaded.elasticsearch_ca_certs.absolute()] if loaded.elasticsearch_ca_certs else []
+    code = [command, Path(sys.base_prefix), Path(__file__).parents[1]]  # an editable installation lies elsewhere
+    needed = [*files, directory, *certificates, *code]
     user = user or _owner(database)
     exported = settings.exported(*read)
     secret = [name for name, value in exported.items() if name in settings.SECRET or _has_password(value)]
@@ -148,7 +154,7 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
             )
         ),
         user=_escaped(user),
-        directory=_escaped(str(_directory(loaded, database))),
+        directory=_escaped(str(directory)),
         env_file=f"{'' if env_file else '-'}{_escaped(str(chosen))}",
         environment="".join(
             f"Environment={_quoted(f'{name}={_absolute(name, value)}')}\n"
@@ -158,21 +164,21 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
         steps="" if _systemd_version() >= KNOWS_RESTART_STEPS else "#",
         stop=math.ceil(loaded.shutdown_timeout + BUSY_TIMEOUT_S + (STOPPED_WITHIN_S if admin else 0)) + EXIT_MARGIN_S,
         writable=" ".join(dict.fromkeys(_quoted(str(file.parent)) for file in files)),
-        home="read-only" if any(_is_in_a_home(path) for path in (command, *files)) else "yes",
-        private_tmp="no" if any(path.is_relative_to(tmp) for path in files for tmp in ("/tmp", "/var/tmp")) else "yes",
+        home="read-only" if _lies_in(HOMES, needed) else "yes",
+        private_tmp="no" if _lies_in(TEMPORARY, needed) else "yes",
         network="PrivateNetwork=yes\nRestrictAddressFamilies=AF_UNIX"
         if offline
         else "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
     )
     click.echo(unit, nl=False)
-    for line in _to_do(loaded, database, command, user, chosen, secret, admin=admin, required=env_file is not None):
+    for line in _to_do(loaded, database, needed, user, chosen, secret, admin=admin, required=env_file is not None):
         click.echo(f"note: {line}", err=True)
 
 
 def _to_do(
     loaded: Settings,
     database: Path,
-    command: Path,
+    needed: Sequence[Path],
     user: str,
     env_file: Path,
     secret: list[str],
@@ -195,11 +201,16 @@ def _to_do(
         yield "--admin needs the extra: pip install 'outbox-relay[admin]'"
     if not database.exists():
         yield f"{database} does not exist yet: let the application make it, then run 'outbox-relay migrate'"
+    if loaded.embedded_path and not (held := loaded.embedded_path.absolute().parent).exists() and held != STATE:
+        yield f"{held} of OUTBOX_EMBEDDED_PATH does not exist yet: make it, and let {user} own it, or no unit starts"
     if user == "root":
         yield f"it runs as root, to whom {database} belongs; better: --user, and let that user own the directory"
-    for path in (database.parent, command):
+    closed: dict[Path, list[str]] = {}
+    for path in needed:
         if blocked := _closed_to_others(path, user):
-            yield f"check that {user} may enter {blocked}, which leads to {path}"
+            closed.setdefault(blocked, []).append(str(path))
+    for blocked, beyond in closed.items():
+        yield f"check that {user} may enter {blocked}, which leads to {', '.join(beyond)}"
 
 
 def _database(loaded: Settings) -> Path:
@@ -252,8 +263,9 @@ def _has_password(value: str) -> bool:
     return any("@" in urlsplit(url).netloc for url in value.split(","))
 
 
-def _is_in_a_home(path: Path) -> bool:
-    return any(path.is_relative_to(home) for home in ("/home", "/root", "/run/user"))
+def _lies_in(places: Sequence[str], paths: Sequence[Path]) -> bool:
+    """Whether one of the paths does, or what it links to."""
+    return any(each.is_relative_to(place) for path in paths for each in (path, path.resolve()) for place in places)
 
 
 def _closed_to_others(path: Path, user: str) -> Path | None:
