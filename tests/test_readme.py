@@ -129,9 +129,28 @@ def test_log_line_of_an_action_without_documentation(action: Action) -> None:
     assert f"`[ES] {action.upper()}" in README
 
 
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+
+
+def test_section_that_the_list_at_the_top_misses() -> None:
+    listed = README[README.index("[Start](#start)") : README.index("\n## ")]
+    sections = [anchor(heading) for heading in re.findall(r"^## (.+)$", README, re.MULTILINE)]
+    assert [each for each in sections if f"](#{each})" not in listed] == []
+
+
+def test_command_that_takes_no_database_although_all_but_some_are_said_to() -> None:
+    (but,) = re.findall(r"All but ([^.]+) take `--database-url`", README)
+    without = [
+        path.removeprefix("outbox-relay ")
+        for path, command in COMMANDS.items()
+        if not any("--database-url" in option.opts for option in command.params)
+    ]
+    assert sorted(re.findall(r"`([^`]+)`", but)) == sorted(without)
+
+
 def test_link_that_leads_nowhere() -> None:
-    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    anchors = {anchor(heading) for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)}
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
     for path in re.findall(r"\]\(([^#)][^)]*)\)", README):
         assert (ROOT / path).exists(), path
