@@ -53,16 +53,24 @@ def test_image_runs_a_relay_as_nobody_in_particular_with_the_database_in_a_volum
 
 
 @pytest.mark.parametrize(
-    ("host", "silent_s", "well"),
-    [(socket.gethostname(), 1, True), (socket.gethostname(), 90, False), ("other", 1, False)],
+    ("host", "silent_s", "interval", "well"),
+    [
+        (socket.gethostname(), 1, "5", True),
+        (socket.gethostname(), 90, "5", False),
+        (socket.gethostname(), 90, "0.5", False),
+        (socket.gethostname(), 90, "60", True),
+        (socket.gethostname(), 900, "60", False),
+        ("other", 1, "5", False),
+    ],
 )
 def test_container_is_healthy_while_its_own_relay_gives_signs_of_life(
-    outbox: Outbox, engine: Engine, host: str, silent_s: int, well: bool
+    outbox: Outbox, engine: Engine, host: str, silent_s: int, interval: str, well: bool
 ) -> None:
     outbox.store().enlist(host, 1, "0.1.0", now_ms() - silent_s * 1_000)
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OUTBOX_DATABASE_URL": f"sqlite:///{engine.url.database}",
+        "OUTBOX_HEARTBEAT_INTERVAL": interval,
     }
     asked = [sys.executable, DEPLOY / "healthcheck.py"]
     said = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
