@@ -413,11 +413,12 @@ class Reindexer:
             pass
         except DestinationError as error:
             if not self._jobs.stop(self._job, JobState.FAILING, str(error), now_ms(), own=True):
-                self._note(force=True)
-                raise ReindexFailed(
-                    f"{self._job} is not finished, although readers get the new index: {error}; "
-                    "'outbox-relay reindex --resume' ends it"
-                ) from error
+                with suppress(JobLost):  # else somebody has ended it meanwhile
+                    self._note(force=True)
+                    raise ReindexFailed(
+                        f"{self._job} is not finished, although readers get the new index: {error}; "
+                        "'outbox-relay reindex --resume' ends it"
+                    ) from error
         self._clean_up()
 
     def _create(self) -> Iterator[Progress]:
@@ -437,6 +438,7 @@ class Reindexer:
         mappings, settings = self._registry.index_options(job.index_name) or ({}, {})
 
         def create() -> None:
+            self._refuse_if_read(target)  # the tables are a backup's: the job has ended since
             self._destination.drop_index(target)  # left by whoever was killed here; no row goes to it so far
             self._destination.create_index(target, mappings, settings)
 
@@ -568,7 +570,9 @@ class Reindexer:
     def _clean_up(self) -> None:
         """The end of a job that failed or was cancelled: its new index is removed once nobody sends to it."""
         job = self._known(self._job.id)
-        if job.state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED):
+        if job.state == JobState.FAILED:
+            raise ReindexFailed(f"{job} failed: {job.error}")
+        if not job.is_open:
             self._job = job
             return
         if job.lease_token != self._job.lease_token or job.state == JobState.RUNNING:
@@ -577,8 +581,10 @@ class Reindexer:
             for _ in _claims_that_knew(self._jobs, job.index_name):
                 self._standing()
             try:
-                if self._destination.inspect_index(job.index_name, job.new_index).readers == (job.new_index,):
+                readers = self._destination.inspect_index(job.index_name, job.new_index).readers
+                if job.phase == "swap" and readers == (job.new_index,):
                     self._destination.swap(job.index_name, job.new_index, job.old_index)  # it came late
+                self._refuse_if_read(job.new_index)
                 self._destination.drop_index(job.new_index)
             except DestinationError as error:
                 raise ReindexFailed(
@@ -587,6 +593,16 @@ class Reindexer:
                 ) from error
         self._end(JobState.FAILED if job.state == JobState.FAILING else JobState.CANCELLED)
         raise ReindexFailed(f"{job} {_ENDS[job.state]}: {job.error}; the index is as it was")
+
+    def _refuse_if_read(self, target: str) -> None:
+        """Raises `DestinationError` where readers would lose the index if it were dropped."""
+        name = self._job.index_name
+        readers = self._destination.inspect_index(name, target).readers
+        if target in readers:
+            raise DestinationError(
+                f"readers of {name} get {', '.join(readers)}, which this job may not drop: after a restore from a "
+                f"backup run 'outbox-relay epoch advance', else make alias {name} point to {self._job.old_index}"
+            )
 
     # -- what the steps are made of -----------------------------------------------------------------------------
 

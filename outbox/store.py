@@ -22,6 +22,7 @@ from outbox.models import (
     FRESH,
     HELD,
     LATENCY_BOUNDS_MS,
+    OPEN_JOBS,
     STATISTICS,
     TENANT,
     VERSION_TABLE,
@@ -40,6 +41,7 @@ HOUR_MS = 3_600_000
 MOST_REMOVED_AT_ONCE = 1_000  # rows in a transaction, so that nobody waits long for the write lock
 LARGE_WAL_BYTES = 160_000_000  # four times the log at which a writer moves it into the database by itself
 EMPTY_WAL_WITHIN_MS = 50
+EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
 
 _COUNTED = {
     "fresh": FRESH,
@@ -872,16 +874,30 @@ class Store:
             )
 
     def advance_epoch(self, above: int, now: int) -> int:
-        """Make the epoch one above `above` and the current one, and release every claim. Returns the new epoch."""
+        """Make the epoch one above `above` and the current one, as after a restore. Returns the new epoch.
+
+        Every claim is released. Open reindex jobs fail, and nothing is removed for them: they may have come to their
+        end after the backup, so that readers have what they would drop.
+        """
         with self._write(durable=True):
-            self._run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
-            epoch = max(self.control().epoch, above) + 1
-            self._run("UPDATE outbox_control SET epoch = ?", epoch)
+            epoch = self._advance_epoch(above, now)
             self._run(
-                "UPDATE outbox_events SET state = 'pending', available_at = ?, claim_token = NULL,"
-                " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'",
-                now,
+                "UPDATE outbox_reindex_jobs SET state = 'failed', error = :error, updated_at = :now,"
+                f" finished_at = :now, lease_token = NULL, lease_expires_at = NULL WHERE {OPEN_JOBS}",
+                {"error": EPOCH_ADVANCED, "now": now},
             )
+            self._run("DELETE FROM outbox_indexes WHERE role = 'new'")
+        return epoch
+
+    def _advance_epoch(self, above: int, now: int) -> int:
+        self._run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
+        epoch = max(self.control().epoch, above) + 1
+        self._run("UPDATE outbox_control SET epoch = ?", epoch)
+        self._run(
+            "UPDATE outbox_events SET state = 'pending', available_at = ?, claim_token = NULL,"
+            " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'",
+            now,
+        )
         return epoch
 
     def event(self, event_id: int) -> dict[str, Any] | None:
@@ -1140,7 +1156,8 @@ class Store:
         if epoch < self.control().epoch:
             return None
         if epoch > self.control().epoch or id_ > EPOCH_STEP // 2:
-            return self.advance_epoch(epoch, now)
+            with self._write(durable=True):
+                return self._advance_epoch(epoch, now)
         with self._write(durable=True):
             raised = self._run(
                 "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'outbox_events'", id_

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +18,7 @@ from outbox import reindex as rebuilding
 from outbox.destinations.base import Action, Destination, Listed, Outcome, OutcomeKind
 from outbox.errors import DestinationError, DestinationUnanswered, ReindexFailed
 from outbox.jobs import Job, JobLost, Jobs
-from outbox.models import now_ms
+from outbox.models import now_ms, version
 from outbox.rate import Pace
 from outbox.reindex import Progress, Reindexer, Selection, reindex
 from outbox.relay import Relay
@@ -258,12 +260,12 @@ def test_document_that_was_changed_by_hand_is_mended(world: World) -> None:
     world.assert_in_step(FIRST)
 
 
-def test_epoch_that_is_advanced_while_the_index_is_rebuilt(world: World) -> None:
+def test_epoch_that_a_repair_raises_while_the_index_is_rebuilt(world: World) -> None:
     world.filled(3)
 
     def advance() -> None:
         world.save(1, "before")
-        world.jobs.advance_epoch(1, now_ms())
+        assert world.jobs.raise_above(version(2, 1), now_ms()) == 3
         world.save(2, "after")
 
     world.rebuild({"sweep": advance})
@@ -836,6 +838,64 @@ def test_page_that_is_not_answered_holds_the_position_back_though_later_ones_are
     assert seen == [(1, ["1"])]
     assert world.job.documents == 4
     world.assert_in_step()
+
+
+def restored_from_a_backup_at(world: World, phase: str) -> Job:
+    """The rebuild has come to its end since, so that readers have its new index. Returns the job as it is again."""
+    backup = sqlite3.connect(":memory:")
+
+    def copied(from_: sqlite3.Connection, to: sqlite3.Connection) -> None:
+        from_.backup(to)
+
+    with closing(backup), closing(sqlite3.connect(str(world.outbox.engine.url.database))) as database:
+        world.filled(3).rebuild({phase: lambda: copied(database, backup)})
+        assert world.job.state == "done"
+        world.save(1, "after the backup")
+        world.assert_in_step()
+        copied(backup, database)
+    assert (world.job.state, world.job.phase) == ("running", phase)
+    return world.job
+
+
+@pytest.mark.parametrize("phase", ["create", "scan"])
+def test_job_that_is_open_in_a_restored_backup_takes_no_index_from_readers(world: World, phase: str) -> None:
+    job = restored_from_a_backup_at(world, phase)
+    held = world.place.documents("contacts")
+    for _ in range(2):
+        with pytest.raises(ReindexFailed, match="run 'outbox-relay epoch advance'"):
+            list(world.reindexer().resume(world.job))
+        assert world.job.id == job.id
+        assert world.readers() == (SECOND,)
+        assert world.place.documents("contacts") == held
+
+
+@pytest.mark.parametrize("phase", ["create", "scan"])
+def test_epoch_that_is_advanced_after_a_restore_ends_the_jobs_of_the_backup(world: World, phase: str) -> None:
+    job = restored_from_a_backup_at(world, phase)
+    world.jobs.advance_epoch(1, now_ms())
+    assert (world.job.id, world.job.state) == (job.id, "failed")
+    assert "the epoch was advanced" in (world.job.error or "")
+    assert world.jobs.copies() == {}
+    assert world.jobs.orphans(now_ms() + 10**9) == []
+    with pytest.raises(ReindexFailed):
+        list(world.reindexer().resume(job))  # whoever has seen it before
+    assert world.readers() == (SECOND,)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_reindex_whose_job_was_ended_by_an_epoch_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    def advance(*_: Any) -> None:
+        world.jobs.advance_epoch(1, now_ms())
+        if refused:
+            raise DestinationError("refused at the same time")
+
+    world.filled(3)
+    monkeypatch.setattr(world.place.destination, "finish_index", advance)
+    with pytest.raises(ReindexFailed, match="the epoch was advanced"):
+        world.rebuild()
+    world.assert_in_step(FIRST)
 
 
 def test_swap_whose_answer_was_lost_is_not_made_twice(world: World) -> None:
