@@ -307,6 +307,11 @@ def _index(to: Destination, name: str, target: str, gc_deletes: str) -> Finding:
         return Finding(title, "fail", str(error), "check that the configured user may see this index")
     if not facts.exists:
         remedy = f"restore it from a snapshot, or create it with alias {name}; its rows wait until then"
+        if len(facts.readers) == 1:
+            remedy = (
+                f"if the database was restored from a backup, run 'outbox-relay epoch advance': rows go to "
+                f"{facts.readers[0]} then, as its readers do; else {remedy}"
+            )
         return Finding(title, "fail", f"its rows go to {target}, which is missing", remedy)
     if facts.readers != (target,):
         others = ", ".join(facts.readers) or "nothing"

@@ -52,6 +52,14 @@ _COUNTED = {
 }
 
 
+class Move(NamedTuple):
+    """The rows of the index `name` go to the physical index `new` instead of `old`."""
+
+    name: str
+    old: str
+    new: str
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Rows that are this relay's to deliver, until `lease_expires_at`, as long as they carry `token`."""
@@ -873,14 +881,20 @@ class Store:
                 ).rowcount
             )
 
-    def advance_epoch(self, above: int, now: int) -> int:
+    def advance_epoch(self, above: int, now: int, moves: Iterable[Move] = ()) -> int:
         """Make the epoch one above `above` and the current one, as after a restore. Returns the new epoch.
 
         Every claim is released. Open reindex jobs fail, and nothing is removed for them: they may have come to their
-        end after the backup, so that readers have what they would drop.
+        end after the backup, so that readers have what they would drop. `moves`: where rows go instead.
         """
         with self._write(durable=True):
             epoch = self._advance_epoch(above, now)
+            for name, old, new in moves:
+                self._run("DELETE FROM outbox_indexes WHERE index_name = ? AND physical_index = ?", name, new)
+                self._run(
+                    "UPDATE outbox_indexes SET physical_index = ? WHERE index_name = ? AND physical_index = ?",
+                    *(new, name, old),
+                )
             self._run(
                 "UPDATE outbox_reindex_jobs SET state = 'failed', error = :error, updated_at = :now,"
                 f" finished_at = :now, lease_token = NULL, lease_expires_at = NULL WHERE {OPEN_JOBS}",

@@ -167,6 +167,11 @@ def test_unsupported_version_fails(version: str) -> None:
         (IndexFacts(True, ("c-1",), "60s"), "fail", 'PUT c-1/_settings {"index.gc_deletes": "24h"}'),
         (IndexFacts(True, ("c-1",), "-1"), "fail", 'PUT c-1/_settings {"index.gc_deletes": "24h"}'),
         (IndexFacts(False, (), "60s"), "fail", "restore it"),
+        (
+            IndexFacts(False, ("c-2",), "60s"),
+            "fail",
+            "if the database was restored from a backup, run 'outbox-relay epoch",
+        ),
         (IndexFacts(True, (), "24h"), "fail", "make alias contacts point to c-1"),
         (IndexFacts(True, ("c-2",), "24h"), "fail", "make alias contacts point to c-1"),
         (IndexFacts(True, ("c-1", "c-2"), "24h"), "fail", "make alias contacts point to c-1"),

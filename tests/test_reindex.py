@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,6 +136,25 @@ class World:
         assert self.readers() == (live,)
         assert self.jobs.targets()["contacts"] == live
         assert self.outbox.counts()["dead"] == 0
+
+
+class Backup:
+    """Of the application's database."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._file = Path(str(outbox.engine.url.database))
+        self._copy = self._file.with_name("backup.db")
+
+    def take(self) -> None:
+        self._copied(self._file, self._copy)
+
+    def restore(self) -> None:
+        self._copied(self._copy, self._file)
+
+    @staticmethod
+    def _copied(from_: Path, to: Path) -> None:
+        with closing(sqlite3.connect(from_)) as source, closing(sqlite3.connect(to)) as target:
+            source.backup(target)
 
 
 @pytest.fixture
@@ -842,17 +862,12 @@ def test_page_that_is_not_answered_holds_the_position_back_though_later_ones_are
 
 def restored_from_a_backup_at(world: World, phase: str) -> Job:
     """The rebuild has come to its end since, so that readers have its new index. Returns the job as it is again."""
-    backup = sqlite3.connect(":memory:")
-
-    def copied(from_: sqlite3.Connection, to: sqlite3.Connection) -> None:
-        from_.backup(to)
-
-    with closing(backup), closing(sqlite3.connect(str(world.outbox.engine.url.database))) as database:
-        world.filled(3).rebuild({phase: lambda: copied(database, backup)})
-        assert world.job.state == "done"
-        world.save(1, "after the backup")
-        world.assert_in_step()
-        copied(backup, database)
+    backup = Backup(world.outbox)
+    world.filled(3).rebuild({phase: backup.take})
+    assert world.job.state == "done"
+    world.save(1, "after the backup")
+    world.assert_in_step()
+    backup.restore()
     assert (world.job.state, world.job.phase) == ("running", phase)
     return world.job
 

@@ -13,7 +13,7 @@ from outbox import check
 from outbox.cli import main
 from tests.support.outbox import Outbox
 from tests.support.places import EmbeddedPlace
-from tests.test_reindex import World
+from tests.test_reindex import FIRST, SECOND, Backup, World
 
 Command = Callable[..., Result]
 
@@ -117,6 +117,30 @@ def test_way_back_and_its_end(command: Command, world: World) -> None:
     assert "contacts-000002 is removed" in command("reindex", "--all", "--drop-old").stdout
     result = command("reindex", "--entity", "contacts", "--rollback")
     assert (result.exit_code, "keeps no old one" in result.stderr) == (1, True)
+
+
+def test_database_restored_from_before_the_last_reindex_finds_its_index_again(command: Command, world: World) -> None:
+    backup = Backup(world.outbox)
+    backup.take()
+    world.save(1, "after the backup")
+    world.save(4, "after the backup")
+    world.rebuild()
+    backup.restore()
+    (found,) = check.indexes(world.outbox.engine, world.place.destination, "24h")
+    assert (found.level, "run 'outbox-relay epoch advance'" in found.remedy) == ("fail", True)
+    said = command("epoch", "advance", "--yes").stdout
+    assert f"rows of index contacts go to {SECOND} now, as its readers do: {FIRST} is missing" in said
+    (found,) = check.indexes(world.outbox.engine, world.place.destination, "24h")
+    assert found.level == "ok"
+    world.save(2, "after the restore")
+    assert command("run", "--drain").exit_code == 0
+    assert world.place.documents("contacts")["2:t1:2"]["name"] == "after the restore"
+    assert command("verify", "--repair").exit_code == 1  # what was changed after the backup
+    assert command("run", "--drain").exit_code == 0
+    assert command("verify").exit_code == 0
+    world.assert_in_step()
+    assert command("reindex", "--all").exit_code == 0
+    world.assert_in_step("contacts-000003")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from outbox.destinations.base import Destination
 from outbox.documents import check_index_name
 from outbox.errors import InvalidName
 from outbox.models import EPOCH_STEP, now_ms
-from outbox.store import Store
+from outbox.store import Move, Store
 
 
 @click.command()
@@ -90,7 +90,8 @@ def show_epoch(database_url: str | None) -> None:
 def advance(yes: bool, database_url: str | None) -> None:
     """Make all rows from now on newer than anything in the indexes.
 
-    Needed after the database was restored from a backup. Reads every version in the indexes first.
+    Needed after the database was restored from a backup. Reads every version in the indexes first. Rows whose index a
+    reindex has replaced since the backup go to the one that readers get; reindexes that the backup was taken in end.
 
     \b
     Examples:
@@ -102,17 +103,23 @@ def advance(yes: bool, database_url: str | None) -> None:
         destination = destination_of(loaded)
         try:
             destination.health()  # fails if it is away, even when there is no index to ask for
-            highest = max(map(destination.highest_version, _indexes(store, destination)), default=0)
+            found, moves = _indexes(store, destination)
+            highest = max(map(destination.highest_version, found), default=0)
         finally:
             destination.close()
         if not yes:
             click.confirm(f"The epoch is {store.control().epoch}. Advance it?", abort=True)
-        click.echo(f"the epoch is {store.advance_epoch(highest // EPOCH_STEP, now_ms())} now")
+        click.echo(f"the epoch is {store.advance_epoch(highest // EPOCH_STEP, now_ms(), moves)} now")
+    for move in moves:
+        click.echo(f"rows of index {move.name} go to {move.new} now, as its readers do: {move.old} is missing")
 
 
-def _indexes(store: Store, destination: Destination) -> set[str]:
-    """The physical indexes that rows go to and that readers get: after a restore these may be others."""
-    targets, copies, found = store.targets(), store.copies(), set()
+def _indexes(store: Store, destination: Destination) -> tuple[set[str], list[Move]]:
+    """The physical indexes that rows go to and that readers get: after a restore these may be others.
+
+    Also where rows have to go because theirs is missing, and readers get exactly one that is there.
+    """
+    targets, copies, found, moves = store.targets(), store.copies(), set(), []
     for name in store.index_names():
         try:
             check_index_name(name)
@@ -121,7 +128,9 @@ def _indexes(store: Store, destination: Destination) -> set[str]:
         facts = destination.inspect_index(name, targets.get(name, name))
         found |= {*facts.readers, *([targets[name]] if facts.exists and name in targets else [])}
         found |= {each for each in copies.get(name, ()) if destination.inspect_index(each, each).exists}
-    return found
+        if name in targets and not facts.exists and len(facts.readers) == 1:
+            moves.append(Move(name, targets[name], facts.readers[0]))
+    return found, moves
 
 
 commands = [pause, resume, purge, epoch]
