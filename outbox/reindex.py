@@ -34,7 +34,15 @@ from sqlalchemy import Date, DateTime, Integer
 
 from outbox.destinations.base import Action, Destination
 from outbox.entities import Entity, EntityRegistry, LoadFailed, Part, Row, nearest
-from outbox.errors import ConfigurationError, DestinationError, DestinationUnanswered, ReindexFailed, shortened
+from outbox.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    DestinationError,
+    DestinationUnanswered,
+    ReindexFailed,
+    SchemaError,
+    shortened,
+)
 from outbox.jobs import Job, JobLost, Jobs
 from outbox.keys import Tenancy
 from outbox.lane import Lane, Page
@@ -299,7 +307,7 @@ class Reindexer:
         to_relays = False
         try:
             yield from self._work()
-        except LeftToRelays:
+        except (LeftToRelays, DatabaseUnavailable, SchemaError):  # nobody has given it up on purpose
             to_relays = True
             raise
         finally:

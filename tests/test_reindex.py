@@ -17,13 +17,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from outbox import ConfigurationError, EntityRegistry, lane
 from outbox import reindex as rebuilding
 from outbox.destinations.base import Action, Destination, Listed, Outcome, OutcomeKind
-from outbox.errors import DestinationError, DestinationUnanswered, ReindexFailed
+from outbox.errors import DatabaseUnavailable, DestinationError, DestinationUnanswered, ReindexFailed
 from outbox.jobs import Job, JobLost, Jobs
+from outbox.maintenance import Maintenance
 from outbox.models import now_ms, version
 from outbox.rate import Pace
 from outbox.reindex import Progress, Reindexer, Selection, reindex
 from outbox.relay import Relay
-from tests.support.outbox import Outbox
+from tests.support.outbox import Outbox, settings
 from tests.support.places import Place
 from tests.support.relays import until
 
@@ -830,6 +831,30 @@ class _Holding:
         outcomes = self._to.apply(actions)
         self.answered.release()
         return outcomes
+
+
+def test_relay_that_met_a_locked_database_goes_on_with_the_reindex_later(world: World) -> None:
+    world.filled(3)
+    steps = world.steps({})
+    while next(steps).phase != "scan":
+        pass
+    steps.close()
+    world.jobs.take(world.job, "a process that was killed", now_ms() - 1_000, 1)
+    locked = [DatabaseUnavailable("database is locked")]
+
+    def standing() -> None:
+        if locked:
+            raise locked.pop()
+
+    def reindexer(jobs: Jobs, _: Callable[[], None]) -> Reindexer:
+        return Reindexer(jobs, world.place.destination, world.registry, standing=standing)
+
+    maintenance = Maintenance(world.outbox.engine, 1, settings(), list, reindexer=reindexer)
+    maintenance.reindex()
+    assert (world.job.state, world.job.phase, locked) == ("running", "scan", [])
+    maintenance.reindex()
+    assert world.job.state == "done"
+    world.assert_in_step()
 
 
 def test_page_that_is_not_answered_holds_the_position_back_though_later_ones_are(
