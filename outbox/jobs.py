@@ -220,29 +220,33 @@ class Jobs(Store):
             raise JobLost
 
     def rows_go_to_both(self, job: Job, now: int, lease_ms: int) -> Job:
-        """From the next claim on, rows go to the new index too. After that the watermark is fixed.
+        """From the next claim on, rows go to the new index too; and the watermark is fixed, in the same step.
 
-        Rows that were claimed before know the old index only; their ids are not above the watermark, which is read
-        later, so the job waits for them before it swaps. What commits after it has a higher id, and goes to both.
+        Rows that were claimed before know the old index only; their ids are not above the watermark, for they were
+        committed before this transaction, beside which nobody writes: so the job waits for them before it swaps. What
+        commits after it has a higher id, and goes to both.
         """
         with self._write(durable=True):
-            self._note(job, now, lease_ms)
             self._run(
                 "INSERT OR IGNORE INTO outbox_indexes (index_name, physical_index, role) VALUES (?, ?, 'new')",
                 job.index_name,
                 job.new_index,
             )
-        return self.fix_watermark(job, now, lease_ms)
+            self._fix_watermark(job, now, lease_ms)
+        return self._known(job.id)
 
-    def fix_watermark(self, job: Job, now: int, lease_ms: int, *, at_least: int = 0) -> Job:
+    def fix_watermark(self, job: Job, now: int, lease_ms: int, *, at_least: int) -> Job:
         """Give the documents of the job a version: below that of any row to come. `at_least`: an id."""
         with self._write(durable=True):
-            last = max(self.last_id(), at_least)
-            known = self._run("UPDATE sqlite_sequence SET seq = ? WHERE name = 'outbox_events'", last).rowcount
-            if not known:
-                self._run("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_events', ?)", last)
-            self._note(job, now, lease_ms, watermark=version(self.control().epoch, last), phase="scan")
+            self._fix_watermark(job, now, lease_ms, at_least)
         return self._known(job.id)
+
+    def _fix_watermark(self, job: Job, now: int, lease_ms: int, at_least: int = 0) -> None:
+        last = max(self.last_id(), at_least)
+        known = self._run("UPDATE sqlite_sequence SET seq = ? WHERE name = 'outbox_events'", last).rowcount
+        if not known:
+            self._run("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_events', ?)", last)
+        self._note(job, now, lease_ms, watermark=version(self.control().epoch, last), phase="scan")
 
     def rows_go_to_new(self, job: Job, now: int, lease_ms: int) -> Job:
         """The new index is the live one; the old one gets rows no more, or as long as it is kept."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from outbox import ConfigurationError, EntityRegistry, lane
@@ -831,6 +832,24 @@ class _Holding:
         outcomes = self._to.apply(actions)
         self.answered.release()
         return outcomes
+
+
+def test_rows_do_not_go_to_an_index_whose_watermark_is_not_fixed(world: World) -> None:
+    """Whoever takes over at the step `create` makes the index anew: no relay may have begun to write there."""
+    world.filled(3)
+    world.outbox.raw(
+        "CREATE TRIGGER killed BEFORE UPDATE OF watermark ON outbox_reindex_jobs BEGIN SELECT raise(ROLLBACK, 'x'); END"
+    )
+    with pytest.raises(IntegrityError):
+        world.rebuild()
+    assert (world.job.state, world.job.phase) == ("running", "create")
+    assert world.jobs.copies() == {}
+    world.outbox.raw("DROP TRIGGER killed")
+    world.save(1, "meanwhile")
+    world.deliver()
+    list(world.reindexer().resume(world.job))
+    assert world.job.state == "done"
+    world.assert_in_step()
 
 
 def test_relay_that_met_a_locked_database_goes_on_with_the_reindex_later(world: World) -> None:
