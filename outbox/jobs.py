@@ -100,12 +100,12 @@ class Jobs(Store):
 
     def orphans(self, now: int) -> list[Job]:
         """Open jobs whose worker was killed, or was a relay that has ended; none that somebody gave up on purpose."""
-        return [
-            job
-            for job in self.open_jobs()
-            if self.abandoned(job, now)
-            and (job.lease_token is not None or (job.lease_holder is None and now - job.created_at > BEGUN_MS))
-        ]
+        return [job for job in self.open_jobs() if self.orphaned(job, now)]
+
+    def orphaned(self, job: Job, now: int) -> bool:
+        """Whether a job is one of them."""
+        begun = job.lease_token is not None or (job.lease_holder is None and now - job.created_at > BEGUN_MS)
+        return job.is_open and begun and self.abandoned(job, now)
 
     def kept(self, index: str) -> tuple[str, int] | None:
         """The old physical index that rows still go to, and how many documents it refused."""

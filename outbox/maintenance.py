@@ -169,8 +169,10 @@ class Maintenance:
         try:
             jobs = Jobs(self._engine)
             try:
-                for job in jobs.orphans(now_ms()):
-                    self._go_on(jobs, self._reindexer(jobs, self._unless_stopping), job)
+                for orphan in jobs.orphans(now_ms()):
+                    job = jobs.job(orphan.id)  # as it is when those before it have ended
+                    if job and jobs.orphaned(job, now_ms()):
+                        self._go_on(jobs, self._reindexer(jobs, self._unless_stopping), job)
             finally:
                 jobs.close()
             self._failing.discard("reindex")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -157,6 +158,13 @@ class Backup:
     def _copied(from_: Path, to: Path) -> None:
         with closing(sqlite3.connect(from_)) as source, closing(sqlite3.connect(to)) as target:
             source.backup(target)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    lines: list[str] = []
+    logger.add(lambda line: lines.append(str(line).strip()), format="{level} {message}")
+    return lines
 
 
 @pytest.fixture
@@ -874,6 +882,24 @@ def test_relay_that_met_a_locked_database_goes_on_with_the_reindex_later(world: 
     maintenance.reindex()
     assert world.job.state == "done"
     world.assert_in_step()
+
+
+def test_job_that_ended_while_the_relay_was_at_another_is_no_news(world: World, said: list[str]) -> None:
+    world.registry.add(Company, index="companies", fields=["name"])
+    world.filled(3)
+    for name in ("contacts", "companies"):
+        begun = {"tenant": None, "since": None, "keep_old": False, "adopt": False, "total": 3}
+        world.jobs.begin(name, f"{name}-000001", f"{name}-000002", **begun)  # type: ignore[arg-type]
+    world.outbox.raw("UPDATE outbox_reindex_jobs SET created_at = 0")
+
+    def reindexer(jobs: Jobs, standing: Callable[[], None]) -> Reindexer:
+        world.outbox.raw("UPDATE outbox_reindex_jobs SET state = 'cancelled' WHERE id = 2")
+        return Reindexer(jobs, world.place.destination, world.registry, standing=standing)
+
+    Maintenance(world.outbox.engine, 1, settings(), list, reindexer=reindexer).reindex()
+    assert [job.state for job in world.jobs.jobs()] == ["done", "cancelled"]
+    assert [line for line in said if "companies" in line] == []
+    assert [line for line in said if "reindex 1 of contacts (into contacts-000002) is done" in line]
 
 
 def test_page_that_is_not_answered_holds_the_position_back_though_later_ones_are(
