@@ -1022,15 +1022,7 @@ class Store:
 
     def discard_dead(self, ids: Sequence[int]) -> int:
         """Remove dead rows for good, in steps. Returns their number."""
-        removed = 0
-        for part in _steps(ids):
-            with self._write(durable=True):
-                listed = self._run(
-                    "SELECT id FROM outbox_events WHERE state = 'dead' AND id IN (SELECT value FROM json_each(?))",
-                    json.dumps(part),
-                )
-                removed += self._remove([row[0] for row in listed])
-        return removed
+        return self._remove_in_steps(ids, State.DEAD)
 
     def pending(self, index: str | None = None) -> tuple[int, int]:
         """How many rows (of one index) are pending, and the highest id among them; 0 if there are none."""
@@ -1051,15 +1043,7 @@ class Store:
                 {"index": index, "up_to": up_to},
             )
         ]
-        removed = 0
-        for part in _steps(ids):
-            with self._write(durable=True):
-                listed = self._run(
-                    "SELECT id FROM outbox_events WHERE state = 'pending' AND id IN (SELECT value FROM json_each(?))",
-                    json.dumps(part),
-                )
-                removed += self._remove([row[0] for row in listed])
-        return removed
+        return self._remove_in_steps(ids, State.PENDING)
 
     def rows_of_tenant(self, tenant: str) -> int:
         """How many rows a tenant has, finished ones too."""
@@ -1103,6 +1087,18 @@ class Store:
                 return None
             gone = self._run("DELETE FROM outbox_indexes WHERE index_name = ? RETURNING physical_index", index)
             return [row[0] for row in gone.fetchall()]
+
+    def _remove_in_steps(self, ids: Sequence[int], state: State) -> int:
+        """Delete those of the rows that are in a state when their turn comes."""
+        removed = 0
+        for start in range(0, len(ids), MOST_REMOVED_AT_ONCE):
+            with self._write(durable=True):
+                listed = self._run(
+                    f"SELECT id FROM outbox_events WHERE state = '{state}' AND id IN (SELECT value FROM json_each(?))",
+                    json.dumps(ids[start : start + MOST_REMOVED_AT_ONCE]),
+                )
+                removed += self._remove([row[0] for row in listed])
+        return removed
 
     def _remove(self, ids: Sequence[int]) -> int:
         """Delete rows, and remember the highest version among them that may stand in an index."""
@@ -1289,10 +1285,6 @@ def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[li
         taken.add(id_)
         size += row_bytes
     return chosen, min(suspects)[1] if suspects else None, blocked
-
-
-def _steps(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (ids[start : start + MOST_REMOVED_AT_ONCE] for start in range(0, len(ids), MOST_REMOVED_AT_ONCE))
 
 
 def _document(transition: Transition) -> tuple[str, str]:
