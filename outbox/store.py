@@ -828,12 +828,16 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """Number of rows by state."""
-        counted = (
-            f"(SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_{name} WHERE {condition})"
-            for name, condition in _COUNTED.items()  # a tenth of the time that a walk through the table takes
-        )
-        fresh, waiting, claimed, done, dead = self._run(f"SELECT {', '.join(counted)}").one()
+        fresh, waiting, claimed, done, dead = self._counted(*_COUNTED)
         return {"pending": fresh + waiting, "claimed": claimed, "done": done, "dead": dead}
+
+    def _counted(self, *names: str) -> Sequence[int]:
+        """Number of entries of these indexes: a tenth of the time that a walk through the table takes."""
+        counts = (
+            f"(SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_{name} WHERE {_COUNTED[name]})"
+            for name in names
+        )
+        return tuple(self._run(f"SELECT {', '.join(counts)}").one())
 
     def unfinished(self) -> int:
         """Rows that are pending or claimed."""

@@ -112,12 +112,7 @@ class Figures(Jobs):
     """The outbox tables with what operators look at. For one thread at a time, as the store."""
 
     def backlog(self, now: int) -> Backlog:
-        fresh, retrying, claimed, dead = self._run(
-            f"SELECT (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}),"
-            f" (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_waiting WHERE {WAITING}),"
-            " (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_leases WHERE state = 'claimed'),"
-            " (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_dead WHERE state = 'dead')"
-        ).one()
+        fresh, retrying, claimed, dead = self._counted("fresh", "waiting", "leases", "dead")
         oldest = self.oldest_unfinished()
         return Backlog(fresh, retrying, claimed, dead, None if oldest is None else max(0, now - oldest))
 
