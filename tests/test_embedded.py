@@ -221,6 +221,25 @@ def test_processes_that_begin_with_one_new_file_lose_nothing(path: Path) -> None
     made.close()
 
 
+def test_new_file_whose_tables_are_being_made_is_not_taken_for_another_database(tmp_path: Path) -> None:
+    def prepare(made: EmbeddedDestination, together: threading.Barrier, answers: list[str]) -> None:
+        together.wait()
+        answers.append(made.ensure_index("contacts"))
+        made.close()
+
+    for number in range(40):  # one start in three met the moment
+        together, answers = threading.Barrier(4), list[str]()
+        threads = [
+            threading.Thread(target=prepare, args=(EmbeddedDestination(tmp_path / f"{number}.db"), together, answers))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == ["contacts-000001"] * 4
+
+
 def test_threads_that_write_one_document_leave_the_highest_version(destination: EmbeddedDestination) -> None:
     def write(start: int) -> None:
         for version in range(start, 200, 4):

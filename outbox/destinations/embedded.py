@@ -377,7 +377,9 @@ class EmbeddedDestination:
 
 def _prepare(connection: sqlite3.Connection, *, create: bool) -> None:
     """Tables for a new file; nothing for one that has them. Raises `sqlite3.DatabaseError` for any other database."""
+    connection.execute("BEGIN")  # one state of the file: another process may be making its tables at this moment
     application, tables = _identified(connection)
+    connection.execute("COMMIT")
     if application == tables == 0:
         if not create:
             raise _FileMissing
