@@ -342,15 +342,18 @@ def test_delete_between_reading_and_writing_whose_tombstone_is_forgotten(world: 
 def test_create_while_the_sweep_looks_stays(world: World) -> None:
     world.filled(3)
     destination = world.place.destination
-    pages = destination.pages
+    pages, relay = destination.pages, world.another_relay()  # one of its own: the list is read by another thread
+
+    def create(number: int, name: str) -> None:
+        world.save(number, name)
+        while relay.run_once():
+            pass
 
     def slow(name: str, size: int, **given: Any) -> Iterator[Any]:
         for page in pages(name, size, **given):
-            world.save(9, "just created")
-            world.deliver()
+            create(9, "just created")
             yield {**page, "2:t1:9": Listed(1, "t1")}  # as if it had been there when the page was made
-        world.save(8, "and one more")
-        world.deliver()
+        create(8, "and one more")
 
     destination.pages = slow  # type: ignore[method-assign,assignment]
     world.rebuild()
