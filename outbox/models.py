@@ -228,7 +228,9 @@ LATENCY_BOUNDS_MS: Final = (10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_0
 
 COUNTERS: Final = ("done", "dead", "retried", "superseded", "lost_claims", "latency_sum_ms")
 
-STATISTICS: Final = (*COUNTERS, *(f"latency_le_{bound}ms" for bound in LATENCY_BOUNDS_MS))
+LATENCIES: Final = tuple(f"latency_le_{bound}ms" for bound in LATENCY_BOUNDS_MS)
+
+STATISTICS: Final = (*COUNTERS, *LATENCIES)
 """The columns of `outbox_stats` that count."""
 
 stats = Table(

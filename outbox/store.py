@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from outbox.models import (
     FOUND,
     FRESH,
     HELD,
+    LATENCIES,
     LATENCY_BOUNDS_MS,
     OPEN_JOBS,
     STATISTICS,
@@ -34,7 +36,7 @@ from outbox.models import (
 )
 from outbox.transition import KILLS_ITS_RELAY, OVERTAKEN, POISON, RELAY_DIED, UNANSWERED, Transition
 
-_EVENT = ", ".join(Event._fields)
+_CLAIMED = ", ".join("c.deliveries + 1" if name == "deliveries" else f"c.{name}" for name in Event._fields)
 _LANE = "index_name, entity, tenant_id, action"
 MAX_ERROR_CHARS = 2_000
 HOUR_MS = 3_600_000
@@ -226,7 +228,7 @@ class Store:
                 if blocked:
                     self._park(blocked, now, longest_wait)
                 if suspect and lone:
-                    return replace(self._take([suspect], control.epoch, relay, now, lease_ms), lone=True)
+                    return replace(self._take((suspect,), control.epoch, relay, now, lease_ms), lone=True)
                 if chosen:
                     return self._take(chosen, control.epoch, relay, now, lease_ms)
             if not blocked:
@@ -292,7 +294,10 @@ class Store:
         tenants_out: Iterable[str],
         tenant_rows: int | None,
     ) -> Sequence[Any]:
-        """Candidates in the order of their ids, each with the nearest earlier unfinished row of its document."""
+        """Candidates in the order of their ids: each as it is once claimed, with what `_choose` has to know of it.
+
+        `behind` is the nearest earlier unfinished row of its document.
+        """
         waiting = [
             row[0]
             for row in self._run(
@@ -317,7 +322,7 @@ class Store:
         fresh = self._fresh(lanes, max(rows - len(waiting), rows // 2), tenant_rows)
         return self._run(
             f"""
-            SELECT c.id, c.index_name, c.document_id, c.deliveries, c.error_type, c.available_at,
+            SELECT {_CLAIMED}, c.error_type, c.available_at,
                    coalesce(c.document_bytes,
                             (SELECT length(CAST(d.document AS BLOB)) FROM outbox_documents d WHERE d.event_id = c.id),
                             0) AS bytes,
@@ -344,21 +349,17 @@ class Store:
             {"ids": json.dumps(blocked), "soonest": now + 1, "latest": now + longest_wait},
         )
 
-    def _take(self, ids: Sequence[int], epoch: int, relay: int, now: int, lease_ms: int) -> Claim:
+    def _take(self, events: Sequence[Event], epoch: int, relay: int, now: int, lease_ms: int) -> Claim:
         token, expires = secrets.token_hex(8), now + lease_ms
-        taken = self._run(
-            f"""
-            UPDATE outbox_events SET state = 'claimed', claim_token = ?, claimed_by = ?, lease_expires_at = ?,
-                   deliveries = deliveries + 1
-            WHERE id IN (SELECT value FROM json_each(?)) RETURNING {_EVENT}
-            """,
+        self._run(
+            "UPDATE outbox_events SET state = 'claimed', claim_token = ?, claimed_by = ?, lease_expires_at = ?,"
+            " deliveries = deliveries + 1 WHERE id IN (SELECT value FROM json_each(?))",
             token,
             relay,
             expires,
-            json.dumps(ids),
-        ).fetchall()  # an unread cursor would keep the write lock
-        events = tuple(sorted(map(Event._make, taken)))  # RETURNING promises no order
-        return Claim(token, events, epoch, self.targets(), expires, copies=self.copies())
+            json.dumps([event.id for event in events]),
+        )
+        return Claim(token, tuple(events), epoch, self.targets(), expires, copies=self.copies())
 
     def targets(self) -> dict[str, str]:
         """The physical index that decides what becomes of the rows of each index."""
@@ -423,15 +424,24 @@ class Store:
         same: dict[tuple[Any, ...], list[Transition]] = defaultdict(list)
         for transition in transitions:
             same[transition[1:]].append(transition)
-        lost: list[Transition] = []
         with self._write(durable=False):
+            lost = self._lost(claim.token, [transition.event.id for transition in transitions])
             for group in same.values():
-                lost += self._move(claim.token, group, now)
+                self._move(claim.token, group, now)
             self._release_followers(transitions, now)
             self._count(transitions, lost, now)
-        return lost
+        return [transition for transition in transitions if transition.event.id in lost] if lost else []
 
-    def _move(self, token: str, group: Sequence[Transition], now: int) -> list[Transition]:
+    def _lost(self, token: str, ids: Sequence[int]) -> set[int]:
+        """Those of the rows that are no longer this claim's."""
+        found = self._run(
+            "SELECT value FROM json_each(?) WHERE (SELECT claim_token FROM outbox_events WHERE id = value) IS NOT ?",
+            json.dumps(ids),
+            token,
+        )
+        return {row[0] for row in found}
+
+    def _move(self, token: str, group: Sequence[Transition], now: int) -> None:
         to = group[0]
         finished = to.state in (State.DONE, State.DEAD)
         parameters = {
@@ -446,20 +456,16 @@ class Store:
             "ids": json.dumps([transition.event.id for transition in group]),
             "token": token,
         }
-        moved = {
-            row[0]
-            for row in self._run(
-                """
-                UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
-                       available_at = :available_at, finished_at = :finished_at, claim_token = NULL, claimed_by = NULL,
-                       lease_expires_at = NULL, error_type = coalesce(:error_type, error_type),
-                       error = coalesce(:error, error), deliveries = deliveries - :unsent
-                WHERE id IN (SELECT value FROM json_each(:ids)) AND claim_token = :token RETURNING id
-                """,
-                parameters,
-            ).fetchall()
-        }
-        return [transition for transition in group if transition.event.id not in moved]
+        self._run(
+            """
+            UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
+                   available_at = :available_at, finished_at = :finished_at, claim_token = NULL, claimed_by = NULL,
+                   lease_expires_at = NULL, error_type = coalesce(:error_type, error_type),
+                   error = coalesce(:error, error), deliveries = deliveries - :unsent
+            WHERE id IN (SELECT value FROM json_each(:ids)) AND claim_token = :token
+            """,
+            parameters,
+        )
 
     def _release_followers(self, transitions: Sequence[Transition], now: int) -> None:
         """Wake the rows that were parked behind documents that are now settled: the next batch of each."""
@@ -482,14 +488,13 @@ class Store:
                 {"now": now, "index": index_name, "document": document_id},
             )
 
-    def _count(self, transitions: Sequence[Transition], lost: Sequence[Transition], now: int) -> None:
-        lost_ids = {transition.event.id for transition in lost}
+    def _count(self, transitions: Sequence[Transition], lost: Container[int], now: int) -> None:
         counts: dict[tuple[str, str, str, str], dict[str, int]] = {}
         for transition in transitions:
             event, state = transition.event, transition.state
             key = (event.index_name, event.entity or "", event.tenant_id or "", event.action)
             count = counts.setdefault(key, defaultdict(int))
-            if event.id in lost_ids:
+            if event.id in lost:
                 count["lost_claims"] += 1
             elif state is State.DONE:
                 latency = max(0, now - event.created_at)
@@ -497,10 +502,8 @@ class Store:
                 count["latency_sum_ms"] += latency
                 if transition.result == "superseded":
                     count["superseded"] += 1
-                for bound in LATENCY_BOUNDS_MS:
-                    if latency <= bound:
-                        count[f"latency_le_{bound}ms"] += 1
-                        break
+                if latency <= LATENCY_BOUNDS_MS[-1]:
+                    count[LATENCIES[bisect_left(LATENCY_BOUNDS_MS, latency)]] += 1
             elif state is State.DEAD:
                 count["dead"] += 1
             elif transition.attempts > event.attempts:
@@ -1265,28 +1268,30 @@ def _of(alias: str, condition: str) -> str:
     return re.sub(r"\b(state|available_at|tenant_id)\b", rf"{alias}.\1", condition)
 
 
-def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[list[int], int | None, list[int]]:
+def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[list[Event], Event | None, list[int]]:
     """Of candidates, in the order of their ids: those to claim together, the one to claim alone instead, and those
     that wait behind another row."""
-    chosen: list[int] = []
-    suspects: list[tuple[int, int]] = []
+    chosen: list[Event] = []
+    suspects: list[tuple[int, Event]] = []
     taken: set[int] = set()
     blocked: list[int] = []
     blocked_documents: set[tuple[str, str]] = set()
-    size = 0
-    for id_, index_name, document_id, deliveries, error_type, available_at, row_bytes, behind in candidates:
-        document = (index_name, document_id)
+    size, width = 0, len(Event._fields)
+    for row in candidates:
+        event = Event._make(row[:width])
+        error_type, available_at, row_bytes, behind = row[width:]
+        document = (event.index_name, event.document_id)
         if document in blocked_documents or (behind is not None and behind not in taken):
             blocked_documents.add(document)
-            blocked.append(id_)
+            blocked.append(event.id)
             continue
-        if deliveries >= lone_after and error_type in (UNANSWERED, RELAY_DIED, POISON):
-            suspects.append((available_at, id_))
+        if event.deliveries > lone_after and error_type in (UNANSWERED, RELAY_DIED, POISON):
+            suspects.append((available_at, event))
             continue
         if chosen and size + row_bytes > bytes_:
             break
-        chosen.append(id_)
-        taken.add(id_)
+        chosen.append(event)
+        taken.add(event.id)
         size += row_bytes
     return chosen, min(suspects)[1] if suspects else None, blocked
 
