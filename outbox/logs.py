@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -57,34 +57,40 @@ def operations(answered: Iterable[tuple[str, str, str, int, str | None]]) -> Non
     """
     if not _Output.operations:
         return
-    now = datetime.now(UTC if _Output.json else None)
+    line: Callable[[str, str, str, str, int, str | None], str]
+    if _Output.json:
+        now, line = datetime.now(UTC).isoformat(timespec="milliseconds"), _json_line
+    else:
+        now, line = f"{datetime.now():%Y-%m-%d %H:%M:%S}", _text_line
     done: list[str] = []
     failed: list[str] = []
     for action, index, document_id, event_id, error in answered:
-        (failed if error else done).append(_line(now, action, index, document_id, event_id, error))
+        (failed if error else done).append(line(now, action, index, document_id, event_id, error))
     if done:
         logger.opt(raw=True).info("".join(done))
     if failed:
         logger.opt(raw=True).error("".join(failed))
 
 
-def _line(now: datetime, action: str, index: str, document_id: str, event_id: int, error: str | None) -> str:
-    if _Output.json:
-        entry: dict[str, Any] = {
-            "time": now.isoformat(timespec="milliseconds"),
-            "level": "ERROR" if error else "INFO",
-            "message": f"[ES] Error {action}" if error else f"[ES] {action.upper()}",
-            "action": action,
-            "index": index,
-            "id": document_id,
-            "event": event_id,
-        }
-        if error:
-            entry["error"] = error
-        return orjson.dumps(entry).decode() + "\n"
+def _json_line(now: str, action: str, index: str, document_id: str, event_id: int, error: str | None) -> str:
+    entry: dict[str, Any] = {
+        "time": now,
+        "level": "ERROR" if error else "INFO",
+        "message": f"[ES] Error {action}" if error else f"[ES] {action.upper()}",
+        "action": action,
+        "index": index,
+        "id": document_id,
+        "event": event_id,
+    }
     if error:
-        return f"{now:%Y-%m-%d %H:%M:%S} ERROR   [ES] Error {action} {index}/{safe(document_id)}: {safe(error)}\n"
-    return f"{now:%Y-%m-%d %H:%M:%S} INFO    [ES] {action.upper()} {index}/{safe(document_id)}\n"
+        entry["error"] = error
+    return orjson.dumps(entry).decode() + "\n"
+
+
+def _text_line(now: str, action: str, index: str, document_id: str, _event: int, error: str | None) -> str:
+    if error:
+        return f"{now} ERROR   [ES] Error {action} {index}/{safe(document_id)}: {safe(error)}\n"
+    return f"{now} INFO    [ES] {action.upper()} {index}/{safe(document_id)}\n"
 
 
 def safe(text: str) -> str:
