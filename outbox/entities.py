@@ -48,7 +48,7 @@ PAGE_BYTES = 5_000_000
 """A page of documents ends when it is as large as that, however few they are."""
 
 OBJECTS_AT_ONCE = 250
-ROWS_AT_ONCE = 100
+ROWS_AT_ONCE = 100  # one by one costs more than to make a small document; all together they may be large
 
 UNKNOWN_ENTITY = "unknown_entity"
 """Error type of a row whose entity is not registered."""
@@ -149,7 +149,7 @@ class Entity:
         if parts is None:
             return None
         try:
-            return tuple(form.from_text(part) for form, part in zip(self.key_forms, parts, strict=True))
+            return tuple([form.from_text(part) for form, part in zip(self.key_forms, parts, strict=True)])
         except ValueError:
             return None
 
@@ -388,11 +388,9 @@ class EntityRegistry:
             if entity is None:
                 loaded |= dict.fromkeys((row.id for row in rows), self._unknown(name))
                 continue
-            by_place: dict[tuple[str, str], list[int]] = defaultdict(list)
-            for row in rows:
-                by_place[row.index_name, row.document_id].append(row.id)
-            for place, document in self.load_places(connection, entity, list(by_place)).items():
-                loaded |= dict.fromkeys(by_place[place], document)
+            places = [(row.index_name, row.document_id) for row in rows]
+            made = self.load_places(connection, entity, places)
+            loaded |= {row.id: made[place] for row, place in zip(rows, places, strict=True)}
         return loaded
 
     def _unknown(self, name: str | None) -> LoadFailed:
@@ -573,9 +571,12 @@ class EntityRegistry:
                 statement = select(entity.model).where(among(entity.key_columns, wanted)).options(*_options(entity))
                 objects = session.scalars(statement).unique()
                 return {tuple(getattr(each, name) for name in entity.key): make.of_object(each) for each in objects}
-        result = connection.execute(_columns(entity).where(among(entity.key_columns, wanted)))
+        found: dict[Any, _Found] = {}
         width = len(entity.key)
-        return {tuple(row[:width]): make.of_row(row) for row in result}
+        with connection.execute(_columns(entity).where(among(entity.key_columns, wanted))) as result:
+            for rows in result.partitions(ROWS_AT_ONCE):
+                found |= {row[:width]: make.of_row(row) for row in rows}
+        return found
 
     def _maker(self, entity: Entity) -> _Maker:
         return _Maker(entity, (self._settings or write_settings()).max_document_bytes)
@@ -705,7 +706,7 @@ class _Maker:
         except Exception as error:
             return _Found(key, LoadFailed("to_document_failed", _text(error)))
         try:
-            return _Found(key, documents.serialise(content, max_bytes=self._max_bytes).encode())  # type: ignore[arg-type]
+            return _Found(key, documents.serialise(content, max_bytes=self._max_bytes))  # type: ignore[arg-type]
         except InvalidDocument as error:
             return _Found(key, LoadFailed("invalid_document", str(error)))
         except Exception as error:  # a mapping of the application's own that raises when it is read

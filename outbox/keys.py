@@ -52,7 +52,9 @@ class Tenancy(enum.StrEnum):
     INDEX = "index"  # an index for each tenant: t1_contacts
 
 
-SHARED: Final = Tenancy.SHARED  # to look a member up in its class costs ten times as much, at each row
+# To look a member up in its class costs ten times as much, at each row.
+SHARED: Final = Tenancy.SHARED
+PREFIXED: Final = Tenancy.PREFIXED
 
 
 class DocumentKey(NamedTuple):
@@ -227,7 +229,7 @@ def tenant_of(tenancy: Tenancy, index: str, index_name: str, document_id: str) -
 
 def id_text_of(tenancy: Tenancy, document_id: str) -> str | None:
     """The text of the primary key in an `_id`; None if the tenancy makes no such `_id`."""
-    if tenancy is not Tenancy.PREFIXED:
+    if tenancy is not PREFIXED:
         return document_id
     found = _PREFIX.match(document_id)
     end = found.end() + int(found[1]) if found else 0

@@ -9,10 +9,8 @@ from outbox.destinations.base import Outcome, OutcomeKind
 from outbox.entities import UNKNOWN_ENTITY, EntityRegistry, LoadFailed
 from outbox.errors import DatabaseUnavailable, InvalidName
 from outbox.models import Action, Event
+from outbox.plan import Content
 from outbox.store import Claim, Store
-
-Content = bytes | Outcome | None
-"""A document or the fields of an update, as JSON; None: no document; or what is known of the row without sending it."""
 
 _NO_REGISTRY = Outcome(
     OutcomeKind.BLOCKED, "no_registry", "its entities are not known here: set OUTBOX_ENTITIES for this relay"

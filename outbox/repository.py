@@ -84,7 +84,7 @@ class OutboxRepository:
         if self._registry and (entity := self._entity_of(index)):
             return self._refresh(entity, index, document_id, tenant_id)
         content = documents.serialise(changes, max_bytes=self._settings.max_document_bytes)
-        if content == "{}":
+        if content == b"{}":
             raise InvalidDocument(f"the update of {index}/{shortened(document_id)} is empty; name at least one field")
         return self._insert(Action.UPDATE, index, document_id, tenant_id, content)
 
@@ -130,8 +130,8 @@ class OutboxRepository:
                     content = documents.serialise(document, max_bytes=limit)
                 except InvalidDocument as error:
                     raise type(error)(f"{index}/{shortened(document_id)}: {error}") from None
-                contents.append(content)
-                size = len(content.encode())
+                contents.append(content.decode())
+                size = len(content)
             ready.append((action, index, document_id, tenant_id, name, size, created_at))
         if not ready:
             return []
@@ -221,10 +221,12 @@ class OutboxRepository:
         self._session.flush()
         return self._store((Action.REFRESH.value, index, document_id, tenant_id, entity.name, 0, now_ms()))
 
-    def _insert(self, action: Action, index: str, document_id: str, tenant_id: str | None, content: str | None) -> int:
+    def _insert(
+        self, action: Action, index: str, document_id: str, tenant_id: str | None, content: bytes | None
+    ) -> int:
         self._session.flush()
-        size = 0 if content is None else len(content.encode())
-        return self._store((action.value, index, document_id, tenant_id, None, size, now_ms()), content)
+        text, size = (None, 0) if content is None else (content.decode(), len(content))
+        return self._store((action.value, index, document_id, tenant_id, None, size, now_ms()), text)
 
     def _store(self, row: rows.Row, content: str | None = None) -> int:
         return rows.insert(rows.journal_of(self._session), row, content)

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "repository": {"rows", "models", "documents", "keys", "entities", "destinations", "settings", "errors"},
     "store": {"models", "transition", "errors"},
     "merge": set(),
-    "load": {"documents", "entities", "store", "destinations.base", "models", "errors"},
+    "load": {"documents", "entities", "store", "plan", "destinations.base", "models", "errors"},
     "plan": {"models", "merge", "destinations.base"},
     "copies": {"destinations.base", "errors"},
     "destinations": {
