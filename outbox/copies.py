@@ -31,6 +31,8 @@ def apply(
     The outcome of an action is that of the live index. Only where another one could not be asked, or has no time, it
     is that: the row comes again then, and the live index knows it already.
     """
+    if not copies:
+        return destination.apply(actions), []
     # The readers' name moves on while relays still hold claims from before: no matter where it leads, a claim's
     # physical index gets its rows.
     outcomes = destination.apply(

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 from elastic_transport import ConnectionTimeout, TransportError
 from elasticsearch import ApiError, Elasticsearch, NotFoundError, UnsupportedProductError
+from elasticsearch.serializer import NdjsonSerializer
 
 from outbox import merge
 from outbox.destinations.base import (
@@ -78,6 +79,13 @@ _LISTED_FIELDS = "pit_id,_shards.failed,hits.hits._id,hits.hits._version,hits.hi
 _ANSWERED_FIELDS = "errors,items.*._id,items.*.status,items.*.error"
 
 
+class _Prepared(NdjsonSerializer):
+    """For bodies of `_bulk`, which are bytes already: the client's own copies each of them twice."""
+
+    def dumps(self, data: bytes) -> bytes:
+        return data
+
+
 class ElasticsearchDestination:
     """See `outbox.destinations.base.Destination` for what it promises."""
 
@@ -98,7 +106,7 @@ class ElasticsearchDestination:
             options["api_key"] = api_key
         elif basic_auth:
             options["basic_auth"] = basic_auth
-        # The client's default serializer, not orjson's: integers of more than 64 bits in a document stay exact.
+        # The client's default serializer for answers, not orjson's: integers of more than 64 bits stay exact.
         # Retries only move to the next node when one refuses a connection; what was answered is never repeated.
         self._client = Elasticsearch(
             list(urls),
@@ -107,6 +115,7 @@ class ElasticsearchDestination:
             retry_on_timeout=False,
             retry_on_status=(),
             connections_per_node=connections,
+            serializers={NdjsonSerializer.mimetype: _Prepared()},
             **options,
         )
         # The transport logs every failed request with a traceback; the breaker says it once.
