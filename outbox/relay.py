@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -292,7 +292,8 @@ class Relay:
         if request.unknown_indexes:
             return self._settle_indexes(answer, now)
         self._note_refusals(answer, now)
-        answer.outcomes = [self._explained(*each) for each in zip(request.folds, answer.outcomes, strict=True)]
+        if any(outcome.error_type == DOCUMENT_MISSING for outcome in answer.outcomes):
+            answer.outcomes = [self._explained(*each) for each in zip(request.folds, answer.outcomes, strict=True)]
         following: list[Request] = []
         transitions: list[Transition] = []
         split: list[Fold] = []
@@ -418,8 +419,9 @@ class Relay:
             logger.warning(f"{claimed} claimed by another relay meanwhile, which decides what becomes of them")
         ours = [t for t in transitions if t not in lost] if lost else transitions
         self.totals.lost_claims += len(lost)
-        self.totals.done += sum(t.state is State.DONE for t in ours)
-        self.totals.dead += sum(t.state is State.DEAD for t in ours)
+        states = Counter(t.state for t in ours)
+        self.totals.done += states[State.DONE]
+        self.totals.dead += states[State.DEAD]
         unexplained = [t for t in ours if t.error_type == transition.UNEXPLAINED]
         if unexplained:
             first = unexplained[0].event

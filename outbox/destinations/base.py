@@ -29,7 +29,7 @@ class Action:
         return self.document is None and not self.patches
 
 
-class OutcomeKind(enum.Enum):
+class OutcomeKind(enum.StrEnum):
     """What a destination can say of an action; the README's outcome table says what follows from each."""
 
     APPLIED = "applied"
