@@ -14,7 +14,15 @@ from typing import Any
 import click
 
 from outbox import logs, reindex
-from outbox.cli.wiring import database_option, destination_of, json_option, load_settings, open_jobs, registry_of
+from outbox.cli.wiring import (
+    database_option,
+    destination_of,
+    imports_kept,
+    json_option,
+    load_settings,
+    open_jobs,
+    registry_of,
+)
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError, ReindexFailed
@@ -83,7 +91,8 @@ def command(**given: Any) -> None:
         destination = destination_of(loaded)
         before = signal.signal(signal.SIGTERM, _leave)
         try:
-            _act(jobs, destination, registry or EntityRegistry(), loaded, given)
+            with imports_kept():
+                _act(jobs, destination, registry or EntityRegistry(), loaded, given)
         finally:
             signal.signal(signal.SIGTERM, before)
             destination.close()

@@ -20,6 +20,7 @@ from outbox.cli.wiring import (
     database_option,
     destination_of,
     engine_of,
+    imports_kept,
     load_settings,
     on_signals,
     registry_of,
@@ -119,7 +120,7 @@ def run(
     if control.paused_at is not None:
         logger.warning(f"paused by {control.paused_by} ({control.pause_reason}); 'outbox-relay resume' lets it go on")
     try:
-        with beside(prepared, loaded, destination, registry) if prepared else nullcontext():
+        with imports_kept(), beside(prepared, loaded, destination, registry) if prepared else nullcontext():
             totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
     finally:
         maintenance.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import getpass
 import os
 import signal
@@ -116,6 +117,20 @@ def on_signals(*stop: Callable[[], None]) -> None:
 
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, first)
+
+
+@contextmanager
+def imports_kept() -> Iterator[None]:
+    """For long work: what was imported so far is no garbage, and is not looked through for any again and again.
+
+    By itself the collector spends a seventh of a busy relay's time in the objects of SQLAlchemy and of the client.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def who() -> str:
