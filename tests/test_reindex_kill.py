@@ -28,7 +28,7 @@ from tests.test_reindex import Base, Contact, World
 pytestmark = pytest.mark.slow
 
 ROUNDS = 20
-SECONDS = 180.0  # 30 to 60 s on a machine that does nothing else
+SECONDS = 400.0  # 30 to 60 s on a machine that does nothing else
 ROWS = 1_200
 TENANTS = ("t1", "t2", "t3")
 
@@ -160,7 +160,7 @@ def test_index_equals_database_after_reindexes_and_relays_were_killed_at_random_
     watcher.start()
 
     rounds, killed, relays_killed, began = 0, 0, 0, time.monotonic()
-    while rounds < ROUNDS:
+    while rounds < ROUNDS or min(killed, relays_killed, len(world.jobs.jobs())) < 2:  # chance may spare all relays
         assert time.monotonic() - began < SECONDS, f"{rounds} rounds: {processes.log.read_text()[-3_000:]}"
         reindexer = processes.start("reindex", "--entity", "contacts")
         rounds += 1
@@ -204,6 +204,5 @@ def test_index_equals_database_after_reindexes_and_relays_were_killed_at_random_
     assert place.indexes() == [world.jobs.targets()["contacts"]] == [jobs[-1].new_index]
     assert outbox.counts()["dead"] == 0
     assert len(watcher.seen) > 1
-    assert min(killed, relays_killed, len(jobs)) >= 2
     assert not list(tmp_path.glob("app.db-reindex-*"))
     world.jobs.close()
