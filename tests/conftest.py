@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from loguru import logger
 from sqlalchemy import Engine, create_engine
@@ -29,6 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 logger.remove()  # loguru prints to the terminal unless told otherwise
+
+# How long a draw or a run takes says how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +86,7 @@ def proxy(clean_node: Node) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def destination(proxy: FaultProxy) -> Iterator[ElasticsearchDestination]:
-    made = ElasticsearchDestination([proxy.url], request_timeout=3)
+    made = ElasticsearchDestination([proxy.url], request_timeout=30)
     yield made
     made.close()
 

@@ -83,7 +83,7 @@ def test_disk_monitor_that_blocks_and_frees_indexes_delays_rows_and_kills_none(
     until(lambda: outbox.counts()["done"] == 1, "the first row arrives")
     request.getfixturevalue("full_disk")
     blocked = "/contacts-000001/_settings/index.blocks.read_only_allow_delete"
-    until(lambda: node.request("GET", blocked)[1], "the monitor blocks the index", 90)
+    until(lambda: node.request("GET", blocked)[1], "the monitor blocks the index")
     held = [outbox.index("contacts", "c1", {}), outbox.delete("contacts", "c0")]
     until(lambda: "index contacts takes no rows" in relays.log(), "the relay notices")
     until(lambda: outbox.row(held[0])["deliveries"] > 2, "it tries again now and then")
@@ -91,7 +91,7 @@ def test_disk_monitor_that_blocks_and_frees_indexes_delays_rows_and_kills_none(
     assert outbox.counts()["dead"] == 0
 
     room_again(node)
-    until(lambda: {outbox.state(row) for row in held} == {"done"}, "the monitor frees the index", 90)
+    until(lambda: {outbox.state(row) for row in held} == {"done"}, "the monitor frees the index")
     assert set(node.documents("contacts")) == {"c1"}
     assert relays.log().count("index contacts takes no rows") == 1
 

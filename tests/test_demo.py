@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support import LIMIT_S
 from tests.support.node import Node
 from tests.support.relays import until
 
@@ -43,7 +44,7 @@ def demo(directory: Path, *arguments: str, **environment: str) -> Shown:
         env=kept | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=5 * LIMIT_S,
         check=False,
     )
     return Shown(directory, done.returncode, done.stdout.splitlines(), done.stderr)
@@ -89,7 +90,7 @@ def test_what_the_demo_says_to_try_next_can_be_pasted(embedded: Shown) -> None:
     commands = embedded.lines[embedded.lines.index("To try next") + 1 :]
     script = "\n".join(["set -e", *("cat" + line[4:] if line.startswith("less") else line for line in commands)])
     pasted = subprocess.run(
-        ["bash", "-c", script], cwd=embedded.directory, capture_output=True, text=True, timeout=120, check=False
+        ["bash", "-c", script], cwd=embedded.directory, capture_output=True, text=True, timeout=3 * LIMIT_S, check=False
     )
     assert pasted.returncode == 0, pasted.stderr
     assert "account.name: Kite and Sons" in pasted.stdout
@@ -142,7 +143,7 @@ def test_served_demo_answers_and_ends_with_all_that_it_started(
             process.terminate()
         else:
             os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, rest, errors) == (0, "\nAll of it has ended.\n", "")
     assert processes_in(served) == []
     assert counted(served, "claimed") == 0
@@ -153,7 +154,7 @@ def test_served_demo_whose_relay_is_killed_says_so_and_ends(served: Path) -> Non
         for each in processes_in(served):
             if b"outbox-relay" in Path(f"/proc/{each}/cmdline").read_bytes():
                 os.kill(each, signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
     assert "the relay ended by itself" in errors
     assert processes_in(served) == []
@@ -183,7 +184,7 @@ def get(address: str, *, may_fail: bool = False) -> str:
     """What is answered. A busy machine may take longer for a search than the API waits (503)."""
     asked = urllib.request.Request(address, headers={"X-Tenant": "acme"})
     try:
-        with urllib.request.urlopen(asked, timeout=30) as answer:
+        with urllib.request.urlopen(asked, timeout=LIMIT_S) as answer:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
         if not may_fail or error.code != 503:

@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from outbox import OutboxRepository, schema, sqlite
+from tests.support import LIMIT_S
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy
@@ -107,7 +108,7 @@ def test_full_disk_rolls_the_write_back_whole_and_the_relay_goes_on_when_there_i
     assert outbox.counts() == {"pending": 0, "claimed": 0, "done": 52, "dead": 0}
     assert set(node.documents("contacts")) == {"before", "after", *waiting}
     relay.terminate()
-    assert relay.wait(30) == 0
+    assert relay.wait(LIMIT_S) == 0
     said = [line for line in relays.log().splitlines() if "disk is full" in line]
     assert sum("nothing is lost" in line for line in said) == 1, said
     assert sum("is skipped until it works again" in line for line in said) == len(said) - 1 <= 2, said

@@ -23,6 +23,7 @@ from sqlalchemy import Engine, create_engine, text
 from outbox import schema, sqlite
 from outbox.models import metadata
 from outbox.testing import OutboxTester
+from tests.support import LIMIT_S
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 
@@ -90,10 +91,10 @@ def relay_beside(models: ModuleType, path: Path) -> Iterator[None]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    ready.wait(30)
+    ready.wait(LIMIT_S)
     yield
     relays[0].stop()
-    thread.join(30)
+    thread.join(LIMIT_S)
     engine.dispose()
 
 
@@ -201,7 +202,7 @@ def test_tests_of_the_application_run(application: Path) -> None:
         env={"PYTHONPATH": str(application), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -238,8 +239,9 @@ def test_moving_over_from_a_worker_that_writes_to_an_index_of_its_own(
     clean_node.request("POST", "/contacts/_bulk", b"".join(json.dumps(each).encode() + b"\n" for each in by_worker))
 
     def run(file: str, *arguments: str) -> str:
+        command = [sys.executable, file, *arguments]
         return subprocess.run(
-            [sys.executable, file, *arguments], cwd=application, check=True, capture_output=True, text=True, timeout=120
+            command, cwd=application, check=True, capture_output=True, text=True, timeout=LIMIT_S
         ).stdout
 
     run("fill.py")

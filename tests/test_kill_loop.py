@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.places import Place
 from tests.support.relays import Relays, until
@@ -126,7 +127,7 @@ def test_relays_killed_over_and_over_under_writes_lose_double_and_kill_nothing(
     for process in running:
         until(lambda process=process: is_up(process), "the relay is up")
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(LIMIT_S) == 0
     drained = relays.call("run", "--drain", OUTBOX_BATCH_ROWS="500")
     assert drained.returncode == 0, drained.stderr
     assert outbox.dead() == []

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import outbox
+from tests.support import LIMIT_S
 
 ROOT = Path(outbox.__file__).parent
 
@@ -143,4 +144,4 @@ def test_nothing_needs_greenlet_which_only_asyncio_does() -> None:
         "from sqlalchemy.orm import sessionmaker\n"
         "outbox.EntityRegistry().capture(sessionmaker())\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=LIMIT_S)

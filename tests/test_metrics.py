@@ -22,6 +22,7 @@ from outbox.destinations.embedded import EmbeddedDestination
 from outbox.models import LATENCY_BOUNDS_MS, now_ms
 from outbox.prune import prune
 from outbox.store import HOUR_MS
+from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.relays import until
 from tests.support.serving import TestClient, client_of
@@ -236,13 +237,13 @@ def test_prometheus_itself_takes_rules_and_metrics(
     client: TestClient, outbox: Outbox, destination: EmbeddedDestination, tmp_path: Path
 ) -> None:
     exported(tmp_path)
-    subprocess.run(["promtool", "check", "rules", tmp_path / "outbox-relay.rules.yml"], check=True, timeout=60)
+    subprocess.run(["promtool", "check", "rules", tmp_path / "outbox-relay.rules.yml"], check=True, timeout=LIMIT_S)
     everything(outbox, destination)
     ended = subprocess.run(
         ["promtool", "check", "metrics"],
         input=client.get("/metrics").content,
         capture_output=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

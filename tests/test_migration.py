@@ -26,6 +26,7 @@ from outbox.jobs import Jobs
 from outbox.maintenance import Maintenance
 from outbox.models import EPOCH_STEP, VERSION_TABLE, now_ms
 from outbox.reindex import reindex
+from tests.support import LIMIT_S
 from tests.support.outbox import Outbox, settings
 from tests.support.places import EmbeddedPlace, Place
 from tests.support.proxy import FaultProxy, bulk, hold_answer
@@ -234,7 +235,7 @@ def test_migrations_that_start_together_are_done_once(tmp_path: Path, old: Engin
     command.upgrade(ALEMBIC, "0001")
     fill(old, now_ms())
     started = [subprocess.Popen([*COMMAND, "migrate"], cwd=tmp_path) for _ in range(3)]
-    assert [process.wait(60) for process in started] == [0, 0, 0]
+    assert [process.wait(LIMIT_S) for process in started] == [0, 0, 0]
     assert schema.revision(old) == HEAD
 
 
@@ -321,7 +322,7 @@ def next_version(tmp_path: Path) -> Path:
 def test_rolling_upgrade_under_writes_loses_nothing_and_fails_no_write(
     outbox: Outbox, relays: Relays, proxy: FaultProxy, place: Place, next_version: Path
 ) -> None:
-    relays.give(**place.environment)
+    relays.give(**place.environment, OUTBOX_REQUEST_TIMEOUT="50")  # longer than the migration takes
     over, written = Event(), []
 
     def application() -> None:  # of the old version, up to the end
@@ -335,11 +336,11 @@ def test_rolling_upgrade_under_writes_loses_nothing_and_fails_no_write(
             until(lambda: outbox.counts()["done"] > 20, "the relay of the old version delivers")
             if place.wire:
                 place.wire.on(bulk, hold_answer, times=1)
-                assert proxy.held.wait(60)
+                proxy.wait_held()
             migrated = relays.call("migrate", PYTHONPATH=str(next_version))
             assert (migrated.returncode, "at revision 9999 now" in migrated.stdout) == (0, True), migrated.stderr
             proxy.release()
-            assert first.wait(60) == 2
+            assert first.wait(LIMIT_S) == 2
             last = relays.log().splitlines()[-1]
             assert f"came to revision 9999 while this process worked with {HEAD}" in last
             assert (outbox.counts()["claimed"], outbox.relays()) == (0, [])  # what was in flight is finished
@@ -351,7 +352,7 @@ def test_rolling_upgrade_under_writes_loses_nothing_and_fails_no_write(
             until(lambda: outbox.counts()["done"] > at, "the relay of the next version delivers")
         finally:
             over.set()
-        writes.result(60)
+        writes.result(LIMIT_S)
     until(lambda: outbox.counts()["done"] == len(written), "everything arrives")
     newest = {f"c{n % 50}": {"n": n} for n in range(len(written))}
     assert place.documents("contacts") == newest

@@ -14,6 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from outbox import EntityRegistry, OutboxRepository
 from outbox.destinations.embedded import EmbeddedDestination
 from outbox.models import now_ms
+from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.relays import Relays
 
@@ -221,7 +222,7 @@ def test_document_that_kills_each_relay_holds_up_nobody_and_is_dead_in_the_end(
     }
     rows = [save(outbox, registry, id=number, name="Ada") for number in (1, 2, 3)]
     deaths = 0
-    while relays.start("--drain", **environment).wait(60) == -9:
+    while relays.start("--drain", **environment).wait(LIMIT_S) == -9:
         deaths += 1
         assert deaths < 10
         if deaths == 4:  # alone by now

@@ -26,6 +26,7 @@ from outbox.models import now_ms, version
 from outbox.rate import Pace
 from outbox.reindex import Progress, Reindexer, Selection, reindex
 from outbox.relay import Relay
+from tests.support import LIMIT_S
 from tests.support.outbox import Outbox, settings
 from tests.support.places import Place
 from tests.support.relays import until
@@ -839,7 +840,7 @@ class _Holding:
 
     def apply(self, actions: Any) -> list[Outcome]:
         if any(action.target == SECOND and action.document_id == self._document_id for action in actions):
-            assert self.release.wait(30)
+            assert self.release.wait(LIMIT_S)
         outcomes = self._to.apply(actions)
         self.answered.release()
         return outcomes
@@ -917,7 +918,7 @@ def test_page_that_is_not_answered_holds_the_position_back_though_later_ones_are
 
     def look() -> None:
         for _ in range(3):
-            holding.answered.acquire(timeout=30)
+            holding.answered.acquire(timeout=LIMIT_S)
         jobs = Jobs(world.outbox.engine)
         until(lambda: jobs.jobs()[0].documents, "the first page is noted")
         seen.append((jobs.jobs()[0].documents, json.loads(jobs.jobs()[0].position or "{}")["after"]))

@@ -21,7 +21,7 @@ from outbox.cli import main
 from outbox.cli import systemd as module
 from outbox.cli.serve import STOPPED_WITHIN_S
 from outbox.sqlite import BUSY_TIMEOUT_S
-from tests.support import sandbox
+from tests.support import LIMIT_S, sandbox
 from tests.support.outbox import Outbox
 from tests.support.relays import Relays
 
@@ -217,7 +217,7 @@ def test_relay_works_under_the_units_filter_of_system_calls(
     command = [sys.executable, sandbox.__file__, str(unit), *lines(unit.read_text())["ExecStart"][0].split(), "--drain"]
     drained = subprocess.run(
         command, env={**os.environ, "OUTBOX_ELASTICSEARCH_URL": relays.url}, capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=3 * LIMIT_S, check=False,
     )  # fmt: skip
     assert (drained.returncode, outbox.counts()["done"]) == (0, 200), drained.stderr
     denied = [sys.executable, sandbox.__file__, str(unit), sys.executable, "-c", "import os; os.chroot('/')"]

@@ -10,6 +10,7 @@ import pytest
 
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.models import now_ms
+from tests.support import LIMIT_S
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy
@@ -42,7 +43,7 @@ def kills_nothing(
         outbox.index("contacts", "first", {})
         outbox.drain(destination)
     rows = outbox.index_many("contacts", [(f"c{n}", {"n": n}) for n in range(16)])
-    wrong = ElasticsearchDestination([wrong_url], request_timeout=3)
+    wrong = ElasticsearchDestination([wrong_url], request_timeout=30)
     relay, now = outbox.relay(wrong), now_ms()
     for minute in range(12):  # more often than a row that gets no answer is sent with others
         relay.run_once(now + minute * 60 * SECOND)
@@ -100,7 +101,7 @@ def test_relay_delivers_over_tls_once_it_is_told_whom_to_trust(
     assert "certificate verify failed" in relays.log()
     assert "Traceback" not in relays.log()
     mistrusting.terminate()
-    assert mistrusting.wait(30) == 0
+    assert mistrusting.wait(LIMIT_S) == 0
     assert (outbox.state(row), outbox.row(row)["attempts"]) == ("pending", 0)
     trusted = {"OUTBOX_ELASTICSEARCH_URL": tls_proxy.url, "OUTBOX_ELASTICSEARCH_CA_CERTS": str(certificate[1])}
     assert relays.call("run", "--drain", **trusted).returncode == 0

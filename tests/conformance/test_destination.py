@@ -17,6 +17,7 @@ import pytest
 from outbox.destinations.base import FOREVER, Action, Destination, Listed, Outcome, OutcomeKind
 from outbox.errors import DestinationError, IndexMissing
 from tests.conformance.conftest import Opener
+from tests.support import LIMIT_S
 
 APPLIED, CONFLICT, REJECTED = OutcomeKind.APPLIED, OutcomeKind.CONFLICT, OutcomeKind.REJECTED
 
@@ -419,7 +420,7 @@ def test_two_that_ensure_an_index_at_once_get_the_same(opener: Opener, name: str
     start = threading.Barrier(2)
 
     def ensure(destination: Destination) -> list[str]:
-        start.wait(30)
+        start.wait(LIMIT_S)
         return [destination.ensure_index(each) for each in names]
 
     with ThreadPoolExecutor(2) as pool:
@@ -739,7 +740,7 @@ def test_processes_that_write_the_same_documents_leave_the_highest_versions(inde
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(LIMIT_S)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     ids = [f"c{n}" for n in range(20)]
     assert index.holds(*ids) == {each: (59, {"version": 59}) for each in ids}

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, Request, expect, sync_playwright
 
+from tests.support import LIMIT_S
 from tests.support.relays import until
 
 SCREENSHOTS = Path(__file__).parents[1] / "screenshots"
 """What each journey saw last; git ignores it."""
 
 RENEWED_EVERY_MS = 5_000
+
+expect.set_options(timeout=1_000 * LIMIT_S)
 
 CONTRASTS = """() => {
   // Each text with the contrast to what is behind it (WCAG 2.2, 1.4.3), where that is less than it should be.
@@ -64,7 +67,9 @@ def browser() -> Iterator[Browser]:
     """Debian's Chromium. As long as it lives an event loop runs in this thread: no asyncio.run beside it."""
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-gpu"],
+            timeout=1_000 * LIMIT_S,
         )
         yield started
         started.close()
@@ -80,7 +85,7 @@ class Visit:
     def __init__(self, started: Browser, url: str, **options: Any) -> None:
         self.url = url.rstrip("/")
         self._context = started.new_context(base_url=self.url, **options)
-        self._context.set_default_timeout(15_000)
+        self._context.set_default_timeout(1_000 * LIMIT_S)
         self.page: Page = self._context.new_page()
         self.faults: list[str] = []
         self.provoked: list[str] = []

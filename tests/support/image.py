@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support import LIMIT_S
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 
@@ -39,5 +41,6 @@ def build(directory: Path) -> Path:
         else:
             assert name == "RUN", name
             path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-            subprocess.run(arguments, shell=True, cwd=work, env={**os.environ, "PATH": path}, check=True, timeout=300)
+            environment = {**os.environ, "PATH": path}
+            subprocess.run(arguments, shell=True, cwd=work, env=environment, check=True, timeout=5 * LIMIT_S)
     return directory / "opt" / "outbox-relay" / "bin"

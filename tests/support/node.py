@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
+from tests.support import LIMIT_S
+
 SCRIPT = Path(__file__).parents[2] / "bin" / "elasticsearch"
-START_TIMEOUT_S = 240
+START_TIMEOUT_S = 2 * LIMIT_S
 GIVEN = "TEST_ELASTICSEARCH_URL"
 GIVEN_9 = "TEST_ELASTICSEARCH_9_URL"
 VERSION, VERSION_9 = "8.19.0", "9.2.0"
@@ -144,7 +146,7 @@ class Node:
         self._process.terminate()
         self._process.send_signal(signal.SIGCONT)  # a paused process would not see the SIGTERM
         try:
-            self._process.wait(30)
+            self._process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._process.communicate()
@@ -157,7 +159,7 @@ class Node:
         self._process.communicate()
         self._process = None
         address = urlsplit(self.url)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline:  # a container ends a moment after its client
             try:
                 socket.create_connection((address.hostname or "", address.port or 80), 1).close()
@@ -187,7 +189,7 @@ class Node:
             return Path(f"/proc/{self._process.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         return None
 
-    def request(self, method: str, path: str, body: Any = None, *, timeout: float = 30) -> tuple[int, Any]:
+    def request(self, method: str, path: str, body: Any = None, *, timeout: float = LIMIT_S) -> tuple[int, Any]:
         """Status and parsed JSON of one call. A body of bytes goes as it is, for _bulk."""
         address = urlsplit(self.url)
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout)

@@ -180,7 +180,7 @@ class _Watched(EmbeddedDestination):
     """Counts what it is sent, and applies it even where it says that it failed, as the proxy's node does."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, timeout=3)  # as the other destination under test
+        super().__init__(path, timeout=3)  # what `away` takes; nobody else keeps the file busy
         self.failures, self.sent = 0, list[int]()
 
     def apply(self, actions: Sequence[Action]) -> list[Outcome]:

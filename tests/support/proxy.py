@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.support import LIMIT_S
 from tests.support.node import free_port
 
 PRODUCT = {
@@ -81,20 +82,20 @@ def swallow(proxy: FaultProxy, request: Request) -> Reply | None:
 
 def hang(proxy: FaultProxy, _request: Request) -> Reply | None:
     """No answer until `proxy.release()`; the node sees nothing."""
-    proxy.released.wait(60)
+    proxy.released.wait(LIMIT_S)
     return None
 
 
 def hold(proxy: FaultProxy, request: Request) -> Reply | None:
     """The node sees it, and the client its answer, only after `proxy.release()`."""
-    return proxy.forward(request) if proxy.released.wait(60) else None
+    return proxy.forward(request) if proxy.released.wait(LIMIT_S) else None
 
 
 def hold_answer(proxy: FaultProxy, request: Request) -> Reply | None:
     """The node applies it; the answer comes after `proxy.release()`."""
     answer = proxy.forward(request)
     proxy.held.set()
-    proxy.released.wait(60)
+    proxy.released.wait(LIMIT_S)
     return answer
 
 
@@ -201,18 +202,18 @@ class FaultProxy:
         self.release()
         self.down()
 
-    def wait_for(self, matches: Callable[[Request], bool], timeout: float = 30) -> Request:
+    def wait_for(self, matches: Callable[[Request], bool], timeout: float = LIMIT_S) -> Request:
         """Block until a request that matches has been seen."""
         with self._lock:
             assert self._lock.wait_for(lambda: any(map(matches, self.requests)), timeout), "no such request was seen"
             return next(request for request in self.requests if matches(request))
 
-    def wait_held(self, timeout: float = 30) -> None:
+    def wait_held(self, timeout: float = LIMIT_S) -> None:
         """Block until `hold_answer` has the node's answer in hand: the node has applied the request."""
         assert self.held.wait(timeout), "no answer is held"
 
     def forward(self, request: Request) -> Reply:
-        connection = http.client.HTTPConnection(*self._upstream, timeout=60)
+        connection = http.client.HTTPConnection(*self._upstream, timeout=LIMIT_S)
         try:
             headers = {k: v for k, v in request.headers.items() if k.lower() not in ("host", "accept-encoding")}
             connection.request(request.method, request.path, request.body or None, headers)

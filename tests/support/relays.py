@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 
 COMMAND = [sys.executable, "-c", "from outbox.cli import main; main()"]
 
 
-def until(condition: Callable[[], Any], what: str, timeout: float = 60) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout: float = LIMIT_S) -> Any:
     """Wait for what another process does; fails with `what` when it never does."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
@@ -33,7 +34,7 @@ class Relays:
             **os.environ,
             "OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}",
             "OUTBOX_ELASTICSEARCH_URL": url,
-            "OUTBOX_REQUEST_TIMEOUT": "5",
+            "OUTBOX_REQUEST_TIMEOUT": "20",
             "OUTBOX_BREAKER_FIRST_PAUSE": "0.1",
             "OUTBOX_BREAKER_LONGEST_PAUSE": "0.5",
             "OUTBOX_REAP_INTERVAL": "0.2",
@@ -67,7 +68,7 @@ class Relays:
             text=True,
             input=stdin,
             cwd=self._directory,
-            timeout=120,
+            timeout=3 * LIMIT_S,
             check=False,
         )
 

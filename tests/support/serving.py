@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 from outbox import EntityRegistry
 from outbox.admin.app import create_app
 from outbox.destinations.base import Destination
+from tests.support import LIMIT_S
 from tests.support.outbox import settings
 from tests.support.relays import COMMAND, until
 
@@ -66,7 +67,7 @@ class Process:
         return self._log.read_text()
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT_S)
 
     def say(self, *parts: bytes) -> bytes:
         """Send the parts, and read until the server closes or says nothing more."""
@@ -80,7 +81,7 @@ class Process:
         """Returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(LIMIT_S)
 
 
 def heard(connection: socket.socket) -> bytes:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import LIMIT_S
+from tests.support.node import free_port
+
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx (Debian: nginx-light)")
 
@@ -53,14 +56,12 @@ http {{
 @contextmanager
 def nginx(directory: Path, upstream: str) -> Iterator[str]:
     """A real nginx with the certificate of `self_signed`; yields its address without the scheme."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     configuration = directory / "nginx.conf"
     configuration.write_text(_NGINX.format(directory=directory, port=port, upstream=upstream))
     process = subprocess.Popen(["nginx", "-p", directory, "-c", configuration], stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT_S
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
@@ -71,4 +72,4 @@ def nginx(directory: Path, upstream: str) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(LIMIT_S)
