@@ -21,6 +21,7 @@ from outbox.destinations import embedded, mapping
 from outbox.destinations.base import Action, Outcome, OutcomeKind
 from outbox.destinations.embedded import EmbeddedDestination
 from outbox.errors import DestinationError
+from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 
 
@@ -77,16 +78,31 @@ def test_thread_that_keeps_the_connection_for_too_long_is_unavailable_to_others(
     assert destination.apply([put("c1")])[0].kind is OutcomeKind.APPLIED
 
 
-def test_wait_for_threads_and_then_for_processes_is_one_wait(destination: EmbeddedDestination, path: Path) -> None:
-    destination._timeout = 2.0
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    destination._lock.acquire()
-    threading.Timer(1.6, destination._lock.release).start()
-    before = time.monotonic()
-    assert destination.apply([put("c1")])[0].error_type == "sqlite_busy"
-    assert time.monotonic() - before < 3.2
-    other.close()
+class _Busy:
+    """A lock that another thread has for a while."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def acquire(self, timeout: float) -> bool:
+        assert timeout > self._seconds
+        time.sleep(self._seconds)
+        return True
+
+    def release(self) -> None:
+        return
+
+
+def test_wait_for_threads_and_then_for_processes_is_one_wait(
+    destination: EmbeddedDestination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination._timeout = 60.0
+    with monkeypatch.context() as patched:
+        patched.setattr(destination, "_lock", _Busy(0.2))
+        assert destination.apply([put("c1")])[0].kind is OutcomeKind.APPLIED
+    assert destination._connection is not None
+    (left_ms,) = destination._connection.execute("PRAGMA busy_timeout").fetchone()  # as SQLite was told
+    assert left_ms <= 59_800
 
 
 def test_full_disk_is_unavailable_and_keeps_nothing_of_the_batch(destination: EmbeddedDestination) -> None:
@@ -245,7 +261,7 @@ def test_threads_that_write_one_document_leave_the_highest_version(destination: 
         for version in range(start, 200, 4):
             destination.apply([put("c1", version, n=version)])
 
-    destination._timeout = 20
+    destination._timeout = LIMIT_S
     threads = [threading.Thread(target=write, args=(n,)) for n in (1, 2, 3, 4)]
     for thread in threads:
         thread.start()
@@ -271,7 +287,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         env={**os.environ, "OUTBOX_DATABASE_URL": "sqlite:///app.db", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=False,
     )
 
