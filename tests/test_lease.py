@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class Slow(EmbeddedDestination):
 
     def __init__(self, path: Path, outbox: Outbox) -> None:
         super().__init__(path)
-        self._outbox, self._other = outbox, outbox.store()
+        self._other, self._one_at_a_time = outbox.store(), threading.Lock()  # the relay's workers come here
         self.now = now_ms()
         self.slow_lookups = 0
         self.slow_requests: set[int] = set()  # by their number
@@ -40,15 +41,17 @@ class Slow(EmbeddedDestination):
 
     def apply(self, actions: Sequence[Action]) -> list[Outcome]:
         rows = [action.version % EPOCH_STEP for action in actions]
-        self.unclaimed += [row for row in rows if self._other.event(row)["state"] != "claimed"]  # type: ignore[index]
+        with self._one_at_a_time:
+            self.unclaimed += [row for row in rows if self._other.event(row)["state"] != "claimed"]  # type: ignore[index]
         self.requests.append(rows)
         if len(self.requests) in self.slow_requests:
             self._take_long()
         return super().apply(actions)
 
     def _take_long(self) -> None:
-        self.now += LEASE_MS + 1
-        self._other.reap(self.now, 10 * LEASE_MS)
+        with self._one_at_a_time:
+            self.now += LEASE_MS + 1
+            self._other.reap(self.now, 10 * LEASE_MS)
 
 
 @pytest.fixture
