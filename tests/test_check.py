@@ -75,6 +75,7 @@ def test_tables_of_the_applications_own_migrations_are_not_said_to_have_a_revisi
 
 def test_healthy_database_warns_only_of_the_missing_relay(outbox: Outbox) -> None:
     found = levels(check.database(outbox.engine))
+    del found["disk"]  # how full that of this machine is says nothing
     assert {name for name, level in found.items() if level != "ok"} == {"relays"}
 
 
