@@ -12,6 +12,7 @@ import pytest
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.jobs import BEGUN_MS
 from outbox.models import now_ms
+from tests.support import LIMIT_S
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace
@@ -39,7 +40,7 @@ def world(
 
 
 def killed_in_its_scan(world: World, relays: Relays) -> None:
-    reindex = relays.start("--entity", "contacts", "--rate", "50", command="reindex")
+    reindex = relays.start("--entity", "contacts", "--rate", "5", command="reindex")
     until(lambda: world.jobs.jobs() and world.job.documents, "the scan is under way")
     reindex.kill()
     reindex.wait()
@@ -72,11 +73,11 @@ def test_relay_that_is_told_to_end_leaves_the_reindex_to_the_next(
         return request.is_bulk and SECOND.encode() in request.body
 
     proxy.on(of_the_new_index, hold_answer, times=1)
-    first = relays.start()
-    assert proxy.held.wait(60)
+    first = relays.start(OUTBOX_REQUEST_TIMEOUT="50")
+    proxy.wait_held()
     first.terminate()
     proxy.release()
-    assert first.wait(30) == 0
+    assert first.wait(LIMIT_S) == 0
     assert world.job.is_open
     assert [job.id for job in world.jobs.orphans(now_ms())] == [1]
     assert "left to the next relay" in relays.log(1)
