@@ -84,6 +84,18 @@ def test_help_that_does_not_fit_80_columns(command: str) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+GUIDE = CliRunner().invoke(main, ["--help"], terminal_width=80).stdout.split("\nOptions:")[0]
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_command_that_the_guide_at_the_top_of_the_help_misses(command: str) -> None:
+    assert re.search(rf"outbox-relay\s+([a-z]+\|)?{command}\b", GUIDE)
+
+
+def test_guide_that_does_not_fit_80_columns() -> None:
+    assert max(map(len, GUIDE.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_setting_without_documentation_or_with_another_default_or_range(name: str) -> None:
     if "gc_deletes" in name:  # a pattern, said in words

@@ -27,18 +27,26 @@ def main() -> None:
     """Keep Elasticsearch exactly in step with your database.
 
     \b
-    First:       outbox-relay migrate         create or update the outbox tables
-    Then:        outbox-relay run             deliver, until stopped
-                 outbox-relay serve           dashboard, admin API, health and metrics
-    Look:        outbox-relay status          depth, age, relays, what is paused
-                 outbox-relay check           is everything as it should be?
-                 outbox-relay search          what does an index find?
-                 outbox-relay verify          does it hold what the database says?
-    Rebuild:     outbox-relay reindex         an index, from the database, under traffic
-    In trouble:  outbox-relay dead list       what was given up, and why
-                 outbox-relay pause|resume    stop and restart all relays
+    First:       outbox-relay settings           what can be set, and its meaning
+                 outbox-relay migrate            create or update the tables
+                 outbox-relay run                deliver, until stopped
+                 outbox-relay check              is everything as it should be?
+    For good:    outbox-relay systemd            a unit that keeps a relay running
+                 outbox-relay serve              dashboard, admin API, metrics
+                 outbox-relay monitoring export  alerts, a dashboard for Grafana
+    Look:        outbox-relay status             what waits and why, and relays
+                 outbox-relay show               one row, and what became of it
+                 outbox-relay search             what does an index find?
+    Entities:    outbox-relay verify             is an index as the database says?
+                 outbox-relay reindex            rebuild it, under traffic
+                 outbox-relay triggers install   note what no session sees, too
+                 outbox-relay tenant drop        remove all that is one tenant's
+    In trouble:  outbox-relay dead list          what was given up, and why
+                 outbox-relay pause|resume       hold all relays, let them go on
+                 outbox-relay purge              drop what waits, for good
+                 outbox-relay epoch advance      after a restore from a backup
 
-    Settings are environment variables OUTBOX_… or lines of a file .env; 'outbox-relay settings' lists them.
+    Settings are environment variables OUTBOX_… or lines of a file .env.
 
     Exit codes: 0 done · 1 something failed, or needs attention · 2 wrong usage, settings or database.
     """
