@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import DatabaseUnavailable, SchemaError
@@ -49,7 +50,7 @@ def upgrade_sql() -> str:
 def revision(engine: Engine) -> str | None:
     """The revision the database is at; None without outbox tables. Raises `DatabaseUnavailable`."""
     try:
-        with engine.connect() as connection:
+        with _reading(engine) as connection:
             context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
             return context.get_current_revision()
     except DBAPIError as error:
@@ -58,8 +59,12 @@ def revision(engine: Engine) -> str | None:
         ) from error
 
 
+@cache
 def head() -> str:
-    """The revision that this version of outbox-relay needs."""
+    """The revision that this version of outbox-relay needs.
+
+    Read once: an upgrade beneath a running process brings the migrations of the next version to the same place.
+    """
     return str(ScriptDirectory.from_config(_config()).get_current_head())
 
 
@@ -70,7 +75,9 @@ def require_head(engine: Engine) -> None:
     if at is None and not _has_tables(engine):
         raise SchemaError(f"database {name} has no outbox tables: run 'outbox-relay migrate'")
     if at is not None and at < needed:
-        raise SchemaError(f"database {name} is at revision {at}, this relay needs {needed}: run 'outbox-relay migrate'")
+        raise SchemaError(
+            f"database {name} is at revision {at}, this version needs {needed}: run 'outbox-relay migrate'"
+        )
     _refuse_newer(engine, at)
 
 
@@ -83,14 +90,19 @@ def include_object(_object: Any, name: str | None, type_: str, _reflected: bool,
 def _refuse_newer(engine: Engine, at: str | None) -> None:
     if at is not None and at > (known := head()):
         raise SchemaError(
-            f"database {engine.url.database} is at revision {at}, newer than this relay knows ({known}): "
-            "upgrade outbox-relay"
+            f"database {engine.url.database} is at revision {at}, newer than this version knows ({known}): "
+            "upgrade outbox-relay, and restart what ran before"
         )
+
+
+def _reading(engine: Engine) -> Connection:
+    """A connection whose transactions take no write lock: who only looks waits for nobody."""
+    return engine.execution_options(outbox_begin="DEFERRED").connect()
 
 
 def _has_tables(engine: Engine) -> bool:
     """An application may have created them by its own migrations: then there is no revision to compare."""
-    with engine.connect() as connection:
+    with _reading(engine) as connection:
         return engine.dialect.has_table(connection, "outbox_events")
 
 

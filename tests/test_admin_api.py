@@ -728,6 +728,42 @@ def test_database_that_is_gone(embedded: World, how: str, tmp_path: Path) -> Non
     assert embedded.get("/status")["queue"]["unfinished"] == 0
 
 
+def test_tables_that_were_migrated_beneath_the_server_are_not_served_until_it_knows_them(embedded: World) -> None:
+    head, browser = schema.head(), {"accept": "text/html"}
+    row = embedded.outbox.index("contacts", "c1", {})
+    kill(embedded.outbox, row)
+    embedded.outbox.raw("CREATE TABLE other (id)")  # the application's own migrations are none of its business
+    assert embedded.get("/events")["items"]
+
+    embedded.outbox.raw("ALTER TABLE outbox_events RENAME COLUMN error TO reason")
+    embedded.outbox.raw("UPDATE outbox_alembic_version SET version_num = '9999'")
+    says = (
+        f"at revision 9999, newer than this version knows ({head}): upgrade outbox-relay, and restart what ran before"
+    )
+    for path in ("/events", f"/events/{row}", "/reindex"):
+        assert says in embedded.get(path, 503)["detail"]
+    for path, body in (("/dead/discard", {"all": True}), ("/pause", {"reason": "x"}), ("/verify", {})):
+        assert says in embedded.post(path, body, 503)["detail"]
+    page = embedded.client.get("/events", headers=browser)
+    assert (page.status_code, says in page.text) == (503, True)
+    assert embedded.client.get("/health/ready").status_code == 503
+    assert embedded.client.get("/health/live").status_code == 200
+    until(lambda: embedded.logged("9999"), "the log says it once")
+
+    embedded.outbox.raw("ALTER TABLE outbox_events RENAME COLUMN reason TO error")
+    embedded.outbox.raw("UPDATE outbox_alembic_version SET version_num = :at", at=head)
+    assert embedded.get(f"/events/{row}")["state"] == "dead"
+
+
+def test_backup_of_an_older_version_in_the_place_of_the_database(embedded: World) -> None:
+    assert embedded.get("/events")["items"] == []
+    embedded.outbox.raw("ALTER TABLE outbox_events DROP COLUMN error")
+    embedded.outbox.raw("UPDATE outbox_alembic_version SET version_num = '0001'")
+    assert embedded.get("/events", 503)["detail"].endswith(
+        f"this version needs {schema.head()}: run 'outbox-relay migrate'"
+    )
+
+
 def test_openapi_document_says_what_each_route_answers(embedded: World) -> None:
     document = embedded.client.get("/api/openapi.json").json()
     for path, methods in document["paths"].items():

@@ -64,7 +64,7 @@ def test_missing_tables_fail_with_the_remedy(untouched: Engine) -> None:
 def test_tables_of_a_newer_version_fail_with_the_remedy(outbox: Outbox) -> None:
     outbox.raw("UPDATE outbox_alembic_version SET version_num = '9999'")
     found = by_name(check.database(outbox.engine))["schema"]
-    assert (found.level, found.remedy) == ("fail", "upgrade outbox-relay")
+    assert (found.level, found.remedy) == ("fail", "upgrade outbox-relay, and restart what ran before")
 
 
 def test_tables_of_the_applications_own_migrations_are_not_said_to_have_a_revision(untouched: Engine) -> None:

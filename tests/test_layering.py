@@ -73,8 +73,8 @@ ALLOWED: dict[str, set[str]] = {
     "admin.ledger": {"admin.figures", "models", "store"},
     "admin.watch": {"admin.desk", "destinations.base", "models", "errors"},
     "admin.desk": {
-        "admin.figures", "destinations.base", "entities", "errors", "jobs", "logs", "models", "reindex", "settings",
-        "store", "verify",
+        "admin.figures", "destinations.base", "entities", "errors", "jobs", "logs", "models", "reindex", "schema",
+        "settings", "store", "verify",
     },
     "admin.shapes": {"admin.figures", "jobs", "models"},
     "admin.overview": {

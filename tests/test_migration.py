@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE
 from threading import Event
 from typing import Any
 
@@ -201,7 +204,7 @@ def test_tables_of_every_earlier_revision_are_refused_with_the_remedy_and_take_t
         given = {"OUTBOX_ELASTICSEARCH_URL": "http://localhost:1"}
         result = CliRunner().invoke(main, arguments, env=given)
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-        assert f"is at revision {revision}, this relay needs {HEAD}: run 'outbox-relay migrate'" in result.stderr
+        assert f"is at revision {revision}, this version needs {HEAD}: run 'outbox-relay migrate'" in result.stderr
     outbox = Outbox(old)
     row = outbox.index("contacts", "c1", {"n": 1})
     assert call("migrate")[0] == 0
@@ -318,6 +321,17 @@ def next_version(tmp_path: Path) -> Path:
     return copy
 
 
+def test_process_beneath_which_the_files_are_upgraded_goes_on_needing_what_it_needed(next_version: Path) -> None:
+    asked = "from outbox import schema; print(schema.head()); input(); print(schema.head())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", asked], env={**os.environ, "PYTHONPATH": str(next_version)}, stdin=PIPE, stdout=PIPE
+    )
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == b"9999\n"
+    (next_version / "outbox" / "_migrations" / "versions" / "9999_next.py").unlink()
+    assert process.communicate(b"\n")[0] == b"9999\n"
+
+
 @pytest.mark.elasticsearch
 def test_rolling_upgrade_under_writes_loses_nothing_and_fails_no_write(
     outbox: Outbox, relays: Relays, proxy: FaultProxy, place: Place, next_version: Path
@@ -346,7 +360,9 @@ def test_rolling_upgrade_under_writes_loses_nothing_and_fails_no_write(
             assert (outbox.counts()["claimed"], outbox.relays()) == (0, [])  # what was in flight is finished
             refused = relays.call("run")
             assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-            assert f"is at revision 9999, newer than this relay knows ({HEAD}): upgrade outbox-relay" in refused.stderr
+            assert (
+                f"is at revision 9999, newer than this version knows ({HEAD}): upgrade outbox-relay" in refused.stderr
+            )
             at = len(written)
             relays.start(PYTHONPATH=str(next_version))
             until(lambda: outbox.counts()["done"] > at, "the relay of the next version delivers")

@@ -64,6 +64,17 @@ def test_file_that_cannot_hold_tables_is_one_line(file: str, tmp_path: Path) -> 
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
+def test_who_only_looks_waits_for_nobody_who_writes(empty: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite.prepare, "__kwdefaults__", {"busy_timeout": 0.1})
+    schema.upgrade(empty)
+    writer = sqlite3.connect(str(empty.url.database), isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    for command in (["status"], ["dead", "list"], ["reindex", "--list"], ["epoch", "show"]):
+        result = CliRunner().invoke(main, [*command, "--database-url", "sqlite:///app.db"])
+        assert result.exit_code == 0, result.stderr
+    writer.close()
+
+
 def test_database_that_stays_locked_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite.prepare, "__kwdefaults__", {"busy_timeout": 0.1})
     other = sqlite3.connect(tmp_path / "app.db", isolation_level=None)

@@ -42,7 +42,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "the body is too large",
         422: "what was asked for makes no sense",
         502: "the search engine does not answer",
-        503: "the database does not answer",
+        503: "the database does not answer, or has tables of another version",
     }.items()
 }
 

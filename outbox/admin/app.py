@@ -34,6 +34,7 @@ from outbox.errors import (
     InvalidInput,
     OutboxError,
     ReindexFailed,
+    SchemaError,
 )
 from outbox.settings import Settings
 
@@ -41,11 +42,12 @@ STATUS: Final[dict[type[OutboxError], HTTPStatus]] = {
     NotFound: HTTPStatus.NOT_FOUND,
     ReindexFailed: HTTPStatus.CONFLICT,
     InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
+    SchemaError: HTTPStatus.SERVICE_UNAVAILABLE,
     ConfigurationError: HTTPStatus.UNPROCESSABLE_ENTITY,
     DatabaseUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     DestinationError: HTTPStatus.BAD_GATEWAY,
 }
-"""What the errors of the product are in HTTP."""
+"""What the errors of the product are in HTTP; the first that fits counts."""
 
 
 def create_app(engine: Engine, settings: Settings, destination: Destination, registry: EntityRegistry | None) -> Guard:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from outbox import logs, reindex
+from outbox import logs, reindex, schema
 from outbox.admin.figures import Figures
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
@@ -49,7 +49,8 @@ class Started:
 class Desk:
     """Acts for operators. Each call opens the outbox for itself, so it may be used from several threads.
 
-    Raises `DatabaseUnavailable` wherever the database is read or written.
+    Raises `DatabaseUnavailable` wherever the database is read or written, and `SchemaError` where its tables have come
+    to another revision than this version needs: it is served again as soon as they are at that one.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Desk:
         self._engine = engine
         self._lock = threading.Lock()
         self._file: tuple[int, int] | None = None
+        self._known_layout: int | None = None
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
 
@@ -67,6 +69,7 @@ class Desk:
         """The outbox tables, for one request: of the file that has the database's name now."""
         self._look_at_file()
         try:
+            self._look_at_tables()
             with closing(Figures(self._engine)) as opened:
                 yield opened
         except (DatabaseError, PoolTimeout) as error:
@@ -84,7 +87,16 @@ class Desk:
             before, self._file = self._file, (found.st_dev, found.st_ino)
         if before is not None and before != self._file:
             logger.warning(f"database {self._engine.url.database} is another file now; it is opened anew")
+            self._known_layout = None
             self._engine.dispose()
+
+    def _look_at_tables(self) -> None:
+        """What a migration changes beneath this process is nothing that it may read or write as it did."""
+        with closing(Figures(self._engine)) as opened:  # closed before more is asked: all connections may be in use
+            layout = opened.layout()
+        if layout != self._known_layout:
+            schema.require_head(self._engine)
+            self._known_layout = layout
 
     def stop(self) -> None:
         """Have what runs in the background end where it is: a reindex can be resumed, a verification is given up."""
