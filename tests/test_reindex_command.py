@@ -84,6 +84,8 @@ def test_dry_run_counts_and_changes_nothing(command: Command, world: World) -> N
 def test_nothing_to_resume_is_no_failure(command: Command) -> None:
     result = command("reindex", "--resume")
     assert (result.exit_code, result.stdout) == (0, "nothing to resume\n")
+    result = command("reindex", "--resume", "--json")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "nothing to resume\n")
 
 
 def test_what_was_left_is_told_by_status_check_and_list_and_gone_on_with(command: Command, world: World) -> None:
@@ -106,6 +108,21 @@ def test_job_is_cancelled_by_its_number_without_a_registry(command: Command, wor
     assert (result.exit_code, "is cancelled" in result.stdout) == (0, True)
     world.assert_in_step("contacts-000001")
     assert (command("reindex", "--cancel", "7").exit_code, command("reindex", "--cancel", "1").exit_code) == (1, 1)
+
+
+def test_what_other_programs_ask_for_is_json_in_every_line(command: Command, world: World) -> None:
+    def told(*arguments: str) -> list[dict[str, object]]:
+        result = command("reindex", *arguments, "--json")
+        assert result.exit_code == 0, result.stderr
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    left_at(world, "scan")
+    (cancelled,) = told("--cancel", "1")
+    assert (cancelled["id"], cancelled["state"]) == (1, "cancelled")
+    assert told("--entity", "contacts", "--keep-old")[-1]["new_index"] == "contacts-000003"
+    back = {"index": "contacts", "live": "contacts-000001", "refused": 0}
+    assert told("--entity", "contacts", "--rollback") == [back]
+    assert told("--all", "--drop-old") == [{"index": "contacts", "removed": "contacts-000003"}]
 
 
 def test_way_back_and_its_end(command: Command, world: World) -> None:
@@ -167,4 +184,4 @@ def test_registry_is_asked_for(command: Command) -> None:
 def test_document_that_is_refused_in_place_ends_with_1(command: Command, world: World) -> None:
     world.outbox.raw("UPDATE contacts SET changed = 'no date' WHERE id = 2")
     result = command("reindex", "--entity", "contacts", "--in-place")
-    assert (result.exit_code, "1 documents could not be written" in result.stderr) == (1, True)
+    assert (result.exit_code, "1 document could not be written" in result.stderr) == (1, True)

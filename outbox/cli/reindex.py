@@ -42,7 +42,11 @@ LINE_EVERY_S = 5.0
 @click.option("--in-place", is_flag=True, help="Write to the live index instead of a new one.")
 @click.option("--keep-old", is_flag=True, help="Go on sending rows to the old index too, for --rollback.")
 @click.option("--adopt", is_flag=True, help="A physical index has the name: remove it for an alias to the new one.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Documents a second, at most.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Documents a second, at most; to be said again with --resume.",
+)
 @click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
 @click.option("--resume", is_flag=True, help="Go on with what was left unfinished.")
 @click.option("--cancel", type=int, metavar="JOB", help="Stop a reindex and remove its new index.")
@@ -56,7 +60,8 @@ def command(**given: Any) -> None:
 
     A new index is filled beside the live one, rows go to both, and readers get the new one in one step when it is
     complete. Killed anywhere, the same command goes on. With --tenant, --from-date or --in-place the documents are
-    written to the live index instead.
+    written to the live index instead. --rate is not stored: a relay that goes on by itself sends one request at a time
+    in its place.
 
     \b
     Examples:
@@ -111,7 +116,9 @@ def _act(
         request_timeout_s=loaded.request_timeout,
     )
     if given["cancel"] is not None:
-        click.echo(reindexer.cancel(given["cancel"]))
+        said = reindexer.cancel(given["cancel"])
+        cancelled = jobs.job(given["cancel"])
+        click.echo(json.dumps(facts(jobs, cancelled)) if given["as_json"] and cancelled else said)
         return
     if given["resume"]:
         _resume(jobs, reindexer, registry, given)
@@ -141,7 +148,8 @@ def _resume(jobs: Jobs, reindexer: Reindexer, registry: EntityRegistry, given: d
     ]
     if not left:
         running = len(jobs.open_jobs())
-        click.echo("nothing to resume" + (f"; {running} running: see 'outbox-relay reindex --list'" if running else ""))
+        seen = f"; {running} running: see 'outbox-relay reindex --list'" if running else ""
+        click.echo(f"nothing to resume{seen}", err=given["as_json"])
     for job in left:
         _show(jobs, reindexer.resume(job), job.index_name, given["as_json"])
 
@@ -161,10 +169,14 @@ def _back_or_drop(jobs: Jobs, destination: Destination, selections: Iterable[Sel
         if given["everything"] and not jobs.kept(each.index):
             continue
         if given["drop_old"]:
-            click.echo(f"index {each.index}: {reindex.drop_old(jobs, destination, each.index)} is removed")
+            removed = reindex.drop_old(jobs, destination, each.index)
+            said = f"index {each.index}: {removed} is removed"
+            click.echo(json.dumps({"index": each.index, "removed": removed}) if given["as_json"] else said)
             continue
         live, refused = reindex.roll_back(jobs, destination, each.index)
-        click.echo(f"index {each.index}: readers and rows have {live} again")
+        said = f"index {each.index}: readers and rows have {live} again"
+        told = json.dumps({"index": each.index, "live": live, "refused": refused})
+        click.echo(told if given["as_json"] else said)
         if refused:
             click.echo(
                 f"it had refused {logs.rows(refused)} since the reindex: "
@@ -230,7 +242,8 @@ def _show(jobs: Jobs, steps: Generator[Progress, None, None], index: str, as_jso
         if job.keep_old:
             click.echo(f"{job.old_index} is kept: '--rollback' returns to it, '--drop-old' removes it")
     if job.refused:
-        raise ReindexFailed(f"{job.refused:,} documents could not be written; the warnings above name the first")
+        documents = "1 document" if job.refused == 1 else f"{job.refused:,} documents"
+        raise ReindexFailed(f"{documents} could not be written; the warnings above name the first")
 
 
 def _with_lines(steps: Iterator[Progress], as_json: bool) -> Progress | None:
@@ -249,7 +262,7 @@ def _line(at: Progress) -> str:
         text += f", {at.rate:,.0f}/s"
     if at.eta is not None:
         text += f", {_span(at.eta)} left"
-    return text + (f" ({at.note})" if at.note else "")
+    return logs.safe(text + (f" ({at.note})" if at.note else ""))
 
 
 def _span(seconds: float) -> str:
