@@ -267,13 +267,13 @@ def triggers(engine: Engine, registry: EntityRegistry | None) -> list[Finding]:
     ]
 
 
-def destination(to: Destination) -> list[Finding]:
-    """Whether the search engine answers, is one we know, and is well."""
+def destination(to: Destination, *, at: str = "") -> list[Finding]:
+    """Whether the search engine answers, is one we know, and is well. `at`: where it is asked, to be told to people."""
     try:
         health = to.health()
     except DestinationError as error:
         remedy = "check OUTBOX_ELASTICSEARCH_URL and its credentials, or OUTBOX_EMBEDDED_PATH"
-        return [Finding("destination", "fail", str(error), remedy)]
+        return [Finding("destination", "fail", f"{error} ({at})" if at else str(error), remedy)]
     product = f"{health.product} {health.version}"
     if health.product == "embedded":
         return [Finding("destination", "ok", product), Finding("file", "ok", health.status)]

@@ -18,12 +18,14 @@ from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.destinations.embedded import EmbeddedDestination
 from tests.support.node import Node
 from tests.support.proxy import FaultProxy, anything, hang
+from tests.support.relays import until
 
 PEOPLE = {
     "contact-1": {"name": "Ada Lovelace", "tenantId": "acme", "about": "x " * 100 + "programs of Ada " + "y " * 100},
     "contact-2": {"name": "Ada Byron", "tenantId": "acme-2", "address": {"city": "Adamstown"}},
     "contact-3": {"name": "[red]Grace[/red]\n\x1b[31m Hopper", "tags": ["navy", "compilers"]},
     "e" * 100: {"name": "Émile " + "long " * 50},
+    "7": {"name": "Konrad Zuse"},
 }
 
 
@@ -70,6 +72,13 @@ def test_matches_are_a_table_of_80_columns_with_the_fields_that_hold_the_words()
 
 
 @pytest.mark.usefixtures("filled")
+def test_column_of_short_ids_has_room_for_its_heading() -> None:
+    _, header, _, row, *_ = search("contacts", "zuse").stdout.splitlines()
+    assert header.split() == ["score", "id", "found", "in"]
+    assert row.split()[1:] == ["7", "name:", "Konrad", "Zuse"]
+
+
+@pytest.mark.usefixtures("filled")
 def test_control_characters_and_markup_of_documents_reach_no_terminal() -> None:
     result = search("contacts", "hopper")
     assert "[red]Grace[/red]\\n\\x1b[31m Hopper" in result.stdout
@@ -106,10 +115,13 @@ def test_no_matches_are_said_and_are_no_failure() -> None:
     assert (result.exit_code, result.stdout) == (0, "no matches\n")
 
 
+ITS_NAME = "its name is misspelt, or nothing was delivered to it yet"
+
+
 @pytest.mark.usefixtures("filled")
 def test_unknown_index_is_one_line_and_exit_1() -> None:
     result = search("contacs", "ada")
-    assert (result.exit_code, result.stderr) == (1, "error: there is no index contacs\n")
+    assert (result.exit_code, result.stderr) == (1, f"error: there is no index contacs: {ITS_NAME}\n")
 
 
 def test_search_without_a_destination_is_one_line_and_exit_2() -> None:
@@ -121,7 +133,10 @@ def test_search_without_a_destination_is_one_line_and_exit_2() -> None:
 def test_destination_that_is_away_is_one_line_and_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTBOX_ELASTICSEARCH_URL", "http://127.0.0.1:1")
     result = search("contacts", "ada")
-    assert (result.exit_code, result.stderr) == (1, "error: index contacts cannot be searched: Connection refused\n")
+    says = "error: index contacts cannot be searched: Connection refused; 'outbox-relay check' says more\n"
+    assert (result.exit_code, result.stderr) == (1, says)
+    checked = CliRunner().invoke(main, ["check", "--database-url", "sqlite:///app.db"])
+    assert "elasticsearch does not answer: Connection refused (http://127.0.0.1:1)\n" in checked.stdout
 
 
 def test_document_found_by_a_number_shows_its_first_text() -> None:
@@ -136,6 +151,28 @@ def test_application_searches_where_the_relay_delivers_to() -> None:
         assert [hit.source for hit in search("contacts", "lovlace", limit=1)] == [PEOPLE["contact-1"]]
         with pytest.raises(IndexMissing, match="there is no index deals"):
             search("deals", "ada")
+
+
+@pytest.mark.elasticsearch
+def test_index_whose_shards_are_not_ready_is_called_that(clean_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_ELASTICSEARCH_URL", clean_node.url)
+    nowhere = {"index.routing.allocation.require._name": "nobody", "index.number_of_replicas": 0}
+    clean_node.request(
+        "PUT", "/contacts-000001?wait_for_active_shards=0", {"settings": nowhere, "aliases": {"contacts": {}}}
+    )
+    with Search() as search:
+        for tenant in (None, "acme"):
+            with pytest.raises(DestinationError, match="cannot be searched: none of its shards is ready"):
+                search("contacts", "ada", tenant=tenant)
+        clean_node.request("PUT", "/contacts-000001/_settings", {"index.routing.allocation.require._name": None})
+        until(lambda: search_or_none(search) == [], "the index is ready")
+
+
+def search_or_none(search: Search) -> object:
+    try:
+        return search("contacts", "ada")
+    except DestinationError:
+        return None
 
 
 @pytest.mark.elasticsearch

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from outbox import __version__
-from outbox.errors import ConfigurationError, DatabaseUnavailable, OutboxError
+from outbox import __version__, logs
+from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationUnanswered, OutboxError
 
 
 class Main(click.Group):
@@ -17,7 +17,8 @@ class Main(click.Group):
         try:
             return super().invoke(ctx)
         except OutboxError as error:
-            click.echo(f"error: {error}", err=True)
+            where = "; 'outbox-relay check' says more" if isinstance(error, DestinationUnanswered) else ""
+            click.echo(f"error: {logs.safe(str(error))}{where}", err=True)
             sys.exit(2 if isinstance(error, (ConfigurationError, DatabaseUnavailable)) else 1)
 
 

@@ -10,8 +10,17 @@ import click
 from sqlalchemy import Engine, create_engine
 
 from outbox import check as doctor
+from outbox import logs
 from outbox.check import Finding
-from outbox.cli.wiring import database_option, destination_of, engine_of, json_option, load_settings, registry_of
+from outbox.cli.wiring import (
+    addresses,
+    database_option,
+    destination_of,
+    engine_of,
+    json_option,
+    load_settings,
+    registry_of,
+)
 from outbox.errors import ConfigurationError
 from outbox.growth import Limits
 from outbox.settings import Settings
@@ -41,9 +50,9 @@ def check(as_json: bool, database_url: str | None) -> None:
     else:
         for finding in findings:
             level = click.style(f"{finding.level:<4}", _COLOURS[finding.level])
-            click.echo(f"{level}  {finding.name}: {finding.found}")
+            click.echo(f"{level}  {finding.name}: {logs.safe(finding.found)}")
             if finding.remedy:
-                click.echo(f"      → {finding.remedy}")
+                click.echo(f"      → {logs.safe(finding.remedy)}")
     if any(finding.level == "fail" for finding in findings):
         sys.exit(1)
 
@@ -65,7 +74,7 @@ def _findings(loaded: Settings) -> list[Finding]:
         what, _, remedy = str(error).partition(": ")
         findings.append(Finding("destination", "fail", what, remedy))
     else:
-        answers = doctor.destination(to)
+        answers = doctor.destination(to, at=addresses(loaded))
         findings += answers
         if engine and all(finding.level != "fail" for finding in answers if finding.name == "destination"):
             findings += doctor.indexes(engine, to, loaded.gc_deletes)

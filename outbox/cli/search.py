@@ -61,7 +61,7 @@ def _show(hits: Sequence[Hit], words: Sequence[str]) -> None:
     from rich.text import Text
 
     ids = [logs.safe(hit.document_id) for hit in hits]
-    id_width = min(LONGEST_ID, max(map(len, ids)))
+    id_width = min(LONGEST_ID, max(map(len, ["id", *ids])))
     text_width = WIDTH - SCORE_WIDTH - id_width - BORDERS
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("score", justify="right", width=SCORE_WIDTH)

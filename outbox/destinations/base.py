@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
+from outbox.errors import IndexMissing
+
 
 @dataclass(slots=True)
 class Action:
@@ -215,6 +217,11 @@ def unsendable(action: Action) -> Outcome | None:
     if not action.document.startswith(b"{"):
         return rejected(ILLEGAL_DOCUMENT, "the stored document is missing or no JSON object")
     return None
+
+
+def index_missing(name: str) -> IndexMissing:
+    """What a search raises for an index that is not there."""
+    return IndexMissing(f"there is no index {name}: its name is misspelt, or nothing was delivered to it yet")
 
 
 def rejected(error_type: str, error: str) -> Outcome:

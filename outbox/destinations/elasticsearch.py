@@ -34,10 +34,11 @@ from outbox.destinations.base import (
     Outcome,
     OutcomeKind,
     Stored,
+    index_missing,
     rejected,
     unsendable,
 )
-from outbox.errors import DestinationError, DestinationUnanswered, IndexMissing, shortened
+from outbox.errors import DestinationError, DestinationUnanswered, shortened
 
 CHECK_INDEX_EVERY_S = 5.0
 
@@ -341,7 +342,7 @@ class ElasticsearchDestination:
                 index=name, size=limit, query={"bool": {"should": words, "minimum_should_match": 1, "filter": only}}
             )["hits"]["hits"]
         except NotFoundError:
-            raise IndexMissing(f"there is no index {name}") from None
+            raise index_missing(name) from None
         except (ApiError, TransportError, UnsupportedProductError) as error:
             raise _error(f"index {name} cannot be searched", error) from error
         return [Hit(hit["_id"], hit["_score"], hit["_source"]) for hit in hits]
@@ -489,6 +490,9 @@ def _resolved(action: Action, found: Any) -> Action | Outcome:
         return rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
 
 
+_NO_SHARD = frozenset({"search_phase_execution_exception", "no_shard_available_action_exception"})
+"""With 503; with 400 a query is at fault."""
+
 _APPLIED = Outcome(OutcomeKind.APPLIED)
 _UNANSWERED = Outcome(OutcomeKind.UNAVAILABLE, "unanswered", "the answer does not speak of this row")
 _NOT_ELASTICSEARCH = Outcome(OutcomeKind.UNAVAILABLE, "not_elasticsearch", "the answer has no list of items")
@@ -557,6 +561,8 @@ def _describe(error: Exception) -> str:
         return "Connection timeout"
     if isinstance(error, ApiError):
         cause = error.body.get("error") if isinstance(error.body, dict) else None
+        if error.meta.status == 503 and isinstance(cause, dict) and cause.get("type") in _NO_SHARD:
+            return "none of its shards is ready: it is just being made, a node is starting, or it is red; try again"
         what = ": ".join(_type_and_reason(cause)) if isinstance(cause, dict) else error.message
         return f"HTTP {error.meta.status}: {shortened(what, 200)}"
     text = str(getattr(error, "message", error))

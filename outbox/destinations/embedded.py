@@ -38,6 +38,7 @@ from outbox.destinations.base import (
     Outcome,
     OutcomeKind,
     Stored,
+    index_missing,
     rejected,
     unsendable,
 )
@@ -531,7 +532,7 @@ def _drop(connection: sqlite3.Connection, target: str, most: int | None) -> bool
 def _require(connection: sqlite3.Connection, name: str) -> str:
     found = _find(connection, name)
     if found is None:
-        raise IndexMissing(f"there is no index {name}")
+        raise index_missing(name)
     return found
 
 
