@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -95,6 +96,50 @@ def test_status_and_check_agree_with_their_numbers(outbox: Outbox, call: Call) -
     outbox.index("contacts", "c1", {})
     assert "           1 waiting, the oldest for " in call("status").stdout
     assert "queue: 1 row waits, the oldest for " in call("check").stdout
+
+
+def test_relay_that_gives_no_sign_of_life_does_not_pass_for_one_that_runs(outbox: Outbox, call: Call) -> None:
+    outbox.store().enlist("a host\nforged", 1, "0.1.0", now_ms() - 40_000)  # of the 30 s that six signs take
+    text = call("status").stdout
+    assert "relay 1 on a host\\nforged, pid 1, last sign of life 40 s ago: killed, or hangs\n" in text
+    assert "no relay runs  → outbox-relay run" in text
+    outbox.store().enlist("host", 2, "0.1.0", now_ms())
+    text = call("status").stdout
+    assert "relay 2 on host, pid 2, last sign of life 0 s ago\n" in text
+    assert "no relay runs" not in text
+    assert [relay["running"] for relay in json.loads(call("status", "--json").stdout)["relays"]] == [False, True]
+
+
+@pytest.mark.parametrize("command", ["retry", "discard"])
+def test_row_that_is_named_and_not_dead_is_named_in_the_answer(outbox: Outbox, call: Call, command: str) -> None:
+    fresh, dead = outbox.index("contacts", "c1", {}), outbox.index("contacts", "c2", {})
+    die(outbox, dead)
+    yes = ["--yes"] if command == "discard" else []
+    result = call("dead", command, str(fresh), str(dead), "999", *yes)
+    assert (result.exit_code, result.stdout[:5]) == (1, "1 row" if command == "retry" else "1 dea")
+    named = [line for line in result.stderr.splitlines() if "is not dead" in line]
+    assert named == [
+        f"row {row} is not dead, or not of this selection: see 'outbox-relay show {row}'" for row in (fresh, 999)
+    ]
+    assert outbox.state(fresh) == "pending"
+
+
+def test_pause_says_why_and_forges_no_line(call: Call) -> None:
+    assert call("pause", "--reason", " ").exit_code == 2
+    assert call("resume").stdout == "was not paused\n"
+    call("pause", "--reason", "upgrade\nok    forged\x1b[2J")
+    drained = call("run", "--drain", OUTBOX_ELASTICSEARCH_URL="http://127.0.0.1:9")
+    assert (drained.exit_code, drained.stderr.count("\n")) == (2, 1)
+    assert "the outbox is paused (upgrade\\nok" in drained.stderr
+    for looked in (call("status"), call("check")):
+        assert "upgrade\\nok    forged\\x1b[2J" in looked.stdout
+
+
+def test_error_is_one_line_whatever_is_in_it(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "broken_models.py").write_text('raise ValueError("one\\ntwo")')
+    result = call("verify", OUTBOX_ENTITIES="broken_models:registry")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "ValueError: one\\ntwo" in result.stderr
 
 
 def test_show_forges_no_line(outbox: Outbox, call: Call) -> None:

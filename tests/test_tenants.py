@@ -140,6 +140,8 @@ def test_command_asks_and_says_what_goes(outbox: Outbox, embedded: EmbeddedDesti
     relays = Relays(outbox, "http://127.0.0.1:9", tmp_path)
     outbox.index("contacts", "c1", {"tenantId": "acme"}, tenant_id="acme")
     outbox.drain(embedded)
+    misspelt = relays.call("tenant", "drop", "amce", **environment)
+    assert (misspelt.returncode, misspelt.stdout) == (0, "there is nothing of tenant amce\n")
     for arguments, code in ((["--dry-run"], 0), ([], 1)):
         asked = relays.call("tenant", "drop", "acme", *arguments, stdin="n\n", **environment)
         assert (asked.returncode, "1 document in index contacts" in asked.stdout) == (code, True)

@@ -23,6 +23,8 @@ def pause(reason: str, database_url: str | None) -> None:
     Examples:
       outbox-relay pause --reason "reindexing by hand until 14:00"
     """
+    if not reason.strip():
+        raise click.UsageError("say why: whoever looks next wants to know")
     with open_store(load_settings(database_url=database_url)) as store:
         store.pause(reason, who(), now_ms())
     click.echo("paused; 'outbox-relay resume' lets the relays go on")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -85,6 +85,7 @@ def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
         click.echo(f"row {row} stays dead: row {later} of the same document was delivered meanwhile", err=True)
     if result.overtaken:
         click.echo("write these documents anew, then 'outbox-relay dead discard'", err=True)
+    if _name_others(selection["ids"], chosen) or result.overtaken:
         sys.exit(1)
 
 
@@ -109,6 +110,8 @@ def discard(everything: bool, yes: bool, database_url: str | None, **selection: 
     if removed:
         log_removal(f"discarded: {logs.rows(removed, kind='dead')}", **selection)
     click.echo(f"{logs.rows(removed, 'is', 'are', kind='dead')} removed")
+    if _name_others(selection["ids"], chosen):
+        sys.exit(1)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -134,6 +137,14 @@ def _chosen(rows: list[dict[str, Any]], everything: bool, selection: dict[str, A
     if not everything and not any(selection.values()):
         raise click.UsageError("say which: ids, --index, --tenant, --error-type or --all")
     return [row["id"] for row in rows]
+
+
+def _name_others(ids: Sequence[int], chosen: Sequence[int]) -> bool:
+    """Say which rows somebody named in vain: a slip of the pen, or one that is not dead any more."""
+    others = sorted({*ids}.difference(chosen))
+    for each in others:
+        click.echo(f"row {each} is not dead, or not of this selection: see 'outbox-relay show {each}'", err=True)
+    return bool(others)
 
 
 dead.add_command(show)

@@ -49,7 +49,11 @@ def status(as_json: bool, database_url: str | None) -> None:
             "breakers": [breaker for relay in relays for breaker in relay["breakers"]],
             "verification": verified(store.last_verification()),
             "reindexes": [reindex_facts(store, job) for job in reindexes],
-            "relays": [{**relay, "silent_seconds": (now - relay["heartbeat_at"]) / 1000} for relay in relays],
+            "relays": [
+                {**relay, "silent_seconds": silent / 1000, "running": silent < loaded.silent_ms}
+                for relay in relays
+                for silent in [max(0, now - relay["heartbeat_at"])]
+            ],
         }
         reindex_lines = [reindex_line(store, job) for job in reindexes]
     if as_json:
@@ -73,12 +77,13 @@ def status(as_json: bool, database_url: str | None) -> None:
         click.echo(logs.safe(f"WAITING for {name} since {iso(breaker['since'])}: {breaker['reason']}"))
     for line in reindex_lines:
         click.echo(line)
-    for relay in relays:
-        silent = (now - relay["heartbeat_at"]) / 1000
-        click.echo(f"relay {relay['id']} on {relay['host']}, pid {relay['pid']}, last sign of life {silent:.0f} s ago")
+    for relay in facts["relays"]:
+        where = logs.safe(f"relay {relay['id']} on {relay['host']}, pid {relay['pid']}")
+        gone = "" if relay["running"] else ": killed, or hangs"
+        click.echo(f"{where}, last sign of life {relay['silent_seconds']:.0f} s ago{gone}")
     if facts["verification"]:
         click.echo(logs.safe(_verification_line(facts["verification"])))
-    if not relays:
+    if not any(relay["running"] for relay in facts["relays"]):
         click.echo("no relay runs  → outbox-relay run")
 
 

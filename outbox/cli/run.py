@@ -100,7 +100,8 @@ def run(
     schema.require_head(engine)
     control = store.control()
     if drain and control.paused_at is not None:
-        raise click.UsageError(f"the outbox is paused ({control.pause_reason}); run 'outbox-relay resume' first")
+        why = logs.safe(control.pause_reason or "?")
+        raise ConfigurationError(f"the outbox is paused ({why}): run 'outbox-relay resume' first")
     prepared = prepare(loaded, insecure=insecure) if admin else None
     relay_id = store.enlist(socket.gethostname(), os.getpid(), __version__, now_ms())
     presence = Presence(Path(str(engine.url.database)), relay_id)
@@ -118,7 +119,8 @@ def run(
         f"{engine.url.database} to {addresses(loaded)}, {at_a_time} at a time"
     )
     if control.paused_at is not None:
-        logger.warning(f"paused by {control.paused_by} ({control.pause_reason}); 'outbox-relay resume' lets it go on")
+        paused = logs.safe(f"paused by {control.paused_by} ({control.pause_reason})")
+        logger.warning(f"{paused}; 'outbox-relay resume' lets it go on")
     try:
         with imports_kept(), beside(prepared, loaded, destination, registry) if prepared else nullcontext():
             totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)

@@ -31,7 +31,8 @@ def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> 
 
     Its rows in the application's own tables are the application's to delete, first; and it must write for the tenant
     no more. OUTBOX_ENTITIES tells which indexes are one tenant's alone. Documents in indexes that it shares are removed
-    by delete rows, which a relay delivers.
+    by delete rows, which a relay delivers. Those rows, statistics and notes of past reindexes keep the tenant's name
+    for as long as they are kept.
 
     \b
     Examples:
@@ -44,6 +45,9 @@ def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> 
     try:
         with open_store(loaded) as store:
             held = tenants.holdings(store, destination, registry, tenant_id)
+            if not (held.rows or held.own_indexes or held.documents):
+                click.echo(f"there is nothing of tenant {tenant_id}")
+                return
             click.echo(f"{logs.rows(held.rows)} of the outbox")
             for name in held.own_indexes:
                 click.echo(f"index {name}, which is its alone")

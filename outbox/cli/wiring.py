@@ -64,7 +64,10 @@ def engine_of(loaded: Settings, *, create: bool = False, connections: int = 15) 
         )
     engine = create_engine(url.set(drivername="sqlite"), pool_size=5, max_overflow=connections - 5)
     if not create and not url.database.startswith("file:") and not _exists(url.database):
-        raise ConfigurationError(f"database {url.database} does not exist; check OUTBOX_DATABASE_URL")
+        raise ConfigurationError(
+            f"database {Path(url.database).absolute()} does not exist; check OUTBOX_DATABASE_URL, or have the "
+            "application or 'outbox-relay migrate' make it"
+        )
     sqlite.prepare(engine)
     return engine
 
