@@ -232,7 +232,8 @@ class EntityRegistry:
             return self._entities[name]
         except KeyError:
             raise ConfigurationError(
-                f"no entity {shortened(name)} is registered{nearest(name, self._entities)}"
+                f"no entity {shortened(name)} is registered; registered are "
+                f"{', '.join(sorted(self._entities)) or 'none'}{nearest(name, self._entities)}"
             ) from None
 
     def add(
@@ -363,7 +364,8 @@ class EntityRegistry:
     def capture(self, sessions: S) -> S:
         """From now on, note the changes that such sessions make to entities; see `outbox.capture`.
 
-        Takes a `sessionmaker`, `scoped_session`, subclass of `Session`, session or `async_sessionmaker`.
+        Takes a `sessionmaker`, `scoped_session`, subclass of `Session`, session or `async_sessionmaker`, and returns
+        it. Raises `ConfigurationError` for anything else.
         """
         from outbox.capture import capture
 

@@ -161,7 +161,7 @@ def _entity(jobs: Jobs, registry: EntityRegistry, name: str) -> Entity:
             f"; the index {name} cannot be rebuilt before its model is registered: registry.add(Model, index={name!r}, "
             "fields=[…])"
         )
-    raise ConfigurationError(f"no entity {shortened(name)} is registered{nearest(name, known)}{listed}")
+    raise ConfigurationError(f"no entity {shortened(name)} is registered{listed}{nearest(name, known)}")
 
 
 def _index_names(jobs: Jobs, registry: EntityRegistry, entity: Entity, tenant: str | None) -> list[str]:

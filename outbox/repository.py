@@ -40,6 +40,8 @@ class OutboxRepository:
     the database says when it gets there, and the document that was passed is not looked at.
 
     Every method checks its input before anything is stored; after an `InvalidInput` the session is still usable.
+    `DatabaseUnavailable` (locked, full) and `SchemaError` (no outbox tables) come where the rows are stored: roll the
+    transaction back then.
     With `OUTBOX_ENABLED=false` the methods check nothing, store nothing and return None or an empty list.
     """
 

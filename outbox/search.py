@@ -27,13 +27,14 @@ class Search:
         self._destination = destination_of(load(request_timeout=timeout, concurrency=concurrency))
 
     def __call__(self, index: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
-        """The best matches, best first; of one tenant, if given, by the field `tenantId` of the documents.
+        """The best matches, `limit` at most, best first; of one tenant, if given, by the documents' field `tenantId`.
 
         Raises `IndexMissing` when nothing was delivered to the index yet, else `DestinationError`.
         """
         return self._destination.search(index, query, tenant=tenant, limit=limit)
 
     def close(self) -> None:
+        """Let go of connections and files. No search is made after that."""
         self._destination.close()
 
     def __enter__(self) -> Self:

@@ -262,7 +262,9 @@ def test_two_entities_need_two_names(registry: EntityRegistry) -> None:
     with pytest.raises(ConfigurationError, match="'contacts' is registered already, of Contact; pass name="):
         registry.add(Contact, index="people", fields=["name"])
     registry.add(Contact, index="people", fields=["name"], name="people")
-    with pytest.raises(ConfigurationError, match=r"no entity 'poeple' is registered; did you mean 'people'\?"):
+    with pytest.raises(
+        ConfigurationError, match=r"no entity 'poeple' is registered; registered are .*; did you mean 'people'\?"
+    ):
         registry["poeple"]
 
 

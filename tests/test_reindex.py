@@ -1092,7 +1092,7 @@ def test_settings_that_were_held_back_are_restored(outbox: Outbox, place: Place,
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"entities": ["contact"]}, "did you mean 'contacts'.*registered are contacts"),
+        ({"entities": ["contact"]}, "registered are contacts.*; did you mean 'contacts'"),
         ({"entities": ["deals"]}, r"registry\.add\(Model, index='deals'"),
         ({"tenant": "t9"}, "no row is of tenant 't9'; there are t1"),
         ({"since": "yesterday"}, "is not a date"),
