@@ -30,7 +30,14 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.interfaces import ORMOption
 
 from outbox import documents, keys
-from outbox.errors import ConfigurationError, DatabaseUnavailable, InvalidDocument, InvalidName, shortened
+from outbox.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    InvalidDocument,
+    InvalidName,
+    is_no_text,
+    shortened,
+)
 from outbox.keys import DocumentKey, Tenancy, TextForm
 from outbox.models import Event
 from outbox.settings import WriteSettings, write_settings
@@ -484,9 +491,9 @@ class EntityRegistry:
                         size += _size(found)
                     if size >= PAGE_BYTES:
                         break
-        except DBAPIError as error:
-            raise _unavailable(entity, error) from error
         except Exception as error:
+            if isinstance(error, DBAPIError) and not is_no_text(error.orig):
+                raise _unavailable(entity, error) from error
             raise _Unreadable from error
         return rows
 
@@ -554,12 +561,13 @@ class EntityRegistry:
             part = wanted[start : start + step]
             try:
                 found |= self._query(connection, entity, part)
-            except DBAPIError as error:
-                raise _unavailable(entity, error) from error
             except Exception as error:
-                # A row that the types of its columns, or a loader, cannot read: find it, so that only it fails.
+                if isinstance(error, DBAPIError) and not is_no_text(error.orig):
+                    raise _unavailable(entity, error) from error
+                # A row that driver, types of columns or a loader cannot read: find it, so that only it fails.
                 if len(part) == 1:
-                    found[part[0]] = _Found(None, LoadFailed("load_failed", _text(error)))
+                    said = (isinstance(error, DBAPIError) and error.orig) or error
+                    found[part[0]] = _Found(None, LoadFailed("load_failed", _text(said)))
                 else:
                     middle = len(part) // 2
                     for half in (part[:middle], part[middle:]):
@@ -715,7 +723,7 @@ class _Maker:
             return _Found(key, LoadFailed("invalid_document", _text(error)))
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 

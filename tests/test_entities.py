@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship
 
-from outbox import ConfigurationError, DatabaseUnavailable, EntityRegistry, InvalidName, keys
+from outbox import ConfigurationError, DatabaseUnavailable, EntityRegistry, InvalidName, entities, keys
 from outbox.destinations import base
 from outbox.entities import TENANT_FIELD, Entity, Loaded, LoadFailed
 from outbox.models import Event
@@ -624,6 +624,23 @@ def test_when_that_raises_fails_only_that_document(registry: EntityRegistry, ses
     found = loaded(registry, session, entity, "1", "2")
     assert found[0] == {"name": "Ada"}
     assert found[1].error_type == "when_failed"
+
+
+@pytest.mark.parametrize("fields", [["name"], ["name", "account.name"]])
+def test_text_that_another_program_wrote_in_latin_1_fails_alone(
+    registry: EntityRegistry, session: Session, fields: list[str]
+) -> None:
+    entity = registry.add(Contact, index="contacts", fields=fields)
+    session.add_all([Contact(id=at, name="Ada") for at in range(1, 10)])
+    session.flush()
+    session.execute(text("UPDATE contacts SET name = CAST(x'4dfc6c6c6572' AS TEXT) WHERE id = 4"))
+    found = loaded(registry, session, entity, *"123456789")
+    assert found[3].error_type == "load_failed"
+    assert found[3].error.startswith("OperationalError: Could not decode to UTF-8")
+    assert [each["name"] for each in found if each is not found[3]] == ["Ada"] * 8
+    rows = registry.page(session.connection(), entity, entities.Part(), None, 100)
+    assert [row.document for row in rows if isinstance(row.document, LoadFailed)] == [found[3]]
+    assert len(rows) == 9
 
 
 @pytest.mark.parametrize("fields", [["name", "created"], ["name", "created", "shout"]])
