@@ -37,7 +37,7 @@ class Breaker:
             self.opened_at = now
             if now - self._closed_at > 2 * self._pause_ms:
                 self._pause_ms = 0
-        elif now < self.retry_at:
+        elif not self.probe_due(now):
             return False  # an answer to a request that was in flight before, or to a trial
         self.tried(now)
         return opens

@@ -451,6 +451,18 @@ def test_outage_claims_nothing_until_the_probe_is_due(
     assert outbox.state(row) == "done"
 
 
+def test_clock_that_is_set_back_in_an_outage_leaves_the_pauses_between_probes(outbox: Outbox) -> None:
+    away = ElasticsearchDestination(["http://127.0.0.1:1"], request_timeout=3)
+    row = outbox.index("contacts", "c1", {})
+    outbox.raw("INSERT INTO outbox_indexes (index_name, physical_index) VALUES ('contacts', 'contacts-000001')")
+    relay, now = outbox.relay(away), now_ms()
+    relay.run_once(now)
+    for _ in range(5):
+        relay.run_once(now - 3_600 * SECOND)
+    away.close()
+    assert outbox.row(row)["deliveries"] == 2  # and one probe
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_outage_costs_a_batch_of_many_indexes_one_timeout_not_one_each(
     outbox: Outbox, proxy: FaultProxy, destination: ElasticsearchDestination, known: bool
