@@ -41,7 +41,8 @@ def apply(
     copied = [
         (at, replace(action, index=target, target=target))
         for at, action in enumerate(actions)
-        if outcomes[at].kind in _SETTLED
+        # Patches that the live index did not take would bring the others their version without what they say.
+        if outcomes[at].kind in (_TOOK if action.patches else _SETTLED)
         for target in copies.get(action.index, ())
     ]
     refusals: list[Refusal] = []

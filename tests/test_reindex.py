@@ -389,6 +389,25 @@ def test_partial_update_reaches_an_index_that_has_not_got_the_document_yet(world
     world.assert_in_step()
 
 
+def test_partial_update_that_the_live_index_fails_at_first_is_in_the_new_one_in_the_end(world: World) -> None:
+    """What the live index holds without it must not come to the other one under its version: nothing would mend it."""
+    world.filled(2)
+    fails: Any = _Refusing(world.place.destination, FIRST, OutcomeKind.FAILED)
+    rows: list[int] = []
+
+    def update() -> None:
+        world.outbox.raw("UPDATE contacts SET name = 'by hand' WHERE id = 1")
+        rows.append(world.outbox.update("contacts", "2:t1:1", {"name": "by hand"}))
+        world.another_relay(fails).run_once()
+        assert world.outbox.row(rows[0])["attempts"] == 1
+        while world.relay.run_once(now_ms() + 10_000):
+            pass
+        assert world.outbox.outcome(rows[0]) == "applied"
+
+    world.rebuild({"swap": update})
+    world.assert_in_step()
+
+
 def test_partial_update_that_an_index_rebuilt_in_place_holds_already_is_history_and_not_dead(world: World) -> None:
     """It waited when the scan read what it says from the database, and gave the document a higher version."""
     world.filled(2)
