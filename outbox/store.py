@@ -654,7 +654,8 @@ class Store:
             ).rowcount
             given_back = self._run(
                 "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
-                " error_type = iif(claimed_by IN (SELECT value FROM json_each(:dead)), :died, :unanswered),"
+                " error_type = iif(claimed_by IN (SELECT value FROM json_each(:dead)) AND (deliveries <= :lone"
+                " OR error_type IN (:unanswered, :died, :poison)), :died, :unanswered),"  # else it was not alone
                 " claimed_by = NULL, lease_expires_at = NULL,"
                 " error = 'its relay did not finish it in time, or was killed'"
                 " WHERE state = 'claimed' AND (lease_expires_at <= :now OR lease_expires_at > :too_far"
@@ -663,7 +664,9 @@ class Store:
                     "now": now,
                     "too_far": now + longest_lease_ms,
                     "dead": json.dumps(list(dead_relays)),
+                    "lone": lone_after,
                     "died": RELAY_DIED,
+                    "poison": POISON,
                     "unanswered": UNANSWERED,
                 },
             ).rowcount
