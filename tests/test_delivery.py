@@ -177,6 +177,37 @@ def test_answer_lost_after_the_node_applied_it_is_redelivered_and_explained(
     assert outbox.outcome(row) == "superseded"
 
 
+def test_connection_that_breaks_is_not_tried_again_at_another_node_before_the_row_says_so(
+    outbox: Outbox, clean_node: Node, proxy: FaultProxy
+) -> None:
+    """The second node would report the version that the first has just brought, as if somebody else had written it."""
+    cluster = ElasticsearchDestination([proxy.url, proxy.url.replace("127.0.0.1", "localhost")], request_timeout=3)
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    proxy.on(bulk, swallow, times=1)
+    now = now_ms()
+    outbox.relay(cluster).run_once(now)
+    assert clean_node.get("contacts", "c1") == {"name": "Ada"}
+    assert (outbox.state(row), outbox.row(row)["error_type"]) == ("pending", "unanswered")
+    outbox.drain(cluster, now + 60 * SECOND)
+    cluster.close()
+    assert outbox.outcome(row) == "superseded"
+
+
+def test_node_that_gives_no_connection_is_passed_over(outbox: Outbox, clean_node: Node, proxy: FaultProxy) -> None:
+    other = FaultProxy(clean_node.url)
+    cluster = ElasticsearchDestination([proxy.url, other.url], request_timeout=3)
+    relay = outbox.relay(cluster)
+    outbox.index("contacts", "c0", {})
+    relay.run_once()
+    other.down()
+    rows = [outbox.index("contacts", f"c{n}", {}) for n in range(1, 4)]
+    for _ in rows:  # whichever node has its turn
+        relay.run_once()
+    cluster.close()
+    assert {outbox.row(row)["deliveries"] for row in rows} == {1}
+    assert (outbox.counts()["done"], relay.breakers()) == (4, [])
+
+
 def test_restored_backup_that_issues_ids_again_is_not_called_superseded(outbox: Outbox, place: Place) -> None:
     outbox.index("contacts", "c1", {"lost": "timeline"})
     outbox.drain(place.destination)

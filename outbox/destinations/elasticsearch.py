@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from elastic_transport import ConnectionError as NoConnection
 from elastic_transport import ConnectionTimeout, TransportError
 from elasticsearch import ApiError, Elasticsearch, NotFoundError, UnsupportedProductError
 from elasticsearch.serializer import NdjsonSerializer
+from urllib3.exceptions import NewConnectionError
 
 from outbox import merge
 from outbox.destinations.base import (
@@ -108,7 +110,8 @@ class ElasticsearchDestination:
         elif basic_auth:
             options["basic_auth"] = basic_auth
         # The client's default serializer for answers, not orjson's: integers of more than 64 bits stay exact.
-        # Retries only move to the next node when one refuses a connection; what was answered is never repeated.
+        # What was answered is never repeated. What was not is, by the next node, even if the first has carried it out
+        # before its connection broke; `_once` is for what must not be carried out twice.
         self._client = Elasticsearch(
             list(urls),
             request_timeout=request_timeout,
@@ -119,6 +122,7 @@ class ElasticsearchDestination:
             serializers={NdjsonSerializer.mimetype: _Prepared()},
             **options,
         )
+        self._once, self._others = self._client.options(max_retries=0), len(urls) - 1
         # The transport logs every failed request with a traceback; the breaker says it once.
         logging.getLogger("elastic_transport").setLevel(logging.CRITICAL)
         self._bulk_timeout = f"{int(bulk_timeout * 1000)}ms"
@@ -180,12 +184,7 @@ class ElasticsearchDestination:
         targets = {target: orjson.dumps(target) for target in {action.target for action in actions}}
         body = b"".join([_operation(action, targets[action.target]) for action in actions])
         try:
-            # Prepared bytes are sent as they are, which the annotation leaves out.
-            answer = self._client.bulk(
-                operations=body,  # type: ignore[arg-type]
-                timeout=self._bulk_timeout,
-                filter_path=_ANSWERED_FIELDS,
-            ).body
+            answer = self._answered(body, self._others)
         except ApiError as error:
             return [self._refused_request(error, single=len(actions) == 1)] * len(actions)
         except (TransportError, UnsupportedProductError) as error:
@@ -194,6 +193,24 @@ class ElasticsearchDestination:
         if not isinstance(items, list):
             return [_NOT_ELASTICSEARCH] * len(actions)
         return [_outcome(action, items[at] if at < len(items) else None) for at, action in enumerate(actions)]
+
+    def _answered(self, body: bytes, others: int) -> Any:
+        """The answer to a `_bulk` request, by the first node that gives a connection; `others` may be asked after it.
+
+        What a node may have seen is not repeated behind the outbox's back: the second one would find the versions that
+        the first has brought, and for a row that was delivered once nothing explains its own version.
+        """
+        try:
+            # Prepared bytes are sent as they are, which the annotation leaves out.
+            return self._once.bulk(
+                operations=body,  # type: ignore[arg-type]
+                timeout=self._bulk_timeout,
+                filter_path=_ANSWERED_FIELDS,
+            ).body
+        except NoConnection as error:
+            if others and isinstance(error.__cause__, NewConnectionError):
+                return self._answered(body, others - 1)
+            raise
 
     def _refused_request(self, error: ApiError, *, single: bool) -> Outcome:
         """The whole request was answered with an error status."""
@@ -398,7 +415,7 @@ class ElasticsearchDestination:
     def create_index(self, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         held_back = {"index.refresh_interval": "-1", "index.number_of_replicas": 0}
         try:
-            created = self._client.indices.create(
+            created = self._once.indices.create(
                 index=target,
                 mappings=mappings,
                 settings={**_flat(settings), **held_back, "index.gc_deletes": self._gc_deletes},
