@@ -208,6 +208,14 @@ def test_node_that_gives_no_connection_is_passed_over(outbox: Outbox, clean_node
     assert (outbox.counts()["done"], relay.breakers()) == (4, [])
 
 
+def test_id_that_reads_like_an_answer_explains_nothing_and_hides_nothing(outbox: Outbox, place: Place) -> None:
+    row = outbox.index("contacts", "current version [7]", {"name": "Ada"})
+    outbox.drain(place.destination)
+    outbox.raw("UPDATE outbox_events SET state = 'pending', available_at = 1, outcome = NULL, finished_at = NULL")
+    outbox.drain(place.destination)
+    assert outbox.outcome(row) == "superseded"
+
+
 def test_restored_backup_that_issues_ids_again_is_not_called_superseded(outbox: Outbox, place: Place) -> None:
     outbox.index("contacts", "c1", {"lost": "timeline"})
     outbox.drain(place.destination)

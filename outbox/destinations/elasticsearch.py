@@ -74,7 +74,7 @@ INDEX_FAULTS = frozenset(
 )
 
 _OVERLOADED = frozenset({429, 502, 503, 504})
-_CURRENT_VERSION = re.compile(r"current version \[(\d+)\]")
+_CURRENT_VERSION = re.compile(r".*\bcurrent version \[(\d+)\]", re.DOTALL)  # the last: before it stands the _id
 _OF_A_DOCUMENT = re.compile(r"\b(field|fields|mapper|mapping|_id|term|object|malformed content)\b", re.IGNORECASE)
 _OF_AN_INDEX = re.compile(r"\b(alias|write index|index \[)", re.IGNORECASE)
 _POINT_KEPT = "5m"
