@@ -89,7 +89,7 @@ class Jobs(Store):
 
     def jobs(self, condition: str = "1", *parameters: Any) -> list[Job]:
         """Jobs in the order in which they began."""
-        rows = self._run(f"SELECT * FROM outbox_reindex_jobs WHERE {condition} ORDER BY id", *parameters)
+        rows = self.run(f"SELECT * FROM outbox_reindex_jobs WHERE {condition} ORDER BY id", *parameters)
         return [Job(**row) for row in rows.mappings()]
 
     def abandoned(self, job: Job, now: int) -> bool:
@@ -109,20 +109,15 @@ class Jobs(Store):
 
     def kept(self, index: str) -> tuple[str, int] | None:
         """The old physical index that rows still go to, and how many documents it refused."""
-        row = self._run(
+        row = self.run(
             "SELECT physical_index, refused FROM outbox_indexes WHERE index_name = ? AND role = 'old'", index
         ).one_or_none()
         return (row[0], row[1]) if row else None
 
-    def last_id(self) -> int:
-        """The highest row id issued so far."""
-        found = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'outbox_events'").scalar_one_or_none()
-        return int(found or 0)
-
     def unfinished_up_to(self, index: str, last: int) -> int:
         """How many rows of the index, up to that id, are pending or claimed."""
         return int(
-            self._run(
+            self.run(
                 "SELECT (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_fresh"
                 f" WHERE {FRESH} AND index_name = :index AND id <= :last)"
                 " + (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_held"
@@ -133,7 +128,7 @@ class Jobs(Store):
 
     def unsettled(self, index: str, document_ids: Sequence[str]) -> set[str]:
         """Those documents that have a row which is not done: what stands in the index may be older."""
-        rows = self._run(
+        rows = self.run(
             "SELECT document_id FROM outbox_events WHERE state <> 'done' AND index_name = ?"
             " AND document_id IN (SELECT value FROM json_each(?))",
             index,
@@ -143,7 +138,7 @@ class Jobs(Store):
 
     def claims(self, index: str, now: int) -> set[str]:
         """The claims that hold rows of the index."""
-        rows = self._run(
+        rows = self.run(
             "SELECT DISTINCT claim_token FROM outbox_events INDEXED BY ix_outbox_events_held"
             f" WHERE ({HELD}) AND state = 'claimed' AND index_name = ? AND lease_expires_at > ?",
             index,
@@ -167,8 +162,8 @@ class Jobs(Store):
     ) -> Job:
         """Note a new job. Raises `ReindexFailed` when the index has an open one."""
         try:
-            with self._write(durable=True):
-                number = self._run(
+            with self.write(durable=True):
+                number = self.run(
                     "INSERT INTO outbox_reindex_jobs"
                     " (index_name, old_index, new_index, phase, tenant_id, since, keep_old, adopt, total)"
                     " VALUES (?, ?, ?, 'create', ?, ?, ?, ?, ?)",
@@ -181,8 +176,8 @@ class Jobs(Store):
     def take(self, job: Job, holder: str, now: int, lease_ms: int) -> Job | None:
         """Take the lease of a job that was seen to be abandoned. None if somebody else was faster."""
         token = secrets.token_hex(8)
-        with self._write(durable=True):
-            taken = self._run(
+        with self.write(durable=True):
+            taken = self.run(
                 "UPDATE outbox_reindex_jobs SET lease_token = ?, lease_holder = ?, lease_expires_at = ?"
                 f" WHERE id = ? AND lease_token IS ? AND ({OPEN_JOBS})",
                 *(token, holder, now + lease_ms, job.id, job.lease_token),
@@ -195,8 +190,8 @@ class Jobs(Store):
 
     def give_back(self, job: Job, now: int, *, to_relays: bool = False) -> None:
         """Let the lease go. `to_relays`: as if its worker had been killed, so that the next relay goes on with it."""
-        with self._write(durable=False):
-            self._run(
+        with self.write(durable=False):
+            self.run(
                 "UPDATE outbox_reindex_jobs SET lease_token = iif(:keep, lease_token, NULL), lease_expires_at = :now"
                 " WHERE id = :id AND lease_token = :token",
                 {"keep": to_relays, "now": now, "id": job.id, "token": job.lease_token},
@@ -204,14 +199,14 @@ class Jobs(Store):
 
     def note(self, job: Job, now: int, lease_ms: int, *, durable: bool = False, **columns: Any) -> Job:
         """Write down how far the job is, and renew its lease. Raises `JobLost`, and `SchemaError` as `pin` says."""
-        with self._write(durable=durable):
+        with self.write(durable=durable):
             self._note(job, now, lease_ms, **columns)
         return self._known(job.id)
 
     def _note(self, job: Job, now: int, lease_ms: int, **columns: Any) -> None:
         self._require_pinned()
         columns |= {"updated_at": now, "lease_expires_at": now + lease_ms}
-        noted = self._run(
+        noted = self.run(
             f"UPDATE outbox_reindex_jobs SET {', '.join(f'{name} = ?' for name in columns)}"
             " WHERE id = ? AND lease_token = ? AND state = 'running'",
             *(*columns.values(), job.id, job.lease_token),
@@ -226,8 +221,8 @@ class Jobs(Store):
         committed before this transaction, beside which nobody writes: so the job waits for them before it swaps. What
         commits after it has a higher id, and goes to both.
         """
-        with self._write(durable=True):
-            self._run(
+        with self.write(durable=True):
+            self.run(
                 "INSERT OR IGNORE INTO outbox_indexes (index_name, physical_index, role) VALUES (?, ?, 'new')",
                 job.index_name,
                 job.new_index,
@@ -237,34 +232,32 @@ class Jobs(Store):
 
     def fix_watermark(self, job: Job, now: int, lease_ms: int, *, at_least: int) -> Job:
         """Give the documents of the job a version: below that of any row to come. `at_least`: an id."""
-        with self._write(durable=True):
+        with self.write(durable=True):
             self._fix_watermark(job, now, lease_ms, at_least)
         return self._known(job.id)
 
     def _fix_watermark(self, job: Job, now: int, lease_ms: int, at_least: int = 0) -> None:
-        last = max(self.last_id(), at_least)
-        known = self._run("UPDATE sqlite_sequence SET seq = ? WHERE name = 'outbox_events'", last).rowcount
-        if not known:
-            self._run("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_events', ?)", last)
+        last = max(self.highest_id(), at_least)
+        self.raise_ids(last)
         self._note(job, now, lease_ms, watermark=version(self.control().epoch, last), phase="scan")
 
     def rows_go_to_new(self, job: Job, now: int, lease_ms: int) -> Job:
         """The new index is the live one; the old one gets rows no more, or as long as it is kept."""
-        with self._write(durable=True):
+        with self.write(durable=True):
             self._note(job, now, lease_ms, phase="drop")
             if job.keep_old:
-                self._run(
+                self.run(
                     "UPDATE outbox_indexes SET role = 'old', refused = 0 WHERE index_name = ? AND physical_index = ?",
                     job.index_name,
                     job.old_index,
                 )
             else:
-                self._run(
+                self.run(
                     "DELETE FROM outbox_indexes WHERE index_name = ? AND physical_index = ?",
                     job.index_name,
                     job.old_index,
                 )
-            self._run(
+            self.run(
                 "UPDATE outbox_indexes SET role = 'live' WHERE index_name = ? AND physical_index = ?",
                 job.index_name,
                 job.new_index,
@@ -276,8 +269,8 @@ class Jobs(Store):
 
         Once it is about to swap, only whoever holds its lease (`own`) knows whether that has happened.
         """
-        with self._write(durable=True):
-            stopped = self._run(
+        with self.write(durable=True):
+            stopped = self.run(
                 "UPDATE outbox_reindex_jobs SET state = :state, error = :error, updated_at = :now"
                 " WHERE id = :id AND state = 'running'"
                 " AND phase <> 'drop' AND iif(:own, lease_token = :token, phase <> 'swap')",
@@ -291,7 +284,7 @@ class Jobs(Store):
                 },
             ).rowcount
             if stopped:
-                self._run(
+                self.run(
                     "DELETE FROM outbox_indexes WHERE index_name = ? AND physical_index = ? AND role = 'new'",
                     job.index_name,
                     job.new_index,
@@ -300,8 +293,8 @@ class Jobs(Store):
 
     def finish(self, job: Job, state: JobState, now: int) -> Job:
         """The end of a job. Raises `JobLost`."""
-        with self._write(durable=True):
-            finished = self._run(
+        with self.write(durable=True):
+            finished = self.run(
                 "UPDATE outbox_reindex_jobs SET state = ?, updated_at = ?, finished_at = ?, lease_token = NULL,"
                 f" lease_expires_at = NULL WHERE id = ? AND lease_token = ? AND ({OPEN_JOBS})",
                 *(state.value, now, now, job.id, job.lease_token),
@@ -312,17 +305,17 @@ class Jobs(Store):
 
     def exchange(self, index: str, live: str, old: str) -> None:
         """After a rollback: the old index decides again, and the one that was live is kept."""
-        with self._write(durable=True):
+        with self.write(durable=True):
             for target, role in ((live, "old"), (old, "live")):
-                self._run(
+                self.run(
                     "UPDATE outbox_indexes SET role = ?, refused = 0 WHERE index_name = ? AND physical_index = ?",
                     *(role, index, target),
                 )
 
     def forget(self, index: str, target: str) -> None:
         """Rows go to an old index no more."""
-        with self._write(durable=True):
-            self._run(
+        with self.write(durable=True):
+            self.run(
                 "DELETE FROM outbox_indexes WHERE index_name = ? AND physical_index = ? AND role = 'old'",
                 index,
                 target,
@@ -330,7 +323,7 @@ class Jobs(Store):
 
     def names_used(self, index: str) -> set[str]:
         """All physical names that an index had, as far as is known here."""
-        rows = self._run(
+        rows = self.run(
             "SELECT physical_index FROM outbox_indexes WHERE index_name = :index UNION"
             " SELECT old_index FROM outbox_reindex_jobs WHERE index_name = :index UNION"
             " SELECT new_index FROM outbox_reindex_jobs WHERE index_name = :index AND new_index IS NOT NULL",

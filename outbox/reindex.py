@@ -302,7 +302,7 @@ class Reindexer:
         self._job, self._selection, self._noted_at = taken, replace(asked, entities=entities), now_ms()
         self._unwritten = {}
         self._documents, self._refusals = taken.documents, taken.refused
-        self._last_id, self._flowed_at = self._jobs.last_id(), -FLOW_S
+        self._last_id, self._flowed_at = self._jobs.highest_id(), -FLOW_S
         presence = Presence(self._jobs.path, taken.lease_token or "", "reindex")
         to_relays = False
         try:
@@ -539,7 +539,7 @@ class Reindexer:
         self._ask(lambda: self._destination.finish_index(target, settings))
         held = self._ask(lambda: self._destination.count(target))
         expected = self._job.documents - self._job.removed
-        since = self._jobs.last_id() - self._job.last_id
+        since = self._jobs.highest_id() - self._job.last_id
         if held + since < expected:
             raise DestinationError(f"index {target} holds {held:,} documents, {expected:,} were written to it")
         if differing := self._ask(self._differing):
@@ -631,7 +631,7 @@ class Reindexer:
 
     def _page_rows(self, lane: Lane[Any]) -> int:
         """How many rows to read next. Few, and one request at a time, while rows flow: these wait behind ours."""
-        now, last = time.monotonic(), self._jobs.last_id()
+        now, last = time.monotonic(), self._jobs.highest_id()
         if last != self._last_id:
             self._last_id, self._flowed_at = last, now
         lane.gently = now - self._flowed_at < FLOW_S

@@ -120,8 +120,8 @@ class Retried:
 class Store:
     """The outbox tables, over one connection of its own. For one thread at a time.
 
-    Every method is one short transaction. Raises `DatabaseUnavailable` when the database is locked for longer than
-    its busy timeout, full, or gone; nothing was changed then.
+    Every method is one short transaction, or says that it is part of one. Raises `DatabaseUnavailable` when the
+    database is locked for longer than its busy timeout, full, or gone; nothing was changed then.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -164,23 +164,23 @@ class Store:
         self._pinned = (schema_version, at)
 
     def _schema_version(self) -> int:
-        return int(self._run("PRAGMA schema_version").scalar_one())
+        return int(self.run("PRAGMA schema_version").scalar_one())
 
     def _revision(self) -> str | None:
         """None where other migrations made the tables."""
-        if not self._run("SELECT count(*) FROM sqlite_master WHERE name = ?", VERSION_TABLE).scalar_one():
+        if not self.run("SELECT count(*) FROM sqlite_master WHERE name = ?", VERSION_TABLE).scalar_one():
             return None
-        revision: str | None = self._run(f"SELECT version_num FROM {VERSION_TABLE}").scalar_one_or_none()
+        revision: str | None = self.run(f"SELECT version_num FROM {VERSION_TABLE}").scalar_one_or_none()
         return revision
 
     def commits_elsewhere(self) -> int:
         """A number that changes when another connection commits, and never by a commit of this one."""
-        return int(self._run("PRAGMA data_version").scalar_one())
+        return int(self.run("PRAGMA data_version").scalar_one())
 
     def anything_due(self, now: int, longest_wait: int) -> bool:
         """A look that takes no lock."""
         return bool(
-            self._run(
+            self.run(
                 f"SELECT EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH})"
                 f" OR EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_waiting WHERE {WAITING}"
                 " AND (available_at <= ? OR available_at > ?))",
@@ -218,7 +218,7 @@ class Store:
             return None
         while True:
             lanes = self._lanes(leave_out, only, tenants_out)
-            with self._write(durable=True):
+            with self.write(durable=True):
                 self._require_pinned()  # no migration can come between this and the claim
                 control = self.control()
                 if control.paused_at is not None:
@@ -238,7 +238,7 @@ class Store:
         """Who has fresh rows: (index, tenant), whoever waits longest first. Takes no lock: two index seeks a lane."""
         after = f"SELECT n.id FROM outbox_events AS n INDEXED BY ix_outbox_events_fresh WHERE {_of('n', FRESH)}"
         order = f"ORDER BY n.index_name, {_of('n', TENANT)}, n.id LIMIT 1"
-        lanes = self._run(
+        lanes = self.run(
             f"""
             WITH RECURSIVE head (id) AS (  -- the oldest row of each lane, lane by lane as they stand in the index
                 SELECT ({after} {order})
@@ -270,7 +270,7 @@ class Store:
 
     def _heads(self, lanes: Sequence[tuple[str, str]], share: int) -> dict[tuple[str, str], list[int]]:
         found: dict[tuple[str, str], list[int]] = {}
-        for index_name, tenant, id_ in self._run(
+        for index_name, tenant, id_ in self.run(
             f"""
             SELECT f.index_name, {_of("f", TENANT)}, f.id
             FROM json_each(:lanes) AS lane JOIN outbox_events AS f ON f.id IN (
@@ -300,7 +300,7 @@ class Store:
         """
         waiting = [
             row[0]
-            for row in self._run(
+            for row in self.run(
                 f"""
                 SELECT id FROM outbox_events INDEXED BY ix_outbox_events_waiting
                 WHERE {WAITING} AND (available_at <= :now OR available_at > :too_far)
@@ -320,7 +320,7 @@ class Store:
             )
         ]
         fresh = self._fresh(lanes, max(rows - len(waiting), rows // 2), tenant_rows)
-        return self._run(
+        return self.run(
             f"""
             SELECT {_CLAIMED}, c.error_type, c.available_at,
                    coalesce(c.document_bytes,
@@ -336,7 +336,7 @@ class Store:
 
     def _park(self, blocked: Sequence[int], now: int, longest_wait: int) -> None:
         """Rows behind an unfinished one take over its time: otherwise they fill every look and starve others."""
-        self._run(
+        self.run(
             f"""
             UPDATE outbox_events SET available_at = coalesce((
                 SELECT max(:soonest, min(:latest, iif(h.state = 'claimed', h.lease_expires_at, h.available_at)))
@@ -351,7 +351,7 @@ class Store:
 
     def _take(self, events: Sequence[Event], epoch: int, relay: int, now: int, lease_ms: int) -> Claim:
         token, expires = secrets.token_hex(8), now + lease_ms
-        self._run(
+        self.run(
             "UPDATE outbox_events SET state = 'claimed', claim_token = ?, claimed_by = ?, lease_expires_at = ?,"
             " deliveries = deliveries + 1 WHERE id IN (SELECT value FROM json_each(?))",
             token,
@@ -363,25 +363,25 @@ class Store:
 
     def targets(self) -> dict[str, str]:
         """The physical index that decides what becomes of the rows of each index."""
-        found = self._run("SELECT index_name, physical_index FROM outbox_indexes WHERE role = 'live'")
+        found = self.run("SELECT index_name, physical_index FROM outbox_indexes WHERE role = 'live'")
         return {row[0]: row[1] for row in found}
 
     def copies(self) -> dict[str, tuple[str, ...]]:
         """The other physical indexes that rows go to: see `outbox.reindex`."""
         found: dict[str, tuple[str, ...]] = {}
-        for name, target in self._run("SELECT index_name, physical_index FROM outbox_indexes WHERE role <> 'live'"):
+        for name, target in self.run("SELECT index_name, physical_index FROM outbox_indexes WHERE role <> 'live'"):
             found[name] = (*found.get(name, ()), target)
         return found
 
     def index_names(self) -> set[str]:
         """Every index that rows name, also those that no relay has looked up so far (or that a restore forgot)."""
-        found = self._run("SELECT index_name FROM outbox_indexes UNION SELECT index_name FROM outbox_events")
+        found = self.run("SELECT index_name FROM outbox_indexes UNION SELECT index_name FROM outbox_events")
         return {row[0] for row in found}
 
     def register_index(self, name: str, target: str) -> None:
         """Note where the rows of an index go; whoever was first decides."""
-        with self._write(durable=True):
-            self._run(
+        with self.write(durable=True):
+            self.run(
                 "INSERT INTO outbox_indexes (index_name, physical_index) SELECT ?, ?"
                 " WHERE NOT EXISTS (SELECT 1 FROM outbox_indexes WHERE index_name = ?)",
                 name,
@@ -394,7 +394,7 @@ class Store:
         ids = json.dumps([event.id for event in claim.events])
         return {
             row[0]: row[1]
-            for row in self._run(
+            for row in self.run(
                 "SELECT event_id, CAST(document AS BLOB) FROM outbox_documents"
                 " WHERE event_id IN (SELECT value FROM json_each(?))",
                 ids,
@@ -403,8 +403,8 @@ class Store:
 
     def renew(self, claim: Claim, ids: Sequence[int], expires: int) -> Claim | None:
         """Extend the lease of the rows. None if one of them is no longer this claim's: nothing may be sent then."""
-        with self._write(durable=False):
-            renewed = self._run(
+        with self.write(durable=False):
+            renewed = self.run(
                 "UPDATE outbox_events SET lease_expires_at = ?"
                 " WHERE id IN (SELECT value FROM json_each(?)) AND claim_token = ?",
                 expires,
@@ -424,7 +424,7 @@ class Store:
         same: dict[tuple[Any, ...], list[Transition]] = defaultdict(list)
         for transition in transitions:
             same[transition[1:]].append(transition)
-        with self._write(durable=False):
+        with self.write(durable=False):
             lost = self._lost(claim.token, [transition.event.id for transition in transitions])
             for group in same.values():
                 self._move(claim.token, group, now)
@@ -434,7 +434,7 @@ class Store:
 
     def _lost(self, token: str, ids: Sequence[int]) -> set[int]:
         """Those of the rows that are no longer this claim's."""
-        found = self._run(
+        found = self.run(
             "SELECT value FROM json_each(?) WHERE (SELECT claim_token FROM outbox_events WHERE id = value) IS NOT ?",
             json.dumps(ids),
             token,
@@ -456,7 +456,7 @@ class Store:
             "ids": json.dumps([transition.event.id for transition in group]),
             "token": token,
         }
-        self._run(
+        self.run(
             """
             UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
                    available_at = :available_at, finished_at = :finished_at, claim_token = NULL, claimed_by = NULL,
@@ -469,7 +469,7 @@ class Store:
 
     def _release_followers(self, transitions: Sequence[Transition], now: int) -> None:
         """Wake the rows that were parked behind documents that are now settled: the next batch of each."""
-        if not self._run(
+        if not self.run(
             f"SELECT EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_waiting WHERE {WAITING}"
             " AND available_at > ?)",
             now,
@@ -478,7 +478,7 @@ class Store:
         waiting = {_document(transition) for transition in transitions if transition.state is State.PENDING}
         settled = {_document(transition) for transition in transitions} - waiting
         for index_name, document_id in settled:
-            self._run(
+            self.run(
                 f"""
                 UPDATE outbox_events SET available_at = :now WHERE id IN (
                     SELECT w.id FROM outbox_events AS w INDEXED BY ix_outbox_events_held
@@ -513,7 +513,7 @@ class Store:
             if count:
                 columns = list(count)
                 added = ", ".join(f"{column} = {column} + excluded.{column}" for column in columns)
-                self._run(
+                self.run(
                     f"INSERT INTO outbox_stats (minute, index_name, entity, tenant_id, action, {', '.join(columns)})"
                     f" VALUES ({', '.join('?' * (5 + len(columns)))}) ON CONFLICT DO UPDATE SET {added}",
                     minute,
@@ -523,9 +523,9 @@ class Store:
 
     def release(self, claim: Claim, ids: Sequence[int], now: int, *, undelivered: bool) -> int:
         """Give rows back at once, attempts unchanged. `undelivered`: nothing was sent, the delivery does not count."""
-        with self._write(durable=False):
+        with self.write(durable=False):
             return int(
-                self._run(
+                self.run(
                     "UPDATE outbox_events SET state = 'pending', available_at = ?, claim_token = NULL,"
                     " claimed_by = NULL, lease_expires_at = NULL, deliveries = deliveries - ?"
                     " WHERE id IN (SELECT value FROM json_each(?)) AND claim_token = ?",
@@ -551,7 +551,7 @@ class Store:
             return False
         delivered: int | None = event.deliveries
         if id_ != event.id:
-            delivered = self._run(
+            delivered = self.run(
                 "SELECT deliveries FROM outbox_events WHERE id = ? AND index_name = ? AND document_id = ?",
                 id_,
                 event.index_name,
@@ -564,7 +564,7 @@ class Store:
     def is_of_reindex(self, index: str, reported: int) -> bool:
         """Whether a version is the one that a reindex of the index gave its documents."""
         return bool(
-            self._run(
+            self.run(
                 "SELECT EXISTS (SELECT 1 FROM outbox_reindex_jobs WHERE index_name = ? AND watermark = ?)",
                 index,
                 reported,
@@ -577,28 +577,28 @@ class Store:
         A reindex fails by it, and its index gets no rows any more; an old index that takes nothing at all gets none
         either. The rows must wait if the index has become the live one meanwhile, or is about to.
         """
-        with self._write(durable=True):
-            self._run(
+        with self.write(durable=True):
+            self.run(
                 "UPDATE outbox_reindex_jobs SET state = 'failing', error = ?, updated_at = ?"
                 " WHERE new_index = ? AND state = 'running' AND phase NOT IN ('swap', 'drop')",
                 printable(error),
                 now,
                 target,
             )
-            self._run(
+            self.run(
                 "DELETE FROM outbox_indexes WHERE index_name = :index AND physical_index = :target"
                 " AND (role = 'old' AND :blocked OR role = 'new' AND EXISTS (SELECT 1 FROM outbox_reindex_jobs"
                 "      WHERE new_index = :target AND state = 'failing'))",
                 {"index": index, "target": target, "blocked": blocked},
             )
-            self._run(
+            self.run(
                 "UPDATE outbox_indexes SET refused = refused + ?"
                 " WHERE index_name = ? AND physical_index = ? AND role = 'old'",
                 documents,
                 index,
                 target,
             )
-            role = self._run(
+            role = self.run(
                 "SELECT role FROM outbox_indexes WHERE index_name = ? AND physical_index = ?", index, target
             ).scalar_one_or_none()
         return role in (Role.LIVE, Role.NEW)
@@ -606,7 +606,7 @@ class Store:
     def is_update(self, event: Event, reported: int | None) -> bool:
         """Whether a version is that of a partial update of the event's document."""
         return bool(
-            self._run(
+            self.run(
                 "SELECT EXISTS (SELECT 1 FROM outbox_events WHERE id = ? AND action = 'update'"
                 " AND index_name = ? AND document_id = ?)",
                 (reported or 0) % EPOCH_STEP,
@@ -618,7 +618,7 @@ class Store:
     def removed_since(self, event: Event) -> bool:
         """Whether a later row that removes the document, or may, was delivered and has not come to its end."""
         return bool(
-            self._run(
+            self.run(
                 "SELECT EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_held"
                 f" WHERE ({HELD}) AND index_name = ? AND document_id = ? AND id > ?"
                 " AND action IN ('delete', 'refresh') AND deliveries > 0)",
@@ -636,8 +636,8 @@ class Store:
         A lease that ends later than the longest that any relay may have was written before the clock was set back.
         A row that was delivered alone and took its relay with it, twice in a row, is dead as poison.
         """
-        with self._write(durable=False):
-            buried = self._run(
+        with self.write(durable=False):
+            buried = self.run(
                 "UPDATE outbox_events SET state = 'dead', claim_token = NULL, claimed_by = NULL,"
                 " lease_expires_at = NULL, available_at = NULL, finished_at = :now, error_type = :poison,"
                 " error = :error"
@@ -652,7 +652,7 @@ class Store:
                     "lone": lone_after,
                 },
             ).rowcount
-            given_back = self._run(
+            given_back = self.run(
                 "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
                 " error_type = iif(claimed_by IN (SELECT value FROM json_each(:dead)) AND (deliveries <= :lone"
                 " OR error_type IN (:unanswered, :died, :poison)), :died, :unanswered),"  # else it was not alone
@@ -679,7 +679,7 @@ class Store:
         """
         return [
             Finished(*row)
-            for row in self._run(
+            for row in self.run(
                 "SELECT id, finished_at, index_name, document_id, action <> 'update', EXISTS ("
                 "  SELECT 1 FROM outbox_events AS d INDEXED BY ix_outbox_events_dead WHERE d.state = 'dead'"
                 "  AND d.index_name = e.index_name AND d.document_id = e.document_id AND d.id < e.id)"
@@ -694,15 +694,15 @@ class Store:
 
     def remove_finished(self, ids: Sequence[int]) -> int:
         """Remove rows that are done. Returns their number."""
-        with self._write(durable=False):
-            return self._remove(ids)
+        with self.write(durable=False):
+            return self.remove(ids)
 
     def prune_stats(self, before: int) -> int:
         """Remove the statistics of the oldest minute, if it lies before that instant. Returns the number of rows."""
-        with self._write(durable=False):
-            self._run("DELETE FROM outbox_depths WHERE minute < ?", before)
+        with self.write(durable=False):
+            self.run("DELETE FROM outbox_depths WHERE minute < ?", before)
             return int(
-                self._run(
+                self.run(
                     "DELETE FROM outbox_stats WHERE minute = (SELECT min(minute) FROM outbox_stats) AND minute < ?",
                     before,
                 ).rowcount
@@ -713,7 +713,7 @@ class Store:
 
         0: of all those hours there are sums only.
         """
-        minute = self._run(
+        minute = self.run(
             # Hours have few minutes and many rows: this looks at one row of each.
             "WITH RECURSIVE found (minute) AS ("
             "  SELECT max(minute) FROM outbox_stats WHERE minute < :before - :before % :hour"
@@ -724,21 +724,21 @@ class Store:
         ).scalar()
         if minute is None:
             return 0
-        with self._write(durable=False):
-            self._run(
+        with self.write(durable=False):
+            self.run(
                 f"INSERT INTO outbox_stats (minute, {_LANE}, {', '.join(STATISTICS)})"
                 f" SELECT minute - minute % :hour, {_LANE}, {', '.join(STATISTICS)} FROM outbox_stats"
                 " WHERE minute = :minute"
                 f" ON CONFLICT DO UPDATE SET {', '.join(f'{name} = {name} + excluded.{name}' for name in STATISTICS)}",
                 {"hour": HOUR_MS, "minute": minute},
             )
-            return int(self._run("DELETE FROM outbox_stats WHERE minute = ?", minute).rowcount)
+            return int(self.run("DELETE FROM outbox_stats WHERE minute = ?", minute).rowcount)
 
     def note_depth(self, now: int) -> None:
         """Note how full the outbox is; the most of a minute stays."""
         unfinished, oldest = self.unfinished(), self.oldest_unfinished()
-        with self._write(durable=False):
-            self._run(
+        with self.write(durable=False):
+            self.run(
                 "INSERT INTO outbox_depths (minute, unfinished, oldest_ms) VALUES (?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET unfinished = max(unfinished, excluded.unfinished),"
                 " oldest_ms = max(oldest_ms, excluded.oldest_ms)",
@@ -754,15 +754,15 @@ class Store:
         under steady traffic may never be. So a large one is emptied, if all readers let go of it soon enough; writers
         wait that long.
         """
-        _, frames, moved = self._run("PRAGMA wal_checkpoint(PASSIVE)").one()
+        _, frames, moved = self.run("PRAGMA wal_checkpoint(PASSIVE)").one()
         if moved < frames or self.wal_bytes() < LARGE_WAL_BYTES:
             return
-        patience = self._run("PRAGMA busy_timeout").scalar_one()
-        self._run(f"PRAGMA busy_timeout = {EMPTY_WAL_WITHIN_MS}")
+        patience = self.run("PRAGMA busy_timeout").scalar_one()
+        self.run(f"PRAGMA busy_timeout = {EMPTY_WAL_WITHIN_MS}")
         try:
-            self._run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self.run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         finally:
-            self._run(f"PRAGMA busy_timeout = {patience}")
+            self.run(f"PRAGMA busy_timeout = {patience}")
 
     @property
     def path(self) -> Path:
@@ -778,20 +778,20 @@ class Store:
 
     def file_bytes(self) -> int:
         """Size of the database file, without its write-ahead log."""
-        return int(self._run("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").scalar_one())
+        return int(self.run("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").scalar_one())
 
     def free_bytes(self) -> int:
         """How much of the file is empty, and used again before it grows."""
-        free = self._run("SELECT freelist_count * page_size FROM pragma_freelist_count(), pragma_page_size()")
+        free = self.run("SELECT freelist_count * page_size FROM pragma_freelist_count(), pragma_page_size()")
         return int(free.scalar_one())
 
     # -- relays -------------------------------------------------------------------------------------------------
 
     def enlist(self, host: str, pid: int, software: str, now: int) -> int:
         """Enter a relay in the list. Returns its id."""
-        with self._write(durable=False):
+        with self.write(durable=False):
             return int(
-                self._run(
+                self.run(
                     "INSERT INTO outbox_relays (host, pid, version, started_at, heartbeat_at) VALUES (?, ?, ?, ?, ?)",
                     host,
                     pid,
@@ -803,8 +803,8 @@ class Store:
 
     def heartbeat(self, relay: int, breakers: Sequence[Mapping[str, Any]], now: int) -> None:
         """Say that a relay is alive, and what it has paused."""
-        with self._write(durable=False):
-            self._run(
+        with self.write(durable=False):
+            self.run(
                 "UPDATE outbox_relays SET heartbeat_at = ?, breakers = ? WHERE id = ?",
                 now,
                 json.dumps(list(breakers)),
@@ -813,21 +813,19 @@ class Store:
 
     def delist(self, relays: Iterable[int]) -> None:
         """Take relays off the list."""
-        with self._write(durable=False):
-            self._run(
-                "DELETE FROM outbox_relays WHERE id IN (SELECT value FROM json_each(?))", json.dumps(list(relays))
-            )
+        with self.write(durable=False):
+            self.run("DELETE FROM outbox_relays WHERE id IN (SELECT value FROM json_each(?))", json.dumps(list(relays)))
 
     def relays(self) -> list[dict[str, Any]]:
         """All listed relays."""
-        rows = self._run("SELECT * FROM outbox_relays ORDER BY id").mappings()
+        rows = self.run("SELECT * FROM outbox_relays ORDER BY id").mappings()
         return [{**row, "breakers": json.loads(row["breakers"])} for row in rows]
 
     # -- what operators ask and do ------------------------------------------------------------------------------
 
     def control(self) -> Control:
         """What holds for all relays; the defaults when the row is missing (tables created without a migration)."""
-        row = self._run(
+        row = self.run(
             "SELECT epoch, highest_pruned_version, paused_at, paused_by, pause_reason FROM outbox_control"
         ).one_or_none()
         return Control(*tuple(row)) if row else Control(1, 0, None, None, None)
@@ -843,12 +841,12 @@ class Store:
             f"(SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_{name} WHERE {_COUNTED[name]})"
             for name in names
         )
-        return tuple(self._run(f"SELECT {', '.join(counts)}").one())
+        return tuple(self.run(f"SELECT {', '.join(counts)}").one())
 
     def unfinished(self) -> int:
         """Rows that are pending or claimed."""
         return int(
-            self._run(
+            self.run(
                 f"SELECT (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH})"
                 f" + (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_held WHERE {HELD})"
             ).scalar_one()
@@ -857,7 +855,7 @@ class Store:
     def any_unfinished(self, index: str) -> bool:
         """Whether a row of the index is pending or claimed."""
         return bool(
-            self._run(
+            self.run(
                 "SELECT EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_fresh"
                 f" WHERE {FRESH} AND index_name = :index)"
                 " OR EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_held"
@@ -868,7 +866,7 @@ class Store:
 
     def oldest_unfinished(self) -> int | None:
         """When the oldest row that is pending or claimed was written."""
-        oldest: int | None = self._run(
+        oldest: int | None = self.run(
             "SELECT created_at FROM outbox_events WHERE id = (SELECT min(id) FROM ("
             f" SELECT min(id) AS id FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}"
             f" UNION ALL SELECT min(id) FROM outbox_events INDEXED BY ix_outbox_events_held WHERE {HELD}))"
@@ -877,15 +875,15 @@ class Store:
 
     def pause(self, reason: str, by: str, now: int) -> None:
         """Keep all relays from claiming."""
-        with self._write(durable=True):
-            self._run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
-            self._run("UPDATE outbox_control SET paused_at = ?, paused_by = ?, pause_reason = ?", now, by, reason)
+        with self.write(durable=True):
+            self.run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
+            self.run("UPDATE outbox_control SET paused_at = ?, paused_by = ?, pause_reason = ?", now, by, reason)
 
     def resume(self) -> bool:
         """Let relays claim again. False if they were not paused."""
-        with self._write(durable=True):
+        with self.write(durable=True):
             return bool(
-                self._run(
+                self.run(
                     "UPDATE outbox_control SET paused_at = NULL, paused_by = NULL, pause_reason = NULL"
                     " WHERE paused_at IS NOT NULL"
                 ).rowcount
@@ -897,27 +895,28 @@ class Store:
         Every claim is released. Open reindex jobs fail, and nothing is removed for them: they may have come to their
         end after the backup, so that readers have what they would drop. `moves`: where rows go instead.
         """
-        with self._write(durable=True):
-            epoch = self._advance_epoch(above, now)
+        with self.write(durable=True):
+            epoch = self.raise_epoch(above, now)
             for name, old, new in moves:
-                self._run("DELETE FROM outbox_indexes WHERE index_name = ? AND physical_index = ?", name, new)
-                self._run(
+                self.run("DELETE FROM outbox_indexes WHERE index_name = ? AND physical_index = ?", name, new)
+                self.run(
                     "UPDATE outbox_indexes SET physical_index = ? WHERE index_name = ? AND physical_index = ?",
                     *(new, name, old),
                 )
-            self._run(
+            self.run(
                 "UPDATE outbox_reindex_jobs SET state = 'failed', error = :error, updated_at = :now,"
                 f" finished_at = :now, lease_token = NULL, lease_expires_at = NULL WHERE {OPEN_JOBS}",
                 {"error": EPOCH_ADVANCED, "now": now},
             )
-            self._run("DELETE FROM outbox_indexes WHERE role = 'new'")
+            self.run("DELETE FROM outbox_indexes WHERE role = 'new'")
         return epoch
 
-    def _advance_epoch(self, above: int, now: int) -> int:
-        self._run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
+    def raise_epoch(self, above: int, now: int) -> int:
+        """Make the epoch one above `above` and the current one, and release every claim. Inside `write`."""
+        self.run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
         epoch = max(self.control().epoch, above) + 1
-        self._run("UPDATE outbox_control SET epoch = ?", epoch)
-        self._run(
+        self.run("UPDATE outbox_control SET epoch = ?", epoch)
+        self.run(
             "UPDATE outbox_events SET state = 'pending', available_at = ?, claim_token = NULL,"
             " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'",
             now,
@@ -927,7 +926,7 @@ class Store:
     def event(self, event_id: int) -> dict[str, Any] | None:
         """One row with its document, or None."""
         row = (
-            self._run(
+            self.run(
                 "SELECT e.*, d.document FROM outbox_events AS e LEFT JOIN outbox_documents AS d ON d.event_id = e.id"
                 " WHERE e.id = ?",
                 event_id,
@@ -939,7 +938,7 @@ class Store:
 
     def events(self, *, index: str | None = None, document_id: str | None = None) -> list[dict[str, Any]]:
         """All rows with their documents in the order of their ids, narrowed by what is given."""
-        rows = self._run(
+        rows = self.run(
             "SELECT e.*, d.document FROM outbox_events AS e LEFT JOIN outbox_documents AS d ON d.event_id = e.id"
             " WHERE (:index IS NULL OR index_name = :index) AND (:document IS NULL OR document_id = :document)"
             " ORDER BY e.id",
@@ -959,7 +958,7 @@ class Store:
         limit: int = -1,
     ) -> list[dict[str, Any]]:
         """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later."""
-        rows = self._run(
+        rows = self.run(
             """
             SELECT * FROM outbox_events INDEXED BY ix_outbox_events_dead WHERE state = 'dead'
             AND (:ids = '[]' OR id IN (SELECT value FROM json_each(:ids)))
@@ -987,10 +986,10 @@ class Store:
         now it would be called superseded, and what it said would be dropped in silence. Unless the later row was
         a whole document or a delete: what the dead row said is history then, and it is done as superseded.
         """
-        with self._write(durable=True):
+        with self.write(durable=True):
             listed = json.dumps(list(ids))
             # One pass over the later rows, whatever their number.
-            moved_on = self._run(
+            moved_on = self.run(
                 """
                 SELECT d.id, later.id, later.whole FROM outbox_events AS d JOIN (
                     SELECT index_name, document_id, max(id) AS id,
@@ -1006,13 +1005,13 @@ class Store:
             ).fetchall()
             superseded = [id_ for id_, _, whole in moved_on if whole is not None and id_ < whole]
             overtaken = {id_: later for id_, later, whole in moved_on if whole is None or id_ > whole}
-            self._run(
+            self.run(
                 "UPDATE outbox_events SET state = 'done', outcome = 'superseded', finished_at = ?"
                 " WHERE id IN (SELECT value FROM json_each(?))",
                 now,
                 json.dumps(superseded),
             )
-            self._run(
+            self.run(
                 f"UPDATE outbox_events SET error_type = '{OVERTAKEN}', error = 'row ' || (SELECT value FROM"
                 " json_each(:by) WHERE key = outbox_events.id) || ' of the same document was delivered meanwhile:"
                 " write the document anew and discard this row; it had died of ' || error_type || ': ' || error"
@@ -1020,7 +1019,7 @@ class Store:
                 f" AND error_type <> '{OVERTAKEN}'",
                 {"by": json.dumps(overtaken)},
             )
-            retried = self._run(
+            retried = self.run(
                 "UPDATE outbox_events SET state = 'pending', attempts = 0, available_at = ?, finished_at = NULL"
                 " WHERE state = 'dead' AND id IN (SELECT value FROM json_each(?))"
                 " AND id NOT IN (SELECT value FROM json_each(?))",
@@ -1036,7 +1035,7 @@ class Store:
 
     def pending(self, index: str | None = None) -> tuple[int, int]:
         """How many rows (of one index) are pending, and the highest id among them; 0 if there are none."""
-        number, highest = self._run(
+        number, highest = self.run(
             "SELECT count(*), coalesce(max(id), 0) FROM outbox_events"
             " WHERE state = 'pending' AND (:index IS NULL OR index_name = :index)",
             {"index": index},
@@ -1047,7 +1046,7 @@ class Store:
         """Remove all pending rows (of one index; up to that id) for good, in steps. Returns their number."""
         ids = [
             row[0]
-            for row in self._run(
+            for row in self.run(
                 "SELECT id FROM outbox_events WHERE state = 'pending' AND (:index IS NULL OR index_name = :index)"
                 " AND (:up_to IS NULL OR id <= :up_to)",
                 {"index": index, "up_to": up_to},
@@ -1057,12 +1056,12 @@ class Store:
 
     def rows_of_tenant(self, tenant: str) -> int:
         """How many rows a tenant has, finished ones too."""
-        return int(self._run("SELECT count(*) FROM outbox_events WHERE tenant_id = ?", tenant).scalar_one())
+        return int(self.run("SELECT count(*) FROM outbox_events WHERE tenant_id = ?", tenant).scalar_one())
 
     def documents_of_tenant(self, tenant: str) -> dict[str, set[str]]:
         """The ids of the documents that rows of a tenant speak of, by index."""
         found: dict[str, set[str]] = defaultdict(set)
-        for index_name, document_id in self._run(
+        for index_name, document_id in self.run(
             "SELECT DISTINCT index_name, document_id FROM outbox_events WHERE tenant_id = ?", tenant
         ):
             found[index_name].add(document_id)
@@ -1070,15 +1069,15 @@ class Store:
 
     def remove_rows_of_tenant(self, tenant: str) -> int:
         """Remove all rows of a tenant but those that a relay has in its hands. Returns their number."""
-        with self._write(durable=True):
-            listed = self._run("SELECT id FROM outbox_events WHERE tenant_id = ? AND state <> 'claimed'", tenant)
-            return self._remove([row[0] for row in listed])
+        with self.write(durable=True):
+            listed = self.run("SELECT id FROM outbox_events WHERE tenant_id = ? AND state <> 'claimed'", tenant)
+            return self.remove([row[0] for row in listed])
 
     def write_deletes(self, index: str, document_ids: Sequence[str], tenant: str, now: int) -> int:
         """Have documents removed, in the order of all rows. Returns their number."""
-        with self._write(durable=True):
+        with self.write(durable=True):
             return int(
-                self._run(
+                self.run(
                     "INSERT INTO outbox_events (action, index_name, document_id, tenant_id, document_bytes, created_at)"
                     " SELECT 'delete', ?, value, ?, 0, ? FROM json_each(?)",
                     index,
@@ -1090,58 +1089,64 @@ class Store:
 
     def forget_index(self, index: str) -> list[str] | None:
         """Send no more rows to where an index is. Returns its physical indexes; None while a relay delivers to it."""
-        with self._write(durable=True):
-            if self._run(
+        with self.write(durable=True):
+            if self.run(
                 "SELECT EXISTS (SELECT 1 FROM outbox_events WHERE state = 'claimed' AND index_name = ?)", index
             ).scalar_one():
                 return None
-            gone = self._run("DELETE FROM outbox_indexes WHERE index_name = ? RETURNING physical_index", index)
+            gone = self.run("DELETE FROM outbox_indexes WHERE index_name = ? RETURNING physical_index", index)
             return [row[0] for row in gone.fetchall()]
 
     def _remove_in_steps(self, ids: Sequence[int], state: State) -> int:
         """Delete those of the rows that are in a state when their turn comes."""
         removed = 0
         for start in range(0, len(ids), MOST_REMOVED_AT_ONCE):
-            with self._write(durable=True):
-                listed = self._run(
+            with self.write(durable=True):
+                listed = self.run(
                     f"SELECT id FROM outbox_events WHERE state = '{state}' AND id IN (SELECT value FROM json_each(?))",
                     json.dumps(ids[start : start + MOST_REMOVED_AT_ONCE]),
                 )
-                removed += self._remove([row[0] for row in listed])
+                removed += self.remove([row[0] for row in listed])
         return removed
 
-    def _remove(self, ids: Sequence[int]) -> int:
-        """Delete rows, and remember the highest version among them that may stand in an index."""
+    def remove(self, ids: Sequence[int]) -> int:
+        """Delete rows, and remember the highest version among them that may stand in an index. Inside `write`."""
         listed = json.dumps(ids)
-        highest = self._run(
+        highest = self.run(
             "SELECT max(id) FROM outbox_events WHERE deliveries > 0 AND id IN (SELECT value FROM json_each(?))", listed
         ).scalar_one()
         if highest:
-            self._run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
-            self._run(
+            self.run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
+            self.run(
                 "UPDATE outbox_control SET highest_pruned_version = max(highest_pruned_version, ?)",
                 version(self.control().epoch, highest),
             )
-        self._run("DELETE FROM outbox_documents WHERE event_id IN (SELECT value FROM json_each(?))", listed)
-        return int(self._run("DELETE FROM outbox_events WHERE id IN (SELECT value FROM json_each(?))", listed).rowcount)
+        self.run("DELETE FROM outbox_documents WHERE event_id IN (SELECT value FROM json_each(?))", listed)
+        return int(self.run("DELETE FROM outbox_events WHERE id IN (SELECT value FROM json_each(?))", listed).rowcount)
 
     # -- verification -------------------------------------------------------------------------------------------
 
     def highest_id(self) -> int:
         """The highest id that was issued so far."""
         return int(
-            self._run("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox_events'").scalar_one()
+            self.run("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox_events'").scalar_one()
         )
+
+    def raise_ids(self, last: int) -> None:
+        """Have all further ids be higher than `last`. Inside `write`."""
+        known = self.run("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'outbox_events'", last).rowcount
+        if not known:
+            self.run("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_events', ?)", last)
 
     def note_unfinished(self) -> int:
         """Note which documents have unfinished rows, for `moving`. Returns the highest id issued before."""
-        self._run(
+        self.run(
             "CREATE TEMP TABLE IF NOT EXISTS unfinished ("
             " index_name TEXT, document_id TEXT, PRIMARY KEY (index_name, document_id)) WITHOUT ROWID"
         )
-        self._run("DELETE FROM temp.unfinished")
+        self.run("DELETE FROM temp.unfinished")
         before = self.highest_id()
-        self._run(
+        self.run(
             "INSERT OR IGNORE INTO temp.unfinished"
             f" SELECT index_name, document_id FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}"
             " UNION ALL"
@@ -1154,7 +1159,7 @@ class Store:
 
         The outbox has changed no other document since then.
         """
-        found = self._run(
+        found = self.run(
             """
             WITH place (index_name, document_id) AS MATERIALIZED (
                 SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:places))
@@ -1176,20 +1181,16 @@ class Store:
         if epoch < self.control().epoch:
             return None
         if epoch > self.control().epoch or id_ > EPOCH_STEP // 2:
-            with self._write(durable=True):
-                return self._advance_epoch(epoch, now)
-        with self._write(durable=True):
-            raised = self._run(
-                "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'outbox_events'", id_
-            ).rowcount
-            if not raised:
-                self._run("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_events', ?)", id_)
+            with self.write(durable=True):
+                return self.raise_epoch(epoch, now)
+        with self.write(durable=True):
+            self.raise_ids(id_)
         return None
 
     def refresh(self, documents: Sequence[tuple[str, str, str | None, str]], now: int) -> None:
         """Write a `refresh` row for each document: index, id, tenant and entity."""
-        with self._write(durable=True):
-            self._run(
+        with self.write(durable=True):
+            self.run(
                 "INSERT INTO outbox_events"
                 " (action, index_name, document_id, tenant_id, entity, document_bytes, created_at)"
                 " SELECT 'refresh', json_extract(value, '$[0]'), json_extract(value, '$[1]'),"
@@ -1209,9 +1210,9 @@ class Store:
         unless_scheduled_since: int | None = None,
     ) -> int | None:
         """Note a verification. None if it is a scheduled one, and another relay began with it since that instant."""
-        with self._write(durable=False):
-            self._run("DELETE FROM outbox_verifications WHERE id <= (SELECT max(id) FROM outbox_verifications) - 99")
-            begun = self._run(
+        with self.write(durable=False):
+            self.run("DELETE FROM outbox_verifications WHERE id <= (SELECT max(id) FROM outbox_verifications) - 99")
+            begun = self.run(
                 "INSERT INTO outbox_verifications (started_at, started_by, scheduled, entities, tenant_id, sample)"
                 " SELECT :now, :by, :since IS NOT NULL, :entities, :tenant, :sample"
                 " WHERE :since IS NULL OR NOT EXISTS ("
@@ -1229,8 +1230,8 @@ class Store:
 
     def finish_verification(self, id_: int, found: Mapping[str, int], error: str | None, now: int) -> None:
         """Note what a verification has found, by the names of `models.FOUND`; or why it has not come to its end."""
-        with self._write(durable=False):
-            self._run(
+        with self.write(durable=False):
+            self.run(
                 f"UPDATE outbox_verifications SET finished_at = :now, error = :error,"
                 f" {', '.join(f'{name} = :{name}' for name in FOUND)} WHERE id = :id",
                 {"now": now, "error": printable(error), "id": id_, **found},
@@ -1238,14 +1239,15 @@ class Store:
 
     def last_verification(self) -> dict[str, Any] | None:
         """The newest verification that is over."""
-        rows = self._run(
+        rows = self.run(
             "SELECT * FROM outbox_verifications WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 1"
         ).mappings()
         return next(({**row, "entities": json.loads(row["entities"])} for row in rows), None)
 
     # -- the connection -----------------------------------------------------------------------------------------
 
-    def _run(self, sql: str, *parameters: Any) -> CursorResult[*tuple[Any, ...]]:
+    def run(self, sql: str, *parameters: Any) -> CursorResult[*tuple[Any, ...]]:
+        """One statement, with what its `?` stand for, or with a dict by names."""
         given = parameters[0] if len(parameters) == 1 and isinstance(parameters[0], dict) else parameters
         try:
             return self._connection.exec_driver_sql(sql, given or None)
@@ -1253,16 +1255,16 @@ class Store:
             raise DatabaseUnavailable(f"database: {error.orig}") from error
 
     @contextmanager
-    def _write(self, *, durable: bool) -> Iterator[None]:
+    def write(self, *, durable: bool) -> Iterator[None]:
         """A short write transaction. `durable`: on disk when it returns, with everything committed before it."""
-        self._run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-        self._run("BEGIN IMMEDIATE")
+        self.run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        self.run("BEGIN IMMEDIATE")
         try:
             yield
-            self._run("COMMIT")  # on a full disk this may fail and leave the transaction open, with its lock
+            self.run("COMMIT")  # on a full disk this may fail and leave the transaction open, with its lock
         except BaseException:
             with suppress(DatabaseUnavailable):  # some errors have ended the transaction already
-                self._run("ROLLBACK")
+                self.run("ROLLBACK")
             raise
 
 

@@ -505,7 +505,7 @@ def test_rows_that_changed_since_a_date_are_written_in_place_and_what_is_gone_is
 def test_row_below_the_watermark_that_is_delivered_after_it_is_superseded(world: World) -> None:
     world.filled(2)
     world.save(1, "waits")
-    (waiting,) = [row for row in range(1, world.jobs.last_id() + 1) if world.outbox.state(row) == "pending"][:1]
+    (waiting,) = [row for row in range(1, world.jobs.highest_id() + 1) if world.outbox.state(row) == "pending"][:1]
     phases = []
     for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"], in_place=True):
         phases.append(progress.phase)

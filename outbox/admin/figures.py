@@ -123,7 +123,7 @@ class Figures(Jobs):
     def tenant_backlog(self, tenant: str, now: int) -> Backlog:
         """The same of one tenant."""
         mine = f"{TENANT} = :tenant"
-        fresh, first, retrying, claimed, held_since, dead = self._run(
+        fresh, first, retrying, claimed, held_since, dead = self.run(
             "SELECT fresh.*, held.*, (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_dead"
             f" WHERE state = 'dead' AND {mine})"
             f" FROM (SELECT count(*), min(id) FROM outbox_events INDEXED BY ix_outbox_events_fresh"
@@ -132,13 +132,13 @@ class Figures(Jobs):
             f" FROM outbox_events INDEXED BY ix_outbox_events_held WHERE ({HELD}) AND {mine}) AS held",
             {"tenant": tenant},
         ).one()
-        written = self._run("SELECT created_at FROM outbox_events WHERE id = ?", first).scalar_one_or_none()
+        written = self.run("SELECT created_at FROM outbox_events WHERE id = ?", first).scalar_one_or_none()
         oldest = min((since for since in (written, held_since) if since is not None), default=None)
         return Backlog(fresh, retrying, claimed, dead, None if oldest is None else max(0, now - oldest))
 
     def statistics(self, since: int) -> list[Statistic]:
         """Sums of the tenants, from that minute on."""
-        found = self._run(
+        found = self.run(
             f"SELECT minute, index_name, action, iif(entity = '', index_name, entity), {_SUMS} FROM outbox_stats"
             " WHERE minute >= ? GROUP BY minute, index_name, entity, action",
             since,
@@ -147,7 +147,7 @@ class Figures(Jobs):
 
     def outcomes_of_tenant(self, tenant: str, since: int) -> Outcomes:
         """Of all rows of a tenant from the minute of that instant on, or from its hour where hours are summed up."""
-        found = self._run(
+        found = self.run(
             f"SELECT {_SUMS} FROM outbox_stats WHERE minute >= ? AND tenant_id = ?", since - since % MINUTE_MS, tenant
         ).one()
         return Outcomes.of(tuple(found))
@@ -156,7 +156,7 @@ class Figures(Jobs):
         """(minute, unfinished rows, age of the oldest) of the minutes in which somebody looked."""
         return [
             (row[0], row[1], row[2])
-            for row in self._run(
+            for row in self.run(
                 "SELECT minute, unfinished, oldest_ms FROM outbox_depths WHERE minute >= ? ORDER BY minute",
                 since - since % MINUTE_MS,
             )
@@ -173,7 +173,7 @@ class Figures(Jobs):
 
         lanes = self._lanes((), None, ())[: 2 * MOST_TENANTS]
         mine = f"{FRESH} AND index_name = json_extract(value, '$[0]') AND {TENANT} = json_extract(value, '$[1]')"
-        for tenant, number, since in self._run(
+        for tenant, number, since in self.run(
             "SELECT tenant, rows, created_at FROM (SELECT json_extract(value, '$[1]') AS tenant,"
             f" (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {mine}) AS rows,"
             f" (SELECT min(id) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {mine}) AS oldest"
@@ -181,7 +181,7 @@ class Figures(Jobs):
             json.dumps(lanes),
         ):
             note(tenant, number, since)
-        for tenant, number, since in self._run(
+        for tenant, number, since in self.run(
             f"SELECT tenant, count(*), min(created_at) FROM (SELECT {TENANT} AS tenant, created_at FROM outbox_events"
             f" INDEXED BY ix_outbox_events_held WHERE {HELD} LIMIT {MOST_HELD}) GROUP BY tenant"
         ):
@@ -213,12 +213,12 @@ class Figures(Jobs):
             # Else SQLite walks from the newest row on, past all that are done, to find one that is not.
             conditions.append(f"id IN ({_FEW[state]})")
         elif len(conditions) > 1:
-            parameters["last"] = self._run(
+            parameters["last"] = self.run(
                 "SELECT coalesce((SELECT id FROM outbox_events WHERE id < ? ORDER BY id DESC LIMIT 1 OFFSET ?), 0)",
                 parameters["before"],
                 MOST_LOOKED_AT - 1,
             ).scalar_one()
-        found = self._run(
+        found = self.run(
             f"SELECT * FROM outbox_events WHERE id < :before AND id >= :last AND {' AND '.join(conditions)}"
             " ORDER BY id DESC LIMIT :limit",
             parameters,
@@ -229,7 +229,7 @@ class Figures(Jobs):
         return Rows(rows, parameters["last"] or None)
 
     def _are_few(self, state: State) -> bool:
-        number: int = self._run(f"SELECT count(*) FROM ({_FEW[state]} LIMIT {MOST_LOOKED_AT})").scalar_one()
+        number: int = self.run(f"SELECT count(*) FROM ({_FEW[state]} LIMIT {MOST_LOOKED_AT})").scalar_one()
         return number < MOST_LOOKED_AT
 
     def dead_number(
@@ -245,7 +245,7 @@ class Figures(Jobs):
             index_name=index, tenant_id=tenant, document_id=document, error_type=error_type
         )
         return int(
-            self._run(
+            self.run(
                 "SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_dead"
                 f" WHERE state = 'dead' AND {' AND '.join(conditions)}",
                 parameters,
@@ -254,7 +254,7 @@ class Figures(Jobs):
 
     def dead_types(self) -> Sequence[tuple[str, str, int]]:
         """(index, type of error, number) of the dead rows, most first; looks at 10,000 of them at most."""
-        found = self._run(
+        found = self.run(
             "SELECT index_name, type, count(*) FROM (SELECT index_name, coalesce(error_type, '') AS type"
             f" FROM outbox_events INDEXED BY ix_outbox_events_dead WHERE state = 'dead' LIMIT {MOST_HELD})"
             " GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 20"
