@@ -21,7 +21,7 @@ from outbox.admin.overview import Overviews, overview
 from outbox.destinations.embedded import EmbeddedDestination
 from outbox.models import LATENCY_BOUNDS_MS, State, now_ms
 from outbox.settings import load
-from outbox.store import HOUR_MS
+from outbox.upkeep import HOUR_MS
 
 DEAD, PENDING = 2_000, 10_000
 TENANTS, ENTITIES, INDEXES, DAYS = 50, 5, 3, 90

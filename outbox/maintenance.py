@@ -15,7 +15,7 @@ from apscheduler.triggers.cron import CronTrigger
 from loguru import logger
 from sqlalchemy import Engine
 
-from outbox import logs, presence
+from outbox import logs, presence, upkeep
 from outbox.errors import DatabaseUnavailable, OutboxError, ReindexFailed
 from outbox.growth import Limits, Sizes, Watch, growth
 from outbox.jobs import Job, Jobs
@@ -106,7 +106,7 @@ class Maintenance:
         others = [relay for relay in store.relays() if relay["id"] != self._relay]
         database = Path(str(self._engine.url.database))
         dead = presence.gone(database, [relay["id"] for relay in others])
-        reaped = store.reap(now, NO_LEASE_MS, dead_relays=dead, lone_after=self._settings.lone_after)
+        reaped = upkeep.reap(store, now, NO_LEASE_MS, dead_relays=dead, lone_after=self._settings.lone_after)
         if reaped.dead:
             logger.critical(f"{logs.rows(reaped.dead, 'is', 'are')} dead that killed each relay which took it alone")
         if reaped.given_back:
@@ -121,18 +121,18 @@ class Maintenance:
         """Remove finished rows and old statistics, in steps that hold the write lock for milliseconds."""
         now = now_ms()
         prune(store, now - int(self._settings.retention_hours * 3_600_000), self._stopping.wait)
-        while store.prune_stats(now - int(self._settings.stats_retention_days * 86_400_000)):
+        while upkeep.prune_stats(store, now - int(self._settings.stats_retention_days * 86_400_000)):
             if self._stopping.wait(STATS_PAUSE_S):
                 return
-        while store.compact_stats(now - MINUTES_MS):
+        while upkeep.compact_stats(store, now - MINUTES_MS):
             if self._stopping.wait(STATS_PAUSE_S):
                 return
 
     def depth(self, store: Store) -> None:
-        store.note_depth(now_ms())
+        upkeep.note_depth(store, now_ms())
 
     def checkpoint(self, store: Store) -> None:
-        store.checkpoint()
+        upkeep.checkpoint(store)
 
     def watch(self, store: Store) -> None:
         """Warn of what has grown too large, once, and say once that it is well again."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from outbox.store import Finished, Store
+from outbox import upkeep
+from outbox.store import Store
+from outbox.upkeep import Finished
 
 CHUNK = 1_000
 """Rows that are removed in one transaction: some 5 ms for documents of 1 KB."""
@@ -25,7 +27,7 @@ def prune(store: Store, before: int, pause: Callable[[float], object] = time.sle
     """
     removed, after = 0, (-1, -1)
     kept: dict[tuple[str, str], set[Finished]] = {}
-    while found := store.finished(before, after, CHUNK):
+    while found := upkeep.finished(store, before, after, CHUNK):
         after = (found[-1].finished_at, found[-1].id)
         removable = [row.id for row in found if not row.behind_dead]
         for row in found:
@@ -35,7 +37,7 @@ def prune(store: Store, before: int, pause: Callable[[float], object] = time.sle
                 removable += [each.id for each in rows - kept[row.document]]
         if removable:
             began = time.monotonic()
-            removed += store.remove_finished(removable)
+            removed += upkeep.remove_finished(store, removable)
             if pause((time.monotonic() - began) * (SHARE - 1)):
                 break
     return removed

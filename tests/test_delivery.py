@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from outbox import upkeep
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.maintenance import Maintenance
 from outbox.models import EPOCH_STEP, now_ms
@@ -320,7 +321,7 @@ def test_relay_whose_lease_expired_cannot_overwrite_the_outcome(outbox: Outbox, 
     if request.unknown_indexes:  # first use of the index
         (request,) = slow._settle(answer, now)
         answer = slow._send(request)
-    assert store.reap(now + 61 * SECOND, 60 * SECOND).given_back == 1
+    assert upkeep.reap(store, now + 61 * SECOND, 60 * SECOND).given_back == 1
     outbox.drain(place.destination, now + 61 * SECOND)
     before = outbox.row(row)
     slow._settle(answer, now + 62 * SECOND)

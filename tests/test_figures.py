@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
+from outbox import upkeep
 from outbox.admin import words
 from outbox.admin.alerts import alerts
 from outbox.admin.figures import DAY_MS, Backlog, Figures, Outcomes
 from outbox.admin.ledger import Ledger, Statistics
 from outbox.models import LATENCY_BOUNDS_MS, State
-from outbox.store import HOUR_MS
+from outbox.upkeep import HOUR_MS
 from tests.support.outbox import Outbox
 
 NOW = 1_800_000_000_000 - 1_800_000_000_000 % HOUR_MS + 20 * 60_000
@@ -47,7 +48,7 @@ def sums(figures: Figures, since: int) -> tuple[Outcomes, dict[str, Outcomes]]:
 
 def sum_up(figures: Figures, before: int) -> int:
     """As a relay does. Returns the number of minutes that were added to their hours."""
-    return sum(1 for _ in iter(lambda: figures.compact_stats(before), 0))
+    return sum(1 for _ in iter(lambda: upkeep.compact_stats(figures, before), 0))
 
 
 def by_minute(figures: Figures) -> list[tuple[int, int]]:
@@ -65,7 +66,7 @@ def test_sums_of_hours_are_what_their_minutes_were(outbox: Outbox, figures: Figu
     before = [sums(figures, since) for since in spans]
 
     for _ in range(10):  # at no step of it anything is missing, or counted twice
-        assert figures.compact_stats(NOW - 3 * HOUR_MS) == 1
+        assert upkeep.compact_stats(figures, NOW - 3 * HOUR_MS) == 1
         assert [sums(figures, since) for since in spans] == before
     assert sum_up(figures, NOW - 3 * HOUR_MS) > 200
 
@@ -78,7 +79,7 @@ def test_hours_that_are_summed_up_already_or_not_over_stay_as_they_are(outbox: O
     finished(outbox, NOW - 60_000, done=4)
     assert sum_up(figures, NOW - 3 * HOUR_MS) == 1
     rows = by_minute(figures)
-    assert figures.compact_stats(NOW - 3 * HOUR_MS) == 0
+    assert upkeep.compact_stats(figures, NOW - 3 * HOUR_MS) == 0
     assert by_minute(figures) == rows
     assert rows[-1] == (NOW - 60_000, 4)
 
@@ -93,19 +94,19 @@ def test_minutes_that_come_late_to_an_hour_of_sums_are_added(outbox: Outbox, fig
 
 
 def test_the_most_of_a_minute_stays(outbox: Outbox, figures: Figures) -> None:
-    figures.note_depth(NOW)
+    upkeep.note_depth(figures, NOW)
     for at in range(3):
         outbox.index("i", str(at), {})
-    figures.note_depth(NOW + 1)
+    upkeep.note_depth(figures, NOW + 1)
     figures.purge()
-    figures.note_depth(NOW + 2)
+    upkeep.note_depth(figures, NOW + 2)
     assert [unfinished for _, unfinished, _ in figures.depths(NOW)] == [3]
 
 
 def test_depths_are_pruned_with_the_statistics(figures: Figures) -> None:
-    figures.note_depth(NOW)
-    figures.note_depth(NOW + DAY_MS)
-    figures.prune_stats(NOW + DAY_MS)
+    upkeep.note_depth(figures, NOW)
+    upkeep.note_depth(figures, NOW + DAY_MS)
+    upkeep.prune_stats(figures, NOW + DAY_MS)
     assert len(figures.depths(0)) == 1
 
 
@@ -141,7 +142,7 @@ def test_whoever_looks_on_sees_what_a_first_look_sees(outbox: Outbox, figures: F
             finished(outbox, now, done=chance.randint(1, 9), dead=chance.randint(0, 2), tenant=str(chance.random()))
         now += chance.choice((5_000, 60_000, 600_000, HOUR_MS, 5 * HOUR_MS, DAY_MS))
         for _ in range(chance.choice((0, 0, 1, 7, 500))):
-            figures.compact_stats(now - 3 * HOUR_MS)
+            upkeep.compact_stats(figures, now - 3 * HOUR_MS)
         on, first = looked_on.read(figures, now), Ledger().read(figures, now)
         full_hour = now - now % HOUR_MS
         for since in (now - 15 * 60_000, now - HOUR_MS, full_hour - DAY_MS, full_hour - 6 * DAY_MS):
@@ -166,7 +167,7 @@ def test_counter_counts_what_came_since_the_first_look_and_never_falls(outbox: O
         counted += 7
         assert lane(ledger.read(figures, now + 2_000)) == counted
         sum_up(figures, now - 3 * HOUR_MS)
-        while figures.prune_stats(now - 90 * DAY_MS):
+        while upkeep.prune_stats(figures, now - 90 * DAY_MS):
             pass
         assert lane(ledger.read(figures, now + 3_000)) == counted
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from outbox import upkeep
 from outbox.destinations.base import Action, Outcome, OutcomeKind
 from outbox.destinations.embedded import EmbeddedDestination
 from outbox.models import EPOCH_STEP, now_ms
@@ -51,7 +52,7 @@ class Slow(EmbeddedDestination):
     def _take_long(self) -> None:
         with self._one_at_a_time:
             self.now += LEASE_MS + 1
-            self._other.reap(self.now, 10 * LEASE_MS)
+            upkeep.reap(self._other, self.now, 10 * LEASE_MS)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from loguru import logger
 from sqlalchemy import Engine
 
-from outbox import check, growth
+from outbox import check, growth, upkeep
 from outbox import prune as pruning
 from outbox.cli import main
 from outbox.maintenance import Maintenance
@@ -158,7 +158,7 @@ def test_statistics_go_after_their_time_a_minute_at_a_time(outbox: Outbox, engin
                 "INSERT INTO outbox_stats (minute, index_name, entity, tenant_id, action) VALUES (:m, 'c', '', :t, '')",
                 m=minute, t=tenant,
             )  # fmt: skip
-    assert outbox.store().prune_stats(now - 90 * day) == 2
+    assert upkeep.prune_stats(outbox.store(), now - 90 * day) == 2
     Maintenance(engine, 1, settings(), list).prune(outbox.store())
     counted = outbox.store().connection.exec_driver_sql("SELECT count(*), min(minute) FROM outbox_stats").one()
     assert (counted[0], counted[1] > now - 90 * day) == (2, True)
@@ -194,18 +194,18 @@ def test_sums_of_hours_are_made_a_minute_at_a_time_and_end_early_when_the_relay_
 def test_log_grows_while_somebody_reads_and_is_emptied_when_the_reader_ends(
     outbox: Outbox, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outbox.store.LARGE_WAL_BYTES", 100_000)
+    monkeypatch.setattr("outbox.upkeep.LARGE_WAL_BYTES", 100_000)
     store = outbox.store()
     many(outbox, 10)
     other.execute("BEGIN")
     assert other.execute("SELECT count(*) FROM outbox_events").fetchone() == (10,)  # a report that takes hours
     many(outbox, 5_000)
-    store.checkpoint()
+    upkeep.checkpoint(store)
     assert (held := store.wal_bytes()) > 100_000
     outbox.index("contacts", "c1", {})  # nobody waits for the reader
     assert other.execute("SELECT count(*) FROM outbox_events").fetchone() == (10,)
     other.execute("ROLLBACK")
-    store.checkpoint()
+    upkeep.checkpoint(store)
     assert store.wal_bytes() == 0 < held
     assert outbox.counts()["done"] == 5_010
 
@@ -213,12 +213,12 @@ def test_log_grows_while_somebody_reads_and_is_emptied_when_the_reader_ends(
 def test_checkpoint_gives_up_soon_where_readers_take_turns(
     outbox: Outbox, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outbox.store.LARGE_WAL_BYTES", 1)
+    monkeypatch.setattr("outbox.upkeep.LARGE_WAL_BYTES", 1)
     store = outbox.store()
     many(outbox, 10)
     other.execute("BEGIN")
     other.execute("SELECT count(*) FROM outbox_events").fetchone()  # of the newest state: all can be moved, not emptied
-    store.checkpoint()
+    upkeep.checkpoint(store)
     assert store.wal_bytes() > 0
     assert store.connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 30_000
     outbox.index("contacts", "c1", {})
@@ -227,7 +227,7 @@ def test_checkpoint_gives_up_soon_where_readers_take_turns(
 def test_small_log_is_left_to_be_used_again(outbox: Outbox) -> None:
     many(outbox, 10)
     store = outbox.store()
-    store.checkpoint()
+    upkeep.checkpoint(store)
     assert store.wal_bytes() > 0
 
 

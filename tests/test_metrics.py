@@ -16,12 +16,13 @@ from click.testing import CliRunner, Result
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine
 
+from outbox import upkeep
 from outbox.admin.alerts import ALERTS
 from outbox.cli import main
 from outbox.destinations.embedded import EmbeddedDestination
 from outbox.models import LATENCY_BOUNDS_MS, now_ms
 from outbox.prune import prune
-from outbox.store import HOUR_MS
+from outbox.upkeep import HOUR_MS
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.relays import until
@@ -163,9 +164,9 @@ def test_counters_only_rise_whatever_becomes_of_rows_statistics_and_relays(
         if step == 3:
             assert prune(store, now + HOUR_MS) > 0
         if step == 5:
-            while store.compact_stats(now):
+            while upkeep.compact_stats(store, now):
                 pass
-            while store.prune_stats(now - 24 * HOUR_MS):
+            while upkeep.prune_stats(store, now - 24 * HOUR_MS):
                 pass
         if step == 6:
             outbox.raw("DELETE FROM outbox_events WHERE state = 'done'")

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import create_engine
 
-from outbox import plan, schema, sqlite
+from outbox import plan, schema, sqlite, upkeep
 from outbox.models import now_ms
 from outbox.relay import Answer, Relay
 from outbox.store import Claim, Store
@@ -115,7 +115,7 @@ class History(RuleBasedStateMachine):
 
     @rule()
     def expired_leases_are_reaped(self) -> None:
-        self.relays[0]._store.reap(self.now, LEASE_MS)
+        upkeep.reap(self.relays[0]._store, self.now, LEASE_MS)
 
     @precondition(lambda self: self.place.wire)
     @rule()
@@ -204,7 +204,7 @@ class History(RuleBasedStateMachine):
                 self.place.wire.clear()
             for _ in range(12):
                 self.now += 61_000
-                self.relays[0]._store.reap(self.now, LEASE_MS)
+                upkeep.reap(self.relays[0]._store, self.now, LEASE_MS)
                 while sum(relay.run_once(self.now) for relay in self.relays):
                     pass
             counts = self.outbox.counts()

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import create_engine
 
-from outbox import EntityRegistry, OutboxRepository, lane, schema, sqlite
+from outbox import EntityRegistry, OutboxRepository, lane, schema, sqlite, upkeep
 from outbox import reindex as rebuilding
 from outbox.errors import ReindexFailed
 from outbox.models import now_ms
@@ -118,7 +118,7 @@ class Rebuilt(RuleBasedStateMachine):
 
     @rule()
     def expired_leases_are_reaped(self) -> None:
-        self.world.relay._store.reap(self.now, LEASE_MS)
+        upkeep.reap(self.world.relay._store, self.now, LEASE_MS)
 
     @rule(number=numbers, name=st.sampled_from("abc"))
     def save_where_the_registry_is_not_known(self, number: int, name: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from outbox import upkeep
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.models import EPOCH_STEP, now_ms
 from outbox.store import Retried
@@ -194,7 +195,7 @@ def test_update_folded_into_a_delete_that_was_applied_but_not_recorded_is_no_dea
     assert request is not None
     killed._send(request)
     assert place.get("contacts", "c1") is None
-    outbox.store().reap(now + 2 * MINUTE, MINUTE)
+    upkeep.reap(outbox.store(), now + 2 * MINUTE, MINUTE)
     outbox.drain(place.destination, now + 2 * MINUTE, batch_rows=1)  # the delete is not of the same claim
     assert [outbox.outcome(row) for row in rows] == ["superseded", "superseded", "superseded"]
     late = outbox.update("contacts", "c1", {"n": 4})

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from outbox.jobs import Job, Jobs
 from outbox.models import COUNTERS, FRESH, HELD, LATENCY_BOUNDS_MS, STATISTICS, TENANT, WAITING, State
-from outbox.store import HOUR_MS
+from outbox.upkeep import HOUR_MS
 
 MINUTE_MS: Final = 60_000
 DAY_MS: Final = 24 * HOUR_MS

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from outbox.admin.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures, Outcomes, Statistic
 from outbox.models import STATISTICS
-from outbox.store import HOUR_MS
+from outbox.upkeep import HOUR_MS
 
 OPEN_MS: Final = 5 * MINUTE_MS
 """For so long the statistics of a minute may still grow: they are noted by other processes."""

@@ -13,7 +13,7 @@ from outbox.admin.ledger import Lane, Ledger, Statistics
 from outbox.admin.shapes import moment
 from outbox.admin.watch import Seen
 from outbox.models import now_ms
-from outbox.store import HOUR_MS
+from outbox.upkeep import HOUR_MS
 from outbox.verify import Kind
 
 HISTORY_MS: Final = 3 * HOUR_MS

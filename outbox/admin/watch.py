@@ -9,6 +9,7 @@ from typing import Final
 
 from loguru import logger
 
+from outbox import upkeep
 from outbox.admin.desk import Desk
 from outbox.destinations.base import Destination
 from outbox.errors import OutboxError
@@ -69,7 +70,7 @@ class Watch:
     def _note_depth(self) -> None:
         try:
             with self._desk.figures() as figures:
-                figures.note_depth(now_ms())
+                upkeep.note_depth(figures, now_ms())
             for look in self._also:
                 look()
         except OutboxError as error:
