@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import create_engine
 
-from outbox import schema, sqlite
+from outbox import operators, schema, sqlite
 from outbox.admin.desk import Desk
 from outbox.admin.figures import DAY_MS, WEEK_MS, Figures
 from outbox.admin.ledger import Ledger
@@ -139,7 +139,7 @@ def measure(path: Path) -> Iterator[tuple[str, float, float]]:
             ("page, no row is like that", lambda: figures.page(error_type="none", tenant="none")),
             ("page, the same from the middle", lambda: figures.page(error_type="none", before=newest // 2)),
             ("event", lambda: figures.event(newest // 2)),
-            ("dead rows to retry", lambda: figures.dead(index=index, tenant="tenant-1")),
+            ("dead rows to retry", lambda: operators.dead(figures, index=index, tenant="tenant-1")),
             ("counts (status)", figures.counts),
             ("unfinished", figures.unfinished),
             ("oldest_unfinished", figures.oldest_unfinished),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from outbox import documents
+from outbox import documents, operators
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
 from outbox.errors import OutboxError
@@ -37,7 +37,7 @@ def holdings(store: Store, destination: Destination, registry: EntityRegistry | 
     targets = store.targets()
     apart = [entity.index for entity in registry or () if entity.tenancy is Tenancy.INDEX]
     own = sorted(name for name in targets if any(is_tenant_index(name, each, tenant) for each in apart))
-    of_rows = store.documents_of_tenant(tenant)
+    of_rows = operators.documents_of_tenant(store, tenant)
     found: dict[str, list[str]] = {}
     for name, target in targets.items():
         if name in own:
@@ -49,7 +49,7 @@ def holdings(store: Store, destination: Destination, registry: EntityRegistry | 
             ids -= {document_id for document_id, listed in page.items() if listed.tenant_id not in (None, tenant)}
         if ids:
             found[name] = sorted(ids)
-    return Holdings(store.rows_of_tenant(tenant), own, found)
+    return Holdings(operators.rows_of_tenant(store, tenant), own, found)
 
 
 def drop(store: Store, destination: Destination, held: Holdings, tenant: str, *, timeout: float = 60.0) -> int:
@@ -59,14 +59,14 @@ def drop(store: Store, destination: Destination, held: Holdings, tenant: str, *,
     that a relay has in its hands comes back. An index of its own goes as soon as no relay delivers to it; raises
     `OutboxError` if that takes longer than `timeout` seconds. The application must have stopped writing for the tenant.
     """
-    store.remove_rows_of_tenant(tenant)
+    operators.remove_rows_of_tenant(store, tenant)
     written = 0
     for name, ids in held.documents.items():
         for start in range(0, len(ids), PAGE):
-            written += store.write_deletes(name, ids[start : start + PAGE], tenant, now_ms())
+            written += operators.write_deletes(store, name, ids[start : start + PAGE], tenant, now_ms())
     deadline = time.monotonic() + timeout
     for name in held.own_indexes:
-        while (forgotten := store.forget_index(name)) is None:
+        while (forgotten := operators.forget_index(store, name)) is None:
             if time.monotonic() > deadline:
                 raise OutboxError(
                     f"index {name}: a relay still delivers rows to it after {timeout:g} s; see 'outbox-relay status' "

@@ -33,6 +33,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, inspect
 
+from outbox import operators
 from outbox.destinations.base import Hit
 from outbox.destinations.embedded import EmbeddedDestination
 from outbox.entities import EntityRegistry
@@ -103,7 +104,7 @@ class OutboxTester:
             if not self._store.unfinished():
                 break
             self._now += 3_600_000  # as if the pause of each retry were over
-        dead = self._store.dead()
+        dead = operators.dead(self._store)
         if dead and not allow_dead:
             raise AssertionError(f"row {_said(dead[0])}; {len(dead)} dead in all")
         if self._store.unfinished():

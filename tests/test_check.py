@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import Engine, create_engine
 
-from outbox import check, sqlite
+from outbox import check, operators, sqlite
 from outbox.cli import main
 from outbox.destinations.base import Health, IndexFacts
 from outbox.destinations.elasticsearch import ElasticsearchDestination
@@ -118,7 +118,7 @@ def test_old_and_dead_rows_and_a_pause_are_warned_of(outbox: Outbox) -> None:
     dead = outbox.index("contacts", "c2", {})
     outbox.raw("UPDATE outbox_events SET created_at = created_at - 3600000")
     outbox.raw("UPDATE outbox_events SET state = 'dead' WHERE id = :id", id=dead)
-    outbox.store().pause("maintenance", "ada", now_ms())
+    operators.pause(outbox.store(), "maintenance", "ada", now_ms())
     found = levels(check.database(outbox.engine))
     assert (found["queue"], found["dead rows"], found["pause"]) == ("warn", "warn", "warn")
 

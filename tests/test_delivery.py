@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from outbox import upkeep
+from outbox import operators, upkeep
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.maintenance import Maintenance
 from outbox.models import EPOCH_STEP, now_ms
+from outbox.operators import Retried
 from outbox.prune import prune
-from outbox.store import Retried
 from tests.support.node import Node
 from tests.support.outbox import Outbox, settings
 from tests.support.places import Place, failing_item
@@ -229,8 +229,8 @@ def test_restored_backup_that_issues_ids_again_is_not_called_superseded(outbox: 
     assert "epoch advance" in outbox.row(row)["error"]
 
     store = outbox.store()
-    store.advance_epoch(place.destination.highest_version("contacts") // EPOCH_STEP, now_ms())
-    store.retry_dead([row], now_ms())
+    operators.advance_epoch(store, place.destination.highest_version("contacts") // EPOCH_STEP, now_ms())
+    operators.retry_dead(store, [row], now_ms())
     outbox.drain(place.destination)
     assert place.get("contacts", "c1") == {"after": "restore"}
 
@@ -293,7 +293,7 @@ def test_epoch_advanced_while_a_row_waits_keeps_the_order(outbox: Outbox, place:
     now = now_ms()
     outbox.drain(place.destination, now)
     outbox.index("contacts", "c1", {"n": 2})
-    outbox.store().advance_epoch(1, now)
+    operators.advance_epoch(outbox.store(), 1, now)
     outbox.drain(place.destination, now + 60 * SECOND)
     assert place.get("contacts", "c1") == {"n": 2}
 
@@ -304,7 +304,7 @@ def test_dead_row_whose_document_has_moved_on_is_superseded_by_its_retry(outbox:
     outbox.drain(place.destination)
     outbox.index("contacts", "c1", {"age": 3})
     outbox.drain(place.destination)
-    assert outbox.store().retry_dead([bad], now_ms()) == Retried(pending=0, superseded=1, overtaken={})
+    assert operators.retry_dead(outbox.store(), [bad], now_ms()) == Retried(pending=0, superseded=1, overtaken={})
     assert place.get("contacts", "c1") == {"age": 3}
 
 
@@ -693,7 +693,7 @@ def test_broken_index_without_rows_is_no_longer_waited_for(
     relay.run_once(now + 60 * SECOND)  # the trial fails, its row waits
     assert relay.breakers()
     if remove == "purge":
-        outbox.store().purge("contacts")
+        operators.purge(outbox.store(), "contacts")
     else:
         mend(node)
         outbox.drain(destination, now + 600 * SECOND)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from outbox import upkeep
+from outbox import operators, upkeep
 from outbox.admin import words
 from outbox.admin.alerts import alerts
 from outbox.admin.figures import DAY_MS, Backlog, Figures, Outcomes
@@ -98,7 +98,7 @@ def test_the_most_of_a_minute_stays(outbox: Outbox, figures: Figures) -> None:
     for at in range(3):
         outbox.index("i", str(at), {})
     upkeep.note_depth(figures, NOW + 1)
-    figures.purge()
+    operators.purge(figures)
     upkeep.note_depth(figures, NOW + 2)
     assert [unfinished for _, unfinished, _ in figures.depths(NOW)] == [3]
 

@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "repository": {"rows", "models", "documents", "keys", "entities", "destinations", "settings", "errors"},
     "store": {"models", "transition", "errors"},
     "upkeep": {"store", "models", "transition"},
+    "operators": {"store", "models", "transition"},
     "merge": set(),
     "load": {"documents", "entities", "store", "plan", "destinations.base", "models", "errors"},
     "plan": {"models", "merge", "destinations.base"},
@@ -61,10 +62,10 @@ ALLOWED: dict[str, set[str]] = {
         "transition", "breaker", "poison", "rate", "wakeup",
     },
     "testing": {
-        "destinations.base", "destinations.embedded", "entities", "models", "relay", "settings", "store",
+        "destinations.base", "destinations.embedded", "entities", "models", "operators", "relay", "settings", "store",
     },
     "verify": {"entities", "keys", "destinations.base", "store", "models", "errors"},
-    "tenants": {"documents", "destinations.base", "entities", "keys", "models", "store", "errors"},
+    "tenants": {"documents", "destinations.base", "entities", "keys", "models", "operators", "store", "errors"},
     "jobs": {"store", "models", "presence", "errors"},
     "lane": {"destinations.base", "errors"},
     "reindex": {"jobs", "lane", "entities", "keys", "destinations.base", "models", "presence", "rate", "errors"},
@@ -75,8 +76,8 @@ ALLOWED: dict[str, set[str]] = {
     "admin.ledger": {"admin.figures", "models", "upkeep"},
     "admin.watch": {"admin.desk", "destinations.base", "upkeep", "models", "errors"},
     "admin.desk": {
-        "admin.figures", "destinations.base", "entities", "errors", "jobs", "logs", "models", "reindex", "schema",
-        "settings", "store", "verify",
+        "admin.figures", "destinations.base", "entities", "errors", "jobs", "logs", "models", "operators", "reindex",
+        "schema", "settings", "verify",
     },
     "admin.shapes": {"admin.figures", "jobs", "models"},
     "admin.overview": {

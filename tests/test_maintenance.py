@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from loguru import logger
 from sqlalchemy import Engine
 
-from outbox import check, growth, upkeep
+from outbox import check, growth, operators, upkeep
 from outbox import prune as pruning
 from outbox.cli import main
 from outbox.maintenance import Maintenance
@@ -77,7 +77,7 @@ def test_newest_done_row_stays_while_an_earlier_one_is_dead(outbox: Outbox) -> N
     history(outbox, "index", "index", document="c2")
     assert prune(outbox.store(), now_ms()) == 4
     assert left(outbox) == [dead, newest]
-    assert outbox.store().retry_dead([dead], now_ms()).superseded == 1  # still known to come too late
+    assert operators.retry_dead(outbox.store(), [dead], now_ms()).superseded == 1  # still known to come too late
     assert prune(outbox.store(), now_ms() + 1) == 2
     assert left(outbox) == []
 
@@ -86,7 +86,7 @@ def test_newest_whole_row_stays_beside_later_updates_while_an_earlier_one_is_dea
     rows = history(outbox, "update", "index", "dead", "update", "index", "delete", "update", "update", "update")
     assert prune(outbox.store(), now_ms()) == 6
     assert left(outbox) == [rows[2], rows[5], rows[8]]
-    assert outbox.store().retry_dead([rows[2]], now_ms()).superseded == 1
+    assert operators.retry_dead(outbox.store(), [rows[2]], now_ms()).superseded == 1
 
 
 def test_rows_of_a_document_with_a_dead_one_do_not_pile_up_over_many_pages(

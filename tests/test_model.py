@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import create_engine
 
-from outbox import plan, schema, sqlite, upkeep
+from outbox import operators, plan, schema, sqlite, upkeep
 from outbox.models import now_ms
 from outbox.relay import Answer, Relay
 from outbox.store import Claim, Store
@@ -98,7 +98,7 @@ class History(RuleBasedStateMachine):
     @rule()
     def dead_rows_are_retried(self) -> None:
         """They die again, or their documents have moved on: the index must not change."""
-        self.relays[0]._store.retry_dead([row["id"] for row in self.outbox.dead()], self.now)
+        operators.retry_dead(self.relays[0]._store, [row["id"] for row in self.outbox.dead()], self.now)
 
     @rule(document_id=document_ids)
     def delete(self, document_id: str) -> None:

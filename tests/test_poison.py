@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from outbox import operators
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.models import now_ms
 from outbox.poison import Verdicts
@@ -253,7 +254,7 @@ def test_dead_poison_that_is_retried_is_sent_alone_again_and_may_succeed(
         clock.rounds(1)
     assert outbox.state(poison) == "dead"
     proxy.clear()  # the destination was mended
-    outbox.store().retry_dead([poison], clock.now)
+    operators.retry_dead(outbox.store(), [poison], clock.now)
     outbox.index("contacts", "beside", {})
     clock.rounds(1)
     assert outbox.outcome(poison) == "applied"

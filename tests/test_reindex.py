@@ -16,7 +16,7 @@ from loguru import logger
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import ConfigurationError, EntityRegistry, lane
+from outbox import ConfigurationError, EntityRegistry, lane, operators
 from outbox import reindex as rebuilding
 from outbox.destinations.base import Action, Destination, Listed, Outcome, OutcomeKind
 from outbox.errors import DatabaseUnavailable, DestinationError, DestinationUnanswered, ReindexFailed
@@ -735,12 +735,12 @@ def test_call_that_gets_no_answer_in_time_is_made_again_and_fails_nothing(
 def test_wait_for_rows_says_that_the_outbox_is_paused(world: World) -> None:
     world.filled(2)
     world.save(1, "held up")
-    world.jobs.pause("maintenance", "me", now_ms())
+    operators.pause(world.jobs, "maintenance", "me", now_ms())
     notes = []
     for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
         if progress.note:
             notes.append(progress.note)
-            world.jobs.resume()
+            operators.resume(world.jobs)
             world.deliver()
     assert "the outbox is paused (maintenance): run 'outbox-relay resume'" in notes[0]
     world.assert_in_step()
@@ -980,7 +980,7 @@ def test_job_that_is_open_in_a_restored_backup_takes_no_index_from_readers(world
 @pytest.mark.parametrize("phase", ["create", "scan"])
 def test_epoch_that_is_advanced_after_a_restore_ends_the_jobs_of_the_backup(world: World, phase: str) -> None:
     job = restored_from_a_backup_at(world, phase)
-    world.jobs.advance_epoch(1, now_ms())
+    operators.advance_epoch(world.jobs, 1, now_ms())
     assert (world.job.id, world.job.state) == (job.id, "failed")
     assert "the epoch was advanced" in (world.job.error or "")
     assert world.jobs.copies() == {}
@@ -995,7 +995,7 @@ def test_reindex_whose_job_was_ended_by_an_epoch_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch, refused: bool
 ) -> None:
     def advance(*_: Any) -> None:
-        world.jobs.advance_epoch(1, now_ms())
+        operators.advance_epoch(world.jobs, 1, now_ms())
         if refused:
             raise DestinationError("refused at the same time")
 

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import create_engine
 
-from outbox import EntityRegistry, OutboxRepository, lane, schema, sqlite, upkeep
+from outbox import EntityRegistry, OutboxRepository, lane, operators, schema, sqlite, upkeep
 from outbox import reindex as rebuilding
 from outbox.errors import ReindexFailed
 from outbox.models import now_ms
@@ -266,7 +266,7 @@ class Rebuilt(RuleBasedStateMachine):
             self._all_awake()
             self.expired_leases_are_reaped()
             self.deliver()
-            self.world.relay._store.retry_dead([row["id"] for row in self.outbox.dead()], self.now)
+            operators.retry_dead(self.world.relay._store, [row["id"] for row in self.outbox.dead()], self.now)
             self.clock[0] += LEASE_MS + 1
 
     def teardown(self) -> None:

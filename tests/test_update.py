@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from outbox import upkeep
+from outbox import operators, upkeep
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.models import EPOCH_STEP, now_ms
-from outbox.store import Retried
+from outbox.operators import Retried
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.places import Place
@@ -137,7 +137,7 @@ def test_retry_of_an_update_that_a_later_one_has_overtaken_stays_dead_and_names_
     outbox.drain(destination)
     store = outbox.store()
     for _ in range(2):
-        assert store.retry_dead([bad], now_ms()) == Retried(pending=0, superseded=0, overtaken={bad: later})
+        assert operators.retry_dead(store, [bad], now_ms()) == Retried(pending=0, superseded=0, overtaken={bad: later})
         row = outbox.row(bad)
         assert (row["state"], row["error_type"]) == ("dead", "overtaken")
         assert row["error"].startswith(f"row {later} of the same document")
@@ -146,7 +146,7 @@ def test_retry_of_an_update_that_a_later_one_has_overtaken_stays_dead_and_names_
 
     outbox.index("contacts", "c1", {"age": 2})
     outbox.drain(destination)
-    assert store.retry_dead([bad], now_ms()) == Retried(pending=0, superseded=1, overtaken={})
+    assert operators.retry_dead(store, [bad], now_ms()) == Retried(pending=0, superseded=1, overtaken={})
 
 
 @pytest.mark.usefixtures("typed")
@@ -157,7 +157,7 @@ def test_retry_of_several_dead_updates_of_one_document_keeps_their_order(
     outbox.drain(destination)
     assert {outbox.state(row) for row in early} == {"dead"}
     node.request("PUT", "/contacts/_doc/c1", {"late": True})  # it was to come from elsewhere
-    assert outbox.store().retry_dead(early, now_ms()).pending == 3
+    assert operators.retry_dead(outbox.store(), early, now_ms()).pending == 3
     outbox.drain(destination)
     assert node.get("contacts", "c1") == {"late": True, "n": 2, "f0": 0, "f1": 1, "f2": 2}
 

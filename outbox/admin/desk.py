@@ -15,16 +15,16 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from outbox import logs, reindex, schema
+from outbox import logs, operators, reindex, schema
 from outbox.admin.figures import Figures
 from outbox.destinations.base import Destination
 from outbox.entities import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, OutboxError, ReindexFailed
 from outbox.jobs import Job
 from outbox.models import State, now_ms
+from outbox.operators import Retried
 from outbox.reindex import LeftToRelays, Reindexer, Selection
 from outbox.settings import Settings
-from outbox.store import Retried
 from outbox.verify import Progress as VerifyProgress
 from outbox.verify import Verification
 
@@ -109,13 +109,13 @@ class Desk:
 
     def pause(self, reason: str, by: str) -> None:
         with self.figures() as store:
-            store.pause(reason, by, now_ms())
+            operators.pause(store, reason, by, now_ms())
         logger.warning(logs.safe(f"paused by {by}: {reason}"))
 
     def resume(self, by: str) -> bool:
         """False if it was not paused."""
         with self.figures() as store:
-            resumed = store.resume()
+            resumed = operators.resume(store)
         if resumed:
             logger.info(logs.safe(f"resumed by {by}"))
         return resumed
@@ -123,16 +123,16 @@ class Desk:
     # -- dead rows ----------------------------------------------------------------------------------------------
 
     def retry(self, by: str, **selection: Any) -> Retried:
-        """Put dead rows back to pending, see `Store.retry_dead`. Raises `NotFound` if none of the named is dead."""
+        """Put dead rows back to pending, see `operators.retry_dead`. Raises `NotFound` if none of the named is dead."""
         with self.figures() as store:
-            result = store.retry_dead(_dead(store, selection), now_ms())
+            result = operators.retry_dead(store, _dead(store, selection), now_ms())
         logger.info(logs.safe(f"{logs.rows(result.pending)} retried by {by}; selection: {_words(selection)}"))
         return result
 
     def discard(self, by: str, **selection: Any) -> int:
         """Remove dead rows for good. Returns their number. Raises `NotFound` if none of the named is dead."""
         with self.figures() as store:
-            removed = store.discard_dead(_dead(store, selection))
+            removed = operators.discard_dead(store, _dead(store, selection))
         discarded = f"discarded: {logs.rows(removed, kind='dead')} removed for good"
         logger.warning(logs.safe(f"{discarded} by {by}; selection: {_words(selection)}"))
         return removed
@@ -305,7 +305,7 @@ class _Begun:
 
 
 def _dead(store: Figures, selection: dict[str, Any]) -> list[int]:
-    ids = [row["id"] for row in store.dead(**selection)]
+    ids = [row["id"] for row in operators.dead(store, **selection)]
     if not ids and selection.get("ids"):
         numbers = ", ".join(map(str, selection["ids"]))
         raise NotFound(f"no dead row {numbers}: it was retried or discarded meanwhile, or is not {State.DEAD.value}")

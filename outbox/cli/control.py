@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from outbox import logs
+from outbox import logs, operators
 from outbox.cli.wiring import database_option, destination_of, load_settings, log_removal, open_store, who, yes_option
 from outbox.destinations.base import Destination
 from outbox.documents import check_index_name
 from outbox.errors import InvalidName
 from outbox.models import EPOCH_STEP, now_ms
-from outbox.store import Move, Store
+from outbox.operators import Move
+from outbox.store import Store
 
 
 @click.command()
@@ -26,7 +27,7 @@ def pause(reason: str, database_url: str | None) -> None:
     if not reason.strip():
         raise click.UsageError("say why: whoever looks next wants to know")
     with open_store(load_settings(database_url=database_url)) as store:
-        store.pause(reason, who(), now_ms())
+        operators.pause(store, reason, who(), now_ms())
     click.echo("paused; 'outbox-relay resume' lets the relays go on")
 
 
@@ -40,7 +41,7 @@ def resume(database_url: str | None) -> None:
       outbox-relay resume
     """
     with open_store(load_settings(database_url=database_url)) as store:
-        click.echo("resumed" if store.resume() else "was not paused")
+        click.echo("resumed" if operators.resume(store) else "was not paused")
 
 
 @click.command()
@@ -56,14 +57,14 @@ def purge(index: str | None, yes: bool, database_url: str | None) -> None:
       outbox-relay purge --index contacts --yes
     """
     with open_store(load_settings(database_url=database_url)) as store:
-        number, highest = store.pending(index)
+        number, highest = operators.pending(store, index)
         if not number:
             click.echo("nothing is pending")
             return
         if not yes:
             of = f" of index {index}" if index else ""
             click.confirm(f"Remove {logs.rows(number, kind='pending')}{of} for good?", abort=True)
-        removed = store.purge(index, up_to=highest)  # what was written meanwhile stays
+        removed = operators.purge(store, index, up_to=highest)  # what was written meanwhile stays
     log_removal(f"purged: {logs.rows(removed, kind='pending')}", index=index)
     click.echo(f"{logs.rows(removed, 'is', 'are')} removed")
 
@@ -111,7 +112,7 @@ def advance(yes: bool, database_url: str | None) -> None:
             destination.close()
         if not yes:
             click.confirm(f"The epoch is {store.control().epoch}. Advance it?", abort=True)
-        click.echo(f"the epoch is {store.advance_epoch(highest // EPOCH_STEP, now_ms(), moves)} now")
+        click.echo(f"the epoch is {operators.advance_epoch(store, highest // EPOCH_STEP, now_ms(), moves)} now")
     for move in moves:
         click.echo(f"rows of index {move.name} go to {move.new} now, as its readers do: {move.old} is missing")
 

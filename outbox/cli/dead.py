@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from outbox import logs
+from outbox import logs, operators
 from outbox.cli.look import show
 from outbox.cli.wiring import database_option, json_option, load_settings, log_removal, open_store, yes_option
 from outbox.models import now_ms
@@ -48,7 +48,7 @@ def list_(limit: int, as_json: bool, database_url: str | None, **selection: Any)
       outbox-relay dead list --error-type unexplained_version --json
     """
     with open_store(load_settings(database_url=database_url)) as store:
-        rows = store.dead(limit=limit + 1, **selection)
+        rows = operators.dead(store, limit=limit + 1, **selection)
     more, rows = len(rows) > limit, rows[:limit]
     if as_json:
         click.echo(json.dumps(rows))
@@ -77,8 +77,8 @@ def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
       outbox-relay dead retry --all
     """
     with open_store(load_settings(database_url=database_url)) as store:
-        chosen = _chosen(store.dead(**selection), everything, selection)
-        result = store.retry_dead(chosen, now_ms())
+        chosen = _chosen(operators.dead(store, **selection), everything, selection)
+        result = operators.retry_dead(store, chosen, now_ms())
     superseded = f"{result.superseded:,} {'was' if result.superseded == 1 else 'were'}"
     click.echo(f"{logs.rows(result.pending, 'is', 'are')} pending again, {superseded} superseded by later rows")
     for row, later in result.overtaken.items():
@@ -103,10 +103,10 @@ def discard(everything: bool, yes: bool, database_url: str | None, **selection: 
       outbox-relay dead discard --tenant t1 --yes
     """
     with open_store(load_settings(database_url=database_url)) as store:
-        chosen = _chosen(store.dead(**selection), everything, selection)
+        chosen = _chosen(operators.dead(store, **selection), everything, selection)
         if chosen and not yes:
             click.confirm(f"Remove {logs.rows(len(chosen), kind='dead')} for good?", abort=True)
-        removed = store.discard_dead(chosen)
+        removed = operators.discard_dead(store, chosen)
     if removed:
         log_removal(f"discarded: {logs.rows(removed, kind='dead')}", **selection)
     click.echo(f"{logs.rows(removed, 'is', 'are', kind='dead')} removed")

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox import EntityRegistry, OutboxRepository
+from outbox import EntityRegistry, OutboxRepository, operators
 from outbox.destinations.base import Destination
 from outbox.relay import Relay
 from outbox.settings import Settings
@@ -105,7 +105,7 @@ class Outbox:
         return self._look.counts()
 
     def dead(self) -> list[dict[str, Any]]:
-        return self._look.dead()
+        return operators.dead(self._look)
 
     def relays(self) -> list[dict[str, Any]]:
         return self._look.relays()
