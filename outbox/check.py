@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from outbox import logs, schema
+from outbox import logs, schema, verifications
 from outbox import triggers as database_triggers
 from outbox.destinations.base import FOREVER, Destination
 from outbox.entities import EntityRegistry
@@ -133,7 +133,7 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
     try:
         now, counts, oldest = now_ms(), store.counts(), store.oldest_unfinished()
         control, relays, wal_bytes = store.control(), store.relays(), store.wal_bytes()
-        verification = store.last_verification()
+        verification = verifications.last(store)
         reindexes = [(job, store.abandoned(job, now)) for job in store.open_jobs()]
     finally:
         store.close()

@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from outbox import verifications
 from outbox.destinations.base import TENANT_FIELD, Action, Destination, Listed, OutcomeKind, Stored
 from outbox.entities import Entity, EntityRegistry, Loaded, LoadFailed, Part
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
@@ -145,7 +146,7 @@ class Verification:
 
         Raises `DestinationError` and `DatabaseUnavailable`. May be given up at any time.
         """
-        self._since = self._store.note_unfinished()
+        self._since = verifications.note_unfinished(self._store)
         for entity in self._entities:
             yield from self._database(entity)
         for index in self._index_names():
@@ -160,8 +161,14 @@ class Verification:
         Nothing happens if another relay has begun with a scheduled one since that instant. Close it to stop early.
         """
         names = [entity.name for entity in self._entities]
-        id_ = self._store.begin_verification(
-            by, names, self._tenant_id, self._sample, now_ms(), unless_scheduled_since=unless_scheduled_since
+        id_ = verifications.begin(
+            self._store,
+            by,
+            names,
+            self._tenant_id,
+            self._sample,
+            now_ms(),
+            unless_scheduled_since=unless_scheduled_since,
         )
         if id_ is None:
             return
@@ -173,7 +180,7 @@ class Verification:
             error = str(raised)
             raise
         finally:
-            self._store.finish_verification(id_, self.totals.as_found(), error, now_ms())
+            verifications.finish(self._store, id_, self.totals.as_found(), error, now_ms())
 
     # -- the database against the index -------------------------------------------------------------------------
 
@@ -275,7 +282,7 @@ class Verification:
         if not suspects:
             return
         if self._store.highest_id() - self._since > STALE_AFTER:
-            self._since = self._store.note_unfinished()
+            self._since = verifications.note_unfinished(self._store)
         expected = self._expected(suspects)
         held = {
             (index, document_id): stored
@@ -283,7 +290,7 @@ class Verification:
             for document_id, stored in self._read(index, ids).items()
         }
         issued = self._issued()
-        moving = self._store.moving(suspects, self._since)
+        moving = verifications.moving(self._store, suspects, self._since)
         drifts = []
         for place, entity in suspects.items():
             if place in moving:
@@ -317,7 +324,7 @@ class Verification:
         deadline = time.monotonic() + self._patience
         beyond = self.totals.in_flight
         while self._waiting:
-            self._since = self._store.note_unfinished()
+            self._since = verifications.note_unfinished(self._store)
             again, self._waiting = list(self._waiting.items()), {}
             for start in range(0, len(again), self._page):
                 yield from self._settle(dict(again[start : start + self._page]))
@@ -339,9 +346,11 @@ class Verification:
             return
         now = now_ms()
         highest = max([*(drift.version or 0 for drift in mendable), *self._tombstones(mendable)])
-        if (epoch := self._store.raise_above(highest, now)) is not None:
+        if (epoch := verifications.raise_above(self._store, highest, now)) is not None:
             self.totals.epoch = epoch
-        self._store.refresh([(each.index, each.document_id, each.tenant_id, each.entity) for each in mendable], now)
+        verifications.refresh(
+            self._store, [(each.index, each.document_id, each.tenant_id, each.entity) for each in mendable], now
+        )
         self.totals.repaired += len(mendable)
 
     def _tombstones(self, drifts: Sequence[Drift]) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import Engine, create_engine
 
-from outbox import check, operators, sqlite
+from outbox import check, operators, sqlite, verifications
 from outbox.cli import main
 from outbox.destinations.base import Health, IndexFacts
 from outbox.destinations.elasticsearch import ElasticsearchDestination
@@ -272,9 +272,9 @@ def test_last_verification_is_told_and_its_drift_is_a_warning(outbox: Outbox) ->
 
     def verified(error: str | None = None, **drift: int) -> None:
         store = outbox.store()
-        id_ = store.begin_verification("me", ["contacts"], None, 1.0, now_ms())
+        id_ = verifications.begin(store, "me", ["contacts"], None, 1.0, now_ms())
         assert id_ is not None
-        store.finish_verification(id_, {**dict.fromkeys(FOUND, 0), "documents": 7, **drift}, error, now_ms())
+        verifications.finish(store, id_, {**dict.fromkeys(FOUND, 0), "documents": 7, **drift}, error, now_ms())
 
     assert (found().level, found().found.startswith("none so far")) == ("ok", True)
     verified()

@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"models", "transition", "errors"},
     "upkeep": {"store", "models", "transition"},
     "operators": {"store", "models", "transition"},
+    "verifications": {"store", "models"},
     "merge": set(),
     "load": {"documents", "entities", "store", "plan", "destinations.base", "models", "errors"},
     "plan": {"models", "merge", "destinations.base"},
@@ -64,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {
         "destinations.base", "destinations.embedded", "entities", "models", "operators", "relay", "settings", "store",
     },
-    "verify": {"entities", "keys", "destinations.base", "store", "models", "errors"},
+    "verify": {"entities", "keys", "destinations.base", "verifications", "store", "models", "errors"},
     "tenants": {"documents", "destinations.base", "entities", "keys", "models", "operators", "store", "errors"},
     "jobs": {"store", "models", "presence", "errors"},
     "lane": {"destinations.base", "errors"},
@@ -82,7 +83,7 @@ ALLOWED: dict[str, set[str]] = {
     "admin.shapes": {"admin.figures", "jobs", "models"},
     "admin.overview": {
         "admin.alerts", "admin.desk", "admin.figures", "admin.ledger", "admin.shapes", "admin.watch", "admin", "models",
-        "upkeep", "verify",
+        "upkeep", "verifications", "verify",
     },
     "admin.metrics": {"admin.alerts", "admin.figures", "admin.ledger", "admin.overview", "admin.shapes", "models"},
     "admin.guard": {"logs", "errors"},
@@ -100,7 +101,8 @@ ALLOWED: dict[str, set[str]] = {
         "admin.pages", "admin.watch", "destinations.base", "entities", "errors", "logs", "settings",
     },
     "check": {
-        "destinations.base", "store", "jobs", "growth", "schema", "triggers", "entities", "models", "logs", "errors",
+        "destinations.base", "store", "verifications", "jobs", "growth", "schema", "triggers", "entities", "models",
+        "logs", "errors",
     },
 }  # fmt: skip
 

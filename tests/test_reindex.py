@@ -16,7 +16,7 @@ from loguru import logger
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import ConfigurationError, EntityRegistry, lane, operators
+from outbox import ConfigurationError, EntityRegistry, lane, operators, verifications
 from outbox import reindex as rebuilding
 from outbox.destinations.base import Action, Destination, Listed, Outcome, OutcomeKind
 from outbox.errors import DatabaseUnavailable, DestinationError, DestinationUnanswered, ReindexFailed
@@ -296,7 +296,7 @@ def test_epoch_that_a_repair_raises_while_the_index_is_rebuilt(world: World) -> 
 
     def advance() -> None:
         world.save(1, "before")
-        assert world.jobs.raise_above(version(2, 1), now_ms()) == 3
+        assert verifications.raise_above(world.jobs, version(2, 1), now_ms()) == 3
         world.save(2, "after")
 
     world.rebuild({"sweep": advance})

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from outbox import verifications
 from outbox.admin import alerts, shapes
 from outbox.admin.desk import Desk
 from outbox.admin.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures, Outcomes
@@ -106,7 +107,7 @@ def overview(figures: Figures, statistics: Statistics, seen: Seen | None, now: i
             shapes.DeadType(index=index, error_type=type_, rows=rows) for index, type_, rows in figures.dead_types()
         ],
         reindexes=[shapes.ReindexJob.of(figures, job) for job in figures.open_jobs()],
-        verification=_verified(figures.last_verification()),
+        verification=_verified(verifications.last(figures)),
         database_bytes=figures.file_bytes(),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from outbox import logs
+from outbox import logs, verifications
 from outbox.cli.reindex import facts as reindex_facts
 from outbox.cli.reindex import line as reindex_line
 from outbox.cli.wiring import database_option, json_option, load_settings, open_jobs, open_store
@@ -47,7 +47,7 @@ def status(as_json: bool, database_url: str | None) -> None:
             else {"since": iso(control.paused_at), "by": control.paused_by, "reason": control.pause_reason},
             "epoch": control.epoch,
             "breakers": [breaker for relay in relays for breaker in relay["breakers"]],
-            "verification": verified(store.last_verification()),
+            "verification": verified(verifications.last(store)),
             "reindexes": [reindex_facts(store, job) for job in reindexes],
             "relays": [
                 {**relay, "silent_seconds": silent / 1000, "running": silent < loaded.silent_ms}
