@@ -204,7 +204,7 @@ class Jobs(Store):
         return self._known(job.id)
 
     def _note(self, job: Job, now: int, lease_ms: int, **columns: Any) -> None:
-        self._require_pinned()
+        self.require_pinned()
         columns |= {"updated_at": now, "lease_expires_at": now + lease_ms}
         noted = self.run(
             f"UPDATE outbox_reindex_jobs SET {', '.join(f'{name} = ?' for name in columns)}"

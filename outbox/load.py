@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from outbox import documents
+from outbox import claims, documents
+from outbox.claims import Claim
 from outbox.destinations.base import Outcome, OutcomeKind
 from outbox.entities import UNKNOWN_ENTITY, EntityRegistry, LoadFailed
 from outbox.errors import DatabaseUnavailable, InvalidName
 from outbox.models import Action, Event
 from outbox.plan import Content
-from outbox.store import Claim, Store
+from outbox.store import Store
 
 _NO_REGISTRY = Outcome(
     OutcomeKind.BLOCKED, "no_registry", "its entities are not known here: set OUTBOX_ENTITIES for this relay"
@@ -23,7 +24,7 @@ def contents(store: Store, registry: EntityRegistry | None, claim: Claim) -> dic
     Read after the claim has committed: whatever a `refresh` row stands for is in the database then, or something
     newer, for which there is a later row.
     """
-    found: dict[int, Content] = {**store.load(claim)}
+    found: dict[int, Content] = {**claims.load(store, claim)}
     refreshed = [event for event in claim.events if event.action == Action.REFRESH]
     if refreshed:
         found |= _entities(store, registry, refreshed)

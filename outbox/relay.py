@@ -12,8 +12,9 @@ from typing import Any
 
 from loguru import logger
 
-from outbox import copies, load, logs, plan, transition
+from outbox import claims, copies, load, logs, plan, transition
 from outbox.breaker import Breaker
+from outbox.claims import Claim
 from outbox.copies import Refusal
 from outbox.destinations.base import DOCUMENT_MISSING, Destination, Outcome, OutcomeKind
 from outbox.entities import EntityRegistry
@@ -23,7 +24,7 @@ from outbox.plan import Fold
 from outbox.poison import LONE_FAILURES, Verdicts
 from outbox.rate import TenantRates
 from outbox.settings import LEASE_MARGIN_S, Settings
-from outbox.store import Claim, Store
+from outbox.store import Store
 from outbox.transition import Policy, Transition
 from outbox.wakeup import Wakeup
 
@@ -190,7 +191,8 @@ class Relay:
     def _claim(self, now: int, rows: int, *, only: str | None = None, lone: bool = True) -> Claim | None:
         paused = [name for name, breaker in self._index_breakers.items() if breaker.is_open and name != only]
         rates = self._rates
-        claim = self._store.claim(
+        claim = claims.claim(
+            self._store,
             relay=self._id,
             now=now,
             lease_ms=self._lease_ms,
@@ -234,11 +236,11 @@ class Relay:
 
     def _ready(self, request: Request, now: int) -> Request | None:
         if self._breaker.is_open:
-            self._store.release(request.claim, request.rows, now, undelivered=True)
+            claims.release(self._store, request.claim, request.rows, now, undelivered=True)
             return None
         if request.claim.lease_expires_at - now >= self._request_ms + LEASE_MARGIN_MS:
             return request
-        if claim := self._store.renew(request.claim, request.rows, now + self._lease_ms):
+        if claim := claims.renew(self._store, request.claim, request.rows, now + self._lease_ms):
             return replace(request, claim=claim)
         logger.warning("a lease ended before its rows were sent; whoever has them now delivers them")
         return None
@@ -407,13 +409,13 @@ class Relay:
         """After one row of an unfolded document: the next, or none if this one has to be tried again first."""
         if all(transition.state is not State.PENDING for transition in transitions):
             return [Request(request.claim, [request.rest[0]], request.rest[1:])]
-        self._store.release(request.claim, replace(request, folds=()).rows, now, undelivered=True)
+        claims.release(self._store, request.claim, replace(request, folds=()).rows, now, undelivered=True)
         return []
 
     def _record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> None:
         if not transitions:
             return
-        lost = self._store.record(claim, transitions, now)
+        lost = claims.record(self._store, claim, transitions, now)
         if lost:
             claimed = logs.rows(len(lost), "was", "were")
             logger.warning(f"{claimed} claimed by another relay meanwhile, which decides what becomes of them")
@@ -516,9 +518,9 @@ class Relay:
             logger.warning(f"{error}; rows of the last requests are delivered again by the next relay")
         try:
             for request in self._following:
-                self._store.release(request.claim, request.rows, now_ms(), undelivered=True)
+                claims.release(self._store, request.claim, request.rows, now_ms(), undelivered=True)
             for request in self._in_flight.values():
-                self._store.release(request.claim, request.rows, now_ms(), undelivered=False)
+                claims.release(self._store, request.claim, request.rows, now_ms(), undelivered=False)
         except DatabaseUnavailable as error:
             logger.warning(f"{error}; rows in flight come back when their lease expires")
         workers.stop()

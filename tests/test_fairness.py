@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from outbox import claims
+from outbox.claims import Claim
 from outbox.destinations.embedded import EmbeddedDestination
 from outbox.models import Event, now_ms
 from outbox.rate import TenantRates
-from outbox.store import Claim, Store
+from outbox.store import Store
 from tests.support.outbox import Outbox
 
 LEASE_MS = 60_000
 
 
 def claim(store: Store, rows: int = 1_000, now: int | None = None) -> list[Event]:
-    found: Claim | None = store.claim(
-        relay=1, now=now or now_ms(), lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=rows, bytes_=10**9
+    found: Claim | None = claims.claim(
+        store, relay=1, now=now or now_ms(), lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=rows, bytes_=10**9
     )
     return list(found.events) if found else []
 

@@ -30,11 +30,12 @@ ALLOWED: dict[str, set[str]] = {
     "rows": {"models", "errors"},
     "repository": {"rows", "models", "documents", "keys", "entities", "destinations", "settings", "errors"},
     "store": {"models", "transition", "errors"},
+    "claims": {"store", "models", "transition"},
     "upkeep": {"store", "models", "transition"},
     "operators": {"store", "models", "transition"},
     "verifications": {"store", "models"},
     "merge": set(),
-    "load": {"documents", "entities", "store", "plan", "destinations.base", "models", "errors"},
+    "load": {"documents", "entities", "claims", "store", "plan", "destinations.base", "models", "errors"},
     "plan": {"models", "merge", "destinations.base"},
     "copies": {"destinations.base", "errors"},
     "destinations": {
@@ -59,8 +60,8 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "relay": {
-        "errors", "settings", "models", "logs", "store", "load", "entities", "plan", "copies", "destinations.base",
-        "transition", "breaker", "poison", "rate", "wakeup",
+        "errors", "settings", "models", "logs", "claims", "store", "load", "entities", "plan", "copies",
+        "destinations.base", "transition", "breaker", "poison", "rate", "wakeup",
     },
     "testing": {
         "destinations.base", "destinations.embedded", "entities", "models", "operators", "relay", "settings", "store",
@@ -72,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "reindex": {"jobs", "lane", "entities", "keys", "destinations.base", "models", "presence", "rate", "errors"},
     "schema": {"models", "errors"},
     "admin": set(),
-    "admin.figures": {"jobs", "upkeep", "models"},
+    "admin.figures": {"claims", "jobs", "upkeep", "models"},
     "admin.alerts": {"admin.figures"},
     "admin.ledger": {"admin.figures", "models", "upkeep"},
     "admin.watch": {"admin.desk", "destinations.base", "upkeep", "models", "errors"},

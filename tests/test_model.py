@@ -21,10 +21,11 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import create_engine
 
-from outbox import operators, plan, schema, sqlite, upkeep
+from outbox import claims, operators, plan, schema, sqlite, upkeep
+from outbox.claims import Claim
 from outbox.models import now_ms
 from outbox.relay import Answer, Relay
-from outbox.store import Claim, Store
+from outbox.store import Store
 from tests.support.outbox import Outbox
 from tests.support.places import Place
 from tests.support.proxy import FaultProxy, bulk, refuse, reply, swallow
@@ -130,11 +131,11 @@ class History(RuleBasedStateMachine):
     @rule(applied=st.booleans())
     def relay_dies_after_its_claim(self, applied: bool) -> None:
         """…and before it records anything; its request may still be in the air."""
-        claim: Claim | None = self.dying.claim(
-            relay=3, now=self.now, lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=4, bytes_=10**6
+        claim: Claim | None = claims.claim(
+            self.dying, relay=3, now=self.now, lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=4, bytes_=10**6
         )  # fmt: skip
         if claim:
-            folds = plan.fold(claim.events, self.dying.load(claim), claim.targets, claim.epoch)
+            folds = plan.fold(claim.events, claims.load(self.dying, claim), claim.targets, claim.epoch)
             if applied:
                 self.destination.apply([fold.action for fold in folds])
             self.zombies.append(folds)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from outbox import EntityRegistry, InvalidName, OutboxError, OutboxRepository, tenants
+from outbox import EntityRegistry, InvalidName, OutboxError, OutboxRepository, claims, tenants
 from outbox.destinations.embedded import EmbeddedDestination
 from outbox.models import now_ms
 from tests.support.outbox import Outbox
@@ -95,8 +95,8 @@ def test_index_that_a_relay_delivers_to_is_not_removed_under_it(outbox: Outbox, 
     deliver(outbox, embedded, registry)
     outbox.put_raw("acme_contacts", "1", '{"name":"late"}')
     held = tenants.holdings(outbox.store(), embedded, registry, "acme")
-    claim = outbox.store().claim(
-        relay=1, now=now_ms(), lease_ms=60_000, longest_wait=60_000, rows=10, bytes_=10**6
+    claim = claims.claim(
+        outbox.store(), relay=1, now=now_ms(), lease_ms=60_000, longest_wait=60_000, rows=10, bytes_=10**6
     )  # fmt: skip
     assert claim
     with pytest.raises(OutboxError, match="acme_contacts: a relay still delivers"):

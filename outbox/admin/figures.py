@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from outbox import claims
 from outbox.jobs import Job, Jobs
 from outbox.models import COUNTERS, FRESH, HELD, LATENCY_BOUNDS_MS, STATISTICS, TENANT, WAITING, State
 from outbox.upkeep import HOUR_MS
@@ -171,7 +172,7 @@ class Figures(Jobs):
             rows[tenant] = rows.get(tenant, 0) + number
             oldest[tenant] = min(oldest.get(tenant, since), since)
 
-        lanes = self._lanes((), None, ())[: 2 * MOST_TENANTS]
+        lanes = claims.fresh_lanes(self)[: 2 * MOST_TENANTS]
         mine = f"{FRESH} AND index_name = json_extract(value, '$[0]') AND {TENANT} = json_extract(value, '$[1]')"
         for tenant, number, since in self.run(
             "SELECT tenant, rows, created_at FROM (SELECT json_extract(value, '$[1]') AS tenant,"
