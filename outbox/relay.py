@@ -12,7 +12,7 @@ from typing import Any
 
 from loguru import logger
 
-from outbox import claims, copies, load, logs, plan, transition
+from outbox import claims, copies, evidence, load, logs, plan, transition
 from outbox.breaker import Breaker
 from outbox.claims import Claim
 from outbox.copies import Refusal
@@ -308,7 +308,7 @@ class Relay:
             else:
                 explained = outcome.kind is OutcomeKind.CONFLICT and (
                     outcome.error_type == DOCUMENT_MISSING
-                    or self._store.explained(fold.events[-1], outcome.version, claim.epoch)
+                    or evidence.explained(self._store, fold.events[-1], outcome.version, claim.epoch)
                 )
                 transitions += transition.decide(
                     fold.events,
@@ -337,7 +337,8 @@ class Relay:
             of_target = [refusal for refusal in answer.refusals if refusal.target == target]
             first = answer.request.folds[sent[of_target[0].at]].action
             outcome = of_target[0].outcome
-            if self._store.refused(
+            if evidence.refused(
+                self._store,
                 first.index,
                 target,
                 len(of_target),
@@ -360,13 +361,13 @@ class Relay:
         last = fold.events[-1]
         if last.deliveries > 1 or outcome.version is None:
             return False
-        if self._store.is_of_reindex(last.index_name, outcome.version):
+        if evidence.is_of_reindex(self._store, last.index_name, outcome.version):
             return False
-        return bool(fold.action.patches) or self._store.is_update(last, outcome.version)
+        return bool(fold.action.patches) or evidence.is_update(self._store, last, outcome.version)
 
     def _explained(self, fold: Fold, outcome: Outcome) -> Outcome:
         """A document may be missing because a later row, delivered before without an answer, removed it."""
-        if outcome.error_type == DOCUMENT_MISSING and self._store.removed_since(fold.events[-1]):
+        if outcome.error_type == DOCUMENT_MISSING and evidence.removed_since(self._store, fold.events[-1]):
             return outcome._replace(kind=OutcomeKind.CONFLICT, version=None)
         return outcome
 

@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "repository": {"rows", "models", "documents", "keys", "entities", "destinations", "settings", "errors"},
     "store": {"models", "transition", "errors"},
     "claims": {"store", "models", "transition"},
+    "evidence": {"store", "models"},
     "upkeep": {"store", "models", "transition"},
     "operators": {"store", "models", "transition"},
     "verifications": {"store", "models"},
@@ -60,8 +61,8 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "relay": {
-        "errors", "settings", "models", "logs", "claims", "store", "load", "entities", "plan", "copies",
-        "destinations.base", "transition", "breaker", "poison", "rate", "wakeup",
+        "errors", "settings", "models", "logs", "claims", "evidence", "store", "load", "entities", "plan",
+        "copies", "destinations.base", "transition", "breaker", "poison", "rate", "wakeup",
     },
     "testing": {
         "destinations.base", "destinations.embedded", "entities", "models", "operators", "relay", "settings", "store",
