@@ -31,7 +31,7 @@ class Claim:
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # further physical indexes, of a reindex
 
 
-# -- claiming ------------------------------------------------------------------------------------------------
+# -- claiming ---------------------------------------------------------------------------------------------------
 
 
 def claim(
@@ -256,7 +256,7 @@ def _take(store: Store, events: Sequence[Event], epoch: int, relay: int, now: in
     return Claim(token, tuple(events), epoch, store.targets(), expires, copies=store.copies())
 
 
-# -- what is claimed -----------------------------------------------------------------------------------------
+# -- what is claimed --------------------------------------------------------------------------------------------
 
 
 def load(store: Store, claim: Claim) -> dict[int, bytes]:
@@ -301,7 +301,7 @@ def release(store: Store, claim: Claim, ids: Sequence[int], now: int, *, undeliv
         )
 
 
-# -- recording -----------------------------------------------------------------------------------------------
+# -- recording --------------------------------------------------------------------------------------------------
 
 
 def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: int) -> list[Transition]:

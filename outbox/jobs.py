@@ -1,4 +1,4 @@
-"""Every SQL statement about reindex jobs, beside those of the store."""
+"""What a reindex asks of the outbox tables, and what it notes of its jobs."""
 
 from __future__ import annotations
 

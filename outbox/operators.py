@@ -33,7 +33,7 @@ class Retried:
     overtaken: Mapping[int, int]
 
 
-# -- pausing, and the epoch ----------------------------------------------------------------------------------
+# -- pausing, and the epoch -------------------------------------------------------------------------------------
 
 
 def pause(store: Store, reason: str, by: str, now: int) -> None:
@@ -77,7 +77,7 @@ def advance_epoch(store: Store, above: int, now: int, moves: Iterable[Move] = ()
     return epoch
 
 
-# -- dead and pending rows -----------------------------------------------------------------------------------
+# -- dead and pending rows --------------------------------------------------------------------------------------
 
 
 def dead(
@@ -206,7 +206,7 @@ def _remove_in_steps(store: Store, ids: Sequence[int], state: State) -> int:
     return removed
 
 
-# -- one tenant ----------------------------------------------------------------------------------------------
+# -- one tenant -------------------------------------------------------------------------------------------------
 
 
 def rows_of_tenant(store: Store, tenant: str) -> int:

@@ -1,4 +1,9 @@
-"""Every SQL statement of the relay and of its operators: one function each, named by what it means to the table."""
+"""The outbox tables, over one connection: what is the same for everybody who works with them.
+
+What one audience asks of them stands in a room of its own, as functions of a store: `claims` and `evidence` are a
+relay's, `upkeep` is maintenance's, `operators` theirs, `verifications` those of `verify`. A reindex and the dashboard
+have a store of their own with what they ask: `jobs` and `admin.figures`.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +18,11 @@ from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.errors import DatabaseUnavailable, SchemaError
-from outbox.models import (
-    FRESH,
-    HELD,
-    VERSION_TABLE,
-    WAITING,
-    version,
-)
+from outbox.models import FRESH, HELD, VERSION_TABLE, WAITING, version
 
 MAX_ERROR_CHARS = 2_000
+
+_WITH_DOCUMENTS = "SELECT e.*, d.document FROM outbox_events AS e LEFT JOIN outbox_documents AS d ON d.event_id = e.id"
 
 _COUNTED = {
     "fresh": FRESH,
@@ -57,7 +58,6 @@ class Store:
             raise DatabaseUnavailable(
                 f"database {engine.url.database} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
             ) from error
-
         self._pinned: tuple[int, str | None] | None = None
 
     @property
@@ -65,10 +65,36 @@ class Store:
         """For reading what the application wrote, in between."""
         return self._connection
 
+    @property
+    def path(self) -> Path:
+        """The file of the database."""
+        return Path(str(self._connection.engine.url.database))
+
     def close(self) -> None:
         self._connection.close()
 
-    # -- claiming -----------------------------------------------------------------------------------------------
+    def run(self, sql: str, *parameters: Any) -> CursorResult[*tuple[Any, ...]]:
+        """One statement, with what its `?` stand for, or with a dict by names."""
+        given = parameters[0] if len(parameters) == 1 and isinstance(parameters[0], dict) else parameters
+        try:
+            return self._connection.exec_driver_sql(sql, given or None)
+        except OperationalError as error:
+            raise DatabaseUnavailable(f"database: {error.orig}") from error
+
+    @contextmanager
+    def write(self, *, durable: bool) -> Iterator[None]:
+        """A short write transaction. `durable`: on disk when it returns, with everything committed before it."""
+        self.run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        self.run("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.run("COMMIT")  # on a full disk this may fail and leave the transaction open, with its lock
+        except BaseException:
+            with suppress(DatabaseUnavailable):  # some errors have ended the transaction already
+                self.run("ROLLBACK")
+            raise
+
+    # -- the revision of the tables -----------------------------------------------------------------------------
 
     def pin(self) -> None:
         """From now on `claim`, and a reindex, refuse tables of another revision than they have now.
@@ -99,9 +125,44 @@ class Store:
         revision: str | None = self.run(f"SELECT version_num FROM {VERSION_TABLE}").scalar_one_or_none()
         return revision
 
+    # -- what holds for all -------------------------------------------------------------------------------------
+
+    def control(self) -> Control:
+        """What holds for all relays; the defaults when the row is missing (tables created without a migration)."""
+        row = self.run(
+            "SELECT epoch, highest_pruned_version, paused_at, paused_by, pause_reason FROM outbox_control"
+        ).one_or_none()
+        return Control(*tuple(row)) if row else Control(1, 0, None, None, None)
+
+    def raise_epoch(self, above: int, now: int) -> int:
+        """Make the epoch one above `above` and the current one, and release every claim. Inside `write`."""
+        self.run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
+        epoch = max(self.control().epoch, above) + 1
+        self.run("UPDATE outbox_control SET epoch = ?", epoch)
+        self.run(
+            "UPDATE outbox_events SET state = 'pending', available_at = ?, claim_token = NULL,"
+            " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'",
+            now,
+        )
+        return epoch
+
+    def highest_id(self) -> int:
+        """The highest id that was issued so far."""
+        return int(
+            self.run("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox_events'").scalar_one()
+        )
+
+    def raise_ids(self, last: int) -> None:
+        """Have all further ids be higher than `last`. Inside `write`."""
+        known = self.run("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'outbox_events'", last).rowcount
+        if not known:
+            self.run("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_events', ?)", last)
+
     def commits_elsewhere(self) -> int:
         """A number that changes when another connection commits, and never by a commit of this one."""
         return int(self.run("PRAGMA data_version").scalar_one())
+
+    # -- where rows go ------------------------------------------------------------------------------------------
 
     def targets(self) -> dict[str, str]:
         """The physical index that decides what becomes of the rows of each index."""
@@ -131,75 +192,21 @@ class Store:
                 name,
             )
 
-    # -- recording ----------------------------------------------------------------------------------------------
+    # -- rows ---------------------------------------------------------------------------------------------------
 
-    # -- maintenance --------------------------------------------------------------------------------------------
+    def event(self, event_id: int) -> dict[str, Any] | None:
+        """One row with its document, or None."""
+        row = self.run(f"{_WITH_DOCUMENTS} WHERE e.id = ?", event_id).mappings().one_or_none()
+        return dict(row) if row else None
 
-    @property
-    def path(self) -> Path:
-        """The file of the database."""
-        return Path(str(self._connection.engine.url.database))
-
-    def wal_bytes(self) -> int:
-        """Size of the write-ahead log beside the database."""
-        try:
-            return self.path.with_name(f"{self.path.name}-wal").stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def file_bytes(self) -> int:
-        """Size of the database file, without its write-ahead log."""
-        return int(self.run("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").scalar_one())
-
-    def free_bytes(self) -> int:
-        """How much of the file is empty, and used again before it grows."""
-        free = self.run("SELECT freelist_count * page_size FROM pragma_freelist_count(), pragma_page_size()")
-        return int(free.scalar_one())
-
-    # -- relays -------------------------------------------------------------------------------------------------
-
-    def enlist(self, host: str, pid: int, software: str, now: int) -> int:
-        """Enter a relay in the list. Returns its id."""
-        with self.write(durable=False):
-            return int(
-                self.run(
-                    "INSERT INTO outbox_relays (host, pid, version, started_at, heartbeat_at) VALUES (?, ?, ?, ?, ?)",
-                    host,
-                    pid,
-                    software,
-                    now,
-                    now,
-                ).lastrowid
-            )
-
-    def heartbeat(self, relay: int, breakers: Sequence[Mapping[str, Any]], now: int) -> None:
-        """Say that a relay is alive, and what it has paused."""
-        with self.write(durable=False):
-            self.run(
-                "UPDATE outbox_relays SET heartbeat_at = ?, breakers = ? WHERE id = ?",
-                now,
-                json.dumps(list(breakers)),
-                relay,
-            )
-
-    def delist(self, relays: Iterable[int]) -> None:
-        """Take relays off the list."""
-        with self.write(durable=False):
-            self.run("DELETE FROM outbox_relays WHERE id IN (SELECT value FROM json_each(?))", json.dumps(list(relays)))
-
-    def relays(self) -> list[dict[str, Any]]:
-        """All listed relays."""
-        rows = self.run("SELECT * FROM outbox_relays ORDER BY id").mappings()
-        return [{**row, "breakers": json.loads(row["breakers"])} for row in rows]
-
-    # -- what operators ask and do ------------------------------------------------------------------------------
-
-    def control(self) -> Control:
-        """What holds for all relays; the defaults when the row is missing (tables created without a migration)."""
-        row = self.run(
-            "SELECT epoch, highest_pruned_version, paused_at, paused_by, pause_reason FROM outbox_control"
-        ).one_or_none()
-        return Control(*tuple(row)) if row else Control(1, 0, None, None, None)
+    def events(self, *, index: str | None = None, document_id: str | None = None) -> list[dict[str, Any]]:
+        """All rows with their documents in the order of their ids, narrowed by what is given."""
+        rows = self.run(
+            f"{_WITH_DOCUMENTS} WHERE (:index IS NULL OR index_name = :index)"
+            " AND (:document IS NULL OR document_id = :document) ORDER BY e.id",
+            {"index": index, "document": document_id},
+        )
+        return [dict(row) for row in rows.mappings()]
 
     def counts(self) -> dict[str, int]:
         """Number of rows by state."""
@@ -244,41 +251,6 @@ class Store:
         ).scalar_one_or_none()
         return oldest
 
-    def raise_epoch(self, above: int, now: int) -> int:
-        """Make the epoch one above `above` and the current one, and release every claim. Inside `write`."""
-        self.run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
-        epoch = max(self.control().epoch, above) + 1
-        self.run("UPDATE outbox_control SET epoch = ?", epoch)
-        self.run(
-            "UPDATE outbox_events SET state = 'pending', available_at = ?, claim_token = NULL,"
-            " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'",
-            now,
-        )
-        return epoch
-
-    def event(self, event_id: int) -> dict[str, Any] | None:
-        """One row with its document, or None."""
-        row = (
-            self.run(
-                "SELECT e.*, d.document FROM outbox_events AS e LEFT JOIN outbox_documents AS d ON d.event_id = e.id"
-                " WHERE e.id = ?",
-                event_id,
-            )
-            .mappings()
-            .one_or_none()
-        )
-        return dict(row) if row else None
-
-    def events(self, *, index: str | None = None, document_id: str | None = None) -> list[dict[str, Any]]:
-        """All rows with their documents in the order of their ids, narrowed by what is given."""
-        rows = self.run(
-            "SELECT e.*, d.document FROM outbox_events AS e LEFT JOIN outbox_documents AS d ON d.event_id = e.id"
-            " WHERE (:index IS NULL OR index_name = :index) AND (:document IS NULL OR document_id = :document)"
-            " ORDER BY e.id",
-            {"index": index, "document": document_id},
-        )
-        return [dict(row) for row in rows.mappings()]
-
     def remove(self, ids: Sequence[int]) -> int:
         """Delete rows, and remember the highest version among them that may stand in an index. Inside `write`."""
         listed = json.dumps(ids)
@@ -294,42 +266,59 @@ class Store:
         self.run("DELETE FROM outbox_documents WHERE event_id IN (SELECT value FROM json_each(?))", listed)
         return int(self.run("DELETE FROM outbox_events WHERE id IN (SELECT value FROM json_each(?))", listed).rowcount)
 
-    # -- verification -------------------------------------------------------------------------------------------
+    # -- the list of relays -------------------------------------------------------------------------------------
 
-    def highest_id(self) -> int:
-        """The highest id that was issued so far."""
-        return int(
-            self.run("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox_events'").scalar_one()
-        )
+    def enlist(self, host: str, pid: int, software: str, now: int) -> int:
+        """Enter a relay in the list. Returns its id."""
+        with self.write(durable=False):
+            return int(
+                self.run(
+                    "INSERT INTO outbox_relays (host, pid, version, started_at, heartbeat_at) VALUES (?, ?, ?, ?, ?)",
+                    host,
+                    pid,
+                    software,
+                    now,
+                    now,
+                ).lastrowid
+            )
 
-    def raise_ids(self, last: int) -> None:
-        """Have all further ids be higher than `last`. Inside `write`."""
-        known = self.run("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'outbox_events'", last).rowcount
-        if not known:
-            self.run("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_events', ?)", last)
+    def heartbeat(self, relay: int, breakers: Sequence[Mapping[str, Any]], now: int) -> None:
+        """Say that a relay is alive, and what it has paused."""
+        with self.write(durable=False):
+            self.run(
+                "UPDATE outbox_relays SET heartbeat_at = ?, breakers = ? WHERE id = ?",
+                now,
+                json.dumps(list(breakers)),
+                relay,
+            )
 
-    # -- the connection -----------------------------------------------------------------------------------------
+    def delist(self, relays: Iterable[int]) -> None:
+        """Take relays off the list."""
+        with self.write(durable=False):
+            self.run("DELETE FROM outbox_relays WHERE id IN (SELECT value FROM json_each(?))", json.dumps(list(relays)))
 
-    def run(self, sql: str, *parameters: Any) -> CursorResult[*tuple[Any, ...]]:
-        """One statement, with what its `?` stand for, or with a dict by names."""
-        given = parameters[0] if len(parameters) == 1 and isinstance(parameters[0], dict) else parameters
+    def relays(self) -> list[dict[str, Any]]:
+        """All listed relays."""
+        rows = self.run("SELECT * FROM outbox_relays ORDER BY id").mappings()
+        return [{**row, "breakers": json.loads(row["breakers"])} for row in rows]
+
+    # -- sizes --------------------------------------------------------------------------------------------------
+
+    def wal_bytes(self) -> int:
+        """Size of the write-ahead log beside the database."""
         try:
-            return self._connection.exec_driver_sql(sql, given or None)
-        except OperationalError as error:
-            raise DatabaseUnavailable(f"database: {error.orig}") from error
+            return self.path.with_name(f"{self.path.name}-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
 
-    @contextmanager
-    def write(self, *, durable: bool) -> Iterator[None]:
-        """A short write transaction. `durable`: on disk when it returns, with everything committed before it."""
-        self.run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-        self.run("BEGIN IMMEDIATE")
-        try:
-            yield
-            self.run("COMMIT")  # on a full disk this may fail and leave the transaction open, with its lock
-        except BaseException:
-            with suppress(DatabaseUnavailable):  # some errors have ended the transaction already
-                self.run("ROLLBACK")
-            raise
+    def file_bytes(self) -> int:
+        """Size of the database file, without its write-ahead log."""
+        return int(self.run("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").scalar_one())
+
+    def free_bytes(self) -> int:
+        """How much of the file is empty, and used again before it grows."""
+        free = self.run("SELECT freelist_count * page_size FROM pragma_freelist_count(), pragma_page_size()")
+        return int(free.scalar_one())
 
 
 def printable(error: str | None) -> str | None:
