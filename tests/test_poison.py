@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from outbox import operators
+from outbox import claims, operators, upkeep
+from outbox.claims import Claim
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.models import now_ms
 from outbox.poison import Verdicts
 from outbox.relay import Relay
-from outbox.store import Claim
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import PRODUCT, FaultProxy, Reply, Request, anything, bulk, hang, refuse, reply, swallow
@@ -295,20 +295,27 @@ def test_row_whose_relay_died_with_others_in_hand_is_not_blamed_for_the_next_dea
     outbox.raw("UPDATE outbox_events SET deliveries = 20, error_type = 'es_rejected_execution_exception'")
 
     def claimed(relay: int) -> Claim:
-        claim = store.claim(
-            relay=relay, now=now, lease_ms=60 * SECOND, longest_wait=60 * SECOND, rows=10, bytes_=10_000, lone_after=10
+        claim = claims.claim(
+            store,
+            relay=relay,
+            now=now,
+            lease_ms=60 * SECOND,
+            longest_wait=60 * SECOND,
+            rows=10,
+            bytes_=10_000,
+            lone_after=10,
         )
         assert claim is not None
         return claim
 
     assert len(claimed(1).events) == 2
-    store.reap(now, 600 * SECOND, dead_relays=[1])
+    upkeep.reap(store, now, 600 * SECOND, dead_relays=[1])
     for relay in (2, 3):
         assert outbox.counts()["dead"] == 0
         claim = claimed(relay)
         assert claim.lone
         assert claim.events[0].id == rows[0]
-        store.reap(now, 600 * SECOND, dead_relays=[relay])
+        upkeep.reap(store, now, 600 * SECOND, dead_relays=[relay])
     assert (outbox.state(rows[0]), outbox.state(rows[1])) == ("dead", "pending")
 
 
