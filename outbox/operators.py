@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from outbox.models import OPEN_JOBS, State
-from outbox.store import Store
+from outbox.store import LOCK_SHARE, Store
 from outbox.transition import OVERTAKEN
 
-MOST_REMOVED_AT_ONCE = 1_000  # rows in a transaction, so that nobody waits long for the write lock
+MOST_AT_ONCE = 1_000  # rows in a transaction, so that nobody waits long for the write lock
 EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
 
 
@@ -114,54 +115,106 @@ def dead(
     return [dict(row) for row in rows.mappings()]
 
 
-def retry_dead(store: Store, ids: Sequence[int], now: int) -> Retried:
-    """Put dead rows back to pending, at their old place in the order, where that still means something.
+def retry_dead(store: Store, ids: Iterable[int], now: int, pause: Callable[[float], object] = time.sleep) -> Retried:
+    """Put dead rows back to pending, at their old place in the order, where that still means something. In steps.
 
     A row whose document has moved on stays dead as `overtaken`, with the later row's id in its error: delivered
     now it would be called superseded, and what it said would be dropped in silence. Unless the later row was
     a whole document or a delete: what the dead row said is history then, and it is done as superseded.
+
+    Each step decides by what is so in its transaction, as a retry of its rows alone would. Earlier rows come first:
+    one that is delivered between two steps overtakes none that is still to come. What was interrupted can be repeated.
+
+    `pause` is called between two steps with the seconds to wait.
     """
-    with store.write(durable=True):
-        listed = json.dumps(list(ids))
-        # One pass over the later rows, whatever their number.
-        moved_on = store.run(
-            """
-            SELECT d.id, later.id, later.whole FROM outbox_events AS d JOIN (
-                SELECT index_name, document_id, max(id) AS id,
-                       max(CASE WHEN state = 'done' AND action <> 'update' THEN id END) AS whole
-                FROM outbox_events WHERE state IN ('done', 'claimed')
-                AND id > (SELECT min(value) FROM json_each(:ids)) AND (index_name, document_id) IN (
-                    SELECT index_name, document_id FROM outbox_events
-                    WHERE id IN (SELECT value FROM json_each(:ids)))
-                GROUP BY index_name, document_id) AS later USING (index_name, document_id)
-            WHERE d.state = 'dead' AND d.id < later.id AND d.id IN (SELECT value FROM json_each(:ids))
-            """,
-            {"ids": listed},
-        ).fetchall()
-        superseded = [id_ for id_, _, whole in moved_on if whole is not None and id_ < whole]
-        overtaken = {id_: later for id_, later, whole in moved_on if whole is None or id_ > whole}
-        store.run(
-            "UPDATE outbox_events SET state = 'done', outcome = 'superseded', finished_at = ?"
-            " WHERE id IN (SELECT value FROM json_each(?))",
-            now,
-            json.dumps(superseded),
-        )
-        store.run(
-            f"UPDATE outbox_events SET error_type = '{OVERTAKEN}', error = 'row ' || (SELECT value FROM"
-            " json_each(:by) WHERE key = outbox_events.id) || ' of the same document was delivered meanwhile:"
-            " write the document anew and discard this row; it had died of ' || error_type || ': ' || error"
-            " WHERE id IN (SELECT key FROM json_each(:by))"
-            f" AND error_type <> '{OVERTAKEN}'",
-            {"by": json.dumps(overtaken)},
-        )
-        retried = store.run(
-            "UPDATE outbox_events SET state = 'pending', attempts = 0, available_at = ?, finished_at = NULL"
-            " WHERE state = 'dead' AND id IN (SELECT value FROM json_each(?))"
-            " AND id NOT IN (SELECT value FROM json_each(?))",
-            now,
-            listed,
-            json.dumps(list(overtaken)),
-        ).rowcount
+    ordered = sorted(set(ids))
+    noted = _note_documents(store, ordered)
+    pending, superseded = 0, 0
+    overtaken: dict[int, int] = {}
+    for step in _steps(ordered, pause):
+        with store.write(durable=True):
+            noted = _note_rows(store, noted)
+            one = _retry(store, step, now)
+        pending, superseded = pending + one.pending, superseded + one.superseded
+        overtaken.update(one.overtaken)
+    store.run("DELETE FROM temp.retried")
+    return Retried(pending, superseded, overtaken)
+
+
+def _note_documents(store: Store, ids: Sequence[int]) -> int:
+    """Note all rows of the documents of dead rows from the first of these on, for `_retry`. Takes no lock.
+
+    No index finds the rows of a document that are done, so this looks at every row there is. Returns the id up to
+    which rows are noted.
+    """
+    store.run(
+        "CREATE TEMP TABLE IF NOT EXISTS retried ("
+        " index_name TEXT, document_id TEXT, id INTEGER, PRIMARY KEY (index_name, document_id, id)) WITHOUT ROWID"
+    )
+    store.run("DELETE FROM temp.retried")
+    store.run(
+        "INSERT INTO temp.retried SELECT index_name, document_id, id FROM outbox_events"
+        " WHERE id IN (SELECT value FROM json_each(?))",
+        json.dumps(ids),
+    )
+    return _note_rows(store, min(ids, default=0))
+
+
+def _note_rows(store: Store, since: int) -> int:
+    """Note the rows of the same documents with ids above `since` as well. Returns the id up to which rows are noted."""
+    highest = store.highest_id()
+    store.run(
+        "INSERT OR IGNORE INTO temp.retried SELECT index_name, document_id, id FROM outbox_events AS e WHERE id > ?"
+        " AND EXISTS (SELECT 1 FROM temp.retried AS r"
+        "  WHERE r.index_name = e.index_name AND r.document_id = e.document_id)",
+        since,
+    )
+    return highest
+
+
+def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
+    """One step of `retry_dead`, inside `write`."""
+    listed = json.dumps(ids)
+    moved_on = store.run(
+        """
+        WITH later (index_name, document_id, id, whole) AS MATERIALIZED (
+            SELECT r.index_name, r.document_id, max(e.id),
+                   max(CASE WHEN e.state = 'done' AND e.action <> 'update' THEN e.id END)
+            FROM temp.retried AS r JOIN outbox_events AS e ON e.id = r.id
+            WHERE e.state IN ('done', 'claimed') AND (r.index_name, r.document_id) IN (
+                SELECT index_name, document_id FROM outbox_events WHERE id IN (SELECT value FROM json_each(:ids)))
+            GROUP BY r.index_name, r.document_id)
+        SELECT d.id, later.id, later.whole
+        FROM later CROSS JOIN outbox_events AS d INDEXED BY ix_outbox_events_dead USING (index_name, document_id)
+        -- The plus keeps SQLite from looking each of the ids up for each document.
+        WHERE d.state = 'dead' AND d.id < later.id AND +d.id IN (SELECT value FROM json_each(:ids))
+        """,
+        {"ids": listed},
+    ).fetchall()
+    superseded = [id_ for id_, _, whole in moved_on if whole is not None and id_ < whole]
+    overtaken = {id_: later for id_, later, whole in moved_on if whole is None or id_ > whole}
+    store.run(
+        "UPDATE outbox_events SET state = 'done', outcome = 'superseded', finished_at = ?"
+        " WHERE id IN (SELECT value FROM json_each(?))",
+        now,
+        json.dumps(superseded),
+    )
+    store.run(
+        f"UPDATE outbox_events SET error_type = '{OVERTAKEN}', error = 'row ' || (SELECT value FROM"
+        " json_each(:by) WHERE key = outbox_events.id) || ' of the same document was delivered meanwhile:"
+        " write the document anew and discard this row; it had died of ' || error_type || ': ' || error"
+        " WHERE id IN (SELECT key FROM json_each(:by))"
+        f" AND error_type <> '{OVERTAKEN}'",
+        {"by": json.dumps(overtaken)},
+    )
+    retried = store.run(
+        "UPDATE outbox_events SET state = 'pending', attempts = 0, available_at = ?, finished_at = NULL"
+        " WHERE state = 'dead' AND id IN (SELECT value FROM json_each(?))"
+        " AND id NOT IN (SELECT value FROM json_each(?))",
+        now,
+        listed,
+        json.dumps(list(overtaken)),
+    ).rowcount
     return Retried(int(retried), len(superseded), overtaken)
 
 
@@ -196,14 +249,23 @@ def purge(store: Store, index: str | None = None, *, up_to: int | None = None) -
 def _remove_in_steps(store: Store, ids: Sequence[int], state: State) -> int:
     """Delete those of the rows that are in a state when their turn comes."""
     removed = 0
-    for start in range(0, len(ids), MOST_REMOVED_AT_ONCE):
+    for step in _steps(ids):
         with store.write(durable=True):
             listed = store.run(
                 f"SELECT id FROM outbox_events WHERE state = '{state}' AND id IN (SELECT value FROM json_each(?))",
-                json.dumps(ids[start : start + MOST_REMOVED_AT_ONCE]),
+                json.dumps(step),
             )
             removed += store.remove([row[0] for row in listed])
     return removed
+
+
+def _steps(ids: Sequence[int], pause: Callable[[float], object] = time.sleep) -> Iterator[Sequence[int]]:
+    """A thousand at a time, with pauses in which others get the write lock."""
+    for start in range(0, len(ids), MOST_AT_ONCE):
+        began = time.monotonic()
+        yield ids[start : start + MOST_AT_ONCE]
+        if start + MOST_AT_ONCE < len(ids):
+            pause((time.monotonic() - began) * (LOCK_SHARE - 1))
 
 
 # -- one tenant -------------------------------------------------------------------------------------------------

@@ -6,15 +6,11 @@ import time
 from collections.abc import Callable
 
 from outbox import upkeep
-from outbox.store import Store
+from outbox.store import LOCK_SHARE, Store
 from outbox.upkeep import Finished
 
 CHUNK = 1_000
 """Rows that are removed in one transaction: some 5 ms for documents of 1 KB."""
-
-SHARE = 5
-"""Of the time that it takes, the write lock is held for about a fifth: SQLite hands the lock to whoever asks at the
-right moment, so a writer must find it free more often than not."""
 
 
 def prune(store: Store, before: int, pause: Callable[[float], object] = time.sleep) -> int:
@@ -38,6 +34,6 @@ def prune(store: Store, before: int, pause: Callable[[float], object] = time.sle
         if removable:
             began = time.monotonic()
             removed += upkeep.remove_finished(store, removable)
-            if pause((time.monotonic() - began) * (SHARE - 1)):
+            if pause((time.monotonic() - began) * (LOCK_SHARE - 1)):
                 break
     return removed
