@@ -11,11 +11,13 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from outbox.illegible import NUMBER, TEXT, TEXT_OR_NULL, legible
 from outbox.models import FRESH, HELD, LATENCIES, LATENCY_BOUNDS_MS, TENANT, WAITING, Event, State
 from outbox.store import Store, printable
 from outbox.transition import POISON, RELAY_DIED, UNANSWERED, Transition
 
 _CLAIMED = ", ".join("c.deliveries + 1" if name == "deliveries" else f"c.{name}" for name in Event._fields)
+_TYPES = (NUMBER, *3 * (TEXT,), *2 * (TEXT_OR_NULL,), *3 * (NUMBER,))  # of the fields of an Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ def claim(
     `only` name indexes; `tenants_out` tenants, and `tenant_rows` is the most fresh rows of one. A row that was
     delivered `lone_after` times and got no answer is claimed alone, and before the others, the one that waits
     longest first; without `lone` it is passed over.
-    None when nothing could be claimed, or the outbox is paused. Raises `SchemaError` as `Store.pin` says.
+    None when nothing could be claimed, or the outbox is paused. Raises `SchemaError` as `Store.pin` says, and
+    `IllegibleRows`.
     """
     store.require_pinned()
     if not _anything_due(store, now, longest_wait):
@@ -96,7 +99,10 @@ def _anything_due(store: Store, now: int, longest_wait: int) -> bool:
 def fresh_lanes(
     store: Store, leave_out: Iterable[str] = (), only: str | None = None, tenants_out: Iterable[str] = ()
 ) -> list[tuple[str, str]]:
-    """Who has fresh rows: (index, tenant), whoever waits longest first. Takes no lock: two index seeks a lane."""
+    """Who has fresh rows: (index, tenant), whoever waits longest first. Takes no lock: two index seeks a lane.
+
+    Raises `IllegibleRows`.
+    """
     after = f"SELECT n.id FROM outbox_events AS n INDEXED BY ix_outbox_events_fresh WHERE {_of('n', FRESH)}"
     order = f"ORDER BY n.index_name, {_of('n', TENANT)}, n.id LIMIT 1"
     lanes = store.run(
@@ -116,7 +122,7 @@ def fresh_lanes(
         {"left_out": json.dumps(sorted(leave_out)), "only": only},
     )
     left_out = set(tenants_out)
-    return [(index_name, tenant) for index_name, tenant in lanes if tenant not in left_out]
+    return [(index_name, tenant) for index_name, tenant in legible(lanes, (TEXT, TEXT)) if tenant not in left_out]
 
 
 def _fresh(store: Store, lanes: Sequence[tuple[str, str]], rows: int, tenant_rows: int | None) -> list[int]:
@@ -184,10 +190,10 @@ def _due(
         )
     ]
     fresh = _fresh(store, lanes, max(rows - len(waiting), rows // 2), tenant_rows)
-    return store.run(
+    candidates = store.run(
         f"""
-        SELECT {_CLAIMED}, c.error_type, c.available_at,
-               coalesce(c.document_bytes,
+        SELECT {_CLAIMED}, c.error_type, coalesce(CAST(c.available_at AS INTEGER), 0),
+               coalesce(CAST(c.document_bytes AS INTEGER),
                         (SELECT length(CAST(d.document AS BLOB)) FROM outbox_documents d WHERE d.event_id = c.id),
                         0) AS bytes,
                (SELECT max(h.id) FROM outbox_events AS h INDEXED BY ix_outbox_events_held
@@ -196,7 +202,8 @@ def _due(
         FROM outbox_events AS c WHERE c.id IN (SELECT value FROM json_each(:ids)) ORDER BY c.id
         """,
         {"ids": json.dumps(fresh + waiting[: rows - len(fresh)])},
-    ).fetchall()
+    )
+    return legible(candidates, _TYPES)
 
 
 def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[list[Event], Event | None, list[int]]:

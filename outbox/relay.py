@@ -12,13 +12,14 @@ from typing import Any
 
 from loguru import logger
 
-from outbox import claims, copies, evidence, load, logs, plan, transition
+from outbox import claims, copies, evidence, illegible, load, logs, plan, transition
 from outbox.breaker import Breaker
 from outbox.claims import Claim
 from outbox.copies import Refusal
 from outbox.destinations.base import DOCUMENT_MISSING, Destination, Outcome, OutcomeKind
 from outbox.entities import EntityRegistry
 from outbox.errors import DatabaseUnavailable, DestinationError, SchemaError
+from outbox.illegible import IllegibleRows
 from outbox.models import Event, State, now_ms
 from outbox.plan import Fold
 from outbox.poison import LONE_FAILURES, Verdicts
@@ -180,13 +181,25 @@ class Relay:
             if self._in_flight or not self._breaker.probe_due(now):
                 return None
             rows = min(rows, MOST_ROWS_AT_TRIAL)  # a cluster that answers slowly may manage a small request
-        claim = self._claim_trial(now) or self._claim(now, rows, lone=not self._lone_failed)
-        if self._lone_failed and not claim:
-            claim = self._claim(now, rows)
+        try:
+            claim = self._claim_trial(now) or self._claim(now, rows, lone=not self._lone_failed)
+            if self._lone_failed and not claim:
+                claim = self._claim(now, rows)
+        except IllegibleRows:
+            self._end_illegible(now)
+            return self._next_request(now)
         if claim and claim.lone and self._verdicts.guilty(claim.events[0].id):
             self._bury(claim, now)
             return self._next_request(now)
         return self._plan(claim) if claim else None
+
+    def _end_illegible(self, now: int) -> None:
+        if dead := illegible.end(self._store, now):
+            self.totals.dead += dead
+            name = logs.rows(dead, "names", "name")
+            logger.error(
+                f"{name} a document by no UTF-8 text, as another program wrote it: see 'outbox-relay dead list'"
+            )
 
     def _claim(self, now: int, rows: int, *, only: str | None = None, lone: bool = True) -> Claim | None:
         paused = [name for name, breaker in self._index_breakers.items() if breaker.is_open and name != only]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from outbox import operators, upkeep
 from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.destinations.embedded import EmbeddedDestination
 from outbox.maintenance import Maintenance
 from outbox.models import EPOCH_STEP, now_ms
 from outbox.operators import Retried
@@ -739,6 +741,45 @@ def test_payloads_that_cannot_be_sent_die_alone(outbox: Outbox, place: Place) ->
     assert [outbox.state(row) for row in [*bad, missing]] == ["dead"] * 6
     assert outbox.state(good) == "done"
     assert place.documents("contacts") == {"good": {"n": 1}}
+
+
+@pytest.mark.parametrize("text", ["x'00ff'", "x'41'", "CAST(x'4dfc' AS TEXT)"])
+@pytest.mark.parametrize("column", ["index_name", "document_id", "tenant_id", "entity"])
+def test_row_that_names_its_document_by_no_text_dies_alone(
+    outbox: Outbox, tmp_path: Path, column: str, text: str
+) -> None:
+    """SQLite takes any bytes: a BLOB where another program keeps its keys as such, or Latin-1."""
+    destination = EmbeddedDestination(tmp_path / "search.db")
+    good = outbox.index("contacts", "good", {"n": 1})
+    bad = outbox.put_raw("contacts", "bad", "{}")
+    outbox.raw(f"UPDATE outbox_events SET {column} = {text} WHERE id = :bad", bad=bad)
+    relay = outbox.relay(destination)
+    relay.run_once()
+    assert (outbox.state(good), outbox.state(bad)) == ("done", "dead")
+    dead = outbox.row(bad)
+    assert (dead["error_type"], dead["error"].partition(";")[0]) == ("illegal_text", f"no UTF-8 text: {column}")
+    assert (relay.totals.done, relay.totals.dead) == (1, 1)
+    destination.close()
+
+
+def test_row_whose_time_or_size_is_no_number_is_delivered(outbox: Outbox, place: Place) -> None:
+    rows = [outbox.put_raw("contacts", f"c{n}", "{}") for n in range(4)]
+    for row, value in zip(
+        rows, ("created_at = CURRENT_TIMESTAMP", "created_at = 1.5", "attempts = 'none'"), strict=False
+    ):
+        outbox.raw(f"UPDATE outbox_events SET {value} WHERE id = :row", row=row)
+    outbox.raw("UPDATE outbox_events SET document_bytes = 'many' WHERE id = :row", row=rows[-1])
+    outbox.drain(place.destination)
+    assert [outbox.outcome(row) for row in rows] == ["applied"] * 4
+    assert now_ms() - outbox.row(rows[0])["created_at"] < 60 * SECOND
+
+
+def test_rows_that_another_program_put_back_are_sent_alone_in_any_order(outbox: Outbox, place: Place) -> None:
+    rows = [outbox.index("contacts", f"c{n}", {}) for n in range(3)]
+    outbox.raw("UPDATE outbox_events SET deliveries = 11, error_type = 'unanswered'")
+    outbox.raw("UPDATE outbox_events SET available_at = 1 WHERE id = :id", id=rows[1])
+    outbox.drain(place.destination)
+    assert {outbox.outcome(row) for row in rows} == {"applied"}
 
 
 def test_large_rows_of_unknown_size_are_measured_at_the_claim(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from outbox import claims
+from outbox.illegible import IllegibleRows
 from outbox.jobs import Job, Jobs
 from outbox.models import COUNTERS, FRESH, HELD, LATENCY_BOUNDS_MS, STATISTICS, TENANT, WAITING, State
 from outbox.upkeep import HOUR_MS
@@ -172,7 +173,10 @@ class Figures(Jobs):
             rows[tenant] = rows.get(tenant, 0) + number
             oldest[tenant] = min(oldest.get(tenant, since), since)
 
-        lanes = claims.fresh_lanes(self)[: 2 * MOST_TENANTS]
+        try:
+            lanes = claims.fresh_lanes(self)[: 2 * MOST_TENANTS]
+        except IllegibleRows:  # the next claim of a relay ends them
+            lanes = []
         mine = f"{FRESH} AND index_name = json_extract(value, '$[0]') AND {TENANT} = json_extract(value, '$[1]')"
         for tenant, number, since in self.run(
             "SELECT tenant, rows, created_at FROM (SELECT json_extract(value, '$[1]') AS tenant,"
