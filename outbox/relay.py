@@ -39,11 +39,13 @@ _SETTLING = frozenset({OutcomeKind.CONFLICT, OutcomeKind.REJECTED, OutcomeKind.F
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call of the destination. `rest`: rows of the same document that follow one by one, after an unfold."""
+    """One call of the destination. `rest`: rows of the same document that follow one by one, after an unfold: their
+    fold was `sent` before, and its failure may have come after it was applied."""
 
     claim: Claim
     folds: Sequence[Fold] = ()
     rest: Sequence[Fold] = ()
+    sent: bool = False
     unknown_indexes: Sequence[str] = ()
 
     @property
@@ -249,7 +251,7 @@ class Relay:
 
     def _ready(self, request: Request, now: int) -> Request | None:
         if self._breaker.is_open:
-            claims.release(self._store, request.claim, request.rows, now, undelivered=True)
+            claims.release(self._store, request.claim, request.rows, now, undelivered=not request.sent)
             return None
         if request.claim.lease_expires_at - now >= self._request_ms + LEASE_MARGIN_MS:
             return request
@@ -317,7 +319,7 @@ class Relay:
                 split.append(fold)
             elif transition.needs_unfolding(fold.events, outcome, self._policy):
                 first, *rest = self._unfold(claim, fold)
-                following.append(Request(claim, [first], rest))
+                following.append(Request(claim, [first], rest, sent=True))
             else:
                 explained = outcome.kind is OutcomeKind.CONFLICT and (
                     outcome.error_type == DOCUMENT_MISSING
@@ -422,8 +424,8 @@ class Relay:
     def _continue(self, request: Request, transitions: Sequence[Transition], now: int) -> list[Request]:
         """After one row of an unfolded document: the next, or none if this one has to be tried again first."""
         if all(transition.state is not State.PENDING for transition in transitions):
-            return [Request(request.claim, [request.rest[0]], request.rest[1:])]
-        claims.release(self._store, request.claim, replace(request, folds=()).rows, now, undelivered=True)
+            return [replace(request, folds=[request.rest[0]], rest=request.rest[1:])]
+        claims.release(self._store, request.claim, replace(request, folds=()).rows, now, undelivered=False)
         return []
 
     def _record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> None:
@@ -532,7 +534,7 @@ class Relay:
             logger.warning(f"{error}; rows of the last requests are delivered again by the next relay")
         try:
             for request in self._following:
-                claims.release(self._store, request.claim, request.rows, now_ms(), undelivered=True)
+                claims.release(self._store, request.claim, request.rows, now_ms(), undelivered=not request.sent)
             for request in self._in_flight.values():
                 claims.release(self._store, request.claim, request.rows, now_ms(), undelivered=False)
         except DatabaseUnavailable as error:

@@ -118,6 +118,19 @@ def test_failures_of_a_fold_that_was_applied_all_the_same_kill_none_of_its_rows(
     assert place.get("contacts", "c1") == {"a": 2, "b": 2}
 
 
+def test_outage_after_a_fold_that_failed_and_was_applied_all_the_same_condemns_none_of_its_rows(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    rows = [outbox.index("contacts", "c1", {"n": n}) for n in (1, 2)]
+    faults = iter([failing_item(500, "some_exception"), refuse])  # the fold, then the first of its rows alone
+    proxy.on(bulk, lambda proxy, request: next(faults)(proxy, request), times=2)
+    now = now_ms()
+    outbox.relay(destination, max_retries=0).run_once(now)
+    assert [outbox.state(row) for row in rows] == ["pending"] * 2
+    outbox.drain(destination, now + 60 * SECOND)
+    assert [outbox.outcome(row) for row in rows] == ["coalesced", "superseded"]
+
+
 def test_one_bad_document_among_999_good_delays_none(outbox: Outbox, place: Place) -> None:
     place.destination.ensure_index("contacts", TYPED)
     rows = outbox.index_many("contacts", [(f"c{n}", {"n": "bad" if n == 500 else n}) for n in range(1_000)])
