@@ -159,6 +159,9 @@ class Maintenance:
         except OutboxError as error:
             logger.warning(f"the scheduled verification has not come to its end: {error}")
             return
+        except Exception:
+            logger.opt(exception=True).error("the scheduled verification has failed in a way that none may")
+            return
         if verification.totals.drift:
             found = ", ".join(f"{number:,} {kind}" for kind, number in verification.totals.found.items())
             logger.error(f"a sample of the documents is not as the database says: {found}; see 'outbox-relay verify'")
@@ -217,4 +220,8 @@ class Maintenance:
         except DatabaseUnavailable as error:
             if job.__name__ not in self._failing:
                 logger.warning(f"{job.__name__} is skipped until it works again: {error}")
+            self._failing.add(job.__name__)
+        except Exception:  # a damaged page of the database, say; the scheduler would tell nobody
+            if job.__name__ not in self._failing:
+                logger.opt(exception=True).error(f"{job.__name__} fails in a way that it may not, and is tried again")
             self._failing.add(job.__name__)

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -19,6 +20,7 @@ from outbox.maintenance import Maintenance
 from outbox.models import EPOCH_STEP, now_ms
 from outbox.prune import CHUNK, prune
 from tests.support.outbox import Outbox, settings
+from tests.support.relays import until
 
 HOUR = 3_600_000
 
@@ -148,6 +150,22 @@ def test_long_prune_keeps_no_heartbeat_waiting(engine: Engine) -> None:
     maintenance = Maintenance(engine, 1, settings(), list)
     jobs = {job.id: job.executor for job in maintenance._scheduler.get_jobs()}
     assert jobs["prune"] not in {jobs["heartbeat"], jobs["reap"]}
+
+
+def test_job_that_fails_in_an_unforeseen_way_is_said_once(engine: Engine, said: list[str]) -> None:
+    tried: list[int] = []
+
+    def breakers() -> Any:
+        tried.append(len(tried))
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    maintenance = Maintenance(engine, 1, settings(heartbeat_interval=0.1), breakers)
+    maintenance.start()
+    until(lambda: len(tried) > 2, "further tries")
+    maintenance.stop()
+    (line,) = said
+    assert line.startswith("ERROR heartbeat fails in a way that it may not, and is tried again")
+    assert "database disk image is malformed" in line
 
 
 def test_statistics_go_after_their_time_a_minute_at_a_time(outbox: Outbox, engine: Engine) -> None:
