@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from outbox import operators, upkeep
+from outbox import logs, operators, upkeep
 from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.destinations.embedded import EmbeddedDestination
 from outbox.maintenance import Maintenance
@@ -604,6 +605,21 @@ def test_answer_in_another_order_settles_nothing_wrongly(
     proxy.on(bulk, rewrite(lambda answer: {**answer, "items": answer["items"][::-1]}), times=1)
     outbox.relay(destination).run_once()
     assert [outbox.state(row) for row in rows] == ["pending", "pending"]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_answer_that_holds_half_a_character_is_an_answer_like_any_other(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, log_format: Literal["text", "json"]
+) -> None:
+    """A preview that was cut in the middle of a surrogate pair: neither SQLite nor UTF-8 takes that."""
+    written = io.StringIO()
+    logs.set_up(settings(log_format=log_format), written)
+    row = outbox.index("contacts", "c1", {})
+    proxy.on(bulk, failing_item(400, "mapper_parsing_exception\ud83d", "Preview of field's value: '\ud83d"))
+    outbox.drain(destination, max_retries=0)
+    assert outbox.state(row) == "dead"
+    assert outbox.row(row)["error"] == r"Preview of field's value: '\ud83d"
+    assert "Preview" in written.getvalue()
 
 
 def test_item_429_backs_off_without_spending_an_attempt(

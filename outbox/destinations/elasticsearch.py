@@ -555,7 +555,12 @@ def _type_and_reason(error: dict[str, Any]) -> tuple[str, str]:
         if cause.get("reason") and cause["reason"] not in parts:
             parts.append(str(cause["reason"]))
         cause = cause.get("caused_by")
-    return str(error.get("type")), ": ".join(parts) or "no reason given"
+    return _sound(str(error.get("type"))), _sound(": ".join(parts)) or "no reason given"
+
+
+def _sound(text: str) -> str:
+    """Text that can be stored: JSON may hold half of a surrogate pair, where a preview of a document was cut."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _of_status(error: ApiError) -> tuple[str, str]:
