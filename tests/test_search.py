@@ -182,13 +182,14 @@ def test_application_starts_while_the_search_engine_is_away(
     clean_node.request("PUT", "/contacts")
     monkeypatch.setenv("OUTBOX_ELASTICSEARCH_URL", proxy.url)
     proxy.down()
-    with Search(timeout=1) as search:
+    with Search(timeout=50) as search:
         with pytest.raises(DestinationError, match="index contacts cannot be searched: Connection refused"):
             search("contacts", "ada")
         proxy.up()
         assert search("contacts", "ada") == []
-        proxy.on(anything, hang)
+    proxy.on(anything, hang)
+    with Search(timeout=1) as search:
         began = time.monotonic()
         with pytest.raises(DestinationError, match="Connection timeout"):
             search("contacts", "ada")
-        assert time.monotonic() - began < 10  # not the 20 s of a relay
+        assert time.monotonic() - began < 18  # not the 20 s of a relay

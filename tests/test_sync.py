@@ -190,7 +190,7 @@ def test_waits_for_the_rows_of_the_last_transaction_and_no_others(
         outbox.index("contacts", "someone else's", {})
         later = threading.Timer(0.1, settle, (2, 3, 4))
         later.start()
-        assert repo.wait_until_synced(timeout=10) == {2: "applied", 3: "applied", 4: "applied"}
+        assert repo.wait_until_synced(timeout=60) == {2: "applied", 3: "applied", 4: "applied"}
         later.join()
         assert repo.wait_until_synced(timeout=0) == {2: "applied", 3: "applied", 4: "applied"}
 
@@ -272,7 +272,7 @@ def test_waiting_takes_no_write_lock(sessions: sessionmaker[Session], engine: En
             start = time.monotonic()
             with pytest.raises(SyncTimeout):
                 repo.wait_until_synced(timeout=0.05)
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < 25  # the lock is waited for 30 s
             writer.execute(text("UPDATE outbox_events SET state = 'done', outcome = 'applied'"))
             writer.commit()
         assert repo.wait_until_synced() == {1: "applied"}
