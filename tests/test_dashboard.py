@@ -152,6 +152,7 @@ def test_dead_letter_is_found_read_retried_when_its_cause_is_mended_and_gone(
     visit.time_stands_still()
     page = visit.open("/")
     visit.renewed("#dead", "1")
+    expect(page.locator(".large", has=page.locator("#dead"))).to_have_text("1 row")
     visit.click(page.get_by_role("link", name="See why, and retry"))
     assert [each[:4] for each in visit.rows()] == [[str(row), "dead", "index", "things/lamp"]]
     visit.click(page.get_by_role("link", name=str(row), exact=True))
@@ -553,6 +554,23 @@ def test_figures_of_a_server_that_is_gone_look_old(embedded: Relays, look: Look)
     expect(stale).to_be_visible()
     assert page.evaluate("getComputedStyle(document.querySelector('#verdict')).backgroundColor") != good
     visit.screenshot("server-gone")
+
+
+def test_open_page_says_that_the_tables_were_migrated_beneath_it(site: Site, look: Look) -> None:
+    visit = look(site.url)
+    visit.provoked.append("503")
+    visit.time_stands_still()
+    page = visit.open("/")
+    stale = page.locator("#stale")
+    expect(stale).to_be_hidden()
+    site.outbox.raw("CREATE TABLE more (id)")
+    site.outbox.raw("UPDATE outbox_alembic_version SET version_num = '9999'")
+    page.clock.run_for(browsers.RENEWED_EVERY_MS)
+    expect(stale).to_contain_text("at revision 9999, newer than this version knows")
+    expect(stale).to_contain_text("restart what ran before. The figures below are those of the last answer")
+    site.outbox.raw("UPDATE outbox_alembic_version SET version_num = :at", at=schema.head())
+    page.clock.run_for(browsers.RENEWED_EVERY_MS)
+    expect(stale).to_be_hidden()
 
 
 # -- what was stored to deceive ---------------------------------------------------------------------------------------

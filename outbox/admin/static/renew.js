@@ -63,14 +63,20 @@ async function renew() {
   if (document.hidden || asking) return;
   asking = true;
   const note = document.getElementById("stale");
+  let why = "No answer any more";
   try {
     const request = { headers: { accept: "text/html" }, redirect: "manual", signal: AbortSignal.timeout(PATIENCE_MS) };
     const answer = await fetch(location.href, request);
     if (answer.type === "opaqueredirect") return location.reload(); // the session is over: this leads to the login
-    if (!answer.ok) throw new Error(answer.statusText);
-    show(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    if (!answer.ok) {
+      why = page.getElementById("why")?.textContent ?? why; // as the page of the error says it
+      throw new Error(why);
+    }
+    show(page);
     note.hidden = true;
   } catch {
+    note.firstElementChild.textContent = why;
     note.hidden = false; // the figures are old, and look it
   } finally {
     asking = false;
