@@ -108,7 +108,11 @@ class Maintenance:
         dead = presence.gone(database, [relay["id"] for relay in others])
         reaped = upkeep.reap(store, now, NO_LEASE_MS, dead_relays=dead, lone_after=self._settings.lone_after)
         if reaped.dead:
-            logger.critical(f"{logs.rows(reaped.dead, 'is', 'are')} dead that killed each relay which took it alone")
+            dead_rows = logs.rows(reaped.dead, "is", "are")
+            logger.critical(
+                f"{dead_rows} dead: relays that took one alone were killed; see 'outbox-relay dead list "
+                "--error-type poison'"
+            )
         if reaped.given_back:
             given_back = logs.rows(reaped.given_back, "is", "are")
             logger.warning(f"{given_back} given back: a relay was killed, or did not finish in time")

@@ -32,6 +32,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from loguru import logger
 from sqlalchemy import Date, DateTime, Integer
 
+from outbox import logs
 from outbox.destinations.base import Action, Destination
 from outbox.entities import Entity, EntityRegistry, LoadFailed, Part, Row, nearest
 from outbox.errors import (
@@ -494,7 +495,8 @@ class Reindexer:
             control = self._jobs.control()
             held_up = "" if self._jobs.relays() else "; no relay runs: start 'outbox-relay run'"
             if control.paused_at is not None:
-                held_up = f"; the outbox is paused ({control.pause_reason}): run 'outbox-relay resume'"
+                why = logs.safe(control.pause_reason or "?")
+                held_up = f"; the outbox is paused ({why}): run 'outbox-relay resume'"
             if held_up and not said:
                 said = True
                 logger.warning(f"{job} waits for {left:,} earlier rows{held_up}")

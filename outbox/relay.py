@@ -511,7 +511,10 @@ class Relay:
     def _index_failed(self, name: str, reason: str, now: int) -> None:
         breaker = self._index_breakers.setdefault(name, self._new_breaker())
         if breaker.failed(reason, now):
-            logger.warning(f"index {name} takes no rows ({logs.safe(reason)}), pausing it; other indexes flow on")
+            logger.warning(
+                f"index {name} takes no rows ({logs.safe(reason)}), pausing it; other indexes flow on; "
+                "'outbox-relay check' says what to do"
+            )
 
     # -- threads ------------------------------------------------------------------------------------------------
 

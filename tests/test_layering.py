@@ -72,7 +72,9 @@ ALLOWED: dict[str, set[str]] = {
     "tenants": {"documents", "destinations.base", "entities", "keys", "models", "operators", "store", "errors"},
     "jobs": {"store", "models", "presence", "errors"},
     "lane": {"destinations.base", "errors"},
-    "reindex": {"jobs", "lane", "entities", "keys", "destinations.base", "models", "presence", "rate", "errors"},
+    "reindex": {
+        "jobs", "lane", "entities", "keys", "destinations.base", "models", "presence", "rate", "logs", "errors",
+    },
     "schema": {"models", "errors"},
     "admin": set(),
     "admin.figures": {"claims", "illegible", "jobs", "upkeep", "models"},

@@ -735,14 +735,14 @@ def test_call_that_gets_no_answer_in_time_is_made_again_and_fails_nothing(
 def test_wait_for_rows_says_that_the_outbox_is_paused(world: World) -> None:
     world.filled(2)
     world.save(1, "held up")
-    operators.pause(world.jobs, "maintenance", "me", now_ms())
+    operators.pause(world.jobs, "maintenance\nforged", "me", now_ms())
     notes = []
     for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
         if progress.note:
             notes.append(progress.note)
             operators.resume(world.jobs)
             world.deliver()
-    assert "the outbox is paused (maintenance): run 'outbox-relay resume'" in notes[0]
+    assert "the outbox is paused (maintenance\\nforged): run 'outbox-relay resume'" in notes[0]
     world.assert_in_step()
 
 
