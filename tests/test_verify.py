@@ -485,6 +485,15 @@ def test_command_says_what_is_wrong_and_exits_1_or_that_nothing_is_and_exits_0(f
     assert "1 not judged" in moving.stdout
 
 
+def test_index_that_is_of_no_entity_does_not_pass_for_compared(filed: Application, call: Call) -> None:
+    filed.outbox.index("letters", "1", {})
+    filed.deliver()
+    says = "index letters has no registered entity and is not compared"
+    result = call("verify")
+    assert (result.exit_code, result.stderr.splitlines()) == (0, [says])
+    assert says not in call("verify", "--entity", "contacts").stderr
+
+
 def test_command_prints_a_line_of_json_for_each_document_and_one_of_totals(filed: Application, call: Call) -> None:
     filed.place.tamper("contacts", "2:t1:4", None)
     result = call("verify", "--json", "--tenant", "t1", "--entity", "contacts")

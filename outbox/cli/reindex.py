@@ -20,6 +20,7 @@ from outbox.cli.wiring import (
     imports_kept,
     json_option,
     load_settings,
+    name_unregistered,
     open_jobs,
     registry_of,
 )
@@ -131,7 +132,7 @@ def _act(
         },
     )
     if given["everything"]:
-        _name_unregistered(jobs, registry)
+        name_unregistered(jobs, registry, "stays as it is")
     if given["rollback"] or given["drop_old"]:
         _back_or_drop(jobs, destination, selections, given)
     elif given["dry_run"]:
@@ -156,12 +157,6 @@ def _resume(jobs: Jobs, reindexer: Reindexer, registry: EntityRegistry, given: d
 
 def _of(jobs: Jobs, registry: EntityRegistry, name: str) -> list[str]:
     return [index for index in jobs.targets() if registry[name].index_names(index)]
-
-
-def _name_unregistered(jobs: Jobs, registry: EntityRegistry) -> None:
-    for name in sorted(jobs.targets()):
-        if not registry.of_index(name):
-            click.echo(f"index {name} has no registered entity and stays as it is", err=True)
 
 
 def _back_or_drop(jobs: Jobs, destination: Destination, selections: Iterable[Selection], given: dict[str, Any]) -> None:

@@ -13,7 +13,16 @@ from typing import Any
 import click
 
 from outbox import logs
-from outbox.cli.wiring import database_option, destination_of, json_option, load_settings, open_store, registry_of, who
+from outbox.cli.wiring import (
+    database_option,
+    destination_of,
+    json_option,
+    load_settings,
+    name_unregistered,
+    open_store,
+    registry_of,
+    who,
+)
 from outbox.errors import ConfigurationError
 from outbox.verify import MOST_SHARES, Drift, Kind, Progress, Totals, Verification
 
@@ -78,6 +87,8 @@ def verify(
             verification = Verification(
                 store, destination, registry, entities=entities, tenant_id=tenant, sample=sample, repair=repair
             )
+            if not entities:
+                name_unregistered(store, registry, "is not compared")
             with _progress() as show, closing(verification.recorded(who())) as steps:
                 for step in steps:
                     if isinstance(step, Progress):

@@ -154,6 +154,13 @@ def log_removal(what: str, **selection: object) -> None:
     logger.warning(logs.safe(f"{what} removed for good by {who()}; selection: {' '.join(chosen) or 'all'}"))
 
 
+def name_unregistered(store: Store, registry: EntityRegistry, why: str) -> None:
+    """On standard error, each index that is none of an entity: so what is done to all of these is not done to it."""
+    for name in sorted(store.targets()):
+        if not registry.of_index(name):
+            click.echo(f"index {name} has no registered entity and {why}", err=True)
+
+
 def open_store(loaded: Settings) -> AbstractContextManager[Store]:
     """The outbox tables, at the revision this version needs."""
     return _open(Store, loaded)
