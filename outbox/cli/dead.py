@@ -68,7 +68,9 @@ def list_(limit: int, as_json: bool, database_url: str | None, **selection: Any)
 def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
     """Put dead rows back to pending, at their old place in the order.
 
-    Mend first what they died of. A row whose document has a later row that is done stays history: superseded.
+    Mend first what they died of. A row whose document has a later row that is done stays history: it is done as
+    superseded, or, where the later one did not say all of the document, still dead as overtaken. Exits 1 then, and
+    where a row that was named is not dead.
 
     \b
     Examples:
