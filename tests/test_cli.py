@@ -135,6 +135,12 @@ def test_pause_says_why_and_forges_no_line(call: Call) -> None:
         assert "upgrade\\nok    forged\\x1b[2J" in looked.stdout
 
 
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_terminal_without_colours_gets_none(outbox: Outbox, no_color: str, coloured: bool) -> None:
+    given = {"OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}", "NO_COLOR": no_color}
+    assert ("\x1b[" in CliRunner().invoke(main, ["check"], env=given, color=True).stdout) == coloured
+
+
 def test_error_is_one_line_whatever_is_in_it(call: Call, tmp_path: Path) -> None:
     (tmp_path / "broken_models.py").write_text('raise ValueError("one\\ntwo")')
     result = call("verify", OUTBOX_ENTITIES="broken_models:registry")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -51,6 +52,8 @@ def main() -> None:
 
     Exit codes: 0 done · 1 something failed, or needs attention · 2 wrong usage, settings or database.
     """
+    if os.environ.get("NO_COLOR"):  # no-color.org; click itself does not look
+        click.get_current_context().color = False
 
 
 from outbox.cli import (  # noqa: E402  (they register themselves on the group)
