@@ -4,8 +4,11 @@ An endpoint that writes commits to the database, and that is all: the rows for t
 and a relay delivers them. So a search engine that is slow or away fails no write and delays none; only `GET /search`
 answers 503 meanwhile.
 
-    outbox-relay migrate && outbox-relay run        beside it, with OUTBOX_ENTITIES=crm:registry
+    outbox-relay migrate && outbox-relay run        beside it
     uvicorn crm_api:app                             then http://127.0.0.1:8000/docs
+
+Both read the environment, or a file `.env`: OUTBOX_DATABASE_URL=sqlite:///crm.db, OUTBOX_ENTITIES=crm:registry, and
+where documents go, e.g. OUTBOX_ELASTICSEARCH_URL=http://localhost:9200.
 """
 
 from __future__ import annotations
