@@ -84,6 +84,14 @@ def test_help_that_does_not_fit_80_columns(command: str) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(
+    "group", ["", *sorted({command.rpartition(" ")[0] for command in COMMANDS} - {"outbox-relay"})]
+)
+def test_list_of_commands_that_breaks_off(group: str) -> None:
+    text = CliRunner().invoke(main, [*group.split()[1:], "--help"], terminal_width=78).stdout  # of 80, as click has it
+    assert [line for line in text.split("Commands:")[1].splitlines() if line.endswith("...")] == []
+
+
 GUIDE = CliRunner().invoke(main, ["--help"], terminal_width=80).stdout.split("\nOptions:")[0]
 
 

@@ -32,9 +32,10 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 @json_option
 @database_option
 def check(as_json: bool, database_url: str | None) -> None:
-    """Look at the database, the destination and each index, and say what to do; change nothing.
+    """Look at database, destination and indexes; change nothing.
 
-    Exits 1 if something is broken, 0 if there are only warnings, 2 if no database is configured.
+    Says what to do about whatever is not as it should be. Exits 1 if something is broken, 0 if there are only
+    warnings, 2 if no database is configured.
 
     \b
     Examples:

@@ -71,7 +71,7 @@ def purge(index: str | None, yes: bool, database_url: str | None) -> None:
 
 @click.group()
 def epoch() -> None:
-    """The upper part of every version; advance it after a restore from backup."""
+    """The upper part of every version; advance it after a restore."""
 
 
 @epoch.command(name="show")

@@ -127,7 +127,7 @@ def _verification_line(facts: dict[str, Any]) -> str:
 @json_option
 @database_option
 def show(event_id: int, as_json: bool, database_url: str | None) -> None:
-    """Show one row of the outbox: its job, its history and its result.
+    """Show one row of the outbox: its job, history and result.
 
     The numbers of dead rows are in 'outbox-relay dead list', others in the table outbox_events.
 

@@ -19,7 +19,7 @@ def monitoring() -> None:
 @click.argument("directory", default=".", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--force", is_flag=True, help="Overwrite files of that name.")
 def export(directory: Path, force: bool) -> None:
-    """Write the alert rules and the dashboard to DIRECTORY (default: here).
+    """Write alert rules and dashboard to DIRECTORY (default: here).
 
     The rules go to rule_files of Prometheus, the dashboard is imported in Grafana. Both use what /metrics of the
     admin server says.

@@ -78,10 +78,10 @@ def run(
     insecure: bool,
     database_url: str | None,
 ) -> None:
-    """Deliver outbox rows until stopped (SIGTERM, Ctrl-C), or with --drain until none is left.
+    """Deliver outbox rows, until stopped (SIGTERM, Ctrl-C).
 
-    Several relays may work on one database. The first signal finishes or releases what is in flight and exits 0,
-    a second one exits at once; nothing is lost either way.
+    Or, with --drain, until none is left. Several relays may work on one database. The first signal finishes or
+    releases what is in flight and exits 0, a second one exits at once; nothing is lost either way.
 
     \b
     Examples:

@@ -29,9 +29,10 @@ BEFORE_WORD = 16  # characters of a long text that are shown before the first wo
 @click.option("--limit", type=click.IntRange(1, MOST_HITS), default=10, show_default=True, help="At most so many.")
 @json_option
 def search(index: str, query: tuple[str, ...], tenant: str | None, limit: int, as_json: bool) -> None:
-    """Search an index for words, beginnings of words and misspelt words; the best matches first.
+    """Search an index for words; the best matches first.
 
-    Elasticsearch shows what was delivered after its next refresh, a second later by default.
+    Finds beginnings of words and misspelt words, too. Elasticsearch shows what was delivered after its next refresh, a
+    second later by default.
 
     \b
     Examples:

@@ -44,10 +44,11 @@ insecure_option = click.option(
 @insecure_option
 @database_option
 def serve(host: str | None, port: int | None, insecure: bool, database_url: str | None) -> None:
-    """Serve dashboard, admin API, health and metrics, until stopped (SIGTERM, Ctrl-C).
+    """Serve dashboard, admin API, health and metrics.
 
-    Answers only this machine, unless there is a token (OUTBOX_ADMIN_TOKEN) and TLS (OUTBOX_ADMIN_TLS_CERTIFICATE and
-    OUTBOX_ADMIN_TLS_KEY) or --insecure. Needs the extra 'admin': pip install 'outbox-relay[admin]'.
+    Until stopped (SIGTERM, Ctrl-C). Answers only this machine, unless there is a token (OUTBOX_ADMIN_TOKEN) and TLS
+    (OUTBOX_ADMIN_TLS_CERTIFICATE and OUTBOX_ADMIN_TLS_KEY) or --insecure. Needs the extra 'admin': pip install
+    'outbox-relay[admin]'. To be restarted after an upgrade: it answers 503 when the tables were migrated beneath it.
 
     \b
     Examples:

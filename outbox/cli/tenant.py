@@ -27,7 +27,7 @@ def tenant() -> None:
 @yes_option
 @database_option
 def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> None:
-    """Remove a tenant: its rows, its documents, and the indexes that are its alone.
+    """Remove a tenant: rows, documents, indexes that are its alone.
 
     Its rows in the application's own tables are the application's to delete, first; and it must write for the tenant
     no more. OUTBOX_ENTITIES tells which indexes are one tenant's alone. Documents in indexes that it shares are removed

@@ -22,16 +22,20 @@ from outbox.settings import Settings
 
 @click.group()
 def triggers() -> None:
-    """Triggers that note every change of an entity, whoever makes it: plain SQL, cascades, other programs."""
+    """Triggers that note every change of an entity.
+
+    Whoever makes it: plain SQL, cascades, other programs.
+    """
 
 
 @triggers.command()
 @database_option
 def install(database_url: str | None) -> None:
-    """Create the triggers of all entities that OUTBOX_ENTITIES names, and replace those that no longer fit.
+    """Create the triggers of all registered entities.
 
-    All in one transaction; safe to repeat. Changes made before are not noted. Sessions that are captured leave
-    these entities to the triggers from their next transaction on.
+    Of those that OUTBOX_ENTITIES names; what no longer fits is replaced. All in one transaction; safe to repeat.
+    Changes made before are not noted. Sessions that are captured leave these entities to the triggers from their next
+    transaction on.
 
     \b
     Examples:
@@ -65,7 +69,9 @@ def remove(database_url: str | None) -> None:
 @json_option
 @database_option
 def status(as_json: bool, database_url: str | None) -> None:
-    """Compare the triggers in the database with the registry; exit 1 if one is missing, stale or foreign.
+    """Compare the triggers in the database with the registry.
+
+    Exits 1 if one is missing, stale or foreign.
 
     \b
     Examples:

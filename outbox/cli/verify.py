@@ -61,7 +61,7 @@ def verify(
     as_json: bool,
     database_url: str | None,
 ) -> None:
-    """Compare the registered entities with their indexes, both ways, while applications go on writing.
+    """Compare entities with their indexes, both ways, under traffic.
 
     Says which documents are missing, different or extra, which hold a version that lets no change in, and of which
     rows no document can be made. Documents with rows on their way are not judged. Changes nothing without --repair,
