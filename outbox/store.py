@@ -105,11 +105,11 @@ class Store:
 
         What a migration adds may change where rows go: a relay that does not know it must not deliver any.
         """
-        self._pinned = (self._schema_version(), self._revision())
+        self._pinned = (self.schema_version(), self._revision())
 
     def require_pinned(self) -> None:
-        """Raises `SchemaError` if the tables have come to another revision. Costs one look into the file's header."""
-        if self._pinned is None or (schema_version := self._schema_version()) == self._pinned[0]:
+        """Raises `SchemaError` if the tables have come to another revision."""
+        if self._pinned is None or (schema_version := self.schema_version()) == self._pinned[0]:
             return
         at, revision = self._pinned[1], self._revision()  # any CREATE or ALTER of the application leads here, too
         if revision != at:
@@ -119,7 +119,8 @@ class Store:
             )
         self._pinned = (schema_version, at)
 
-    def _schema_version(self) -> int:
+    def schema_version(self) -> int:
+        """A number that changes with every CREATE, ALTER and DROP. Costs one look into the file's header."""
         return int(self.run("PRAGMA schema_version").scalar_one())
 
     def _revision(self) -> str | None:

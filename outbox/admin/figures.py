@@ -113,10 +113,6 @@ class Lag:
 class Figures(Jobs):
     """The outbox tables with what operators look at. For one thread at a time, as the store."""
 
-    def layout(self) -> int:
-        """A number that changes with every CREATE, ALTER and DROP. Costs one look into the file's header."""
-        return self._schema_version()
-
     def backlog(self, now: int) -> Backlog:
         fresh, retrying, claimed, dead = self._counted("fresh", "waiting", "leases", "dead")
         oldest = self.oldest_unfinished()
