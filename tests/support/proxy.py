@@ -153,6 +153,7 @@ class FaultProxy:
         self._upstream = (address.hostname or "", address.port or 80)
         self._rules: list[tuple[Callable[[Request], bool], Action, itertools.repeat[int] | list[int]]] = []
         self._lock = threading.Condition()
+        self._under_way, self._closed = 0, False
         self.requests: list[Request] = []
         self.released, self.held = threading.Event(), threading.Event()
         self._port = free_port()
@@ -199,8 +200,13 @@ class FaultProxy:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
+        """For good. No request reaches the node after this, where it would meet the next test."""
+        with self._lock:
+            self._closed = True
         self.release()
         self.down()
+        with self._lock:
+            assert self._lock.wait_for(lambda: not self._under_way, LIMIT_S), "a request does not come to its end"
 
     def wait_for(self, matches: Callable[[Request], bool], timeout: float = LIMIT_S) -> Request:
         """Block until a request that matches has been seen."""
@@ -225,6 +231,9 @@ class FaultProxy:
 
     def handle(self, request: Request) -> Reply | None:
         with self._lock:
+            if self._closed:
+                return None
+            self._under_way += 1
             self.requests.append(request)
             self._lock.notify_all()
             action = self._matching(request)
@@ -232,6 +241,10 @@ class FaultProxy:
             return action(self, request) if action else self.forward(request)
         except (OSError, http.client.HTTPException):
             return None  # the node is away, or what answers is none
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                self._lock.notify_all()
 
     def _matching(self, request: Request) -> Action | None:
         for matches, action, left in self._rules:
