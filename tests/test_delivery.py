@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +38,16 @@ from tests.support.proxy import (
 
 pytestmark = pytest.mark.elasticsearch
 
+HUNG_S = 5  # what a request that hangs costs a test, and more than one that is answered takes
 SECOND = 1_000
 TYPED = {"properties": {"age": {"type": "long"}, "n": {"type": "long"}}}
+
+
+@pytest.fixture
+def impatient(proxy: FaultProxy) -> Iterator[ElasticsearchDestination]:
+    made = ElasticsearchDestination([proxy.url], request_timeout=HUNG_S)
+    yield made
+    made.close()
 
 
 # -- coalescing and order ------------------------------------------------------------------------------------------
@@ -407,13 +416,13 @@ def test_two_relays_share_the_work_without_doubles(outbox: Outbox, place: Place)
     ],
 )
 def test_failed_request_spends_no_attempt_and_is_delivered_after(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy, fault: Any
+    outbox: Outbox, impatient: ElasticsearchDestination, node: Node, proxy: FaultProxy, fault: Any
 ) -> None:
     rows = outbox.index_many("contacts", [("c1", {"n": 1}), ("c2", {"n": 2})])
     outbox.index("deals", "d1", {})
     now = now_ms()
     proxy.on(bulk, fault)
-    relay = outbox.relay(destination)
+    relay = outbox.relay(impatient)
     relay.run_once(now)
     assert [outbox.row(row)["attempts"] for row in rows] == [0, 0]
     assert [outbox.state(row) for row in rows] == ["pending", "pending"]
@@ -453,7 +462,7 @@ def test_server_that_is_not_elasticsearch_settles_nothing(
     outbox.index("contacts" if index_known else "deals", "gone", {})
     outbox.drain(destination)
     rows = [outbox.index("contacts", "c1", {"n": 1}), outbox.delete("contacts", "gone")]
-    fresh = ElasticsearchDestination([proxy.url], request_timeout=3)  # has not looked at the index yet
+    fresh = ElasticsearchDestination([proxy.url], request_timeout=30)  # has not looked at the index yet
     proxy.on(anything, server)
     for each in (destination, fresh):
         relay, now = outbox.relay(each), now_ms()
@@ -479,11 +488,11 @@ def test_server_that_is_not_elasticsearch_settles_nothing(
     ],
 )
 def test_breaker_says_in_words_what_happened_on_the_wire(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, fault: Any, says: str
+    outbox: Outbox, impatient: ElasticsearchDestination, proxy: FaultProxy, fault: Any, says: str
 ) -> None:
     outbox.index("contacts", "c1", {})
     proxy.on(bulk, fault)
-    relay = outbox.relay(destination)
+    relay = outbox.relay(impatient)
     relay.run_once()
     (breaker,) = relay.breakers()
     assert says in breaker["reason"]
@@ -529,7 +538,7 @@ def test_outage_costs_a_batch_of_many_indexes_one_timeout_not_one_each(
         outbox.drain(destination)
         for n in range(5):
             outbox.index(f"index-{n}", "c2", {})
-    restarted = ElasticsearchDestination([proxy.url], request_timeout=3)
+    restarted = ElasticsearchDestination([proxy.url], request_timeout=30)
     proxy.requests.clear()
     proxy.on(anything, refuse)
     outbox.relay(restarted).run_once()
@@ -547,11 +556,11 @@ def test_index_that_cannot_even_be_asked_for_opens_the_breaker(
 
     def unexpected(name: str) -> str:
         asked.append(name)
+        threading.Timer(1, relay.stop).start()
         raise RuntimeError("no destination may raise this")
 
     monkeypatch.setattr(destination, "ensure_index", unexpected)
     relay = outbox.relay(destination, breaker_first_pause=60, breaker_longest_pause=60)
-    threading.Timer(1, relay.stop).start()
     relay.run()
     assert [(b["scope"], b["reason"]) for b in relay.breakers()] == [
         ("destination", "RuntimeError: no destination may raise this")
@@ -689,7 +698,7 @@ def test_missing_index_is_not_created_anew_behind_its_alias(
     outbox.index("contacts", "c1", {})
     outbox.drain(destination)
     node.request("DELETE", "/contacts-000001")
-    fresh = ElasticsearchDestination([proxy.url], request_timeout=3)  # has not looked at the index yet
+    fresh = ElasticsearchDestination([proxy.url], request_timeout=30)  # has not looked at the index yet
     rows = [outbox.delete("contacts", "c1"), outbox.index("contacts", "c2", {})]
     flowing = outbox.index("deals", "d1", {})
     outbox.drain(fresh)
