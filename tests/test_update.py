@@ -230,7 +230,8 @@ def test_update_under_a_version_that_nothing_explains_is_dead(
 
 
 @pytest.mark.parametrize(
-    "fault", [refuse, cut, reply(503), reply(200, b"<html>", {"Content-Type": "text/html"}), reply(200, b'{"docs":[]}')]
+    "fault",
+    [refuse, cut(20), reply(503), reply(200, b"<html>", {"Content-Type": "text/html"}), reply(200, b'{"docs":[]}')],
 )
 def test_read_before_an_update_that_fails_spends_no_attempt(
     outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy, fault: Any
