@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from outbox.destinations.elasticsearch import ElasticsearchDestination
 from outbox.destinations.embedded import EmbeddedDestination
 from tests.support.node import Node
 from tests.support.proxy import FaultProxy, bulk, rewrite
+from tests.support.relays import until
 
 
 class Place(Protocol):
@@ -99,8 +99,15 @@ class ElasticsearchPlace:
 
     def forget_deletes(self, index: str) -> None:
         self._node.request("PUT", f"/{index}/_settings", {"index.gc_deletes": "1ms"})
-        time.sleep(1)  # the clock of its engine has this step
-        self._node.refresh(index)
+        path = f"/{index}/_doc/newest"  # the delete that is forgotten last
+        self._node.request("DELETE", f"{path}?version=2&version_type=external")
+
+        def forgotten() -> bool:
+            self._node.refresh(index)
+            return self._node.request("PUT", f"{path}?version=1&version_type=external", {})[0] == 201
+
+        until(forgotten, "the clock of its engine, which is no fine one, has gone on")
+        self._node.request("DELETE", f"{path}?version=3&version_type=external")
 
 
 class EmbeddedPlace:
