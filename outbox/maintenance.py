@@ -107,6 +107,7 @@ class Maintenance:
         database = Path(str(self._engine.url.database))
         dead = presence.gone(database, [relay["id"] for relay in others])
         reaped = upkeep.reap(store, now, NO_LEASE_MS, dead_relays=dead, lone_after=self._settings.lone_after)
+        presence.forget(database, dead)  # not before: the database may be locked
         if reaped.dead:
             dead_rows = logs.rows(reaped.dead, "is", "are")
             logger.critical(

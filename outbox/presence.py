@@ -51,7 +51,7 @@ class Presence:
 
 
 def gone(database: Path, relays: Iterable[int]) -> list[int]:
-    """Those of `relays` whose process has ended without taking itself off the list. Removes their files.
+    """Those of `relays` whose process has ended without taking itself off the list, until `forget` removes their files.
 
     A relay whose file is missing or cannot be read is not among them: it is just starting, has ended by itself, or
     could keep no lock.
@@ -62,8 +62,14 @@ def gone(database: Path, relays: Iterable[int]) -> list[int]:
         with contextlib.suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while it is alive
             dead.append(relay)
-            path.unlink(missing_ok=True)
     return dead
+
+
+def forget(database: Path, relays: Iterable[int]) -> None:
+    """Remove the files of killed relays: once what they held has been given back, nobody need know of their death."""
+    for relay in relays:
+        with contextlib.suppress(OSError):
+            _path(database, "relay", relay).unlink(missing_ok=True)
 
 
 def alive(database: Path, relays: Iterable[int]) -> list[int]:

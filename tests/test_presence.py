@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from loguru import logger
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 
+from outbox import DatabaseUnavailable, sqlite
 from outbox.maintenance import Maintenance
 from outbox.models import now_ms
-from outbox.presence import Presence, alive, gone
+from outbox.presence import Presence, alive, forget, gone
+from outbox.store import Store
 from tests.support.outbox import Outbox, settings
 
 
@@ -43,7 +45,29 @@ def test_killed_relay_is_gone_and_its_file_too(database: Path) -> None:
     subprocess.run([sys.executable, "-c", program, database], check=False)
     assert [path.name for path in database.parent.iterdir()] == ["app.db-relay-1"]
     assert gone(database, [1, 2]) == [1]
+    forget(database, [1, 2])
     assert list(database.parent.iterdir()) == []
+
+
+def test_death_that_is_noticed_while_the_database_is_locked_is_not_forgotten(outbox: Outbox, tmp_path: Path) -> None:
+    impatient = create_engine(outbox.engine.url)
+    sqlite.prepare(impatient, busy_timeout=0.01)
+    store, maintenance = Store(impatient), Maintenance(impatient, 2, settings(), list)
+    killed = store.enlist("here", 1, "0", now_ms())
+    (tmp_path / f"app.db-relay-{killed}").touch()
+    row = outbox.index("contacts", "c1", {})
+    outbox.raw(
+        f"UPDATE outbox_events SET state = 'claimed', claim_token = 'x', claimed_by = {killed}, deliveries = 1,"
+        f" lease_expires_at = {now_ms() + 60_000}"
+    )
+    with outbox.engine.begin(), pytest.raises(DatabaseUnavailable):
+        maintenance.reap(store)
+    maintenance.reap(store)
+    assert (outbox.state(row), outbox.row(row)["error_type"]) == ("pending", "relay_died")
+    assert outbox.relays() == []
+    assert list(tmp_path.glob("app.db-relay-*")) == []
+    store.close()
+    impatient.dispose()
 
 
 def test_relay_that_is_just_starting_is_not_taken_for_a_killed_one(
@@ -123,3 +147,4 @@ def test_killed_relay_is_gone_even_if_its_file_stays(database: Path, monkeypatch
     database.with_name("app.db-relay-1").touch()
     monkeypatch.setattr(Path, "unlink", denied)
     assert gone(database, [1]) == [1]
+    forget(database, [1])
