@@ -26,7 +26,10 @@ LOCK_SHARE = 5
 """What works in many steps holds the write lock for about a fifth of its time: SQLite hands the lock to whoever asks at
 the right moment, so a writer must find it free more often than not."""
 
-_WITH_DOCUMENTS = "SELECT e.*, d.document FROM outbox_events AS e LEFT JOIN outbox_documents AS d ON d.event_id = e.id"
+_WITH_DOCUMENTS = (
+    "SELECT e.*, CAST(d.document AS BLOB) AS document"  # another program may have written other bytes than UTF-8
+    " FROM outbox_events AS e LEFT JOIN outbox_documents AS d ON d.event_id = e.id"
+)
 
 _COUNTED = {
     "fresh": FRESH,
@@ -202,7 +205,7 @@ class Store:
     def event(self, event_id: int) -> dict[str, Any] | None:
         """One row with its document, or None."""
         row = self.run(f"{_WITH_DOCUMENTS} WHERE e.id = ?", event_id).mappings().one_or_none()
-        return dict(row) if row else None
+        return _shown(dict(row)) if row else None
 
     def events(self, *, index: str | None = None, document_id: str | None = None) -> list[dict[str, Any]]:
         """All rows with their documents in the order of their ids, narrowed by what is given."""
@@ -211,7 +214,7 @@ class Store:
             " AND (:document IS NULL OR document_id = :document) ORDER BY e.id",
             {"index": index, "document": document_id},
         )
-        return [dict(row) for row in rows.mappings()]
+        return [_shown(dict(row)) for row in rows.mappings()]
 
     def counts(self) -> dict[str, int]:
         """Number of rows by state."""
@@ -324,6 +327,12 @@ class Store:
         """How much of the file is empty, and used again before it grows."""
         free = self.run("SELECT freelist_count * page_size FROM pragma_freelist_count(), pragma_page_size()")
         return int(free.scalar_one())
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose document is text, whatever its bytes are."""
+    document = row["document"]
+    return {**row, "document": document and document.decode(errors="backslashreplace")}
 
 
 def printable(error: str | None) -> str | None:

@@ -800,6 +800,17 @@ def test_row_that_names_its_document_by_no_text_dies_alone(
     destination.close()
 
 
+@pytest.mark.parametrize("form", ["TEXT", "BLOB"])
+def test_document_in_latin_1_dies_alone_and_can_be_looked_at(outbox: Outbox, place: Place, form: str) -> None:
+    good, bad = outbox.index("contacts", "good", {"n": 1}), outbox.put_raw("contacts", "bad", "{}")
+    latin_1 = '{"name":"Müller"}'.encode("latin-1").hex()
+    outbox.raw(f"UPDATE outbox_documents SET document = CAST(x'{latin_1}' AS {form}) WHERE event_id = :bad", bad=bad)
+    outbox.drain(place.destination)
+    assert (outbox.state(good), outbox.state(bad)) == ("done", "dead")
+    assert outbox.row(bad)["document"] == r'{"name":"M\xfcller"}'
+    assert [row["id"] for row in outbox.store().events()] == [good, bad]
+
+
 def test_row_whose_time_or_size_is_no_number_is_delivered(outbox: Outbox, place: Place) -> None:
     rows = [outbox.put_raw("contacts", f"c{n}", "{}") for n in range(4)]
     for row, value in zip(
