@@ -56,7 +56,7 @@ class Breaker:
         """Note a success. Returns for how long it had been open, in milliseconds, if this one closed it."""
         if self.opened_at is None:
             return None
-        open_for = now - self.opened_at
+        open_for = max(0, now - self.opened_at)
         self.opened_at, self.reason, self._closed_at = None, None, now
         return open_for
 

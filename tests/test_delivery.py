@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from loguru import logger
 
 from outbox import logs, operators, upkeep
 from outbox.destinations.elasticsearch import ElasticsearchDestination
@@ -526,6 +527,19 @@ def test_clock_that_is_set_back_in_an_outage_leaves_the_pauses_between_probes(ou
         relay.run_once(now - 3_600 * SECOND)
     away.close()
     assert outbox.row(row)["deliveries"] == 2  # and one probe
+
+
+def test_outage_that_ends_before_it_began_by_the_clock_has_taken_no_time(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    said: list[str] = []
+    outbox.index("contacts", "c1", {})
+    proxy.on(bulk, refuse, times=1)
+    relay, now = outbox.relay(destination), now_ms()
+    relay.run_once(now)
+    logger.add(lambda line: said.append(str(line)), level="INFO", format="{message}")
+    relay.run_once(now - 3_600 * SECOND)
+    assert any(line.startswith("destination answers again after 0 s") for line in said)
 
 
 @pytest.mark.parametrize("known", [True, False])
