@@ -208,7 +208,7 @@ def test_connection_that_breaks_is_not_tried_again_at_another_node_before_the_ro
     outbox: Outbox, clean_node: Node, proxy: FaultProxy
 ) -> None:
     """The second node would report the version that the first has just brought, as if somebody else had written it."""
-    cluster = ElasticsearchDestination([proxy.url, proxy.url.replace("127.0.0.1", "localhost")], request_timeout=3)
+    cluster = ElasticsearchDestination([proxy.url, proxy.url.replace("127.0.0.1", "localhost")], request_timeout=30)
     row = outbox.index("contacts", "c1", {"name": "Ada"})
     proxy.on(bulk, swallow, times=1)
     now = now_ms()
@@ -222,7 +222,7 @@ def test_connection_that_breaks_is_not_tried_again_at_another_node_before_the_ro
 
 def test_node_that_gives_no_connection_is_passed_over(outbox: Outbox, clean_node: Node, proxy: FaultProxy) -> None:
     other = FaultProxy(clean_node.url)
-    cluster = ElasticsearchDestination([proxy.url, other.url], request_timeout=3)
+    cluster = ElasticsearchDestination([proxy.url, other.url], request_timeout=30)
     relay = outbox.relay(cluster)
     outbox.index("contacts", "c0", {})
     relay.run_once()
@@ -518,7 +518,7 @@ def test_outage_claims_nothing_until_the_probe_is_due(
 
 
 def test_clock_that_is_set_back_in_an_outage_leaves_the_pauses_between_probes(outbox: Outbox) -> None:
-    away = ElasticsearchDestination(["http://127.0.0.1:1"], request_timeout=3)
+    away = ElasticsearchDestination(["http://127.0.0.1:1"], request_timeout=30)
     row = outbox.index("contacts", "c1", {})
     outbox.raw("INSERT INTO outbox_indexes (index_name, physical_index) VALUES ('contacts', 'contacts-000001')")
     relay, now = outbox.relay(away), now_ms()
