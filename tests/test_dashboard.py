@@ -565,12 +565,12 @@ def test_open_page_says_that_the_tables_were_migrated_beneath_it(site: Site, loo
     expect(stale).to_be_hidden()
     site.outbox.raw("CREATE TABLE more (id)")
     site.outbox.raw("UPDATE outbox_alembic_version SET version_num = '9999'")
-    page.clock.run_for(browsers.RENEWED_EVERY_MS)
-    expect(stale).to_contain_text("at revision 9999, newer than this version knows")
+    visit.renewed_until(
+        lambda: "at revision 9999, newer than this version knows" in visit.text("#stale"), "the page says why"
+    )
     expect(stale).to_contain_text("restart what ran before. The figures below are those of the last answer")
     site.outbox.raw("UPDATE outbox_alembic_version SET version_num = :at", at=schema.head())
-    page.clock.run_for(browsers.RENEWED_EVERY_MS)
-    expect(stale).to_be_hidden()
+    visit.renewed_until(stale.is_hidden, "the page has figures again")
 
 
 # -- what was stored to deceive ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,12 +129,16 @@ class Visit:
 
     def renewed(self, selector: str, text: str) -> None:
         """Have the script of the page renew it until this stands there."""
+        self.renewed_until(lambda: self.text(selector) == text, f"the page renews {selector} to {text!r}")
 
-        def shown() -> bool:
+    def renewed_until(self, shown: Callable[[], bool], what: str) -> None:
+        """A look of the script that a busy server keeps waiting is given up, and only the next one shows it."""
+
+        def look() -> bool:
             self.page.clock.run_for(RENEWED_EVERY_MS)
-            return self.text(selector) == text
+            return shown()
 
-        until(shown, f"the page renews {selector} to {text!r}")
+        until(look, what)
 
     def text(self, selector: str) -> str:
         return re.sub(r"\s+", " ", self.page.inner_text(selector)).strip()
