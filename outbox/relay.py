@@ -12,14 +12,14 @@ from typing import Any
 
 from loguru import logger
 
-from outbox import claims, copies, evidence, illegible, load, logs, plan, transition
+from outbox import claims, copies, evidence, illegal, load, logs, plan, transition
 from outbox.breaker import Breaker
 from outbox.claims import Claim
 from outbox.copies import Refusal
 from outbox.destinations.base import DOCUMENT_MISSING, Destination, Outcome, OutcomeKind
 from outbox.entities import EntityRegistry
 from outbox.errors import DatabaseUnavailable, DestinationError, SchemaError
-from outbox.illegible import IllegibleRows
+from outbox.illegal import IllegalRows
 from outbox.models import Event, State, now_ms
 from outbox.plan import Fold
 from outbox.poison import LONE_FAILURES, Verdicts
@@ -187,16 +187,16 @@ class Relay:
             claim = self._claim_trial(now) or self._claim(now, rows, lone=not self._lone_failed)
             if self._lone_failed and not claim:
                 claim = self._claim(now, rows)
-        except IllegibleRows:
-            self._end_illegible(now)
+        except IllegalRows:
+            self._end_illegal(now)
             return self._next_request(now)
         if claim and claim.lone and self._verdicts.guilty(claim.events[0].id):
             self._bury(claim, now)
             return self._next_request(now)
         return self._plan(claim) if claim else None
 
-    def _end_illegible(self, now: int) -> None:
-        if dead := illegible.end(self._store, now):
+    def _end_illegal(self, now: int) -> None:
+        if dead := illegal.end(self._store, now):
             self.totals.dead += dead
             name = logs.rows(dead, "names", "name")
             logger.error(

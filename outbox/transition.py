@@ -16,7 +16,7 @@ RELAY_DIED = "relay_died"
 """`error_type` of a row whose relay was killed while it held the row."""
 
 POISON = "poison"
-ILLEGIBLE = "illegal_text"
+ILLEGAL_TEXT = "illegal_text"
 OVERTAKEN = "overtaken"
 UNEXPLAINED = "unexplained_version"
 UNEXPLAINED_REMEDY = (

@@ -30,8 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "rows": {"models", "errors"},
     "repository": {"rows", "models", "documents", "keys", "entities", "destinations", "settings", "errors"},
     "store": {"models", "transition", "errors"},
-    "claims": {"store", "illegible", "models", "transition"},
-    "illegible": {"store", "transition", "errors"},
+    "claims": {"store", "illegal", "models", "transition"},
+    "illegal": {"store", "transition", "errors"},
     "evidence": {"store", "models"},
     "upkeep": {"store", "models", "transition"},
     "operators": {"store", "models", "transition"},
@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "relay": {
-        "errors", "settings", "models", "logs", "claims", "illegible", "evidence", "store", "load", "entities", "plan",
+        "errors", "settings", "models", "logs", "claims", "illegal", "evidence", "store", "load", "entities", "plan",
         "copies", "destinations.base", "transition", "breaker", "poison", "rate", "wakeup",
     },
     "testing": {
@@ -77,7 +77,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "schema": {"models", "errors"},
     "admin": set(),
-    "admin.figures": {"claims", "illegible", "jobs", "upkeep", "models"},
+    "admin.figures": {"claims", "illegal", "jobs", "upkeep", "models"},
     "admin.alerts": {"admin.figures"},
     "admin.ledger": {"admin.figures", "models", "upkeep"},
     "admin.watch": {"admin.desk", "destinations.base", "upkeep", "models", "errors"},

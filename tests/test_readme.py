@@ -132,7 +132,7 @@ def test_outcome_without_documentation(kind: OutcomeKind) -> None:
 
 ERROR_TYPES = {
     *(transition.UNANSWERED, transition.RELAY_DIED, transition.POISON, transition.OVERTAKEN, transition.UNEXPLAINED),
-    *(transition.ILLEGIBLE, DOCUMENT_MISSING, ILLEGAL_DOCUMENT, UNKNOWN_ENTITY),
+    *(transition.ILLEGAL_TEXT, DOCUMENT_MISSING, ILLEGAL_DOCUMENT, UNKNOWN_ENTITY),
     *re.findall(r'LoadFailed\("(\w+)"', SOURCES["entities"]),
     *re.findall(r'OutcomeKind\.\w+,\s+"(\w+)"', SOURCES["load"]),
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from outbox import claims
-from outbox.illegible import IllegibleRows
+from outbox.illegal import IllegalRows
 from outbox.jobs import Job, Jobs
 from outbox.models import COUNTERS, FRESH, HELD, LATENCY_BOUNDS_MS, STATISTICS, TENANT, WAITING, State
 from outbox.upkeep import HOUR_MS
@@ -171,7 +171,7 @@ class Figures(Jobs):
 
         try:
             lanes = claims.fresh_lanes(self)[: 2 * MOST_TENANTS]
-        except IllegibleRows:  # the next claim of a relay ends them
+        except IllegalRows:  # the next claim of a relay ends them
             lanes = []
         mine = f"{FRESH} AND index_name = json_extract(value, '$[0]') AND {TENANT} = json_extract(value, '$[1]')"
         for tenant, number, since in self.run(

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from outbox.errors import is_no_text
 from outbox.store import Store
-from outbox.transition import ILLEGIBLE
+from outbox.transition import ILLEGAL_TEXT
 
 TEXT = {str}
 TEXT_OR_NULL = {str, NoneType}
@@ -20,21 +20,21 @@ NUMBER = {int}
 _TEXTS = ("index_name", "document_id", "tenant_id", "entity")
 
 
-class IllegibleRows(Exception):
+class IllegalRows(Exception):
     """There are such rows; `end` has them out of the way."""
 
 
-def legible(rows: CursorResult[*tuple[Any, ...]], types: Sequence[set[Any]]) -> Sequence[Any]:
-    """All of the rows. Raises `IllegibleRows` if a value is of none of the `types` of its column, the first ones."""
+def legal(rows: CursorResult[*tuple[Any, ...]], types: Sequence[set[Any]]) -> Sequence[Any]:
+    """All of the rows. Raises `IllegalRows` if a value is of none of the `types` of its column, the first ones."""
     try:
         found = rows.fetchall()
     except OperationalError as error:
         if is_no_text(error.orig):
-            raise IllegibleRows from error
+            raise IllegalRows from error
         raise
     columns = zip(*found, strict=True)
     if not all(allowed.issuperset(map(type, column)) for allowed, column in zip(types, columns, strict=False)):
-        raise IllegibleRows
+        raise IllegalRows
     return found
 
 
@@ -65,7 +65,7 @@ def end(store: Store, now: int) -> int:
                 {
                     **texts,
                     "now": now,
-                    "error_type": ILLEGIBLE,
+                    "error_type": ILLEGAL_TEXT,
                     "error": f"no UTF-8 text: {', '.join(texts)}; write the row anew and discard this one",
                     "id": id_,
                 },
