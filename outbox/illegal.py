@@ -17,7 +17,7 @@ TEXT = {str}
 TEXT_OR_NULL = {str, NoneType}
 NUMBER = {int}
 
-_TEXTS = ("index_name", "document_id", "tenant_id", "entity")
+_TEXTS = ("index_name", "document_id", "tenant_id", "entity", "error_type")
 
 
 class IllegalRows(Exception):
@@ -41,8 +41,9 @@ def legal(rows: CursorResult[*tuple[Any, ...]], types: Sequence[set[Any]]) -> Se
 def end(store: Store, now: int) -> int:
     """End pending rows that name their index, document, tenant or entity by no UTF-8 text. Returns their number.
 
-    What stands there, a BLOB or the bytes of a program that writes no UTF-8, becomes text that can be shown. Pending
-    rows whose time of creation is no number were created now.
+    What stands there, a BLOB or the bytes of a program that writes no UTF-8, becomes text that can be shown. Numbers of
+    pending rows become whole ones; those whose time of creation is no number were created now. After it `legal` takes
+    whatever is pending.
     """
     columns = ", ".join(f"typeof({name}) = 'blob', CAST({name} AS BLOB)" for name in _TEXTS)
     found = [
@@ -52,9 +53,10 @@ def end(store: Store, now: int) -> int:
     ]
     with store.write(durable=True):
         store.run(
-            "UPDATE outbox_events SET attempts = CAST(attempts AS INTEGER),"
+            "UPDATE outbox_events SET attempts = CAST(attempts AS INTEGER), deliveries = CAST(deliveries AS INTEGER),"
             " created_at = iif(typeof(created_at) IN ('integer', 'real'), CAST(created_at AS INTEGER), :now)"
-            " WHERE state = 'pending' AND (typeof(created_at) <> 'integer' OR typeof(attempts) <> 'integer')",
+            " WHERE state = 'pending' AND (typeof(attempts) <> 'integer' OR typeof(deliveries) <> 'integer'"
+            " OR typeof(created_at) <> 'integer')",
             {"now": now},
         )
         for id_, texts in found:

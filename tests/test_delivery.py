@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -795,8 +796,16 @@ def test_payloads_that_cannot_be_sent_die_alone(outbox: Outbox, place: Place) ->
     assert place.documents("contacts") == {"good": {"n": 1}}
 
 
-@pytest.mark.parametrize("text", ["x'00ff'", "x'41'", "CAST(x'4dfc' AS TEXT)"])
-@pytest.mark.parametrize("column", ["index_name", "document_id", "tenant_id", "entity"])
+LATIN_1 = "CAST(x'4dfc' AS TEXT)"
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        *product(["index_name", "document_id", "tenant_id", "entity"], ["x'00ff'", "x'41'", LATIN_1]),
+        ("error_type", LATIN_1),
+    ],
+)
 def test_row_that_names_its_document_by_no_text_dies_alone(
     outbox: Outbox, tmp_path: Path, column: str, text: str
 ) -> None:
@@ -826,14 +835,13 @@ def test_document_in_latin_1_dies_alone_and_can_be_looked_at(outbox: Outbox, pla
 
 
 def test_row_whose_time_or_size_is_no_number_is_delivered(outbox: Outbox, place: Place) -> None:
-    rows = [outbox.put_raw("contacts", f"c{n}", "{}") for n in range(4)]
-    for row, value in zip(
-        rows, ("created_at = CURRENT_TIMESTAMP", "created_at = 1.5", "attempts = 'none'"), strict=False
-    ):
+    values = ["created_at = CURRENT_TIMESTAMP", "created_at = 1.5", "attempts = 'none'", "deliveries = 1.5"]
+    values += ["deliveries = 'few'", "document_bytes = 'many'", "available_at = 'now'"]
+    rows = [outbox.put_raw("contacts", f"c{n}", "{}") for n in range(len(values))]
+    for row, value in zip(rows, values, strict=True):
         outbox.raw(f"UPDATE outbox_events SET {value} WHERE id = :row", row=row)
-    outbox.raw("UPDATE outbox_events SET document_bytes = 'many' WHERE id = :row", row=rows[-1])
     outbox.drain(place.destination)
-    assert [outbox.outcome(row) for row in rows] == ["applied"] * 4
+    assert [outbox.outcome(row) for row in rows] == ["applied"] * len(values)
     assert now_ms() - outbox.row(rows[0])["created_at"] < 60 * SECOND
 
 
