@@ -237,7 +237,8 @@ class Node:
             self.request("DELETE", f"/{name}")
 
     def indexes(self) -> list[str]:
-        return [name for name in self.request("GET", "/_all/_alias")[1] if not name.startswith(".")]
+        """All indexes by name; Elasticsearch lists them in any order."""
+        return sorted(name for name in self.request("GET", "/_all/_alias")[1] if not name.startswith("."))
 
     def wipe(self) -> None:
         """Delete every index."""
