@@ -53,7 +53,7 @@ from outbox.presence import Presence
 from outbox.rate import Pace
 
 PAGE_ROWS: Final = 2_000
-GENTLE_ROWS: Final = 250
+GENTLE_ROWS: Final = 125
 LISTED_ROWS: Final = 5_000
 REQUESTS: Final = 4
 FLOW_S: Final = 2.0
