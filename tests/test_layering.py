@@ -99,7 +99,7 @@ ALLOWED: dict[str, set[str]] = {
     "admin.connections": set(),
     "admin.pages": {
         "admin", "admin.api", "admin.charts", "admin.desk", "admin.figures", "admin.guard", "admin.overview",
-        "admin.shapes", "admin.words", "errors", "models",
+        "admin.shapes", "admin.words", "errors", "logs", "models",
     },
     "admin.app": {
         "admin", "admin.api", "admin.desk", "admin.guard", "admin.health", "admin.metrics", "admin.overview",

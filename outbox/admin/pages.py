@@ -17,6 +17,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from outbox import logs
 from outbox.admin import charts, guard, words
 from outbox.admin.api import who
 from outbox.admin.desk import Desk, NotFound
@@ -180,13 +181,13 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
         if form.get("sure") != "yes":
             raise InvalidInput("tick that the index may miss what is discarded")
         removed = desk.discard(by, **_selected(form))
-        return f"{words.rows(removed)} removed for good.", _back(form)
+        return f"{logs.rows(removed)} removed for good.", _back(form)
 
     def reindex(form: dict[str, str], by: str) -> tuple[str, str]:
         started = desk.reindex(
             by, form.get("entity", ""), tenant=form.get("tenant") or None, since=form.get("from_date") or None
         )
-        return f"Reindex {started.job.id} of {started.job.index_name} has begun: {words.rows(started.estimated)}.", "/"
+        return f"Reindex {started.job.id} of {started.job.index_name} has begun: {logs.rows(started.estimated)}.", "/"
 
     def cancel(form: dict[str, str], by: str) -> tuple[str, str]:
         job = desk.cancel(by, _number(form, "job"))

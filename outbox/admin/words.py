@@ -35,8 +35,9 @@ def number(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}"
 
 
-def rows(value: int) -> str:
-    return f"{value:,} {'row' if value == 1 else 'rows'}"
+def unit_of_rows(value: int) -> str:
+    """Where the number stands by itself."""
+    return "row" if value == 1 else "rows"
 
 
 def percent(part: float | None) -> str:
@@ -119,9 +120,9 @@ def history(row: Event) -> str:
 
 def retried(pending: int, superseded: int, overtaken: Mapping[int, int]) -> str:
     """What became of rows that were retried."""
-    text = f"{rows(pending)} {'is' if pending == 1 else 'are'} tried again."
+    text = f"{logs.rows(pending, 'is', 'are')} tried again."
     if superseded:
-        text += f" {rows(superseded)} had been replaced by later ones: done."
+        text += f" {logs.rows(superseded)} had been replaced by later ones: done."
     for row, later in list(overtaken.items())[:5]:
         text += f" Row {row} stays dead: row {later} of the same document was delivered meanwhile; write it anew."
     return text
@@ -129,7 +130,8 @@ def retried(pending: int, superseded: int, overtaken: Mapping[int, int]) -> str:
 
 FILTERS: Final[dict[str, Callable[..., str]]] = {
     "number": number,
-    "rows": rows,
+    "rows": logs.rows,
+    "unit_of_rows": unit_of_rows,
     "percent": percent,
     "span": span,
     "milliseconds": milliseconds,
