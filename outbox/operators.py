@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from outbox.models import OPEN_JOBS, State
-from outbox.store import LOCK_SHARE, Store
+from outbox.store import Store, pause_after
 from outbox.transition import OVERTAKEN
 
 MOST_AT_ONCE = 1_000  # rows in a transaction, so that nobody waits long for the write lock
@@ -265,7 +265,7 @@ def _steps(ids: Sequence[int], pause: Callable[[float], object] = time.sleep) ->
         began = time.monotonic()
         yield ids[start : start + MOST_AT_ONCE]
         if start + MOST_AT_ONCE < len(ids):
-            pause((time.monotonic() - began) * (LOCK_SHARE - 1))
+            pause(pause_after(began))
 
 
 # -- one tenant -------------------------------------------------------------------------------------------------

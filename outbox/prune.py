@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from outbox import upkeep
-from outbox.store import LOCK_SHARE, Store
+from outbox.store import Store, pause_after
 from outbox.upkeep import Finished
 
 CHUNK = 1_000
@@ -34,6 +34,6 @@ def prune(store: Store, before: int, pause: Callable[[float], object] = time.sle
         if removable:
             began = time.monotonic()
             removed += upkeep.remove_finished(store, removable)
-            if pause((time.monotonic() - began) * (LOCK_SHARE - 1)):
+            if pause(pause_after(began)):
                 break
     return removed

@@ -8,6 +8,7 @@ have a store of their own with what they ask: `jobs` and `admin.figures`.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,9 +23,7 @@ from outbox.models import FRESH, HELD, VERSION_TABLE, WAITING, version
 
 MAX_ERROR_CHARS = 2_000
 
-LOCK_SHARE = 5
-"""What works in many steps holds the write lock for about a fifth of its time: SQLite hands the lock to whoever asks at
-the right moment, so a writer must find it free more often than not."""
+_LOCK_SHARE = 5
 
 _WITH_DOCUMENTS = (
     "SELECT e.*, CAST(d.document AS BLOB) AS document"  # another program may have written other bytes than UTF-8
@@ -327,6 +326,15 @@ class Store:
         """How much of the file is empty, and used again before it grows."""
         free = self.run("SELECT freelist_count * page_size FROM pragma_freelist_count(), pragma_page_size()")
         return int(free.scalar_one())
+
+
+def pause_after(began: float) -> float:
+    """How many seconds to leave the write lock to others after a step that began then, by `time.monotonic`.
+
+    What works in many steps holds it for about a fifth of its time: SQLite hands the lock to whoever asks at the right
+    moment, so a writer must find it free more often than not.
+    """
+    return (time.monotonic() - began) * (_LOCK_SHARE - 1)
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
