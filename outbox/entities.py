@@ -239,8 +239,7 @@ class EntityRegistry:
             return self._entities[name]
         except KeyError:
             raise ConfigurationError(
-                f"no entity {shortened(name)} is registered; registered are "
-                f"{', '.join(sorted(self._entities)) or 'none'}{nearest(name, self._entities)}"
+                f"no entity {shortened(name)} is registered{listed(self._entities)}{nearest(name, self._entities)}"
             ) from None
 
     def add(
@@ -492,8 +491,7 @@ class EntityRegistry:
                     if size >= PAGE_BYTES:
                         break
         except Exception as error:
-            if isinstance(error, DBAPIError) and not is_no_text(error.orig):
-                raise _unavailable(entity, error) from error
+            _refuse_if_unavailable(entity, error)
             raise _Unreadable from error
         return rows
 
@@ -562,8 +560,7 @@ class EntityRegistry:
             try:
                 found |= self._query(connection, entity, part)
             except Exception as error:
-                if isinstance(error, DBAPIError) and not is_no_text(error.orig):
-                    raise _unavailable(entity, error) from error
+                _refuse_if_unavailable(entity, error)
                 # A row that driver, types of columns or a loader cannot read: find it, so that only it fails.
                 if len(part) == 1:
                     said = (isinstance(error, DBAPIError) and error.orig) or error
@@ -731,6 +728,12 @@ def _unavailable(entity: Entity, error: DBAPIError) -> DatabaseUnavailable:
     return DatabaseUnavailable(f"entity {entity.name!r} cannot be loaded: {error.orig}")
 
 
+def _refuse_if_unavailable(entity: Entity, error: Exception) -> None:
+    """Raises `DatabaseUnavailable` for a failure of the database: one of a row is that row's alone."""
+    if isinstance(error, DBAPIError) and not is_no_text(error.orig):
+        raise _unavailable(entity, error) from error
+
+
 @contextmanager
 def _or_unavailable(entity: Entity) -> Iterator[None]:
     try:
@@ -832,6 +835,10 @@ def _check_dependencies(entity: Entity) -> None:
 
     for _ in links_of(entity):
         pass
+
+
+def listed(known: Iterable[str]) -> str:
+    return f"; registered are {', '.join(sorted(known)) or 'none'}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ from sqlalchemy import Date, DateTime, Integer
 
 from outbox import logs
 from outbox.destinations.base import Action, Destination
-from outbox.entities import Entity, EntityRegistry, LoadFailed, Part, Row, nearest
+from outbox.entities import Entity, EntityRegistry, LoadFailed, Part, Row, listed, nearest
 from outbox.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -154,15 +154,15 @@ def _entity(jobs: Jobs, registry: EntityRegistry, name: str) -> Entity:
     known = {entity.name: entity for entity in registry}
     if name in known:
         return known[name]
-    listed = f"; registered are {', '.join(sorted(known)) or 'none'}"
+    instead = listed(known)
     if of_index := registry.of_index(name):
-        listed = f"; the index {name} is that of {', '.join(entity.name for entity in of_index)}"
+        instead = f"; the index {name} is that of {', '.join(entity.name for entity in of_index)}"
     elif name in jobs.targets():
-        listed += (
+        instead += (
             f"; the index {name} cannot be rebuilt before its model is registered: registry.add(Model, index={name!r}, "
             "fields=[…])"
         )
-    raise ConfigurationError(f"no entity {shortened(name)} is registered{listed}{nearest(name, known)}")
+    raise ConfigurationError(f"no entity {shortened(name)} is registered{instead}{nearest(name, known)}")
 
 
 def _index_names(jobs: Jobs, registry: EntityRegistry, entity: Entity, tenant: str | None) -> list[str]:
