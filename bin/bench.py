@@ -28,8 +28,9 @@ from rich.table import Table
 from sqlalchemy import Engine, ForeignKey, create_engine, func, insert, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import EntityRegistry, OutboxRepository, schema, sqlite, triggers
-from outbox.models import EPOCH_STEP, now_ms
+from outbox import EntityRegistry, OutboxRepository, schema, sqlite
+from outbox.store.models import EPOCH_STEP, now_ms
+from outbox.triggers import installer as triggers
 
 BATCH = 1_000
 INDEX, RAW = "bench", "bench-raw"

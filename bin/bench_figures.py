@@ -12,16 +12,17 @@ from typing import Any
 
 from sqlalchemy import create_engine
 
-from outbox import operators, schema, sqlite
+from outbox import schema, sqlite
 from outbox.admin.desk import Desk
-from outbox.admin.figures import DAY_MS, WEEK_MS, Figures
 from outbox.admin.ledger import Ledger
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import Overviews, overview
-from outbox.destinations.embedded import EmbeddedDestination
-from outbox.models import LATENCY_BOUNDS_MS, State, now_ms
+from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.settings import load
-from outbox.upkeep import HOUR_MS
+from outbox.store import operators
+from outbox.store.figures import DAY_MS, WEEK_MS, Figures
+from outbox.store.models import LATENCY_BOUNDS_MS, State, now_ms
+from outbox.store.upkeep import HOUR_MS
 
 DEAD, PENDING = 2_000, 10_000
 TENANTS, ENTITIES, INDEXES, DAYS = 50, 5, 3, 90

@@ -3,7 +3,8 @@
 from alembic import context
 from sqlalchemy import create_engine
 
-from outbox import models, settings, sqlite
+from outbox import settings, sqlite
+from outbox.store import models
 
 options = {"target_metadata": models.metadata, "version_table": models.VERSION_TABLE}
 

@@ -3,8 +3,7 @@
 What applications use, to write and to search; the relay runs as a process of its own (`outbox-relay run`).
 """
 
-from outbox import sqlite
-from outbox.entities import Dependency, EntityRegistry
+from outbox.entities.registry import Dependency, EntityRegistry
 from outbox.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -19,8 +18,9 @@ from outbox.errors import (
     SyncFailed,
     SyncTimeout,
 )
-from outbox.repository import OutboxRepository
 from outbox.search import Search
+from outbox.store.sqlite import engine as sqlite
+from outbox.write.repository import OutboxRepository
 
 __version__ = "0.1.0"
 

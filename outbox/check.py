@@ -14,15 +14,16 @@ from typing import Any, Literal
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from outbox import logs, schema, verifications
-from outbox import triggers as database_triggers
+from outbox import logs, schema
 from outbox.destinations.base import FOREVER, Destination
-from outbox.entities import EntityRegistry
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
-from outbox.growth import DEFAULT, Limits, Sizes, growth
-from outbox.jobs import Jobs
-from outbox.models import DRIFT, now_ms
-from outbox.store import Store
+from outbox.maintenance.growth import DEFAULT, Limits, Sizes, growth
+from outbox.store import verifications
+from outbox.store.jobs import Jobs
+from outbox.store.models import DRIFT, now_ms
+from outbox.store.store import Store
+from outbox.triggers import installer as database_triggers
 
 Level = Literal["ok", "warn", "fail"]
 

@@ -1,304 +1,33 @@
-"""The tables, and the words that stand in them.
+"""The tables of the outbox and the words that stand in them, for applications and their migrations."""
 
-A migration of the application may create them from `metadata` instead of `outbox-relay migrate`. All instants are
-integers: milliseconds since 1970-01-01 UTC (read one with `datetime(created_at / 1000, 'unixepoch')`).
-"""
-
-from __future__ import annotations
-
-import enum
-import time
-from typing import Final, NamedTuple
-
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    Column,
-    Float,
-    Index,
-    Integer,
-    MetaData,
-    PrimaryKeyConstraint,
-    Table,
-    Text,
-    text,
-)
-
-VERSION_TABLE: Final = "outbox_alembic_version"
-"""Not Alembic's default name: two sets of migrations in one database must not share it."""
-
-EPOCH_STEP: Final = 10**12
-"""External version of a row: `epoch * EPOCH_STEP + id`. Ids stay below the step."""
-
-
-class Action(enum.StrEnum):
-    """What a row asks for."""
-
-    INDEX = "index"  # the full document
-    UPDATE = "update"  # fields to merge into the document
-    DELETE = "delete"
-    REFRESH = "refresh"  # whatever the database says of the entity when the row is delivered
-
-
-class State(enum.StrEnum):
-    """Where a row is on its way; the README draws the transitions."""
-
-    PENDING = "pending"  # waits for a relay, or for its next attempt (`available_at`)
-    CLAIMED = "claimed"  # a relay delivers it, until `lease_expires_at`
-    DONE = "done"  # the destination holds what the row said, or something newer
-    DEAD = "dead"  # given up; `error` says why; waits for `outbox-relay dead retry|discard`
-
-
-class Result(enum.StrEnum):
-    """How a done row came to its end (`outcome`)."""
-
-    APPLIED = "applied"  # the document was written
-    DELETED = "deleted"  # the document is gone, or was not there
-    SUPERSEDED = "superseded"  # the destination already held something newer
-    COALESCED = "coalesced"  # delivered together with a later row of the same document, or replaced by it
-    RETRIED = "retried"  # a new row took the place of this one, which was dead
-
-
-class Role(enum.StrEnum):
-    """What a physical index is to the rows that are sent to it."""
-
-    LIVE = "live"  # readers get it, and it decides what becomes of a row
-    NEW = "new"  # it is being filled by a reindex: what it refuses ends the reindex, never a row
-    OLD = "old"  # it was live before the last reindex, and is kept for a rollback: what it refuses is counted only
-
-
-class JobState(enum.StrEnum):
-    """Where a reindex is. All but the last three are open: there is one open job of an index at most."""
-
-    RUNNING = "running"
-    FAILING = "failing"  # its new index is still to be removed
-    CANCELLING = "cancelling"  # the same
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-OPEN_JOBS = "state = 'running' OR state = 'failing' OR state = 'cancelling'"
-
-metadata = MetaData()
-
-_INSTANT = BigInteger().with_variant(Integer, "sqlite")
-
-# Works on every SQLite since 3.8, where unixepoch('subsec') needs 3.42.
-_NOW = text("(CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))")
-
-
-def _one_of(column: str, words: type[enum.StrEnum]) -> CheckConstraint:
-    # Not IN (…): SQLite builds a table of the list for each row, which doubles the cost of an insert.
-    return CheckConstraint(" OR ".join(f"{column} = '{word}'" for word in words), name=f"ck_outbox_events_{column}")
-
-
-FRESH = "state = 'pending' AND available_at IS NULL"
-"""Rows that no relay has touched yet. What was ever claimed or held back carries `available_at`."""
-
-TENANT = "coalesce(tenant_id, '')"
-"""Rows of different tenants wait in lanes of their own; those of none share one."""
-
-WAITING = "state = 'pending' AND available_at IS NOT NULL"
-"""Rows that wait for their next attempt, or behind an earlier row of their document."""
-
-HELD = "state = 'claimed' OR (state = 'pending' AND available_at IS NOT NULL)"
-"""Unfinished rows that are not fresh: they decide whether a later row of their document may go."""
-
-events = Table(
-    "outbox_events",
+from outbox.store.models import (
+    EPOCH_STEP,
+    VERSION_TABLE,
+    Action,
+    Event,
+    JobState,
+    Result,
+    Role,
+    State,
+    documents,
+    events,
     metadata,
-    Column("id", _INSTANT, primary_key=True, comment="order of the row and the lower part of its version"),
-    Column(
-        "action",
-        Text,
-        nullable=False,
-        comment="index: the document; update: fields to merge; delete; refresh: load it",
-    ),
-    Column("index_name", Text, nullable=False, comment="the alias that readers use"),
-    Column("document_id", Text, nullable=False, comment="the _id in the index"),
-    Column("tenant_id", Text),
-    Column("entity", Text, comment="name of the registered entity the document was made of, if any"),
-    Column("document_bytes", Integer, comment="size of the document; NULL: unknown, measured at the claim"),
-    Column("state", Text, nullable=False, server_default=State.PENDING.value),
-    Column("attempts", Integer, nullable=False, server_default="0", comment="failures of the document itself"),
-    Column("deliveries", Integer, nullable=False, server_default="0", comment="times it was claimed"),
-    Column("available_at", _INSTANT, comment="not before; NULL: now, and never claimed so far"),
-    Column("claim_token", Text, comment="fence: whoever lost it may not write the outcome"),
-    Column("claimed_by", Integer, comment="outbox_relays.id"),
-    Column("lease_expires_at", _INSTANT, comment="until then the claim holds"),
-    Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
-    Column("finished_at", _INSTANT),
-    Column("outcome", Text, comment="how a done row ended: applied, deleted, superseded, coalesced, retried"),
-    Column("error_type", Text),
-    Column("error", Text, comment="the last failure, control characters escaped, at most 2,000 characters"),
-    _one_of("action", Action),
-    _one_of("state", State),
-    # One index for each question that is asked often; none of them holds a done row but the one that prunes it.
-    Index("ix_outbox_events_fresh", "index_name", text(TENANT), "id", sqlite_where=text(FRESH)),
-    Index("ix_outbox_events_waiting", "available_at", "id", sqlite_where=text(WAITING)),
-    Index("ix_outbox_events_held", "index_name", "document_id", "id", sqlite_where=text(HELD)),
-    Index("ix_outbox_events_leases", "lease_expires_at", sqlite_where=text("state = 'claimed'")),
-    Index("ix_outbox_events_dead", "index_name", "document_id", "id", sqlite_where=text("state = 'dead'")),
-    Index("ix_outbox_events_done", "finished_at", sqlite_where=text("state = 'done'")),
-    sqlite_autoincrement=True,  # without it SQLite gives the id of a deleted row to the next one
-    comment="one row for each change that the search index has to follow",
+    now_ms,
+    version,
 )
 
-documents = Table(
-    "outbox_documents",
-    metadata,
-    Column("event_id", _INSTANT, primary_key=True, autoincrement=False),
-    Column("document", Text, nullable=False, comment="JSON object on one line"),
-    comment="content of outbox_events, apart because each change of state rewrites the row it stands in",
-)
-
-indexes = Table(
-    "outbox_indexes",
-    metadata,
-    Column("index_name", Text, nullable=False, comment="the name that rows and readers use"),
-    Column("physical_index", Text, nullable=False, comment="where its rows are sent"),
-    Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
-    Column("role", Text, nullable=False, server_default=Role.LIVE.value, comment="live, new or old; one is live"),
-    Column("refused", Integer, nullable=False, server_default="0", comment="documents that an old one did not take"),
-    PrimaryKeyConstraint("index_name", "physical_index"),
-    comment="where the rows of an index go",
-)
-
-reindex_jobs = Table(
-    "outbox_reindex_jobs",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("index_name", Text, nullable=False),
-    Column("old_index", Text, nullable=False, comment="the physical index that was live when it began"),
-    Column("new_index", Text, comment="the one it fills; NULL: it works in place"),
-    Column("state", Text, nullable=False, server_default=JobState.RUNNING.value),
-    Column("phase", Text, nullable=False, comment="the step it is at"),
-    Column("tenant_id", Text, comment="only documents of this tenant"),
-    Column("since", Text, comment="only rows that changed from then on"),
-    Column("keep_old", Integer, nullable=False, server_default="0"),
-    Column("adopt", Integer, nullable=False, server_default="0", comment="the old index has the name itself"),
-    Column("watermark", _INSTANT, comment="version of its documents; older rows must be finished before the swap"),
-    Column("position", Text, comment="JSON: entity and primary key that the scan has come to"),
-    Column("documents", Integer, nullable=False, server_default="0", comment="written by the scan so far"),
-    Column("refused", Integer, nullable=False, server_default="0", comment="that could not be made or written"),
-    Column("removed", Integer, nullable=False, server_default="0", comment="by the sweep"),
-    Column("total", Integer, nullable=False, server_default="0", comment="rows of its entities when it began"),
-    Column("error", Text),
-    Column("lease_token", Text, comment="fence: who lost it may not go on"),
-    Column("lease_holder", Text),
-    Column("lease_expires_at", _INSTANT),
-    Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
-    Column("updated_at", _INSTANT, nullable=False, server_default=_NOW),
-    Column("finished_at", _INSTANT),
-    Index("ix_outbox_reindex_jobs_open", "index_name", unique=True, sqlite_where=text(OPEN_JOBS)),
-    sqlite_autoincrement=True,
-    comment="rebuilds of indexes; a watermark explains versions, so finished jobs stay",
-)
-
-relays = Table(
-    "outbox_relays",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("host", Text, nullable=False),
-    Column("pid", Integer, nullable=False),
-    Column("version", Text, nullable=False),
-    Column("started_at", _INSTANT, nullable=False),
-    Column("heartbeat_at", _INSTANT, nullable=False),
-    Column("breakers", Text, nullable=False, server_default="[]", comment="JSON: what is paused, why, since"),
-    sqlite_autoincrement=True,
-    comment="running relays; one that ends takes its row away, one that was killed stops its heartbeat",
-)
-
-control = Table(
-    "outbox_control",
-    metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("epoch", Integer, nullable=False, server_default="1", comment="the upper part of every version"),
-    Column("highest_pruned_version", _INSTANT, nullable=False, server_default="0"),
-    Column("paused_at", _INSTANT, comment="NULL: not paused"),
-    Column("paused_by", Text),
-    Column("pause_reason", Text),
-    CheckConstraint("id = 1", name="ck_outbox_control_one_row"),
-    comment="one row: what holds for all relays",
-)
-
-LATENCY_BOUNDS_MS: Final = (10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000)
-"""Upper bounds of the latency histogram in `outbox_stats`; what is slower is only in `done`."""
-
-COUNTERS: Final = ("done", "dead", "retried", "superseded", "lost_claims", "latency_sum_ms")
-
-LATENCIES: Final = tuple(f"latency_le_{bound}ms" for bound in LATENCY_BOUNDS_MS)
-
-STATISTICS: Final = (*COUNTERS, *LATENCIES)
-"""The columns of `outbox_stats` that count."""
-
-stats = Table(
-    "outbox_stats",
-    metadata,
-    Column("minute", _INSTANT, nullable=False, comment="its beginning"),
-    Column("index_name", Text, nullable=False),
-    Column("entity", Text, nullable=False),
-    Column("tenant_id", Text, nullable=False),
-    Column("action", Text, nullable=False),
-    *(Column(name, _INSTANT, nullable=False, server_default="0") for name in STATISTICS),
-    PrimaryKeyConstraint("minute", "index_name", "entity", "tenant_id", "action"),
-    sqlite_with_rowid=False,
-    comment="what became of the rows, by minute; kept when the rows are gone",
-)
-
-depths = Table(
-    "outbox_depths",
-    metadata,
-    Column("minute", _INSTANT, primary_key=True, autoincrement=False, comment="its beginning"),
-    Column("unfinished", _INSTANT, nullable=False, comment="the most rows that were seen pending or claimed in it"),
-    Column("oldest_ms", _INSTANT, nullable=False, comment="the greatest age of such a row"),
-    comment="how full the outbox was, by minute, as relays and the admin server saw it",
-)
-
-DRIFT: Final = ("missing", "different", "extra", "version", "failed")
-"""What can be wrong with a document: the kinds of `outbox.verify`."""
-
-FOUND: Final = ("documents", "listed", *DRIFT, "in_flight", "repaired")
-"""What a verification counts, see `outbox.verify`."""
-
-verifications = Table(
-    "outbox_verifications",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("started_at", _INSTANT, nullable=False),
-    Column("finished_at", _INSTANT, comment="NULL: it runs, or was killed"),
-    Column("started_by", Text, nullable=False),
-    Column("scheduled", Integer, nullable=False, server_default="0"),
-    Column("entities", Text, nullable=False, comment="JSON list of names"),
-    Column("tenant_id", Text, comment="NULL: all tenants"),
-    Column("sample", Float, nullable=False, comment="part of the documents, 1: all"),
-    *(Column(name, _INSTANT, nullable=False, server_default="0") for name in FOUND),
-    Column("error", Text, comment="why it did not come to its end"),
-    sqlite_autoincrement=True,
-    comment="what comparisons of index and database have found, the newest hundred",
-)
-
-
-class Event(NamedTuple):
-    """One row of `outbox_events` as the relay works with it."""
-
-    id: int
-    action: str
-    index_name: str
-    document_id: str
-    tenant_id: str | None
-    entity: str | None
-    attempts: int
-    deliveries: int
-    created_at: int
-
-
-def version(epoch: int, event_id: int) -> int:
-    """The external version of a row: higher for a later row, and for any row of a later epoch."""
-    return epoch * EPOCH_STEP + event_id
-
-
-def now_ms() -> int:
-    """The clock of every instant in the tables: milliseconds since 1970-01-01 UTC."""
-    return time.time_ns() // 1_000_000
+__all__ = [
+    "EPOCH_STEP",
+    "VERSION_TABLE",
+    "Action",
+    "Event",
+    "JobState",
+    "Result",
+    "Role",
+    "State",
+    "documents",
+    "events",
+    "metadata",
+    "now_ms",
+    "version",
+]

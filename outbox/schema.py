@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import DatabaseUnavailable, SchemaError
-from outbox.models import VERSION_TABLE, metadata
+from outbox.store.models import VERSION_TABLE, metadata
 
 _PACKAGE = Path(__file__).parent
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from outbox import documents, operators
+from outbox import documents
 from outbox.destinations.base import Destination
-from outbox.entities import EntityRegistry
+from outbox.entities.keys import Tenancy, is_tenant_index
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import OutboxError
-from outbox.keys import Tenancy, is_tenant_index
-from outbox.models import now_ms
-from outbox.store import Store
+from outbox.store import operators
+from outbox.store.models import now_ms
+from outbox.store.store import Store
 
 PAGE = 1_000
 LOOK_EVERY_S = 0.2

@@ -33,14 +33,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, inspect
 
-from outbox import operators
 from outbox.destinations.base import Hit
-from outbox.destinations.embedded import EmbeddedDestination
-from outbox.entities import EntityRegistry
-from outbox.models import metadata, now_ms
-from outbox.relay import Relay
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.entities.registry import EntityRegistry
+from outbox.relay.relay import Relay
 from outbox.settings import load
-from outbox.store import Store
+from outbox.store import operators
+from outbox.store.models import metadata, now_ms
+from outbox.store.store import Store
 
 
 class OutboxTester:

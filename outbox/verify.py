@@ -18,13 +18,13 @@ from typing import Any
 
 import orjson
 
-from outbox import verifications
 from outbox.destinations.base import TENANT_FIELD, Action, Destination, Listed, OutcomeKind, Stored
-from outbox.entities import Entity, EntityRegistry, Loaded, LoadFailed, Part
+from outbox.entities.keys import Tenancy, tenant_of
+from outbox.entities.registry import Entity, EntityRegistry, Loaded, LoadFailed, Part
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
-from outbox.keys import Tenancy, tenant_of
-from outbox.models import now_ms, version
-from outbox.store import Store
+from outbox.store import verifications
+from outbox.store.models import now_ms, version
+from outbox.store.store import Store
 
 PAGE = 1_000
 MOST_FIELDS = 3

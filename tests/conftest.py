@@ -12,7 +12,7 @@ from loguru import logger
 from sqlalchemy import Engine, create_engine
 
 from outbox import schema, sqlite
-from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from tests.support.node import VERSION, VERSION_9, Node, unavailable_reason
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace, EmbeddedPlace, Place

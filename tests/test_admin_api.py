@@ -19,11 +19,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from outbox import EntityRegistry, schema, sqlite
 from outbox.admin import desk, watch
 from outbox.destinations.base import Destination
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.destinations.embedded import EmbeddedDestination
-from outbox.jobs import Jobs
-from outbox.models import now_ms
-from outbox.reindex import Reindexer, Selection
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.reindex.reindexer import Reindexer, Selection
+from outbox.store.jobs import Jobs
+from outbox.store.models import now_ms
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.places import Place

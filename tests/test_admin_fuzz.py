@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from outbox import EntityRegistry
-from outbox.destinations.embedded import EmbeddedDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support.outbox import Outbox
 from tests.support.serving import TestClient, client_of
 

@@ -27,8 +27,8 @@ import outbox.admin
 from outbox import schema, sqlite
 from outbox.admin import guard
 from outbox.cli import main
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.destinations.embedded import EmbeddedDestination
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.relays import until

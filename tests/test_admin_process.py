@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from outbox.destinations.embedded import EmbeddedDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.relays import until

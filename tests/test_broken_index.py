@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.models import now_ms
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.store.models import now_ms
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy, Request, hold

@@ -45,9 +45,10 @@ from sqlalchemy.orm import (
     synonym,
 )
 
-from outbox import ConfigurationError, Dependency, EntityRegistry, InvalidName, OutboxRepository, sqlite, triggers
-from outbox.entities import Entity
-from outbox.models import Event
+from outbox import ConfigurationError, Dependency, EntityRegistry, InvalidName, OutboxRepository, sqlite
+from outbox.entities.registry import Entity
+from outbox.store.models import Event
+from outbox.triggers import installer as triggers
 
 
 class Base(DeclarativeBase):

@@ -17,9 +17,10 @@ from sqlalchemy import Column, Engine, ForeignKey, Table, create_engine, delete,
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
-from outbox import EntityRegistry, models, sqlite
-from outbox.entities import LoadFailed
-from outbox.models import Event
+from outbox import EntityRegistry, sqlite
+from outbox.entities.registry import LoadFailed
+from outbox.store import models
+from outbox.store.models import Event
 
 pytestmark = pytest.mark.slow
 

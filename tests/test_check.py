@@ -11,12 +11,13 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import Engine, create_engine
 
-from outbox import check, operators, sqlite, verifications
+from outbox import check, sqlite
 from outbox.cli import main
 from outbox.destinations.base import Health, IndexFacts
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.destinations.embedded import EmbeddedDestination
-from outbox.models import FOUND, metadata, now_ms
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.store import operators, verifications
+from outbox.store.models import FOUND, metadata, now_ms
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy

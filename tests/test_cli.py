@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from outbox import logs
 from outbox.cli import main
-from outbox.models import now_ms
+from outbox.store.models import now_ms
 from tests.support.outbox import Outbox
 
 Call = Callable[..., Result]

@@ -16,10 +16,10 @@ from playwright.sync_api import Browser, expect
 from sqlalchemy import create_engine
 
 from outbox import schema, sqlite
-from outbox.admin import figures
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.destinations.embedded import EmbeddedDestination
-from outbox.models import metadata, now_ms
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.store import figures
+from outbox.store.models import metadata, now_ms
 from tests.support import browser as browsers
 from tests.support.browser import Visit
 from tests.support.node import Node

@@ -13,13 +13,14 @@ from typing import Any, Literal
 import pytest
 from loguru import logger
 
-from outbox import logs, operators, upkeep
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.destinations.embedded import EmbeddedDestination
-from outbox.maintenance import Maintenance
-from outbox.models import EPOCH_STEP, now_ms
-from outbox.operators import Retried
-from outbox.prune import prune
+from outbox import logs
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.maintenance.pruner import prune
+from outbox.maintenance.scheduler import Maintenance
+from outbox.store import operators, upkeep
+from outbox.store.models import EPOCH_STEP, now_ms
+from outbox.store.operators import Retried
 from tests.support.node import Node
 from tests.support.outbox import Outbox, settings
 from tests.support.places import Place, failing_item

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from sqlalchemy import Engine, create_engine
 
-from outbox import upkeep
 from outbox.cli import main
-from outbox.models import now_ms
-from outbox.prune import prune
+from outbox.maintenance.pruner import prune
 from outbox.settings import Settings, variable
-from outbox.sqlite import BUSY_TIMEOUT_S
-from outbox.store import Store
+from outbox.store import upkeep
+from outbox.store.models import now_ms
+from outbox.store.sqlite.engine import BUSY_TIMEOUT_S
+from outbox.store.store import Store
 from tests.support.image import ROOT, steps
 from tests.support.outbox import Outbox, settings
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from outbox import words
-from outbox.destinations import embedded, mapping
 from outbox.destinations.base import Action, Outcome, OutcomeKind
-from outbox.destinations.embedded import EmbeddedDestination
+from outbox.destinations.embedded import destination as embedded
+from outbox.destinations.embedded import mapping, words
+from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import DestinationError
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox

@@ -35,10 +35,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship
 
-from outbox import ConfigurationError, DatabaseUnavailable, EntityRegistry, InvalidName, entities, keys
+from outbox import ConfigurationError, DatabaseUnavailable, EntityRegistry, InvalidName
 from outbox.destinations import base
-from outbox.entities import TENANT_FIELD, Entity, Loaded, LoadFailed
-from outbox.models import Event
+from outbox.entities import keys
+from outbox.entities import registry as entities
+from outbox.entities.registry import TENANT_FIELD, Entity, Loaded, LoadFailed
+from outbox.store.models import Event
 
 
 class Base(DeclarativeBase):

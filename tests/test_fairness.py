@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from outbox import claims
-from outbox.claims import Claim
-from outbox.destinations.embedded import EmbeddedDestination
-from outbox.models import Event, now_ms
-from outbox.rate import TenantRates
-from outbox.store import Store
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.relay.rate import TenantRates
+from outbox.store import claims
+from outbox.store.claims import Claim
+from outbox.store.models import Event, now_ms
+from outbox.store.store import Store
 from tests.support.outbox import Outbox
 
 LEASE_MS = 60_000

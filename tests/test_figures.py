@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from outbox import operators, upkeep
 from outbox.admin import words
 from outbox.admin.alerts import alerts
-from outbox.admin.figures import DAY_MS, Backlog, Figures, Outcomes
 from outbox.admin.ledger import Ledger, Statistics
-from outbox.models import LATENCY_BOUNDS_MS, State
-from outbox.upkeep import HOUR_MS
+from outbox.store import operators, upkeep
+from outbox.store.figures import DAY_MS, Backlog, Figures, Outcomes
+from outbox.store.models import LATENCY_BOUNDS_MS, State
+from outbox.store.upkeep import HOUR_MS
 from tests.support.outbox import Outbox
 
 NOW = 1_800_000_000_000 - 1_800_000_000_000 % HOUR_MS + 20 * 60_000
@@ -216,7 +216,7 @@ def test_clock_that_was_ahead_for_a_moment_hides_nothing(outbox: Outbox, figures
 def test_looking_for_what_is_not_there_ends_and_says_where_to_go_on(
     outbox: Outbox, figures: Figures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outbox.admin.figures.MOST_LOOKED_AT", 10)
+    monkeypatch.setattr("outbox.store.figures.MOST_LOOKED_AT", 10)
     rows = outbox.index_many("i", [(f"d{at}", {}) for at in range(35)])
     outbox.raw("UPDATE outbox_events SET state = 'done', finished_at = 1")
     found, at, looks = [], None, 0
@@ -235,7 +235,7 @@ def test_few_rows_are_found_however_many_done_ones_are_newer(
     rows = outbox.index_many("i", [(f"d{at}", {}) for at in range(30)])
     outbox.raw("UPDATE outbox_events SET state = 'done', finished_at = 1")
     outbox.raw("UPDATE outbox_events SET state = :state, finished_at = NULL WHERE id = :id", state=state, id=rows[0])
-    monkeypatch.setattr("outbox.admin.figures.MOST_LOOKED_AT", 5)
+    monkeypatch.setattr("outbox.store.figures.MOST_LOOKED_AT", 5)
     assert [row["id"] for row in figures.page(state=state).rows] == [rows[0]]
     outbox.raw("UPDATE outbox_events SET state = :state, finished_at = NULL WHERE id > 10", state=state)
     walked, at = [], None

@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from outbox import OutboxRepository, schema, sqlite
-from outbox.models import metadata
+from outbox.store.models import metadata
 from outbox.testing import OutboxTester
 from tests.support import LIMIT_S
 from tests.support.node import Node
@@ -71,9 +71,9 @@ def client_of(app: Any) -> Any:
 @contextmanager
 def relay_beside(models: ModuleType, path: Path) -> Iterator[None]:
     """A relay in a thread, for endpoints that wait for it."""
-    from outbox.destinations.embedded import EmbeddedDestination
-    from outbox.relay import Relay
-    from outbox.store import Store
+    from outbox.destinations.embedded.destination import EmbeddedDestination
+    from outbox.relay.relay import Relay
+    from outbox.store.store import Store
     from tests.support.outbox import settings
 
     engine = create_engine(models.engine.url)
@@ -124,7 +124,7 @@ def test_fastapi_creates_a_contact_that_can_be_found(tester: OutboxTester) -> No
 def test_fastapi_answers_when_the_change_can_be_found(
     models: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from outbox.destinations.embedded import EmbeddedDestination
+    from outbox.destinations.embedded.destination import EmbeddedDestination
 
     monkeypatch.setenv("OUTBOX_DESTINATION", "embedded")
     monkeypatch.setenv("OUTBOX_EMBEDDED_PATH", str(tmp_path / "search.db"))
@@ -232,7 +232,7 @@ def test_moving_over_from_a_worker_that_writes_to_an_index_of_its_own(
     application: Path, models: ModuleType, clean_node: Node
 ) -> None:
     """Fill, compare and cut over, with the README's own files and its own call."""
-    from outbox.destinations.elasticsearch import ElasticsearchDestination
+    from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 
     with models.engine.begin() as connection:  # what was there before the outbox
         for number in range(1, 2_501):

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from outbox import upkeep
 from outbox.destinations.base import Action, Outcome, OutcomeKind
-from outbox.destinations.embedded import EmbeddedDestination
-from outbox.models import EPOCH_STEP, now_ms
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.store import upkeep
+from outbox.store.models import EPOCH_STEP, now_ms
 from tests.support.outbox import Outbox
 
 LEASE_MS = 60_000
@@ -58,7 +58,7 @@ class Slow(EmbeddedDestination):
 @pytest.fixture
 def slow(outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     made = Slow(tmp_path / "search.db", outbox)
-    monkeypatch.setattr("outbox.relay.now_ms", lambda: made.now)
+    monkeypatch.setattr("outbox.relay.relay.now_ms", lambda: made.now)
     yield made
     made.close()
 

@@ -13,12 +13,14 @@ from click.testing import CliRunner, Result
 from loguru import logger
 from sqlalchemy import Engine
 
-from outbox import check, growth, operators, upkeep
-from outbox import prune as pruning
+from outbox import check
 from outbox.cli import main
-from outbox.maintenance import Maintenance
-from outbox.models import EPOCH_STEP, now_ms
-from outbox.prune import CHUNK, prune
+from outbox.maintenance import growth
+from outbox.maintenance import pruner as pruning
+from outbox.maintenance.pruner import CHUNK, prune
+from outbox.maintenance.scheduler import Maintenance
+from outbox.store import operators, upkeep
+from outbox.store.models import EPOCH_STEP, now_ms
 from tests.support.outbox import Outbox, settings
 from tests.support.relays import until
 
@@ -212,7 +214,7 @@ def test_sums_of_hours_are_made_a_minute_at_a_time_and_end_early_when_the_relay_
 def test_log_grows_while_somebody_reads_and_is_emptied_when_the_reader_ends(
     outbox: Outbox, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outbox.upkeep.LARGE_WAL_BYTES", 100_000)
+    monkeypatch.setattr("outbox.store.upkeep.LARGE_WAL_BYTES", 100_000)
     store = outbox.store()
     many(outbox, 10)
     other.execute("BEGIN")
@@ -231,7 +233,7 @@ def test_log_grows_while_somebody_reads_and_is_emptied_when_the_reader_ends(
 def test_checkpoint_gives_up_soon_where_readers_take_turns(
     outbox: Outbox, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outbox.upkeep.LARGE_WAL_BYTES", 1)
+    monkeypatch.setattr("outbox.store.upkeep.LARGE_WAL_BYTES", 1)
     store = outbox.store()
     many(outbox, 10)
     other.execute("BEGIN")

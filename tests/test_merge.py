@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from outbox.merge import merged
+from outbox.destinations.merge import merged
 
 
 def after(document: Any, *patches: Any) -> Any:

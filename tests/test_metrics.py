@@ -16,13 +16,13 @@ from click.testing import CliRunner, Result
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine
 
-from outbox import upkeep
 from outbox.admin.alerts import ALERTS
 from outbox.cli import main
-from outbox.destinations.embedded import EmbeddedDestination
-from outbox.models import LATENCY_BOUNDS_MS, now_ms
-from outbox.prune import prune
-from outbox.upkeep import HOUR_MS
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.maintenance.pruner import prune
+from outbox.store import upkeep
+from outbox.store.models import LATENCY_BOUNDS_MS, now_ms
+from outbox.store.upkeep import HOUR_MS
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.relays import until

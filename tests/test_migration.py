@@ -22,13 +22,14 @@ from click.testing import CliRunner
 from sqlalchemy import Engine, Integer, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from outbox import EntityRegistry, claims, schema, sqlite
+from outbox import EntityRegistry, schema, sqlite
 from outbox.cli import main
 from outbox.errors import SchemaError
-from outbox.jobs import Jobs
-from outbox.maintenance import Maintenance
-from outbox.models import EPOCH_STEP, VERSION_TABLE, now_ms
-from outbox.reindex import reindex
+from outbox.maintenance.scheduler import Maintenance
+from outbox.reindex.reindexer import reindex
+from outbox.store import claims
+from outbox.store.jobs import Jobs
+from outbox.store.models import EPOCH_STEP, VERSION_TABLE, now_ms
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox, settings
 from tests.support.places import EmbeddedPlace, Place

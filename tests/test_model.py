@@ -21,11 +21,13 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import create_engine
 
-from outbox import claims, operators, plan, schema, sqlite, upkeep
-from outbox.claims import Claim
-from outbox.models import now_ms
-from outbox.relay import Answer, Relay
-from outbox.store import Store
+from outbox import schema, sqlite
+from outbox.relay import plan
+from outbox.relay.relay import Answer, Relay
+from outbox.store import claims, operators, upkeep
+from outbox.store.claims import Claim
+from outbox.store.models import now_ms
+from outbox.store.store import Store
 from tests.support.outbox import Outbox
 from tests.support.places import Place
 from tests.support.proxy import FaultProxy, bulk, refuse, reply, swallow

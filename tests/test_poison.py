@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from outbox import claims, operators, upkeep
-from outbox.claims import Claim
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.models import now_ms
-from outbox.poison import Verdicts
-from outbox.relay import Relay
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.relay.poison import Verdicts
+from outbox.relay.relay import Relay
+from outbox.store import claims, operators, upkeep
+from outbox.store.claims import Claim
+from outbox.store.models import now_ms
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import PRODUCT, FaultProxy, Reply, Request, anything, bulk, hang, refuse, reply, swallow

@@ -13,10 +13,10 @@ from loguru import logger
 from sqlalchemy import Engine, create_engine
 
 from outbox import DatabaseUnavailable, sqlite
-from outbox.maintenance import Maintenance
-from outbox.models import now_ms
-from outbox.presence import Presence, alive, forget, gone
-from outbox.store import Store
+from outbox.maintenance.scheduler import Maintenance
+from outbox.store.models import now_ms
+from outbox.store.sqlite.presence import Presence, alive, forget, gone
+from outbox.store.store import Store
 from tests.support.outbox import Outbox, settings
 
 
@@ -40,7 +40,7 @@ def test_relay_is_there_until_it_ends(database: Path) -> None:
 
 
 def test_killed_relay_is_gone_and_its_file_too(database: Path) -> None:
-    program = "import os, sys; from pathlib import Path; from outbox.presence import Presence\n"
+    program = "import os, sys; from pathlib import Path; from outbox.store.sqlite.presence import Presence\n"
     program += "kept = Presence(Path(sys.argv[1]), 1); os._exit(9)"
     subprocess.run([sys.executable, "-c", program, database], check=False)
     assert [path.name for path in database.parent.iterdir()] == ["app.db-relay-1"]

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from outbox import OutboxRepository, __version__
-from outbox.models import EPOCH_STEP
+from outbox.store.models import EPOCH_STEP
 from tests.support import LIMIT_S
 from tests.support.node import Node
 from tests.support.outbox import Outbox

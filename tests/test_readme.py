@@ -15,19 +15,20 @@ from pydantic.fields import FieldInfo
 from sqlalchemy import Boolean, Engine, ForeignKey, Integer, String, text
 from sqlalchemy.orm import DeclarativeBase, mapped_column, relationship, sessionmaker
 
-from outbox import OutboxRepository, transition
+from outbox import OutboxRepository
 from outbox.cli import main
 from outbox.cli.look import default_text
 from outbox.destinations import destination_of
 from outbox.destinations.base import DOCUMENT_MISSING, ILLEGAL_DOCUMENT, OutcomeKind
-from outbox.entities import UNKNOWN_ENTITY
-from outbox.models import Action
+from outbox.entities.registry import UNKNOWN_ENTITY
 from outbox.settings import Settings, load, variable
+from outbox.store import models
+from outbox.store.models import Action
 from tests.support.outbox import Outbox
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SOURCES = {path.stem: path.read_text() for path in (ROOT / "outbox").glob("*.py")}
+SOURCES = {path.relative_to(ROOT / "outbox").as_posix(): path.read_text() for path in (ROOT / "outbox").rglob("*.py")}
 
 
 def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
@@ -131,10 +132,10 @@ def test_outcome_without_documentation(kind: OutcomeKind) -> None:
 
 
 ERROR_TYPES = {
-    *(transition.UNANSWERED, transition.RELAY_DIED, transition.POISON, transition.OVERTAKEN, transition.UNEXPLAINED),
-    *(transition.ILLEGAL_TEXT, DOCUMENT_MISSING, ILLEGAL_DOCUMENT, UNKNOWN_ENTITY),
-    *re.findall(r'LoadFailed\("(\w+)"', SOURCES["entities"]),
-    *re.findall(r'OutcomeKind\.\w+,\s+"(\w+)"', SOURCES["load"]),
+    *(models.UNANSWERED, models.RELAY_DIED, models.POISON, models.OVERTAKEN, models.UNEXPLAINED),
+    *(models.ILLEGAL_TEXT, DOCUMENT_MISSING, ILLEGAL_DOCUMENT, UNKNOWN_ENTITY),
+    *re.findall(r'LoadFailed\("(\w+)"', "".join(SOURCES.values())),
+    *re.findall(r'OutcomeKind\.\w+,\s+"(\w+)"', SOURCES["relay/load.py"]),
 }
 
 

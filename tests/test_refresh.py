@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from outbox import EntityRegistry, OutboxRepository
-from outbox.destinations.embedded import EmbeddedDestination
-from outbox.models import now_ms
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.store.models import now_ms
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.relays import Relays

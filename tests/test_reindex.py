@@ -16,16 +16,18 @@ from loguru import logger
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import ConfigurationError, EntityRegistry, lane, operators, verifications
-from outbox import reindex as rebuilding
+from outbox import ConfigurationError, EntityRegistry
 from outbox.destinations.base import Action, Destination, Listed, Outcome, OutcomeKind
 from outbox.errors import DatabaseUnavailable, DestinationError, DestinationUnanswered, ReindexFailed
-from outbox.jobs import Job, JobLost, Jobs
-from outbox.maintenance import Maintenance
-from outbox.models import now_ms, version
-from outbox.rate import Pace
-from outbox.reindex import Progress, Reindexer, Selection, reindex
-from outbox.relay import Relay
+from outbox.maintenance.scheduler import Maintenance
+from outbox.reindex import reindexer as rebuilding
+from outbox.reindex import writer as lane
+from outbox.reindex.reindexer import Progress, Reindexer, Selection, reindex
+from outbox.reindex.writer import Pace
+from outbox.relay.relay import Relay
+from outbox.store import operators, verifications
+from outbox.store.jobs import Job, JobLost, Jobs
+from outbox.store.models import now_ms, version
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox, settings
 from tests.support.places import Place

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import sessionmaker
 
-from outbox.models import now_ms
+from outbox.store.models import now_ms
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace, Place

@@ -24,12 +24,14 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import create_engine
 
-from outbox import EntityRegistry, OutboxRepository, lane, operators, schema, sqlite, upkeep
-from outbox import reindex as rebuilding
+from outbox import EntityRegistry, OutboxRepository, schema, sqlite
 from outbox.errors import ReindexFailed
-from outbox.models import now_ms
-from outbox.reindex import Progress, Selection, drop_old, roll_back
-from outbox.relay import Answer, Request
+from outbox.reindex import reindexer as rebuilding
+from outbox.reindex import writer as lane
+from outbox.reindex.reindexer import Progress, Selection, drop_old, roll_back
+from outbox.relay.relay import Answer, Request
+from outbox.store import operators, upkeep
+from outbox.store.models import now_ms
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace, EmbeddedPlace, Place
 from tests.test_reindex import Contact, World

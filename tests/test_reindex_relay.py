@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.jobs import BEGUN_MS
-from outbox.models import now_ms
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.store.jobs import BEGUN_MS
+from outbox.store.models import now_ms
 from tests.support import LIMIT_S
 from tests.support.node import Node
 from tests.support.outbox import Outbox

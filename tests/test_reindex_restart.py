@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.reindex import reindex
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.reindex.reindexer import reindex
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace

@@ -13,8 +13,9 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import InvalidDocument, InvalidInput, InvalidName, OutboxRepository, operators, sqlite
+from outbox import InvalidDocument, InvalidInput, InvalidName, OutboxRepository, sqlite
 from outbox.settings import WriteSettings
+from outbox.store import operators
 from tests.support.outbox import Outbox
 
 

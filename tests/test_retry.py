@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import pytest
 
-from outbox import operators
-from outbox.models import now_ms
-from outbox.operators import MOST_AT_ONCE, Retried
+from outbox.store import operators
+from outbox.store.models import now_ms
+from outbox.store.operators import MOST_AT_ONCE, Retried
 from tests.support.outbox import Outbox
 from tests.support.places import EmbeddedPlace
 
@@ -25,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPlace]:
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outbox.operators.MOST_AT_ONCE", 1)
+    monkeypatch.setattr("outbox.store.operators.MOST_AT_ONCE", 1)
 
 
 def die(outbox: Outbox, *rows: int) -> None:

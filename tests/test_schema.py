@@ -12,7 +12,7 @@ from sqlalchemy import Engine, create_engine
 
 from outbox import schema, sqlite
 from outbox.cli import main
-from outbox.models import metadata
+from outbox.store.models import metadata
 
 
 @pytest.fixture

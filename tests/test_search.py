@@ -14,8 +14,8 @@ from outbox import DestinationError, IndexMissing, Search
 from outbox.cli import main
 from outbox.cli.search import fields_with
 from outbox.destinations.base import Action, Destination
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.destinations.embedded import EmbeddedDestination
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support.node import Node
 from tests.support.proxy import FaultProxy, anything, hang
 from tests.support.relays import until

@@ -23,7 +23,7 @@ from outbox import (
     SyncTimeout,
     sqlite,
 )
-from outbox.destinations.elasticsearch import ElasticsearchDestination
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 
@@ -284,7 +284,7 @@ def test_waiting_in_an_async_session_lets_others_run(
     def block(_seconds: float) -> None:
         raise AssertionError("the event loop stands still")
 
-    monkeypatch.setattr("outbox.repository.time.sleep", block)
+    monkeypatch.setattr("outbox.write.repository.time.sleep", block)
 
     async def write() -> Any:
         async_engine = create_async_engine(f"sqlite+aiosqlite:///{engine.url.database}")

@@ -17,7 +17,7 @@ from loguru import logger
 
 from outbox import logs
 from outbox.cli import main
-from outbox.models import EPOCH_STEP, now_ms
+from outbox.store.models import EPOCH_STEP, now_ms
 from tests.support.outbox import Outbox, settings
 from tests.support.places import Place
 from tests.support.relays import Relays, until

@@ -20,7 +20,7 @@ from outbox import settings
 from outbox.cli import main
 from outbox.cli import systemd as module
 from outbox.cli.serve import STOPPED_WITHIN_S
-from outbox.sqlite import BUSY_TIMEOUT_S
+from outbox.store.sqlite.engine import BUSY_TIMEOUT_S
 from tests.support import LIMIT_S, sandbox
 from tests.support.outbox import Outbox
 from tests.support.relays import Relays

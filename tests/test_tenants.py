@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from outbox import EntityRegistry, InvalidName, OutboxError, OutboxRepository, claims, tenants
-from outbox.destinations.embedded import EmbeddedDestination
-from outbox.models import now_ms
+from outbox import EntityRegistry, InvalidName, OutboxError, OutboxRepository, tenants
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.store import claims
+from outbox.store.models import now_ms
 from tests.support.outbox import Outbox
 from tests.support.relays import Relays
 

@@ -10,7 +10,7 @@ from hypothesis.stateful import rule
 from sqlalchemy import Executable, Table, text
 from sqlalchemy.orm import Session
 
-from outbox import triggers
+from outbox.triggers import installer as triggers
 from tests.test_capture_model import Account, History, Owner, Phone, Tag, contact_tags, ids, maybe, names, run, tenants
 
 pytestmark = pytest.mark.slow

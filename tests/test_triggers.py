@@ -38,18 +38,10 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
-from outbox import (
-    ConfigurationError,
-    Dependency,
-    EntityRegistry,
-    OutboxRepository,
-    SyncTimeout,
-    check,
-    sqlite,
-    triggers,
-)
+from outbox import ConfigurationError, Dependency, EntityRegistry, OutboxRepository, SyncTimeout, check, sqlite
 from outbox.cli import main
-from outbox.destinations.embedded import EmbeddedDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.triggers import installer as triggers
 from tests.support.outbox import Outbox
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from outbox import operators, upkeep
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.models import EPOCH_STEP, now_ms
-from outbox.operators import Retried
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.store import operators, upkeep
+from outbox.store.models import EPOCH_STEP, now_ms
+from outbox.store.operators import Retried
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.places import Place

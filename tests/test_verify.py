@@ -15,11 +15,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from outbox import EntityRegistry, OutboxRepository
 from outbox.cli import main
-from outbox.destinations.embedded import EmbeddedDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import ConfigurationError, DestinationError
-from outbox.maintenance import Maintenance
-from outbox.models import EPOCH_STEP
-from outbox.store import Store
+from outbox.maintenance.scheduler import Maintenance
+from outbox.store.models import EPOCH_STEP
+from outbox.store.store import Store
 from outbox.verify import Drift, Progress, Verification
 from tests.support.outbox import Outbox, settings
 from tests.support.places import EmbeddedPlace, Place

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from outbox.wakeup import Wakeup
+from outbox.relay.wakeup import Wakeup
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from outbox.admin.figures import Backlog, Outcomes
+from outbox.store.figures import Backlog, Outcomes
 
 LEAST_COMPLETION: Final = 0.99
 MOST_FAILURES: Final = 0.01

@@ -27,7 +27,7 @@ from outbox.admin.shapes import (
     VerifyRequest,
     content,
 )
-from outbox.models import State
+from outbox.store.models import State
 
 # -- the routes -------------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from outbox.admin.metrics import Metrics
 from outbox.admin.overview import Overviews
 from outbox.admin.watch import Watch
 from outbox.destinations.base import Destination
-from outbox.entities import EntityRegistry
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import (
     ConfigurationError,
     DatabaseUnavailable,

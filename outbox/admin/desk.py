@@ -15,16 +15,18 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from outbox import logs, operators, reindex, schema
-from outbox.admin.figures import Figures
+from outbox import logs, schema
 from outbox.destinations.base import Destination
-from outbox.entities import EntityRegistry
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, OutboxError, ReindexFailed
-from outbox.jobs import Job
-from outbox.models import State, now_ms
-from outbox.operators import Retried
-from outbox.reindex import LeftToRelays, Reindexer, Selection
+from outbox.reindex import reindexer as reindex
+from outbox.reindex.reindexer import LeftToRelays, Reindexer, Selection
 from outbox.settings import Settings
+from outbox.store import operators
+from outbox.store.figures import Figures
+from outbox.store.jobs import Job
+from outbox.store.models import State, now_ms
+from outbox.store.operators import Retried
 from outbox.verify import Progress as VerifyProgress
 from outbox.verify import Verification
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from operator import add, sub
 from typing import Final, TypeVar
 
-from outbox.admin.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures, Outcomes, Statistic
-from outbox.models import STATISTICS
-from outbox.upkeep import HOUR_MS
+from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures, Outcomes, Statistic
+from outbox.store.models import STATISTICS
+from outbox.store.upkeep import HOUR_MS
 
 OPEN_MS: Final = 5 * MINUTE_MS
 """For so long the statistics of a minute may still grow: they are noted by other processes."""

@@ -10,11 +10,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from outbox.admin.alerts import ALERTS
-from outbox.admin.figures import Outcomes
 from outbox.admin.ledger import Lane
 from outbox.admin.overview import Overviews
 from outbox.admin.shapes import Overview
-from outbox.models import LATENCY_BOUNDS_MS
+from outbox.store.figures import Outcomes
+from outbox.store.models import LATENCY_BOUNDS_MS
 
 
 class Metrics(Collector):

@@ -6,15 +6,15 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from outbox import verifications
 from outbox.admin import alerts, shapes
 from outbox.admin.desk import Desk
-from outbox.admin.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures, Outcomes
 from outbox.admin.ledger import Lane, Ledger, Statistics
 from outbox.admin.shapes import moment
 from outbox.admin.watch import Seen
-from outbox.models import now_ms
-from outbox.upkeep import HOUR_MS
+from outbox.store import verifications
+from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures, Outcomes
+from outbox.store.models import now_ms
+from outbox.store.upkeep import HOUR_MS
 from outbox.verify import Kind
 
 HISTORY_MS: Final = 3 * HOUR_MS

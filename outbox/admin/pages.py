@@ -21,11 +21,11 @@ from outbox import logs
 from outbox.admin import charts, guard, words
 from outbox.admin.api import who
 from outbox.admin.desk import Desk, NotFound
-from outbox.admin.figures import DAY_MS, Backlog, Outcomes
 from outbox.admin.overview import Overviews
 from outbox.admin.shapes import Event, ReindexJob, content, moment
 from outbox.errors import InvalidInput
-from outbox.models import State, now_ms
+from outbox.store.figures import DAY_MS, Backlog, Outcomes
+from outbox.store.models import State, now_ms
 
 ROWS: Final = 50
 JOBS: Final = 10

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from outbox.admin.figures import Outcomes
-from outbox.jobs import Job, Jobs
-from outbox.models import now_ms
+from outbox.store.figures import Outcomes
+from outbox.store.jobs import Job, Jobs
+from outbox.store.models import now_ms
 
 Text = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00]*$")]
 Number = Annotated[int, Field(ge=1, le=10**12)]

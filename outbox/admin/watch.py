@@ -9,11 +9,11 @@ from typing import Final
 
 from loguru import logger
 
-from outbox import upkeep
 from outbox.admin.desk import Desk
 from outbox.destinations.base import Destination
 from outbox.errors import OutboxError
-from outbox.models import now_ms
+from outbox.store import upkeep
+from outbox.store.models import now_ms
 
 LOOK_EVERY_S: Final = 5.0
 

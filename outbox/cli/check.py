@@ -22,7 +22,7 @@ from outbox.cli.wiring import (
     registry_of,
 )
 from outbox.errors import ConfigurationError
-from outbox.growth import Limits
+from outbox.maintenance.growth import Limits
 from outbox.settings import Settings
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import click
 
-from outbox import logs, operators
+from outbox import logs
 from outbox.cli.wiring import database_option, destination_of, load_settings, log_removal, open_store, who, yes_option
 from outbox.destinations.base import Destination
 from outbox.documents import check_index_name
 from outbox.errors import InvalidName
-from outbox.models import EPOCH_STEP, now_ms
-from outbox.operators import Move
-from outbox.store import Store
+from outbox.store import operators
+from outbox.store.models import EPOCH_STEP, now_ms
+from outbox.store.operators import Move
+from outbox.store.store import Store
 
 
 @click.command()

@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
-from outbox import logs, operators
+from outbox import logs
 from outbox.cli.look import show
 from outbox.cli.wiring import database_option, json_option, load_settings, log_removal, open_store, yes_option
-from outbox.models import now_ms
+from outbox.store import operators
+from outbox.store.models import now_ms
 
 MOST_OF_AN_ERROR = 300
 

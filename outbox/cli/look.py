@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
-from outbox import logs, verifications
+from outbox import logs
 from outbox.cli.reindex import facts as reindex_facts
 from outbox.cli.reindex import line as reindex_line
 from outbox.cli.wiring import database_option, json_option, load_settings, open_jobs, open_store
 from outbox.errors import OutboxError
-from outbox.growth import Limits, Sizes, growth
-from outbox.models import now_ms
+from outbox.maintenance.growth import Limits, Sizes, growth
 from outbox.settings import Settings, variable
+from outbox.store import verifications
+from outbox.store.models import now_ms
 from outbox.verify import Kind
 
 

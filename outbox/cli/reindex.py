@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from outbox import logs, reindex
+from outbox import logs
 from outbox.cli.wiring import (
     database_option,
     destination_of,
@@ -25,12 +25,13 @@ from outbox.cli.wiring import (
     registry_of,
 )
 from outbox.destinations.base import Destination
-from outbox.entities import EntityRegistry
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, ReindexFailed
-from outbox.jobs import Job, Jobs
-from outbox.models import now_ms
-from outbox.reindex import Progress, Reindexer, Selection
+from outbox.reindex import reindexer as reindex
+from outbox.reindex.reindexer import Progress, Reindexer, Selection
 from outbox.settings import Settings
+from outbox.store.jobs import Job, Jobs
+from outbox.store.models import now_ms
 
 LINE_EVERY_S = 5.0
 

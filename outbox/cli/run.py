@@ -26,16 +26,16 @@ from outbox.cli.wiring import (
     registry_of,
 )
 from outbox.destinations.base import Destination
-from outbox.entities import EntityRegistry
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError
-from outbox.jobs import Jobs
-from outbox.maintenance import Maintenance
-from outbox.models import now_ms
-from outbox.presence import Presence
-from outbox.reindex import Reindexer
-from outbox.relay import Relay, Totals
+from outbox.maintenance.scheduler import Maintenance
+from outbox.reindex.reindexer import Reindexer
+from outbox.relay.relay import Relay, Totals
 from outbox.settings import Settings
-from outbox.store import Store
+from outbox.store.jobs import Jobs
+from outbox.store.models import now_ms
+from outbox.store.sqlite.presence import Presence
+from outbox.store.store import Store
 from outbox.verify import Verification
 
 

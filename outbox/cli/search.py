@@ -11,7 +11,7 @@ import click
 from outbox import logs
 from outbox.cli.wiring import destination_of, json_option, load_settings
 from outbox.destinations.base import Hit
-from outbox.words import edits, errors_allowed, folded, words_of
+from outbox.destinations.embedded.words import edits, errors_allowed, folded, words_of
 
 WIDTH = 80
 BORDERS = 10  # what the table itself takes of it

@@ -18,7 +18,7 @@ from outbox import logs, schema
 from outbox.admin.guard import is_local
 from outbox.cli.wiring import database_option, destination_of, engine_of, load_settings, on_signals, registry_of
 from outbox.destinations.base import Destination
-from outbox.entities import EntityRegistry
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, OutboxError
 from outbox.settings import Settings
 

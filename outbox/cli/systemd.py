@@ -21,7 +21,7 @@ from outbox.cli.serve import STOPPED_WITHIN_S
 from outbox.cli.wiring import database_option, engine_of, load_settings
 from outbox.errors import ConfigurationError
 from outbox.settings import Settings
-from outbox.sqlite import BUSY_TIMEOUT_S
+from outbox.store.sqlite.engine import BUSY_TIMEOUT_S
 
 UNIT = "/etc/systemd/system/outbox-relay.service"
 ENV_FILE = Path("/etc/outbox-relay.env")

@@ -13,11 +13,11 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from outbox import logs, schema
-from outbox import triggers as database_triggers
 from outbox.cli.wiring import database_option, engine_of, json_option, load_settings, registry_of
-from outbox.entities import EntityRegistry
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable
 from outbox.settings import Settings
+from outbox.triggers import installer as database_triggers
 
 
 @click.group()

@@ -21,13 +21,14 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from outbox import logs, schema, settings, sqlite
+from outbox import logs, schema, settings
 from outbox.destinations import destination_of as destination_of
-from outbox.entities import EntityRegistry
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError
-from outbox.jobs import Jobs
 from outbox.settings import Settings
-from outbox.store import Store
+from outbox.store.jobs import Jobs
+from outbox.store.sqlite import engine as sqlite
+from outbox.store.store import Store
 
 S = TypeVar("S", bound=Store)
 

@@ -13,7 +13,7 @@ def destination_of(loaded: Settings) -> Destination:
     if loaded.destination == "embedded":
         if loaded.embedded_path is None:
             raise ConfigurationError("no file for the embedded destination: set OUTBOX_EMBEDDED_PATH, e.g. search.db")
-        from outbox.destinations.embedded import EmbeddedDestination
+        from outbox.destinations.embedded.destination import EmbeddedDestination
 
         return EmbeddedDestination(loaded.embedded_path, timeout=loaded.request_timeout)
     if not loaded.elasticsearch_url:
@@ -21,7 +21,7 @@ def destination_of(loaded: Settings) -> Destination:
             "no destination: set OUTBOX_ELASTICSEARCH_URL, e.g. http://localhost:9200; or, to do without a cluster, "
             "OUTBOX_DESTINATION=embedded and OUTBOX_EMBEDDED_PATH, e.g. search.db"
         )
-    from outbox.destinations.elasticsearch import ElasticsearchDestination
+    from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 
     password = loaded.elasticsearch_password
     return ElasticsearchDestination(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from outbox.destinations.base import Destination
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.destinations.embedded import EmbeddedDestination
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support.node import Node
 
 Opener = Callable[[], Destination]

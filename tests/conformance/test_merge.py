@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from outbox import plan
 from outbox.destinations.base import Action, Destination, OutcomeKind
-from outbox.models import Action as RowAction
-from outbox.models import Event
+from outbox.relay import plan
+from outbox.store.models import Action as RowAction
+from outbox.store.models import Event
 from tests.support.node import Node
 
 pytestmark = [pytest.mark.elasticsearch, pytest.mark.slow]

@@ -8,11 +8,12 @@ from typing import Any
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox import EntityRegistry, OutboxRepository, operators
+from outbox import EntityRegistry, OutboxRepository
 from outbox.destinations.base import Destination
-from outbox.relay import Relay
+from outbox.relay.relay import Relay
 from outbox.settings import Settings
-from outbox.store import Store
+from outbox.store import operators
+from outbox.store.store import Store
 
 
 def settings(**given: Any) -> Settings:

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind
-from outbox.destinations.elasticsearch import ElasticsearchDestination
-from outbox.destinations.embedded import EmbeddedDestination
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support.node import Node
 from tests.support.proxy import FaultProxy, bulk, rewrite
 from tests.support.relays import until

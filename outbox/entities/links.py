@@ -1,0 +1,304 @@
+"""Documents that are made of rows of other models too: what leads from a changed row to them, in one SELECT.
+
+A path of `fields` (`account.owner.name`) is a link to each model on it, and so are those of `depends_on`. A class that
+is mapped to the table between two of them is one more, for sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, bindparam, inspect, null, select, tuple_
+from sqlalchemy.orm import (
+    ColumnProperty,
+    Mapper,
+    MapperProperty,
+    RelationshipDirection,
+    RelationshipProperty,
+    aliased,
+)
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.schema import Column
+from sqlalchemy.sql.util import ClauseAdapter
+
+from outbox.entities.registry import Branch, Dependency, Entity, EntityRegistry, nearest
+from outbox.errors import ConfigurationError
+
+_Path = tuple[RelationshipProperty[Any], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """Documents of `entity` are made of rows of `target` too."""
+
+    entity: Entity
+    target: Mapper[Any]
+    key: tuple[str, ...]  # attributes of its primary key
+    counts: frozenset[str] | None  # attributes of the target whose change makes the documents anew; None: all
+    linking: frozenset[str]  # attributes of the target that say which documents are made of it
+    children: tuple[Mapper[Any], str] | None  # the collection whose members bring such a change along
+    documents: Select[Any]  # index, _id and tenant of the documents made of the rows `:identities`
+    columns: tuple[str, ...] = ()  # attributes of the entity that hold the key of the target …
+    path: _Path = ()  # … or the relationships that lead to it
+
+
+def links(registry: EntityRegistry) -> list[Link]:
+    """All links of all entities, as sessions see them."""
+    found: list[Link] = []
+    for entity in registry:
+        ways = list(links_of(entity))
+        found += [*ways, *_associations(entity, ways)]
+    return found
+
+
+def counted(entity: Entity) -> frozenset[str] | None:
+    """The attributes of an entity whose change makes its document anew. None: all of them."""
+    if entity.watch is None and (entity.when is not None or entity.to_document is not None):
+        return None
+    names = set(entity.key) | (entity.watch or set())
+    if entity.tenant:
+        names.add(entity.tenant)
+    for via in (dependency.via for dependency in entity.depends_on.values()):
+        names |= _leading_attributes(entity.mapper, via)
+    return _settled(entity.mapper, names | _attributes_of(entity.mapper, entity.tree))
+
+
+def _attributes_of(mapper: Mapper[Any], tree: Branch) -> set[str]:
+    """What of a model a branch of fields reads: its leaves, and what its relationships go by."""
+    names = {_resolved(mapper, name) for name in tree.leaves}
+    for name in tree.branches:
+        names |= _leading_attributes(mapper, name)
+    return names
+
+
+def _settled(mapper: Mapper[Any], names: Iterable[str]) -> frozenset[str] | None:
+    """The attributes to watch; None if one changes without being set: then any change of the row may change it."""
+    for name in names:
+        prop = mapper.attrs.get(name)
+        if prop is None:  # a property of the class, made of who knows what
+            return None
+        if isinstance(prop, ColumnProperty):
+            for column in prop.columns:
+                if not isinstance(column, Column):  # an SQL expression
+                    return None
+                if column.onupdate is not None or column.server_onupdate is not None or column.computed is not None:
+                    return None
+                if column is mapper.version_id_col:
+                    return None
+    return frozenset(names)
+
+
+def _resolved(mapper: Mapper[Any], name: str) -> str:
+    synonym = mapper.synonyms.get(name)
+    return name if synonym is None else _resolved(mapper, synonym.name)
+
+
+def _leading_attributes(mapper: Mapper[Any], via: str | Sequence[str]) -> set[str]:
+    """The attributes of a model that lead on: a relationship and its columns here, or the columns themselves."""
+    if not isinstance(via, str):
+        return set(via)
+    first = via.split(".")[0]
+    prop = mapper.attrs.get(first)
+    return {first} | (_columns_of(mapper, prop) if isinstance(prop, RelationshipProperty) else set())
+
+
+def _columns_of(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) -> set[str]:
+    """The attributes of a model that the conditions of a relationship look at."""
+    conditions = [relationship.primaryjoin]
+    if relationship.secondaryjoin is not None:
+        conditions.append(relationship.secondaryjoin)
+    if relationship.order_by:
+        conditions += relationship.order_by
+    found: set[str] = set()
+    for condition in conditions:
+        for element in visitors.iterate(condition):
+            if isinstance(element, Column) and (prop := _property(mapper, element)) is not None:
+                found.add(prop.key)
+    return found
+
+
+def _property(mapper: Mapper[Any], column: Column[Any]) -> MapperProperty[Any] | None:
+    plain = column._deannotate() if hasattr(column, "_deannotate") else column
+    return next(
+        (prop for prop in mapper.column_attrs if any(each.shares_lineage(plain) for each in prop.columns)), None
+    )
+
+
+def links_of(entity: Entity) -> Iterator[Link]:
+    """What the documents of an entity are made of beside its own rows. Raises `ConfigurationError`."""
+    hops = _Hops()
+    _follow_branch(hops, entity.mapper, entity.tree, ())
+    by_columns = [
+        link
+        for target, dependency in entity.depends_on.items()
+        if (link := _explicit(hops, entity, target, dependency)) is not None
+    ]
+    for (path, target), counts in hops.items():
+        yield _link(entity, path, target, counts)
+    yield from by_columns
+
+
+class _Hops(dict[tuple[_Path, Mapper[Any]], "frozenset[str] | None"]):
+    """The models along the relationships, each with its attributes that count; None: all. Each of them once."""
+
+    def add(self, path: _Path, target: Mapper[Any], counts: frozenset[str] | None) -> None:
+        known = self.get((path, target), frozenset[str]())
+        self[path, target] = None if counts is None or known is None else known | counts
+
+
+def _follow_branch(hops: _Hops, mapper: Mapper[Any], tree: Branch, above: _Path) -> None:
+    for name, branch in tree.branches.items():
+        path = (*above, mapper.relationships[name])
+        target = path[-1].mapper
+        hops.add(path, target, _settled(target, _attributes_of(target, branch)))
+        _follow_branch(hops, target, branch, path)
+
+
+def _explicit(hops: _Hops, entity: Entity, target: Mapper[Any], dependency: Dependency) -> Link | None:
+    """A dependency: a link by columns, or further hops."""
+    where = f"entity {entity.name!r}: depends_on {target.class_.__name__}"
+    counts: frozenset[str] | None = None
+    if dependency.watch is not None:
+        for name in dependency.watch:
+            if name not in target.attrs:
+                raise ConfigurationError(
+                    f"{where}: {target.class_.__name__} has no attribute {name!r}{nearest(name, target.attrs.keys())}"
+                )
+        counts = _settled(target, {_resolved(target, name) for name in dependency.watch})
+    names = [dependency.via] if isinstance(dependency.via, str) else list(dependency.via)
+    if not names:
+        raise ConfigurationError(f"{where}: name the column or the relationships that lead there")
+    if isinstance(entity.mapper.attrs.get(names[0]), ColumnProperty):
+        return _by_columns(entity, target, names, counts, where)
+    path: _Path = ()
+    mapper = entity.mapper
+    for name in names[0].split("."):
+        prop = mapper.attrs.get(name)
+        if not isinstance(prop, RelationshipProperty):
+            raise ConfigurationError(
+                f"{where}: {mapper.class_.__name__} has no column or relationship {name!r}"
+                f"{nearest(name, mapper.attrs.keys())}"
+            )
+        if path:
+            hops.add(path, mapper, _settled(mapper, _leading_attributes(mapper, name)))
+        path = (*path, prop)
+        mapper = prop.mapper
+    if not (target.isa(mapper) or mapper.isa(target)):
+        raise ConfigurationError(f"{where}: {names[0]!r} leads to {mapper.class_.__name__}")
+    hops.add(path, target, counts)
+    return None
+
+
+def _associations(entity: Entity, ways: Iterable[Link]) -> Iterator[Link]:
+    """Classes that are mapped to a `secondary` table: who adds such an object changes no collection."""
+    paths = {link.path[: at + 1] for link in ways for at, prop in enumerate(link.path) if prop.secondary is not None}
+    for path in paths:
+        for mapper in entity.mapper.registry.mappers:
+            if mapper.local_table is path[-1].secondary:
+                yield _association(entity, path, mapper)
+
+
+def _association(entity: Entity, path: _Path, target: Mapper[Any]) -> Link:
+    statement, at = joined(entity, path[:-1])
+    alias = aliased(target)
+    condition = ClauseAdapter(inspect(alias).selectable).traverse(path[-1].primaryjoin)
+    if len(path) > 1:
+        condition = ClauseAdapter(inspect(at).selectable).traverse(condition)
+    key = _key_of(target)
+    counts = _columns_of(target, path[-1]) | set(key)
+    counts |= {
+        prop.key
+        for prop in target.relationships
+        if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & counts
+    }
+    documents = statement.where(condition, _among([getattr(alias, name) for name in key])).distinct()
+    return Link(entity, target, key, frozenset(counts), frozenset(counts), None, documents)
+
+
+def _by_columns(
+    entity: Entity, target: Mapper[Any], names: Sequence[str], counts: frozenset[str] | None, where: str
+) -> Link:
+    """Columns that hold the primary key of the other model. The row itself need not be there any more."""
+    if len(names) != len(target.primary_key):
+        raise ConfigurationError(f"{where}: its primary key has {len(target.primary_key)} columns; name as many")
+    for name in names:
+        if not isinstance(entity.mapper.attrs.get(name), ColumnProperty):
+            raise ConfigurationError(
+                f"{where}: {entity.model.__name__} has no column {name!r}{nearest(name, entity.mapper.attrs.keys())}"
+            )
+        for key in entity.mapper.attrs[name].columns[0].foreign_keys:
+            if key.column.table in target.tables and not key.column.primary_key:
+                raise ConfigurationError(
+                    f"{where}: {name!r} holds {key.column}, which is no primary key; name the relationship instead"
+                )
+    documents = selected(entity).where(_among([entity.column(name) for name in names]))
+    key = _key_of(target)
+    return Link(entity, target, key, counts, frozenset(key), None, documents, columns=tuple(names))
+
+
+def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[str] | None) -> Link:
+    last = path[-1]
+    key = _key_of(target)
+    linking = _columns_of(target, last) | set(key)
+    children = None
+    if last.direction is RelationshipDirection.ONETOMANY:
+        children = (last.parent, last.key)
+    for prop in target.relationships:
+        if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & (linking - set(key)):
+            linking.add(prop.key)
+    alias = aliased(target)
+    statement = joined(entity, path, alias)[0].where(_among([getattr(alias, name) for name in key]))
+    return Link(
+        entity,
+        target,
+        key,
+        None if counts is None else counts | linking,
+        frozenset(linking),
+        children,
+        statement.distinct(),
+        path=path,
+    )
+
+
+def joined(entity: Entity, path: Sequence[RelationshipProperty[Any]], last: Any = None) -> tuple[Select[Any], Any]:
+    """The documents of an entity, joined along relationships. `last`: an alias of the model at the end of them.
+
+    Returns the statement and that alias; without relationships the model itself.
+    """
+    statement = selected(entity)
+    at: Any = entity.model
+    for number, prop in enumerate(path, 1):
+        alias = last if last is not None and number == len(path) else aliased(prop.mapper)
+        statement = statement.join(getattr(at, prop.key).of_type(alias))
+        at = alias
+    return statement, at
+
+
+def selected(entity: Entity) -> Select[Any]:
+    """Where the documents of an entity stand: index, `_id` and tenant of those that can have a place."""
+    index, document_id = entity.index_sql(), entity.document_id_sql()
+    tenant = entity.tenant_sql()
+    columns: list[ColumnElement[Any]] = [index, document_id, null() if tenant is None else tenant]
+    return (
+        select(
+            *(
+                column.label(name)
+                for column, name in zip(columns, ("index_name", "document_id", "tenant_id"), strict=True)
+            )
+        )
+        .select_from(entity.model)
+        .where(index.is_not(None), document_id.is_not(None))  # without a legal tenant there is no document either
+    )
+
+
+def _among(columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+    parameter: Any = bindparam("identities", expanding=True)
+    if len(columns) == 1:
+        return columns[0].in_(parameter)
+    return tuple_(*columns).in_(parameter)
+
+
+def _key_of(mapper: Mapper[Any]) -> tuple[str, ...]:
+    return tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)

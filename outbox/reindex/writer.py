@@ -1,0 +1,180 @@
+"""The lane of a reindex beside the live rows: a few requests in flight, and the pages of documents settled in order."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from math import inf
+from types import TracebackType
+from typing import Final, Generic, TypeVar
+
+from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind, apply_halved
+from outbox.errors import DestinationError, shortened
+
+REQUEST_BYTES: Final = 5_000_000
+FIRST_PAUSE_S: Final = 0.05
+FAILED_PAUSE_S: Final = 1.0  # at least: these attempts are numbered
+LONGEST_PAUSE_S: Final = 10.0
+LOOK_EVERY_S: Final = 0.5
+RETRIES: Final = 3
+
+_TOOK = frozenset({OutcomeKind.APPLIED, OutcomeKind.CONFLICT})  # a conflict: something newer is there already
+_AWAY = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.OVERLOADED})
+
+M = TypeVar("M")
+
+
+@dataclass(slots=True)
+class Page(Generic[M]):
+    """Documents that belong together, and what is to be noted once all of them are settled."""
+
+    mark: M
+    documents: int
+    open: int = 0  # requests of it that are not settled
+    refused: list[str] = field(default_factory=list)  # what the destination does not take, each as one line
+
+
+@dataclass(frozen=True, slots=True)
+class _Request(Generic[M]):
+    page: Page[M]
+    actions: Sequence[Action]
+    failures: int = 0
+    sent_at: float = 0.0
+
+
+class Lane(Generic[M]):
+    """Applies pages of actions, up to `requests` requests at a time, for as long as it takes. With `gently` set it is
+    one at a time: the next requests of others then never wait behind more than one of this lane.
+
+    For one thread, which alone decides what is sent; only requests run in others. `standing` is called before each of
+    them, and twice a second while answers are waited for: when it raises, nothing more is sent. `say` is told why the
+    destination takes nothing at present, and None once it does; it is then asked again with growing pauses, by one
+    request at a time. Leaving the context waits for the answers of what is in flight, so that nothing is written later.
+    """
+
+    def __init__(
+        self,
+        destination: Destination,
+        requests: int,
+        *,
+        standing: Callable[[], None],
+        say: Callable[[str | None], None],
+    ) -> None:
+        self._destination, self._most, self._standing, self._say = destination, requests, standing, say
+        self._pool = ThreadPoolExecutor(requests, "outbox-lane")
+        self._pages: deque[Page[M]] = deque()
+        self._waiting: deque[_Request[M]] = deque()
+        self._in_flight: dict[Future[list[Outcome]], _Request[M]] = {}
+        self._pause, self._not_before = 0.0, 0.0
+        self.gently = False
+
+    def __enter__(self) -> Lane[M]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def send(self, actions: Sequence[Action], mark: M) -> None:
+        """Send a page as soon as there is room for it. Raises `DestinationError` if the index takes nothing at all."""
+        page = Page(mark, len(actions))
+        requests = [_Request(page, batch) for batch in _batches(actions)]
+        page.open = len(requests)
+        self._pages.append(page)
+        self._waiting += requests
+        self._work(lambda: not self._waiting)
+
+    def settled(self) -> Iterator[Page[M]]:
+        """The pages of which every document is taken or refused, and of all pages before them, too. Each once."""
+        while self._pages and not self._pages[0].open:
+            yield self._pages.popleft()
+
+    def drain(self) -> Iterator[Page[M]]:
+        """The same, until everything that was sent is settled. Raises `DestinationError` as `send` does."""
+        while self._pages:
+            self._work(lambda: not self._pages[0].open)
+            yield from self.settled()
+
+    def _work(self, until: Callable[[], bool]) -> None:
+        while True:
+            while self._waiting and self._has_room():
+                self._standing()
+                request = replace(self._waiting.popleft(), sent_at=time.monotonic())
+                self._in_flight[self._pool.submit(apply_halved, self._destination, request.actions)] = request
+            for answered in [each for each in self._in_flight if each.done()]:
+                self._settle(self._in_flight.pop(answered), answered.result())
+            if until():
+                return
+            if self._waiting and self._has_room():
+                continue
+            self._standing()
+            if self._in_flight:
+                wait(self._in_flight, LOOK_EVERY_S, FIRST_COMPLETED)
+            else:
+                time.sleep(min(LOOK_EVERY_S, max(0.0, self._not_before - time.monotonic())))
+
+    def _has_room(self) -> bool:
+        if self._pause:
+            return not self._in_flight and time.monotonic() >= self._not_before
+        return len(self._in_flight) < (1 if self.gently else self._most)
+
+    def _settle(self, request: _Request[M], outcomes: Sequence[Outcome]) -> None:
+        again: list[Action] = []
+        trouble: Outcome | None = None
+        failed = False
+        for action, outcome in zip(request.actions, outcomes, strict=True):
+            if outcome.kind in _TOOK:
+                continue
+            if outcome.kind in _AWAY or (outcome.kind is OutcomeKind.FAILED and request.failures < RETRIES):
+                again.append(action)
+                trouble = trouble or outcome
+                failed |= outcome.kind is OutcomeKind.FAILED
+            elif outcome.kind is OutcomeKind.BLOCKED:
+                raise DestinationError(f"index {action.target}: {outcome.error_type}: {outcome.error}")
+            else:
+                request.page.refused.append(f"{shortened(action.document_id)}: {outcome.error_type}: {outcome.error}")
+        if trouble:
+            self._waiting.appendleft(replace(request, actions=again, failures=request.failures + failed))
+            if request.sent_at >= self._not_before:  # what was in flight beside it says the same
+                least = FAILED_PAUSE_S if failed else FIRST_PAUSE_S
+                self._pause = min(max(2 * self._pause, least), LONGEST_PAUSE_S)
+                self._not_before = time.monotonic() + self._pause
+            self._say(trouble.error or trouble.kind.value)
+            return
+        request.page.open -= 1
+        if self._pause and request.sent_at >= self._not_before:
+            self._pause = 0.0
+            self._say(None)
+
+
+def _batches(actions: Sequence[Action]) -> Iterator[Sequence[Action]]:
+    batch: list[Action] = []
+    size = 0
+    for action in actions:
+        weight = len(action.document or b"")
+        if batch and size + weight > REQUEST_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(action)
+        size += weight
+    if batch:
+        yield batch
+
+
+@dataclass(slots=True)
+class Pace:
+    """Page after page, at most `rate` documents a second; what an outage took is not made up for. All instants in
+    seconds, of a clock that never jumps back."""
+
+    rate: float
+    _due: float = -inf
+
+    def turn(self, documents: int, now: float) -> float:
+        """When the next page may be sent, of so many documents: now or later."""
+        turn = max(self._due, now)
+        self._due = turn + documents / self.rate
+        return turn

@@ -1,0 +1,60 @@
+"""What each row of a claim says: as the application wrote it, or as the database says of its entity now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outbox import documents
+from outbox.destinations.base import Outcome, OutcomeKind
+from outbox.entities.registry import UNKNOWN_ENTITY, EntityRegistry, LoadFailed
+from outbox.errors import DatabaseUnavailable, InvalidName
+from outbox.relay.plan import Content
+from outbox.store import claims
+from outbox.store.claims import Claim
+from outbox.store.models import Action, Event
+from outbox.store.store import Store
+
+_NO_REGISTRY = Outcome(
+    OutcomeKind.BLOCKED, "no_registry", "its entities are not known here: set OUTBOX_ENTITIES for this relay"
+)
+
+
+def contents(store: Store, registry: EntityRegistry | None, claim: Claim) -> dict[int, Content]:
+    """The content of the claimed rows by their ids. A row that has none, and should, is missing.
+
+    Read after the claim has committed: whatever a `refresh` row stands for is in the database then, or something
+    newer, for which there is a later row.
+    """
+    found: dict[int, Content] = {**claims.load(store, claim)}
+    refreshed = [event for event in claim.events if event.action == Action.REFRESH]
+    if refreshed:
+        found |= _entities(store, registry, refreshed)
+    for event in claim.events:
+        if event.index_name not in claim.targets and (illegal := illegal_name(event.index_name)):
+            found[event.id] = illegal
+    return found
+
+
+def illegal_name(index_name: str) -> Outcome | None:
+    """Rows of other programs pass no check: an index named `*` would be everybody's."""
+    try:
+        documents.check_index_name(index_name)
+    except InvalidName as error:
+        return Outcome(OutcomeKind.REJECTED, "illegal_index_name", str(error))
+    return None
+
+
+def _entities(store: Store, registry: EntityRegistry | None, events: Sequence[Event]) -> dict[int, Content]:
+    if registry is None:
+        return {event.id: _NO_REGISTRY for event in events}
+    try:
+        loaded = registry.load(store.connection, events)
+    except DatabaseUnavailable as error:
+        return {event.id: Outcome(OutcomeKind.BLOCKED, "entity_unavailable", str(error)) for event in events}
+    return {id_: _failed(each) if isinstance(each, LoadFailed) else each for id_, each in loaded.items()}
+
+
+def _failed(failure: LoadFailed) -> Outcome:
+    # That an entity is not registered is no fault of the document: its rows wait for a relay that knows it.
+    kind = OutcomeKind.BLOCKED if failure.error_type == UNKNOWN_ENTITY else OutcomeKind.FAILED
+    return Outcome(kind, failure.error_type, failure.error)

@@ -1,0 +1,84 @@
+"""Pure: the rows of a claim become one action for each document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from outbox.destinations import merge
+from outbox.destinations.base import Action, Outcome
+from outbox.store.models import Action as RowAction
+from outbox.store.models import Event, version
+
+Content = bytes | Outcome | None
+"""A document or the fields of an update, as JSON; None: no document; or what is known of the row without sending it."""
+
+# To look a member up in its class costs ten times as much, at each row.
+UPDATE: Final = RowAction.UPDATE
+DELETE: Final = RowAction.DELETE
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Rows of one document, in the order of their ids, and the one action they come to.
+
+    `known` says what became of it where that is known without sending it.
+    """
+
+    events: tuple[Event, ...]
+    action: Action
+    known: Outcome | None = None
+
+
+def fold(
+    events: Sequence[Event], contents: Mapping[int, Content], targets: Mapping[str, str], epoch: int
+) -> list[Fold]:
+    """One fold a document: its rows in the order of their ids come to one action with the highest of their versions.
+
+    `contents` by event id: a document or patch; None: no document; or an outcome. A row that is missing there, and
+    should have content, gets an empty one, which the destination rejects. `targets`: the physical index of each.
+    """
+    by_document: dict[tuple[str, str], list[Event]] = {}
+    for event in events:
+        by_document.setdefault((event.index_name, event.document_id), []).append(event)
+    return [_fold(rows, contents, targets[rows[-1].index_name], epoch) for rows in by_document.values()]
+
+
+def _fold(rows: Sequence[Event], contents: Mapping[int, Content], target: str, epoch: int) -> Fold:
+    """All rows of one document."""
+    last = rows[-1]
+    content, patches = _folded(rows, contents)
+    document, known = (None, content) if isinstance(content, Outcome) else (content, None)
+    action = Action(last.index_name, target, last.document_id, version(epoch, last.id), document, patches)
+    return Fold(tuple(rows), action, known)
+
+
+def _folded(rows: Sequence[Event], contents: Mapping[int, Content]) -> tuple[Content, tuple[bytes, ...]]:
+    """The last row that says all of the document, with the patches after it; or only patches, for what is stored."""
+    if len(rows) == 1 and rows[0].action != UPDATE:  # as nearly all are
+        return _content(rows[0], contents), ()
+    wholes = [at for at, row in enumerate(rows) if row.action != UPDATE]
+    read = [_content(row, contents) for row in rows[wholes[-1] if wholes else 0 :]]
+    known = next((content for content in read if isinstance(content, Outcome)), None)
+    patches = tuple(content for content in read if isinstance(content, bytes))
+    if known:
+        return known, ()
+    if not wholes:
+        return None, patches
+    # Patches of what is deleted come to nothing together: see below.
+    return _merged(patches[0], patches[1:]) if read[0] is not None else b"" if patches else None, ()
+
+
+def _content(row: Event, contents: Mapping[int, Content]) -> Content:
+    return None if row.action == DELETE else contents.get(row.id, b"")
+
+
+def _merged(document: bytes, patches: Sequence[bytes]) -> bytes:
+    """Where rows cannot be folded, an empty document: it is rejected unsent, and the rows go one by one."""
+    if not patches:
+        return document
+    try:
+        return merge.merged(document, patches)
+    except ValueError:
+        return b""

@@ -1,0 +1,42 @@
+"""Pure: how many rows a second one tenant may take, so that it leaves the cluster to the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class TenantRates:
+    """A bucket for each tenant: it holds a second's worth of rows, and fills at `rate` rows a second.
+
+    Rows without a tenant are not limited. All instants in milliseconds; a clock that jumps back refills nothing.
+    """
+
+    rate: float
+    _levels: dict[str, float] = field(default_factory=dict)  # below the brim; what is full is not listed
+    _filled_at: int = 0
+
+    @property
+    def burst(self) -> int:
+        """The most rows of one tenant to take at once."""
+        return max(1, int(self.rate))
+
+    def took(self, tenants: Iterable[str | None], now: int) -> None:
+        """Note rows that were taken, by their tenants."""
+        self._fill(now)
+        for tenant, rows in Counter(tenants).items():
+            if tenant is not None:
+                self._levels[tenant] = self._levels.get(tenant, self.burst) - rows
+
+    def exhausted(self, now: int) -> list[str]:
+        """The tenants that have to wait."""
+        self._fill(now)
+        return sorted(tenant for tenant, level in self._levels.items() if level < 1)
+
+    def _fill(self, now: int) -> None:
+        gained = self.rate * max(0, now - self._filled_at) / 1_000
+        self._filled_at = now
+        filled = {tenant: level + gained for tenant, level in self._levels.items()}
+        self._levels = {tenant: level for tenant, level in filled.items() if level < self.burst}

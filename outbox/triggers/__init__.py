@@ -1,0 +1,29 @@
+"""Database triggers that write outbox rows for changes that no session sees."""
+
+from outbox.triggers.installer import (
+    VIEW,
+    Standing,
+    create,
+    create_sql,
+    drop,
+    drop_sql,
+    install,
+    installed,
+    remove,
+    status,
+    unseen_keys,
+)
+
+__all__ = [
+    "VIEW",
+    "Standing",
+    "create",
+    "create_sql",
+    "drop",
+    "drop_sql",
+    "install",
+    "installed",
+    "remove",
+    "status",
+    "unseen_keys",
+]

@@ -1,0 +1,1 @@
+"""The write side: what happens inside the application's own transaction."""
