@@ -19,7 +19,7 @@ from outbox.admin.metrics import Metrics
 from outbox.admin.overview import Overviews, overview
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.settings import load
-from outbox.store import operators
+from outbox.store import jobs, operators
 from outbox.store.figures import DAY_MS, WEEK_MS, Figures
 from outbox.store.models import LATENCY_BOUNDS_MS, State, now_ms
 from outbox.store.upkeep import HOUR_MS
@@ -129,7 +129,7 @@ def measure(path: Path) -> Iterator[tuple[str, float, float]]:
             ("lags", lambda: figures.lags(now)),
             ("dead_types", figures.dead_types),
             ("dead_number", figures.dead_number),
-            ("newest_jobs", lambda: figures.newest_jobs(50)),
+            ("newest_jobs", lambda: jobs.newest(figures, 50)),
             ("file_bytes", figures.file_bytes),
             ("page", figures.page),
             ("page, dead", lambda: figures.page(state=State.DEAD)),

@@ -19,8 +19,7 @@ from outbox.destinations.base import FOREVER, Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
 from outbox.maintenance.growth import DEFAULT, Limits, Sizes, growth
-from outbox.store import verifications
-from outbox.store.jobs import Jobs
+from outbox.store import jobs, verifications
 from outbox.store.models import DRIFT, now_ms
 from outbox.store.store import Store
 from outbox.triggers import installer as database_triggers
@@ -130,12 +129,12 @@ def disk(path: Path, free: int) -> Finding:
 
 
 def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
-    store = Jobs(engine)
+    store = Store(engine)
     try:
         now, counts, oldest = now_ms(), store.counts(), store.oldest_unfinished()
         control, relays, wal_bytes = store.control(), store.relays(), store.wal_bytes()
         verification = verifications.last(store)
-        reindexes = [(job, store.abandoned(job, now)) for job in store.open_jobs()]
+        reindexes = [(job, jobs.is_abandoned(store, job, now)) for job in jobs.open_jobs(store)]
     finally:
         store.close()
     age = 0.0 if oldest is None else max(0, now - oldest) / 1000

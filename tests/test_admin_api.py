@@ -22,8 +22,9 @@ from outbox.destinations.base import Destination
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.reindex.reindexer import Reindexer, Selection
-from outbox.store.jobs import Jobs
+from outbox.store import jobs
 from outbox.store.models import now_ms
+from outbox.store.store import Store
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.places import Place
@@ -459,8 +460,8 @@ def test_reindex_that_a_killed_server_left_is_gone_on_with(outbox: Outbox, tmp_p
     relay = outbox.relay(destination, 2, registry)
     while relay.run_once():
         pass
-    jobs = Jobs(outbox.engine)
-    steps = Reindexer(jobs, destination, registry).run(Selection("contacts", tuple(registry.of_index("contacts"))))
+    store = Store(outbox.engine)
+    steps = Reindexer(store, destination, registry).run(Selection("contacts", tuple(registry.of_index("contacts"))))
     while next(steps).rows < 500:
         pass
     outbox.raw("UPDATE outbox_reindex_jobs SET lease_expires_at = 1")  # the server was killed here, some time ago
@@ -473,7 +474,7 @@ def test_reindex_that_a_killed_server_left_is_gone_on_with(outbox: Outbox, tmp_p
         assert started["jobId"] == left["jobId"]
         assert world.job(started["jobId"])["documents"] == 1_200
     steps.close()
-    jobs.close()
+    store.close()
     destination.close()
 
 
@@ -487,8 +488,8 @@ def test_reindex_goes_on_where_a_stopped_server_left_it(outbox: Outbox, tmp_path
         world.post("/pause", {"reason": "so that the reindex waits for a row"})
         world.save(Contact(id=2, name="Grace"))
         number = world.post("/reindex", {"entity": "Contact"}, 202)["jobId"]
-    with closing(Jobs(outbox.engine)) as jobs:
-        assert [job.id for job in jobs.orphans(now_ms())] == [number]  # a relay would go on with it, too
+    with closing(Store(outbox.engine)) as store:
+        assert [job.id for job in jobs.orphans(store, now_ms())] == [number]  # a relay would go on with it, too
     with client_of(outbox.engine, destination, registry) as client:
         world = World(outbox, destination, client, registry)
         assert world.get(f"/reindex/{number}")["abandoned"]

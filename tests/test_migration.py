@@ -27,9 +27,9 @@ from outbox.cli import main
 from outbox.errors import SchemaError
 from outbox.maintenance.scheduler import Maintenance
 from outbox.reindex.reindexer import reindex
-from outbox.store import claims
-from outbox.store.jobs import Jobs
+from outbox.store import claims, jobs
 from outbox.store.models import EPOCH_STEP, VERSION_TABLE, now_ms
+from outbox.store.store import Store
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox, settings
 from tests.support.places import EmbeddedPlace, Place
@@ -300,16 +300,16 @@ def test_reindex_stops_when_the_tables_are_migrated_beneath_it_and_is_there_to_b
     Base.metadata.create_all(outbox.engine)
     registry = EntityRegistry()
     registry.add(Contact, index="contacts", fields=["id"])
-    jobs = Jobs(outbox.engine)
-    jobs.pin()
-    steps = reindex(jobs, search.destination, registry, entities=["contacts"])
+    store = Store(outbox.engine)
+    store.pin()
+    steps = reindex(store, search.destination, registry, entities=["contacts"])
     next(steps)
     migrated_by_the_next_version(outbox)
     with pytest.raises(SchemaError):
         list(steps)
-    (job,) = jobs.open_jobs()
-    assert (job.state, jobs.abandoned(job, now_ms())) == ("running", True)
-    jobs.close()
+    (job,) = jobs.open_jobs(store)
+    assert (job.state, jobs.is_abandoned(store, job, now_ms())) == ("running", True)
+    store.close()
 
 
 @pytest.fixture

@@ -25,9 +25,10 @@ from outbox.reindex import writer as lane
 from outbox.reindex.reindexer import Progress, Reindexer, Selection, reindex
 from outbox.reindex.writer import Pace
 from outbox.relay.relay import Relay
-from outbox.store import operators, verifications
-from outbox.store.jobs import Job, JobLost, Jobs
+from outbox.store import jobs, operators, verifications
+from outbox.store.jobs import Job, JobLost
 from outbox.store.models import now_ms, version
+from outbox.store.store import Store
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox, settings
 from tests.support.places import Place
@@ -64,7 +65,7 @@ class World:
         self.outbox, self.place = outbox, place
         self.registry = self.registered(tenancy=tenancy, **options)
         self.sessions: sessionmaker[Session] = self.registry.capture(sessionmaker(outbox.engine))
-        self.jobs = Jobs(outbox.engine)
+        self.store = Store(outbox.engine)
         self.relay = self.another_relay()
 
     @staticmethod
@@ -104,7 +105,7 @@ class World:
         return self
 
     def reindexer(self, destination: Destination | None = None, registry: EntityRegistry | None = None) -> Reindexer:
-        return Reindexer(self.jobs, destination or self.place.destination, registry or self.registry)
+        return Reindexer(self.store, destination or self.place.destination, registry or self.registry)
 
     def rebuild(self, at: dict[str, Callable[[], object]] | None = None, **given: Any) -> list[Progress]:
         """Reindex contacts to the end; `at`: what else happens when a step has begun. The relay works all the while."""
@@ -113,7 +114,7 @@ class World:
     def steps(self, at: dict[str, Callable[[], object]], **given: Any) -> Iterator[Progress]:
         phase = ""
         given = {"entities": ["contacts"]} | given
-        for progress in reindex(self.jobs, self.place.destination, self.registry, **given):
+        for progress in reindex(self.store, self.place.destination, self.registry, **given):
             if progress.phase != phase:
                 phase = progress.phase
                 at.get(phase, lambda: None)()
@@ -122,12 +123,12 @@ class World:
 
     @property
     def job(self) -> Job:
-        return self.jobs.jobs()[-1]
+        return jobs.every(self.store)[-1]
 
     def expected(self) -> dict[str, Any]:
         found = {}
         for entity in self.registry.of_index("contacts"):
-            rows = self.registry.page(self.jobs.connection, entity, rebuilding.Part(), None, 10_000)
+            rows = self.registry.page(self.store.connection, entity, rebuilding.Part(), None, 10_000)
             for row in rows:
                 if row.place and isinstance(row.document, bytes):
                     found[row.place.document_id] = json.loads(row.document)
@@ -140,7 +141,7 @@ class World:
         self.deliver()
         assert self.place.documents("contacts") == self.expected()
         assert self.readers() == (live,)
-        assert self.jobs.targets()["contacts"] == live
+        assert self.store.targets()["contacts"] == live
         assert self.outbox.counts()["dead"] == 0
 
 
@@ -174,7 +175,7 @@ def said() -> list[str]:
 def world(outbox: Outbox, place: Place) -> Iterator[World]:
     made = World(outbox, place)
     yield made
-    made.jobs.close()
+    made.store.close()
 
 
 def test_rebuilt_index_holds_what_the_database_says_and_nothing_else(world: World) -> None:
@@ -188,7 +189,7 @@ def test_rebuilt_index_holds_what_the_database_says_and_nothing_else(world: Worl
     assert world.place.get("contacts", "2:t1:1") == {"name": "Grace", "tenantId": "t1"}
     world.assert_in_step()
     assert world.place.indexes() == [SECOND]
-    assert world.jobs.copies() == {}
+    assert world.store.copies() == {}
     world.save(1, "Ada")
     world.assert_in_step()
     world.rebuild()
@@ -223,7 +224,7 @@ def test_row_that_waits_for_its_retry_while_the_index_is_rebuilt_brings_nothing_
     assert world.outbox.counts()["pending"] == 1  # until its retry, two seconds from now
     world.delete(1)
     seen: list[str] = []
-    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
+    for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
         if "not delivered yet" in progress.note:
             seen.append(progress.phase)
             if seen.count("wait") == 3:
@@ -243,7 +244,7 @@ def test_claim_from_before_both_that_is_delivered_after_the_scan(world: World) -
     assert request is not None
     assert request.claim.copies == {}
     waited = 0
-    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
+    for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
         if progress.phase == "wait":
             waited += 1
             assert world.readers() == (FIRST,)
@@ -298,7 +299,7 @@ def test_epoch_that_a_repair_raises_while_the_index_is_rebuilt(world: World) -> 
 
     def advance() -> None:
         world.save(1, "before")
-        assert verifications.raise_above(world.jobs, version(2, 1), now_ms()) == 3
+        assert verifications.raise_above(world.store, version(2, 1), now_ms()) == 3
         world.save(2, "after")
 
     world.rebuild({"sweep": advance})
@@ -336,7 +337,7 @@ def test_delete_between_reading_and_writing_whose_tombstone_is_forgotten(world: 
         world.place.forget_deletes(SECOND)
 
     registry: Any = Reading(world.registry, delete)
-    for _ in reindex(world.jobs, world.place.destination, registry, entities=["contacts"]):
+    for _ in reindex(world.store, world.place.destination, registry, entities=["contacts"]):
         world.deliver()
     assert world.job.removed == 2
     world.assert_in_step()
@@ -386,7 +387,7 @@ def test_partial_update_reaches_an_index_that_has_not_got_the_document_yet(world
         world.deliver()
 
     registry: Any = Reading(world.registry, update)
-    for _ in reindex(world.jobs, world.place.destination, registry, entities=["contacts"]):
+    for _ in reindex(world.store, world.place.destination, registry, entities=["contacts"]):
         world.deliver()
     world.assert_in_step()
 
@@ -415,7 +416,7 @@ def test_partial_update_that_an_index_rebuilt_in_place_holds_already_is_history_
     world.filled(2)
     world.outbox.raw("UPDATE contacts SET name = 'by hand' WHERE id = 1")
     row = world.outbox.update("contacts", "2:t1:1", {"name": "by hand"})
-    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"], in_place=True):
+    for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"], in_place=True):
         if progress.phase == "wait":
             world.deliver()
     assert (world.outbox.state(row), world.outbox.outcome(row)) == ("done", "superseded")
@@ -434,7 +435,7 @@ def test_entities_that_share_an_index_are_rebuilt_together(outbox: Outbox, place
     world.rebuild()
     assert len(world.place.documents("contacts")) == 7
     world.assert_in_step()
-    world.jobs.close()
+    world.store.close()
 
 
 def test_pages_end_in_the_middle_of_equal_first_columns(
@@ -448,7 +449,7 @@ def test_pages_end_in_the_middle_of_equal_first_columns(
         session.add_all(Company(code=code, region=n, name="Acme") for code in ("a", "b") for n in (10, 9, 2))
     assert world.rebuild()[-1].rows == 11
     world.assert_in_step()
-    world.jobs.close()
+    world.store.close()
 
 
 def test_tenant_alone_is_rebuilt_in_place_and_others_are_not_touched(world: World) -> None:
@@ -473,7 +474,7 @@ def test_row_that_left_the_tenant_keeps_its_document(outbox: Outbox, place: Plac
     world.outbox.raw("UPDATE contacts SET tenant = 't2' WHERE id = 2")
     world.rebuild(tenant="t1")
     assert sorted(world.place.documents("contacts")) == ["1", "2"]
-    world.jobs.close()
+    world.store.close()
 
 
 def test_index_of_a_tenant_is_rebuilt_as_a_whole(outbox: Outbox, place: Place) -> None:
@@ -483,13 +484,13 @@ def test_index_of_a_tenant_is_rebuilt_as_a_whole(outbox: Outbox, place: Place) -
     world.deliver()
     world.outbox.raw("UPDATE contacts SET name = 'new'")
     world.rebuild(tenant="a")
-    targets = world.jobs.targets()
+    targets = world.store.targets()
     assert targets == {"a_contacts": "a_contacts-000002", "b_contacts": "b_contacts-000001"}
     assert world.place.documents("a_contacts") == {"1": {"name": "new", "tenantId": "a"}}
     assert world.place.documents("b_contacts") == {"2": {"name": "Grace", "tenantId": "b"}}
     world.rebuild()
     assert world.place.documents("b_contacts") == {"2": {"name": "new", "tenantId": "b"}}
-    world.jobs.close()
+    world.store.close()
 
 
 def test_rows_that_changed_since_a_date_are_written_in_place_and_what_is_gone_is_removed(world: World) -> None:
@@ -507,9 +508,9 @@ def test_rows_that_changed_since_a_date_are_written_in_place_and_what_is_gone_is
 def test_row_below_the_watermark_that_is_delivered_after_it_is_superseded(world: World) -> None:
     world.filled(2)
     world.save(1, "waits")
-    (waiting,) = [row for row in range(1, world.jobs.highest_id() + 1) if world.outbox.state(row) == "pending"][:1]
+    (waiting,) = [row for row in range(1, world.store.highest_id() + 1) if world.outbox.state(row) == "pending"][:1]
     phases = []
-    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"], in_place=True):
+    for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"], in_place=True):
         phases.append(progress.phase)
         if progress.phase == "wait":
             world.deliver()
@@ -531,19 +532,19 @@ def test_kept_old_index_misses_nothing_and_a_rollback_after_traffic_is_a_true_sw
     world.deliver()
     with pytest.raises(ReindexFailed, match="still keeps contacts-000001"):
         world.rebuild()
-    assert rebuilding.roll_back(world.jobs, world.place.destination, "contacts") == (FIRST, 0)
+    assert rebuilding.roll_back(world.store, world.place.destination, "contacts") == (FIRST, 0)
     world.assert_in_step(FIRST)
     world.save(3, "after the rollback")
     world.assert_in_step(FIRST)
-    assert rebuilding.roll_back(world.jobs, world.place.destination, "contacts") == (SECOND, 0)  # and forth
+    assert rebuilding.roll_back(world.store, world.place.destination, "contacts") == (SECOND, 0)  # and forth
     world.assert_in_step(SECOND)
-    assert rebuilding.drop_old(world.jobs, world.place.destination, "contacts") == FIRST
+    assert rebuilding.drop_old(world.store, world.place.destination, "contacts") == FIRST
     world.save(3, "after the drop")
     world.assert_in_step()
     assert world.place.indexes() == [SECOND]
     for back in (rebuilding.roll_back, rebuilding.drop_old):
         with pytest.raises(ReindexFailed, match="keeps no old one"):
-            back(world.jobs, world.place.destination, "contacts")
+            back(world.store, world.place.destination, "contacts")
 
 
 def test_rollback_that_was_killed_in_the_middle_is_finished_by_the_next(world: World) -> None:
@@ -552,7 +553,7 @@ def test_rollback_that_was_killed_in_the_middle_is_finished_by_the_next(world: W
     world.place.destination.swap("contacts", SECOND, FIRST)  # and here it was killed
     world.save(1, "meanwhile")
     world.deliver()
-    rebuilding.roll_back(world.jobs, world.place.destination, "contacts")
+    rebuilding.roll_back(world.store, world.place.destination, "contacts")
     world.assert_in_step(FIRST)
 
 
@@ -566,7 +567,7 @@ def test_what_a_kept_old_index_refuses_is_counted_and_nobodys_fault(world: World
     while relay.run_once():
         pass
     world.assert_in_step()
-    assert world.jobs.kept("contacts") == (FIRST, 1)
+    assert jobs.kept_index(world.store, "contacts") == (FIRST, 1)
 
 
 # -- what goes wrong ------------------------------------------------------------------------------------------------
@@ -593,7 +594,7 @@ def test_what_only_the_new_index_refuses_fails_the_job_and_no_row(world: World, 
     refusing: Any = _Refusing(world.place.destination, SECOND, kind)
     relay = world.another_relay(refusing)
     with pytest.raises(ReindexFailed, match=r"contacts-000002 does not take 2:t1:1.*the index is as it was"):
-        for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
+        for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
             if progress.phase == "wait" or progress.phase == "scan":
                 world.save(1, "live")
                 while relay.run_once():
@@ -650,8 +651,8 @@ def test_document_that_cannot_be_made_fails_the_rebuild_and_is_named_in_place(wo
     registry = EntityRegistry()
     registry.add(Contact, index="contacts", to_document=broken, tenant="tenant", tenancy="prefixed")
     with pytest.raises(ReindexFailed, match="would miss row 2: to_document_failed: KeyError: 'no such price list'"):
-        list(reindex(world.jobs, world.place.destination, registry, entities=["contacts"]))
-    list(reindex(world.jobs, world.place.destination, registry, entities=["contacts"], in_place=True))
+        list(reindex(world.store, world.place.destination, registry, entities=["contacts"]))
+    list(reindex(world.store, world.place.destination, registry, entities=["contacts"], in_place=True))
     assert (world.job.state, world.job.documents, world.job.refused) == ("done", 2, 1)
     assert world.place.get("contacts", "2:t1:2") is not None
 
@@ -668,7 +669,7 @@ def test_row_that_the_new_index_refuses_at_the_swap_waits_and_dies_by_it(world: 
             pass
         assert world.outbox.counts()["pending"] > 0
 
-    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
+    for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
         if progress.phase == "swap":
             live()
     assert world.job.state == "done"
@@ -737,12 +738,12 @@ def test_call_that_gets_no_answer_in_time_is_made_again_and_fails_nothing(
 def test_wait_for_rows_says_that_the_outbox_is_paused(world: World) -> None:
     world.filled(2)
     world.save(1, "held up")
-    operators.pause(world.jobs, "maintenance\nforged", "me", now_ms())
+    operators.pause(world.store, "maintenance\nforged", "me", now_ms())
     notes = []
-    for progress in reindex(world.jobs, world.place.destination, world.registry, entities=["contacts"]):
+    for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
         if progress.note:
             notes.append(progress.note)
-            operators.resume(world.jobs)
+            operators.resume(world.store)
             world.deliver()
     assert "the outbox is paused (maintenance\\nforged): run 'outbox-relay resume'" in notes[0]
     world.assert_in_step()
@@ -793,10 +794,10 @@ def test_cancelled_job_leaves_the_index_as_it_was(world: World) -> None:
     steps = world.steps({})
     while next(steps).phase != "wait":
         world.save(1, "live")
-    assert world.jobs.copies() == {"contacts": (SECOND,)}
+    assert world.store.copies() == {"contacts": (SECOND,)}
     steps.close()
     assert "is cancelled" in world.reindexer(registry=EntityRegistry()).cancel(world.job.id)
-    assert world.jobs.copies() == {}
+    assert world.store.copies() == {}
     world.assert_in_step(FIRST)
     assert world.place.indexes() == [FIRST]
     with pytest.raises(ReindexFailed, match="has ended already: cancelled"):
@@ -814,7 +815,7 @@ def test_job_that_is_cancelled_while_somebody_works_on_it_is_cleaned_up_by_them(
     next(steps)
     while next(steps).phase != "sweep":
         pass
-    world.jobs.stop(world.job, rebuilding.JobState.CANCELLING, "cancelled", now_ms(), own=False)
+    jobs.stop(world.store, world.job, rebuilding.JobState.CANCELLING, "cancelled", now_ms(), own=False)
     world.save(1, "live")
     with pytest.raises(ReindexFailed, match="cancelled"):
         list(steps)
@@ -839,7 +840,7 @@ def test_job_that_was_left_at_any_step_is_gone_on_with(
     world.save(1, "meanwhile")
     world.delete(2)
     world.deliver()
-    assert world.jobs.abandoned(world.job, now_ms())
+    assert jobs.is_abandoned(world.store, world.job, now_ms())
     if phase not in ("swap", "drop"):
         with pytest.raises(ReindexFailed, match="was left unfinished, and was asked for something else"):
             world.rebuild(keep_old=True)
@@ -876,7 +877,7 @@ def test_rows_do_not_go_to_an_index_whose_watermark_is_not_fixed(world: World) -
     with pytest.raises(IntegrityError):
         world.rebuild()
     assert (world.job.state, world.job.phase) == ("running", "create")
-    assert world.jobs.copies() == {}
+    assert world.store.copies() == {}
     world.outbox.raw("DROP TRIGGER killed")
     world.save(1, "meanwhile")
     world.deliver()
@@ -891,15 +892,15 @@ def test_relay_that_met_a_locked_database_goes_on_with_the_reindex_later(world: 
     while next(steps).phase != "scan":
         pass
     steps.close()
-    world.jobs.take(world.job, "a process that was killed", now_ms() - 1_000, 1)
+    jobs.take(world.store, world.job, "a process that was killed", now_ms() - 1_000, 1)
     locked = [DatabaseUnavailable("database is locked")]
 
     def standing() -> None:
         if locked:
             raise locked.pop()
 
-    def reindexer(jobs: Jobs, _: Callable[[], None]) -> Reindexer:
-        return Reindexer(jobs, world.place.destination, world.registry, standing=standing)
+    def reindexer(store: Store, _: Callable[[], None]) -> Reindexer:
+        return Reindexer(store, world.place.destination, world.registry, standing=standing)
 
     maintenance = Maintenance(world.outbox.engine, 1, settings(), list, reindexer=reindexer)
     maintenance.reindex()
@@ -914,15 +915,15 @@ def test_job_that_ended_while_the_relay_was_at_another_is_no_news(world: World, 
     world.filled(3)
     for name in ("contacts", "companies"):
         begun = {"tenant": None, "since": None, "keep_old": False, "adopt": False, "total": 3}
-        world.jobs.begin(name, f"{name}-000001", f"{name}-000002", **begun)  # type: ignore[arg-type]
+        jobs.begin(world.store, name, f"{name}-000001", f"{name}-000002", **begun)  # type: ignore[arg-type]
     world.outbox.raw("UPDATE outbox_reindex_jobs SET created_at = 0")
 
-    def reindexer(jobs: Jobs, standing: Callable[[], None]) -> Reindexer:
+    def reindexer(store: Store, standing: Callable[[], None]) -> Reindexer:
         world.outbox.raw("UPDATE outbox_reindex_jobs SET state = 'cancelled' WHERE id = 2")
-        return Reindexer(jobs, world.place.destination, world.registry, standing=standing)
+        return Reindexer(store, world.place.destination, world.registry, standing=standing)
 
     Maintenance(world.outbox.engine, 1, settings(), list, reindexer=reindexer).reindex()
-    assert [job.state for job in world.jobs.jobs()] == ["done", "cancelled"]
+    assert [job.state for job in jobs.every(world.store)] == ["done", "cancelled"]
     assert [line for line in said if "companies" in line] == []
     assert [line for line in said if "reindex 1 of contacts (into contacts-000002) is done" in line]
 
@@ -940,10 +941,10 @@ def test_page_that_is_not_answered_holds_the_position_back_though_later_ones_are
     def look() -> None:
         for _ in range(3):
             holding.answered.acquire(timeout=LIMIT_S)
-        jobs = Jobs(world.outbox.engine)
-        until(lambda: jobs.jobs()[0].documents, "the first page is noted")
-        seen.append((jobs.jobs()[0].documents, json.loads(jobs.jobs()[0].position or "{}")["after"]))
-        jobs.close()
+        store = Store(world.outbox.engine)
+        until(lambda: jobs.every(store)[0].documents, "the first page is noted")
+        seen.append((jobs.every(store)[0].documents, json.loads(jobs.every(store)[0].position or "{}")["after"]))
+        store.close()
         holding.release.set()
 
     looking = threading.Thread(target=look)
@@ -982,11 +983,11 @@ def test_job_that_is_open_in_a_restored_backup_takes_no_index_from_readers(world
 @pytest.mark.parametrize("phase", ["create", "scan"])
 def test_epoch_that_is_advanced_after_a_restore_ends_the_jobs_of_the_backup(world: World, phase: str) -> None:
     job = restored_from_a_backup_at(world, phase)
-    operators.advance_epoch(world.jobs, 1, now_ms())
+    operators.advance_epoch(world.store, 1, now_ms())
     assert (world.job.id, world.job.state) == (job.id, "failed")
     assert "the epoch was advanced" in (world.job.error or "")
-    assert world.jobs.copies() == {}
-    assert world.jobs.orphans(now_ms() + 10**9) == []
+    assert world.store.copies() == {}
+    assert jobs.orphans(world.store, now_ms() + 10**9) == []
     with pytest.raises(ReindexFailed):
         list(world.reindexer().resume(job))  # whoever has seen it before
     assert world.readers() == (SECOND,)
@@ -997,7 +998,7 @@ def test_reindex_whose_job_was_ended_by_an_epoch_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch, refused: bool
 ) -> None:
     def advance(*_: Any) -> None:
-        operators.advance_epoch(world.jobs, 1, now_ms())
+        operators.advance_epoch(world.store, 1, now_ms())
         if refused:
             raise DestinationError("refused at the same time")
 
@@ -1039,16 +1040,16 @@ def test_process_whose_job_was_taken_over_does_no_more(world: World, monkeypatch
     while next(stalled).phase != "swap":
         pass
     lost = world.job
-    other = Reindexer(world.jobs, world.place.destination, world.registry)
-    monkeypatch.setattr(world.jobs, "abandoned", lambda *_: True)  # its lease has ended
+    other = Reindexer(world.store, world.place.destination, world.registry)
+    monkeypatch.setattr(jobs, "is_abandoned", lambda *_: True)  # its lease has ended
     for _ in other.run(Selection("contacts", ())):
         world.deliver()
     with pytest.raises(JobLost):
-        world.jobs.note(lost, now_ms(), 1_000)
+        jobs.update(world.store, lost, now_ms(), 1_000)
     world.rebuild()  # and one more, so that there is something to swap wrongly
     world.assert_in_step("contacts-000003")
     list(stalled)
-    assert [job.state for job in world.jobs.jobs()] == ["done", "done"]
+    assert [job.state for job in jobs.every(world.store)] == ["done", "done"]
     assert world.place.indexes() == ["contacts-000003"]
     world.assert_in_step("contacts-000003")
 
@@ -1077,7 +1078,7 @@ def test_concrete_index_gives_way_to_an_alias_only_with_adopt(world: World) -> N
     destination = world.place.destination
     destination.create_index("contacts", {}, {})
     world.filled(3)
-    assert world.jobs.targets() == {"contacts": "contacts"}
+    assert world.store.targets() == {"contacts": "contacts"}
     with pytest.raises(ReindexFailed, match="with --adopt"):
         world.rebuild()
     world.rebuild({phase: lambda: world.save(1, "live") for phase in PHASES}, adopt=True)
@@ -1104,7 +1105,7 @@ def test_settings_that_were_held_back_are_restored(outbox: Outbox, place: Place,
     world.registry = world.registered(tenancy="prefixed")
     world.rebuild()
     assert of("contacts-000003") == (None, "1", "24h")
-    world.jobs.close()
+    world.store.close()
 
 
 # -- what cannot be asked for --------------------------------------------------------------------------------------
@@ -1128,7 +1129,7 @@ def test_what_does_not_exist_is_refused_with_what_does(world: World, given: dict
     world.deliver()
     with pytest.raises(ConfigurationError, match=said):
         world.rebuild(**given)
-    assert world.jobs.jobs() == []
+    assert jobs.every(world.store) == []
 
 
 def test_mapping_that_the_cluster_refuses_leaves_the_index_as_it_was(world: World, request: Any) -> None:

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from outbox import check
 from outbox.cli import main
+from outbox.store import jobs
 from tests.support.outbox import Outbox
 from tests.support.places import EmbeddedPlace
 from tests.test_reindex import FIRST, SECOND, Backup, World
@@ -25,7 +26,7 @@ def world(outbox: Outbox, tmp_path: Path) -> Iterator[World]:
     place = EmbeddedPlace(tmp_path / "search.db")
     made = World(outbox, place).filled(3)
     yield made
-    made.jobs.close()
+    made.store.close()
     place.destination.close()
 
 
@@ -77,7 +78,7 @@ def test_dry_run_counts_and_changes_nothing(command: Command, world: World) -> N
     result = command("reindex", "--all", "--dry-run")
     assert (result.exit_code, result.stdout) == (0, "index contacts: 3 rows of contacts, into a new index\n")
     assert "in place" in command("reindex", "--entity", "contacts", "--tenant", "t1", "--dry-run").stdout
-    assert world.jobs.jobs() == []
+    assert jobs.every(world.store) == []
     assert world.place.indexes() == ["contacts-000001"]
 
 

@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import sessionmaker
 
+from outbox.store import jobs
 from outbox.store.models import now_ms
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
@@ -161,7 +162,9 @@ def test_index_equals_database_after_reindexes_and_relays_were_killed_at_random_
     watcher.start()
 
     rounds, killed, relays_killed, began = 0, 0, 0, time.monotonic()
-    while rounds < ROUNDS or min(killed, relays_killed, len(world.jobs.jobs())) < 2:  # chance may spare all relays
+    while (
+        rounds < ROUNDS or min(killed, relays_killed, len(jobs.every(world.store))) < 2
+    ):  # chance may spare all relays
         assert time.monotonic() - began < SECONDS, f"{rounds} rounds: {processes.log.read_text()[-3_000:]}"
         reindexer = processes.start("reindex", "--entity", "contacts")
         rounds += 1
@@ -181,7 +184,7 @@ def test_index_equals_database_after_reindexes_and_relays_were_killed_at_random_
         else:
             log = processes.log.read_text()[-3_000:]
             assert reindexer.exitcode == 0 or "running already" in log or "somebody else's" in log, log  # a relay's
-    until(lambda: not world.jobs.open_jobs(), "what was killed last is gone on with by the relay")
+    until(lambda: not jobs.open_jobs(world.store), "what was killed last is gone on with by the relay")
     writer.stopped.set()
     writer.join()
     last = processes.start("reindex", "--entity", "contacts")
@@ -190,9 +193,9 @@ def test_index_equals_database_after_reindexes_and_relays_were_killed_at_random_
     until(lambda: not outbox.counts()["pending"] and not outbox.counts()["claimed"], "the last documents")
     watcher.stopped.set()
     watcher.join()
-    jobs = world.jobs.jobs()
+    rebuilt = jobs.every(world.store)
     print(
-        f"{rounds} rounds, {killed} reindexers and {relays_killed} relays killed, {len(jobs)} jobs, "
+        f"{rounds} rounds, {killed} reindexers and {relays_killed} relays killed, {len(rebuilt)} jobs, "
         f"{writer.writes} writes, {watcher.searches} searches, {len(watcher.seen)} indexes",
         file=sys.stderr,
     )
@@ -200,10 +203,10 @@ def test_index_equals_database_after_reindexes_and_relays_were_killed_at_random_
     relay.join(LIMIT_S)
 
     assert not watcher.wrong, watcher.wrong[:3]
-    assert {job.state for job in jobs} == {"done"}
+    assert {job.state for job in rebuilt} == {"done"}
     assert place.documents("contacts") == world.expected()
-    assert place.indexes() == [world.jobs.targets()["contacts"]] == [jobs[-1].new_index]
+    assert place.indexes() == [world.store.targets()["contacts"]] == [rebuilt[-1].new_index]
     assert outbox.counts()["dead"] == 0
     assert len(watcher.seen) > 1
     assert not list(tmp_path.glob("app.db-reindex-*"))
-    world.jobs.close()
+    world.store.close()

@@ -30,7 +30,7 @@ from outbox.reindex import reindexer as rebuilding
 from outbox.reindex import writer as lane
 from outbox.reindex.reindexer import Progress, Selection, drop_old, roll_back
 from outbox.relay.relay import Answer, Request
-from outbox.store import operators, upkeep
+from outbox.store import jobs, operators, upkeep
 from outbox.store.models import now_ms
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace, EmbeddedPlace, Place
@@ -161,7 +161,7 @@ class Rebuilt(RuleBasedStateMachine):
 
     @property
     def job(self) -> Any:
-        return self.world.jobs.open_job("contacts")
+        return jobs.open_job(self.world.store, "contacts")
 
     @precondition(lambda self: self.steps is None)
     @rule(
@@ -244,15 +244,15 @@ class Rebuilt(RuleBasedStateMachine):
         with suppress(ReindexFailed):  # too late
             self.world.reindexer().cancel(self.job.id)
 
-    @precondition(lambda self: self.job is None and self.world.jobs.kept("contacts"))
+    @precondition(lambda self: self.job is None and jobs.kept_index(self.world.store, "contacts"))
     @rule(back=st.booleans())
     def kept_index_is_returned_to_or_dropped(self, back: bool) -> None:
         self._all_awake()
-        _, refused = self.world.jobs.kept("contacts") or ("", 0)
+        _, refused = jobs.kept_index(self.world.store, "contacts") or ("", 0)
         if back and not refused:
-            roll_back(self.world.jobs, self.place.destination, "contacts")
+            roll_back(self.world.store, self.place.destination, "contacts")
         else:
-            drop_old(self.world.jobs, self.place.destination, "contacts")
+            drop_old(self.world.store, self.place.destination, "contacts")
 
     # -- what must hold
 
@@ -284,17 +284,17 @@ class Rebuilt(RuleBasedStateMachine):
             for each in self.zombies:
                 each.close()  # type: ignore[attr-defined]
             self._end()
-            note(f"{self.outbox.counts()}, {self.world.jobs.jobs()}")
+            note(f"{self.outbox.counts()}, {jobs.every(self.world.store)}")
             assert self.job is None
             assert self.outbox.counts()["pending"] == self.outbox.counts()["claimed"] == 0
-            live, kept = self.world.jobs.targets()["contacts"], self.world.jobs.kept("contacts")
+            live, kept = self.world.store.targets()["contacts"], jobs.kept_index(self.world.store, "contacts")
             self.world.assert_in_step(live)
             assert self.place.indexes() == sorted([live, *([kept[0]] if kept else [])])
             if kept and not kept[1]:
-                roll_back(self.world.jobs, self.place.destination, "contacts")
+                roll_back(self.world.store, self.place.destination, "contacts")
                 self.world.assert_in_step(kept[0])
         finally:
-            self.world.jobs.close()
+            self.world.store.close()
             self.outbox.close()
             self.outbox.engine.dispose()
             self._directory.cleanup()
@@ -302,8 +302,8 @@ class Rebuilt(RuleBasedStateMachine):
 
 def reindexed(world: World, chosen: Selection) -> Selection:
     """The same with its entities; unless an old index is still kept, which has to go before the next reindex."""
-    if world.jobs.kept("contacts"):
-        drop_old(world.jobs, world.place.destination, "contacts")
+    if jobs.kept_index(world.store, "contacts"):
+        drop_old(world.store, world.place.destination, "contacts")
     entities = tuple(world.registry.of_index("contacts"))
     return Selection("contacts", entities, in_place=chosen.in_place, keep_old=chosen.keep_old)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.store import jobs
 from outbox.store.jobs import BEGUN_MS
 from outbox.store.models import now_ms
 from tests.support import LIMIT_S
@@ -36,12 +37,12 @@ def world(
         OUTBOX_ENTITIES=f"{__name__}:registry", PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     )
     yield made
-    made.jobs.close()
+    made.store.close()
 
 
 def killed_in_its_scan(world: World, relays: Relays) -> None:
     reindex = relays.start("--entity", "contacts", "--rate", "5", command="reindex")
-    until(lambda: world.jobs.jobs() and world.job.documents, "the scan is under way")
+    until(lambda: jobs.every(world.store) and world.job.documents, "the scan is under way")
     reindex.kill()
     reindex.wait()
     assert (world.job.state, world.job.phase) == ("running", "scan")
@@ -79,7 +80,7 @@ def test_relay_that_is_told_to_end_leaves_the_reindex_to_the_next(
     proxy.release()
     assert first.wait(LIMIT_S) == 0
     assert world.job.is_open
-    assert [job.id for job in world.jobs.orphans(now_ms())] == [1]
+    assert [job.id for job in jobs.orphans(world.store, now_ms())] == [1]
     assert "left to the next relay" in relays.log(1)
     relays.start()
     relays.start()  # only one of them gets it
@@ -110,14 +111,22 @@ def test_relay_that_is_not_to_resume_does_not(world: World, relays: Relays) -> N
     relays.start(OUTBOX_RESUME_REINDEX="false", OUTBOX_REAP_INTERVAL="0.1")
     world.save(1, "seen by the relay")
     until(lambda: not world.outbox.counts()["pending"], "it has looked around")
-    assert world.jobs.orphans(now_ms())
+    assert jobs.orphans(world.store, now_ms())
     assert world.job.lease_holder is not None
     assert f"pid {relays.started[0].pid}" in world.job.lease_holder
 
 
 def test_reindex_that_was_killed_before_anybody_worked_on_it_is_no_exception(world: World) -> None:
-    job = world.jobs.begin(
-        "contacts", "contacts-000001", SECOND, tenant=None, since=None, keep_old=False, adopt=False, total=ROWS
+    job = jobs.begin(
+        world.store,
+        "contacts",
+        "contacts-000001",
+        SECOND,
+        tenant=None,
+        since=None,
+        keep_old=False,
+        adopt=False,
+        total=ROWS,
     )
-    assert world.jobs.orphans(job.created_at) == []  # whoever has begun it is about to take it
-    assert world.jobs.orphans(job.created_at + BEGUN_MS + 1) == [job]
+    assert jobs.orphans(world.store, job.created_at) == []  # whoever has begun it is about to take it
+    assert jobs.orphans(world.store, job.created_at + BEGUN_MS + 1) == [job]

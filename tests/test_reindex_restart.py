@@ -28,7 +28,7 @@ def world(outbox: Outbox, node: Node, proxy: FaultProxy) -> Iterator[World]:
     destination = ElasticsearchDestination([proxy.url], request_timeout=20, gc_deletes=f"{GC_DELETES_S}s")
     made = World(outbox, ElasticsearchPlace(destination, node, proxy))
     yield made
-    made.jobs.close()
+    made.store.close()
     destination.close()
 
 
@@ -45,7 +45,7 @@ def test_document_that_is_deleted_after_it_was_read_does_not_come_back(world: Wo
 
     registry = Reading(world.registry, delete_and_forget)
     seen = {}
-    for progress in reindex(world.jobs, world.place.destination, registry, entities=["contacts"]):  # type: ignore[arg-type]
+    for progress in reindex(world.store, world.place.destination, registry, entities=["contacts"]):  # type: ignore[arg-type]
         world.deliver()
         if progress.phase == "wait":
             seen = node.documents(SECOND)

@@ -27,6 +27,7 @@ from outbox.admin.shapes import (
     VerifyRequest,
     content,
 )
+from outbox.store.jobs import find, newest
 from outbox.store.models import State
 
 # -- the routes -------------------------------------------------------------------------------------------------------
@@ -129,12 +130,12 @@ def router(desk: Desk, overviews: Overviews) -> APIRouter:
     @routes.get("/reindex", tags=["reindex"], summary="Rebuilds of indexes, newest first")
     def jobs(limit: Annotated[int, Query(ge=1, le=500)] = 50) -> list[ReindexJob]:
         with desk.figures() as figures:
-            return [ReindexJob.of(figures, each) for each in figures.newest_jobs(limit)]
+            return [ReindexJob.of(figures, each) for each in newest(figures, limit)]
 
     @routes.get("/reindex/{id}", tags=["reindex"], summary="How far one is")
     def job(id: Annotated[int, Path(ge=1, le=10**12)]) -> ReindexJob:
         with desk.figures() as figures:
-            found = figures.job(id)
+            found = find(figures, id)
             if found is None:
                 raise NotFound(f"there is no reindex {id}")
             return ReindexJob.of(figures, found)

@@ -22,7 +22,7 @@ from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationEr
 from outbox.reindex import reindexer as reindex
 from outbox.reindex.reindexer import LeftToRelays, Reindexer, Selection
 from outbox.settings import Settings
-from outbox.store import operators
+from outbox.store import jobs, operators
 from outbox.store.figures import Figures
 from outbox.store.jobs import Job
 from outbox.store.models import State, now_ms
@@ -148,11 +148,11 @@ class Desk:
         if the search engine does not answer in time: nothing has begun then, and nothing will.
         """
         registry = self._known_entities()
-        with self.figures() as jobs:
-            chosen = reindex.select(jobs, registry, entities=[entity], tenant=tenant, since=since)
-            estimated = sum(reindex.rows_of(jobs, registry, each) for each in chosen)
+        with self.figures() as store:
+            chosen = reindex.select(store, registry, entities=[entity], tenant=tenant, since=since)
+            estimated = sum(reindex.rows_of(store, registry, each) for each in chosen)
             for each in chosen:
-                if (job := jobs.open_job(each.index)) and not jobs.abandoned(job, now_ms()):
+                if (job := jobs.open_job(store, each.index)) and not jobs.is_abandoned(store, job, now_ms()):
                     raise ReindexFailed(f"{job} is running already, at step '{job.phase}'")
         begun = _Begun()
         self._in_background(lambda: self._rebuild(registry, chosen, begun), f"reindex of {entity}, begun by {by}")
@@ -164,17 +164,17 @@ class Desk:
         if begun.error is not None:
             raise begun.error
         logger.info(logs.safe(f"reindex of {entity} begun by {by}"))
-        with self.figures() as jobs:
-            job = jobs.job(begun.job)
+        with self.figures() as store:
+            job = jobs.find(store, begun.job)
         if job is None:
             raise NotFound(f"nothing of {entity} has an index so far: there is nothing to rebuild")
         return Started(job, estimated)
 
     def _rebuild(self, registry: EntityRegistry, chosen: Sequence[Selection], begun: _Begun) -> None:
         try:
-            with self.figures() as jobs:
-                jobs.pin()
-                reindexer = self._reindexer(jobs, registry)
+            with self.figures() as store:
+                store.pin()
+                reindexer = self._reindexer(store, registry)
                 for each in chosen:
                     number = 0
                     with closing(reindexer.run(each)) as steps:
@@ -193,25 +193,25 @@ class Desk:
 
     def cancel(self, by: str, number: int) -> Job:
         """Have a reindex stopped and its new index removed. Raises `NotFound`, or `ReindexFailed` if it is too late."""
-        with self.figures() as jobs:
-            job = jobs.job(number)
+        with self.figures() as store:
+            job = jobs.find(store, number)
         if job is None:
             raise NotFound(f"there is no reindex {number}")
         if not job.is_open:
             raise ReindexFailed(f"{job} has ended already: {job.state}")
 
         def work() -> None:
-            with self.figures() as jobs:
-                self._reindexer(jobs, self.registry or EntityRegistry()).cancel(number)
+            with self.figures() as store:
+                self._reindexer(store, self.registry or EntityRegistry()).cancel(number)
 
         logger.warning(logs.safe(f"{job} cancelled by {by}"))
         self._in_background(work, f"cancelling of {job}")
         return job
 
-    def _reindexer(self, jobs: Figures, registry: EntityRegistry) -> Reindexer:
+    def _reindexer(self, store: Figures, registry: EntityRegistry) -> Reindexer:
         settings = self.settings
         return Reindexer(
-            jobs,
+            store,
             self.destination,
             registry,
             requests=settings.concurrency,

@@ -11,7 +11,7 @@ from outbox.admin.desk import Desk
 from outbox.admin.ledger import Lane, Ledger, Statistics
 from outbox.admin.shapes import moment
 from outbox.admin.watch import Seen
-from outbox.store import verifications
+from outbox.store import jobs, verifications
 from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures, Outcomes
 from outbox.store.models import now_ms
 from outbox.store.upkeep import HOUR_MS
@@ -106,7 +106,7 @@ def overview(figures: Figures, statistics: Statistics, seen: Seen | None, now: i
         dead_types=[
             shapes.DeadType(index=index, error_type=type_, rows=rows) for index, type_, rows in figures.dead_types()
         ],
-        reindexes=[shapes.ReindexJob.of(figures, job) for job in figures.open_jobs()],
+        reindexes=[shapes.ReindexJob.of(figures, job) for job in jobs.open_jobs(figures)],
         verification=_verified(verifications.last(figures)),
         database_bytes=figures.file_bytes(),
     )

@@ -24,6 +24,7 @@ from outbox.admin.desk import Desk, NotFound
 from outbox.admin.overview import Overviews
 from outbox.admin.shapes import Event, ReindexJob, content, moment
 from outbox.errors import InvalidInput
+from outbox.store import jobs
 from outbox.store.figures import DAY_MS, Backlog, Outcomes
 from outbox.store.models import State, now_ms
 
@@ -74,11 +75,11 @@ def router(app: FastAPI, desk: Desk, overviews: Overviews) -> APIRouter:
     def overview(request: Request) -> Response:
         seen = overviews.newest()
         with desk.figures() as figures:
-            jobs = [ReindexJob.of(figures, each) for each in figures.newest_jobs(JOBS)]
+            newest = [ReindexJob.of(figures, each) for each in jobs.newest(figures, JOBS)]
         entities = [] if desk.registry is None else sorted(entity.name for entity in desk.registry)
         depth = charts.line([minute.unfinished for minute in seen.history])
         finished = charts.bars([(minute.done, minute.dead) for minute in seen.history])
-        return page(request, "overview.html", seen=seen, jobs=jobs, entities=entities, depth=depth, finished=finished)
+        return page(request, "overview.html", seen=seen, jobs=newest, entities=entities, depth=depth, finished=finished)
 
     @routes.get("/events")
     def events(

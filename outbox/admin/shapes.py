@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from outbox.store import jobs
 from outbox.store.figures import Outcomes
-from outbox.store.jobs import Job, Jobs
+from outbox.store.jobs import Job
 from outbox.store.models import now_ms
+from outbox.store.store import Store
 
 Text = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00]*$")]
 Number = Annotated[int, Field(ge=1, le=10**12)]
@@ -108,7 +110,7 @@ class ReindexJob(Model):
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, jobs: Jobs, job: Job) -> ReindexJob:
+    def of(cls, store: Store, job: Job) -> ReindexJob:
         return cls(
             job_id=job.id,
             index=job.index_name,
@@ -122,7 +124,7 @@ class ReindexJob(Model):
             total_documents=job.total,
             removed=job.removed,
             refused=job.refused,
-            abandoned=job.is_open and jobs.abandoned(job, now_ms()),
+            abandoned=job.is_open and jobs.is_abandoned(store, job, now_ms()),
             error=job.error,
             created_at=moment(job.created_at),
             updated_at=moment(job.updated_at),

@@ -11,11 +11,11 @@ import click
 from outbox import logs
 from outbox.cli.reindex import facts as reindex_facts
 from outbox.cli.reindex import line as reindex_line
-from outbox.cli.wiring import database_option, json_option, load_settings, open_jobs, open_store
+from outbox.cli.wiring import database_option, json_option, load_settings, open_store
 from outbox.errors import OutboxError
 from outbox.maintenance.growth import Limits, Sizes, growth
 from outbox.settings import Settings, variable
-from outbox.store import verifications
+from outbox.store import jobs, verifications
 from outbox.store.models import now_ms
 from outbox.verify import Kind
 
@@ -32,8 +32,8 @@ def status(as_json: bool, database_url: str | None) -> None:
       outbox-relay status --json | jq .pending
     """
     loaded = load_settings(database_url=database_url)
-    with open_jobs(loaded) as store:
-        now, reindexes = now_ms(), store.open_jobs()
+    with open_store(loaded) as store:
+        now, reindexes = now_ms(), jobs.open_jobs(store)
         counts, oldest, control, relays = store.counts(), store.oldest_unfinished(), store.control(), store.relays()
         age = None if oldest is None else max(0.0, (now - oldest) / 1000)
         file, free, wal = store.file_bytes(), store.free_bytes(), store.wal_bytes()

@@ -21,7 +21,7 @@ from outbox.cli.wiring import (
     json_option,
     load_settings,
     name_unregistered,
-    open_jobs,
+    open_store,
     registry_of,
 )
 from outbox.destinations.base import Destination
@@ -30,8 +30,10 @@ from outbox.errors import ConfigurationError, ReindexFailed
 from outbox.reindex import reindexer as reindex
 from outbox.reindex.reindexer import Progress, Reindexer, Selection
 from outbox.settings import Settings
-from outbox.store.jobs import Job, Jobs
+from outbox.store import jobs
+from outbox.store.jobs import Job
 from outbox.store.models import now_ms
+from outbox.store.store import Store
 
 LINE_EVERY_S = 5.0
 
@@ -88,9 +90,9 @@ def command(**given: Any) -> None:
     if given["entities"] and given["everything"]:
         raise click.UsageError("--entity and --all do not go together")
     loaded = load_settings(database_url=given["database_url"])
-    with open_jobs(loaded) as jobs:
+    with open_store(loaded) as store:
         if given["list"]:
-            _list(jobs, given["as_json"])
+            _list(store, given["as_json"])
             return
         registry = registry_of(loaded)
         if registry is None and given["cancel"] is None:
@@ -99,17 +101,17 @@ def command(**given: Any) -> None:
         before = signal.signal(signal.SIGTERM, _leave)
         try:
             with imports_kept():
-                _act(jobs, destination, registry or EntityRegistry(), loaded, given)
+                _act(store, destination, registry or EntityRegistry(), loaded, given)
         finally:
             signal.signal(signal.SIGTERM, before)
             destination.close()
 
 
 def _act(
-    jobs: Jobs, destination: Destination, registry: EntityRegistry, loaded: Settings, given: dict[str, Any]
+    store: Store, destination: Destination, registry: EntityRegistry, loaded: Settings, given: dict[str, Any]
 ) -> None:
     reindexer = Reindexer(
-        jobs,
+        store,
         destination,
         registry,
         rate=given["rate"],
@@ -119,57 +121,61 @@ def _act(
     )
     if given["cancel"] is not None:
         said = reindexer.cancel(given["cancel"])
-        cancelled = jobs.job(given["cancel"])
-        click.echo(json.dumps(facts(jobs, cancelled)) if given["as_json"] and cancelled else said)
+        cancelled = jobs.find(store, given["cancel"])
+        click.echo(json.dumps(facts(store, cancelled)) if given["as_json"] and cancelled else said)
         return
     if given["resume"]:
-        _resume(jobs, reindexer, registry, given)
+        _resume(store, reindexer, registry, given)
         return
     selections = reindex.select(
-        jobs,
+        store,
         registry,
         **{
             name: given[name] for name in ("entities", "everything", "tenant", "since", "in_place", "keep_old", "adopt")
         },
     )
     if given["everything"]:
-        name_unregistered(jobs, registry, "stays as it is")
+        name_unregistered(store, registry, "stays as it is")
     if given["rollback"] or given["drop_old"]:
-        _back_or_drop(jobs, destination, selections, given)
+        _back_or_drop(store, destination, selections, given)
     elif given["dry_run"]:
-        _dry_run(jobs, registry, selections, given["as_json"])
+        _dry_run(store, registry, selections, given["as_json"])
     else:
         for selection in selections:
-            _show(jobs, reindexer.run(selection), selection.index, given["as_json"])
+            _show(store, reindexer.run(selection), selection.index, given["as_json"])
 
 
-def _resume(jobs: Jobs, reindexer: Reindexer, registry: EntityRegistry, given: dict[str, Any]) -> None:
-    wanted = {index for name in given["entities"] for index in (registry[name].index, *_of(jobs, registry, name))}
+def _resume(store: Store, reindexer: Reindexer, registry: EntityRegistry, given: dict[str, Any]) -> None:
+    wanted = {index for name in given["entities"] for index in (registry[name].index, *_of(store, registry, name))}
     left = [
-        job for job in jobs.open_jobs() if jobs.abandoned(job, now_ms()) and (not wanted or job.index_name in wanted)
+        job
+        for job in jobs.open_jobs(store)
+        if jobs.is_abandoned(store, job, now_ms()) and (not wanted or job.index_name in wanted)
     ]
     if not left:
-        running = len(jobs.open_jobs())
+        running = len(jobs.open_jobs(store))
         seen = f"; {running} running: see 'outbox-relay reindex --list'" if running else ""
         click.echo(f"nothing to resume{seen}", err=given["as_json"])
     for job in left:
-        _show(jobs, reindexer.resume(job), job.index_name, given["as_json"])
+        _show(store, reindexer.resume(job), job.index_name, given["as_json"])
 
 
-def _of(jobs: Jobs, registry: EntityRegistry, name: str) -> list[str]:
-    return [index for index in jobs.targets() if registry[name].index_names(index)]
+def _of(store: Store, registry: EntityRegistry, name: str) -> list[str]:
+    return [index for index in store.targets() if registry[name].index_names(index)]
 
 
-def _back_or_drop(jobs: Jobs, destination: Destination, selections: Iterable[Selection], given: dict[str, Any]) -> None:
+def _back_or_drop(
+    store: Store, destination: Destination, selections: Iterable[Selection], given: dict[str, Any]
+) -> None:
     for each in selections:
-        if given["everything"] and not jobs.kept(each.index):
+        if given["everything"] and not jobs.kept_index(store, each.index):
             continue
         if given["drop_old"]:
-            removed = reindex.drop_old(jobs, destination, each.index)
+            removed = reindex.drop_old(store, destination, each.index)
             said = f"index {each.index}: {removed} is removed"
             click.echo(json.dumps({"index": each.index, "removed": removed}) if given["as_json"] else said)
             continue
-        live, refused = reindex.roll_back(jobs, destination, each.index)
+        live, refused = reindex.roll_back(store, destination, each.index)
         said = f"index {each.index}: readers and rows have {live} again"
         told = json.dumps({"index": each.index, "live": live, "refused": refused})
         click.echo(told if given["as_json"] else said)
@@ -181,9 +187,9 @@ def _back_or_drop(jobs: Jobs, destination: Destination, selections: Iterable[Sel
             )
 
 
-def _dry_run(jobs: Jobs, registry: EntityRegistry, selections: Iterable[Selection], as_json: bool) -> None:
+def _dry_run(store: Store, registry: EntityRegistry, selections: Iterable[Selection], as_json: bool) -> None:
     for each in selections:
-        rows, names = reindex.rows_of(jobs, registry, each), [entity.name for entity in each.entities]
+        rows, names = reindex.rows_of(store, registry, each), [entity.name for entity in each.entities]
         if as_json:
             click.echo(json.dumps({"index": each.index, "entities": names, "rows": rows, "in_place": each.in_place}))
         else:
@@ -191,45 +197,45 @@ def _dry_run(jobs: Jobs, registry: EntityRegistry, selections: Iterable[Selectio
             click.echo(f"index {each.index}: {logs.rows(rows)} of {', '.join(names)}, {where}")
 
 
-def _list(jobs: Jobs, as_json: bool) -> None:
-    found = jobs.jobs()
+def _list(store: Store, as_json: bool) -> None:
+    found = jobs.every(store)
     if as_json:
-        click.echo(json.dumps([facts(jobs, job) for job in found]))
+        click.echo(json.dumps([facts(store, job) for job in found]))
         return
     for job in found:
-        click.echo(line(jobs, job))
+        click.echo(line(store, job))
     if not found:
         click.echo("no reindex so far")
 
 
-def facts(jobs: Jobs, job: Job) -> dict[str, Any]:
+def facts(store: Store, job: Job) -> dict[str, Any]:
     """A job for other programs."""
     shown = {name: value for name, value in asdict(job).items() if name != "lease_token"}
-    return {**shown, "abandoned": job.is_open and jobs.abandoned(job, now_ms())}
+    return {**shown, "abandoned": job.is_open and jobs.is_abandoned(store, job, now_ms())}
 
 
-def line(jobs: Jobs, job: Job) -> str:
+def line(store: Store, job: Job) -> str:
     """A job for people."""
     where = f"{job}: {job.state}"
     if job.is_open:
         where += f" at step '{job.phase}', {job.documents:,} of {logs.rows(job.total)}"
-        if jobs.abandoned(job, now_ms()):
+        if jobs.is_abandoned(store, job, now_ms()):
             return logs.safe(f"{where}, ABANDONED  → outbox-relay reindex --resume, or --cancel {job.id}")
         return logs.safe(f"{where}, by {job.lease_holder}")
     return logs.safe(where + (f": {job.error}" if job.error else f", {job.documents:,} documents"))
 
 
-def _show(jobs: Jobs, steps: Generator[Progress, None, None], index: str, as_json: bool) -> None:
+def _show(store: Store, steps: Generator[Progress, None, None], index: str, as_json: bool) -> None:
     """Follow a job to its end."""
     began = time.monotonic()
     bar = not as_json and sys.stderr.isatty()
     with closing(steps):  # given up in the middle, the job is given back while there is a database to say so
         last = _with_bar(steps) if bar else _with_lines(steps, as_json)
-    job = jobs.job(last.job) if last else None
+    job = jobs.find(store, last.job) if last else None
     if job is None:
         return
     if as_json:
-        click.echo(json.dumps(facts(jobs, job)))
+        click.echo(json.dumps(facts(store, job)))
     else:
         where = f"readers get {job.new_index}" if job.new_index else f"written to {job.old_index}"
         removed = f", {job.removed:,} removed" if job.removed else ""

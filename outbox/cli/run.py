@@ -32,7 +32,6 @@ from outbox.maintenance.scheduler import Maintenance
 from outbox.reindex.reindexer import Reindexer
 from outbox.relay.relay import Relay, Totals
 from outbox.settings import Settings
-from outbox.store.jobs import Jobs
 from outbox.store.models import now_ms
 from outbox.store.sqlite.presence import Presence
 from outbox.store.store import Store
@@ -144,12 +143,12 @@ def _reindexer(
     loaded: Settings,
     destination: Destination,
     registry: EntityRegistry,
-    jobs: Jobs,
+    store: Store,
     standing: Callable[[], None],
 ) -> Reindexer:
     """One request at a time: nobody has asked this relay to hurry."""
     return Reindexer(
-        jobs,
+        store,
         destination,
         registry,
         requests=1,

@@ -8,11 +8,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -26,11 +26,8 @@ from outbox.destinations import destination_of as destination_of
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError
 from outbox.settings import Settings
-from outbox.store.jobs import Jobs
 from outbox.store.sqlite import engine as sqlite
 from outbox.store.store import Store
-
-S = TypeVar("S", bound=Store)
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -162,20 +159,11 @@ def name_unregistered(store: Store, registry: EntityRegistry, why: str) -> None:
             click.echo(f"index {name} has no registered entity and {why}", err=True)
 
 
-def open_store(loaded: Settings) -> AbstractContextManager[Store]:
-    """The outbox tables, at the revision this version needs."""
-    return _open(Store, loaded)
-
-
-def open_jobs(loaded: Settings) -> AbstractContextManager[Jobs]:
-    """The same, with what a reindex asks of them."""
-    return _open(Jobs, loaded)
-
-
 @contextmanager
-def _open(kind: type[S], loaded: Settings) -> Iterator[S]:
+def open_store(loaded: Settings) -> Iterator[Store]:
+    """The outbox tables, at the revision this version needs."""
     engine = engine_of(loaded)
-    opened = kind(engine)
+    opened = Store(engine)
     try:
         opened.pin()  # first: a migration that comes between is noticed by one or the other
         schema.require_head(engine)

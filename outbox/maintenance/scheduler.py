@@ -21,8 +21,8 @@ from outbox.maintenance.growth import Limits, Sizes, Watch, growth
 from outbox.maintenance.pruner import prune
 from outbox.reindex.reindexer import LeftToRelays, Reindexer
 from outbox.settings import LONGEST_LEASE_S, Settings
-from outbox.store import upkeep
-from outbox.store.jobs import Job, Jobs
+from outbox.store import jobs, upkeep
+from outbox.store.jobs import Job
 from outbox.store.models import now_ms
 from outbox.store.sqlite import presence
 from outbox.store.store import Store
@@ -54,7 +54,7 @@ class Maintenance:
         settings: Settings,
         breakers: Callable[[], Sequence[Mapping[str, Any]]],
         verification: Callable[[Store], Verification] | None = None,
-        reindexer: Callable[[Jobs, Callable[[], None]], Reindexer] | None = None,
+        reindexer: Callable[[Store, Callable[[], None]], Reindexer] | None = None,
     ) -> None:
         self._engine, self._relay, self._settings, self._breakers = engine, relay, settings, breakers
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # a late job is no news
@@ -177,14 +177,14 @@ class Maintenance:
         """Go on with reindexes whose process was killed, one after another, while rows are delivered beside it."""
         assert self._reindexer is not None
         try:
-            jobs = Jobs(self._engine)
+            store = Store(self._engine)
             try:
-                for orphan in jobs.orphans(now_ms()):
-                    job = jobs.job(orphan.id)  # as it is when those before it have ended
-                    if job and jobs.orphaned(job, now_ms()):
-                        self._go_on(jobs, self._reindexer(jobs, self._unless_stopping), job)
+                for orphan in jobs.orphans(store, now_ms()):
+                    job = jobs.find(store, orphan.id)  # as it is when those before it have ended
+                    if job and jobs.is_orphan(store, job, now_ms()):
+                        self._go_on(store, self._reindexer(store, self._unless_stopping), job)
             finally:
-                jobs.close()
+                store.close()
             self._failing.discard("reindex")
         except LeftToRelays:
             return
@@ -195,7 +195,7 @@ class Maintenance:
         except Exception:
             logger.opt(exception=True).error("a reindex has failed in a way that none may; its job is left open")
 
-    def _go_on(self, jobs: Jobs, reindexer: Reindexer, job: Job) -> None:
+    def _go_on(self, store: Store, reindexer: Reindexer, job: Job) -> None:
         left_by = job.lease_holder
         if not reindexer.knows(job):
             return
@@ -208,11 +208,11 @@ class Maintenance:
             logger.warning(f"{job} is left to the next relay, or to 'outbox-relay reindex --resume'")
             raise
         except ReindexFailed as error:
-            now = jobs.job(job.id)
-            theirs = now is not None and now.is_open and not jobs.abandoned(now, now_ms())
+            now = jobs.find(store, job.id)
+            theirs = now is not None and now.is_open and not jobs.is_abandoned(store, now, now_ms())
             logger.log("INFO" if theirs else "ERROR", str(error))  # somebody at a terminal was faster, or it has failed
             return
-        ended = jobs.job(job.id) or job
+        ended = jobs.find(store, job.id) or job
         logger.info(f"{ended} is {ended.state}: {ended.documents:,} documents, {ended.refused:,} refused")
 
     def _unless_stopping(self) -> None:

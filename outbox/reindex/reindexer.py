@@ -46,10 +46,12 @@ from outbox.errors import (
     shortened,
 )
 from outbox.reindex.writer import Lane, Pace, Page
-from outbox.store.jobs import Job, JobLost, Jobs
+from outbox.store import jobs
+from outbox.store.jobs import Job, JobLost
 from outbox.store.models import EPOCH_STEP, Event, JobState, now_ms
 from outbox.store.models import Action as RowAction
 from outbox.store.sqlite.presence import Presence
+from outbox.store.store import Store
 
 PAGE_ROWS: Final = 2_000
 GENTLE_ROWS: Final = 125
@@ -95,7 +97,7 @@ class Progress:
 
 
 def select(
-    jobs: Jobs,
+    store: Store,
     registry: EntityRegistry,
     *,
     entities: Sequence[str] = (),
@@ -107,10 +109,10 @@ def select(
     adopt: bool = False,
 ) -> list[Selection]:
     """The indexes to rebuild. Raises `ConfigurationError` for what does not exist, and lists what does."""
-    chosen = list(registry) if everything else [_entity(jobs, registry, name) for name in entities]
+    chosen = list(registry) if everything else [_entity(store, registry, name) for name in entities]
     if not chosen:
         raise ConfigurationError("no entity is registered: add the application's models to the registry")
-    names = list(dict.fromkeys(name for entity in chosen for name in _index_names(jobs, registry, entity, tenant)))
+    names = list(dict.fromkeys(name for entity in chosen for name in _index_names(store, registry, entity, tenant)))
     found = []
     for name in names:
         of_index = tuple(registry.of_index(name))
@@ -137,7 +139,7 @@ def select(
             )
         )
     if tenant is not None:
-        _check_tenant(jobs, registry, chosen, tenant)
+        _check_tenant(store, registry, chosen, tenant)
     for each in found:
         if each.in_place and (keep_old or adopt):
             raise ConfigurationError(
@@ -149,14 +151,14 @@ def select(
     return found
 
 
-def _entity(jobs: Jobs, registry: EntityRegistry, name: str) -> Entity:
+def _entity(store: Store, registry: EntityRegistry, name: str) -> Entity:
     known = {entity.name: entity for entity in registry}
     if name in known:
         return known[name]
     instead = listed(known)
     if of_index := registry.of_index(name):
         instead = f"; the index {name} is that of {', '.join(entity.name for entity in of_index)}"
-    elif name in jobs.targets():
+    elif name in store.targets():
         instead += (
             f"; the index {name} cannot be rebuilt before its model is registered: registry.add(Model, index={name!r}, "
             "fields=[…])"
@@ -164,23 +166,23 @@ def _entity(jobs: Jobs, registry: EntityRegistry, name: str) -> Entity:
     raise ConfigurationError(f"no entity {shortened(name)} is registered{instead}{nearest(name, known)}")
 
 
-def _index_names(jobs: Jobs, registry: EntityRegistry, entity: Entity, tenant: str | None) -> list[str]:
+def _index_names(store: Store, registry: EntityRegistry, entity: Entity, tenant: str | None) -> list[str]:
     if entity.tenancy is not Tenancy.INDEX:
         return [entity.index]
-    known = [name for name in jobs.targets() if entity.index_names(name)]
-    of_rows = [f"{each}_{entity.index}" for each in registry.tenants(jobs.connection, entity)]
+    known = [name for name in store.targets() if entity.index_names(name)]
+    of_rows = [f"{each}_{entity.index}" for each in registry.tenants(store.connection, entity)]
     names = sorted({*known, *(name for name in of_rows if entity.index_names(name))})
     return [name for name in names if tenant is None or name == f"{tenant}_{entity.index}"]
 
 
-def _check_tenant(jobs: Jobs, registry: EntityRegistry, chosen: Sequence[Entity], tenant: str) -> None:
-    connection = jobs.connection
+def _check_tenant(store: Store, registry: EntityRegistry, chosen: Sequence[Entity], tenant: str) -> None:
+    connection = store.connection
     with_tenant = [entity for entity in chosen if entity.tenant]
     if not with_tenant:
         raise ConfigurationError(f"{', '.join(entity.name for entity in chosen)}: no tenant is registered there")
     if any(registry.count(connection, entity, Part(tenant)) for entity in with_tenant):
         return
-    if any(e.tenancy is Tenancy.INDEX and f"{tenant}_{e.index}" in jobs.targets() for e in with_tenant):
+    if any(e.tenancy is Tenancy.INDEX and f"{tenant}_{e.index}" in store.targets() for e in with_tenant):
         return  # its rows are gone, its index is not
     existing = sorted({each for entity in with_tenant for each in registry.tenants(connection, entity, 10)})
     more = "" if len(existing) < 10 else ", …"
@@ -208,9 +210,9 @@ def instant(entity: Entity, since: str) -> Any:
     return since
 
 
-def rows_of(jobs: Jobs, registry: EntityRegistry, chosen: Selection) -> int:
+def rows_of(store: Store, registry: EntityRegistry, chosen: Selection) -> int:
     """How many rows the scan will read."""
-    return sum(registry.count(jobs.connection, entity, _part(entity, chosen)) for entity in chosen.entities)
+    return sum(registry.count(store.connection, entity, _part(entity, chosen)) for entity in chosen.entities)
 
 
 def _part(entity: Entity, chosen: Selection) -> Part:
@@ -241,7 +243,7 @@ class Reindexer:
 
     def __init__(
         self,
-        jobs: Jobs,
+        store: Store,
         destination: Destination,
         registry: EntityRegistry,
         *,
@@ -251,7 +253,7 @@ class Reindexer:
         lease_s: float = 60.0,
         request_timeout_s: float = 20.0,
     ) -> None:
-        self._jobs, self._destination, self._registry, self._rate = jobs, destination, registry, rate
+        self._store, self._destination, self._registry, self._rate = store, destination, registry, rate
         self._requests, self._standing = requests, standing
         self._lease_ms = int(1_000 * max(lease_s, 2 * request_timeout_s + 5))
         self._holder = f"{socket.gethostname()}, pid {os.getpid()}"
@@ -267,9 +269,9 @@ class Reindexer:
 
     def run(self, chosen: Selection) -> Generator[Progress, None, None]:
         """Rebuild an index; or go on with the job that somebody left. Raises `ReindexFailed`."""
-        job = self._jobs.open_job(chosen.index)
+        job = jobs.open_job(self._store, chosen.index)
         if job and job.state != JobState.RUNNING:
-            if not self._jobs.abandoned(job, now_ms()):
+            if not jobs.is_abandoned(self._store, job, now_ms()):
                 raise ReindexFailed(f"{job} is just being {_ENDS[job.state]} by {job.lease_holder}; try again")
             try:
                 yield from self.resume(job)
@@ -279,7 +281,7 @@ class Reindexer:
             job = None
         if job is None:
             job = self._begin(chosen)
-        elif not self._jobs.abandoned(job, now_ms()):
+        elif not jobs.is_abandoned(self._store, job, now_ms()):
             raise ReindexFailed(
                 f"{job} is running already, at step '{job.phase}', by {job.lease_holder}; wait for it, or run "
                 f"'outbox-relay reindex --cancel {job.id}'"
@@ -296,14 +298,14 @@ class Reindexer:
         if not self.knows(job):
             raise ConfigurationError(f"{job} cannot go on: no entity of index {job.index_name} is registered here")
         asked, entities = self._asked(job), self._entities(job)
-        taken = self._jobs.take(job, self._holder, now_ms(), self._lease_ms)
+        taken = jobs.take(self._store, job, self._holder, now_ms(), self._lease_ms)
         if taken is None:
             raise ReindexFailed(f"{job} is somebody else's by now; see 'outbox-relay reindex --list'")
         self._job, self._selection, self._noted_at = taken, replace(asked, entities=entities), now_ms()
         self._unwritten = {}
         self._documents, self._refusals = taken.documents, taken.refused
-        self._last_id, self._flowed_at = self._jobs.highest_id(), -FLOW_S
-        presence = Presence(self._jobs.path, taken.lease_token or "", "reindex")
+        self._last_id, self._flowed_at = self._store.highest_id(), -FLOW_S
+        presence = Presence(self._store.path, taken.lease_token or "", "reindex")
         to_relays = False
         try:
             yield from self._work()
@@ -312,7 +314,7 @@ class Reindexer:
             raise
         finally:
             try:
-                self._jobs.give_back(self._job, now_ms(), to_relays=to_relays)
+                jobs.release(self._store, self._job, now_ms(), to_relays=to_relays)
             finally:
                 presence.end()
 
@@ -326,13 +328,13 @@ class Reindexer:
 
     def cancel(self, number: int) -> str:
         """Stop a job, and remove its new index. Says what became of it. Raises `ReindexFailed` if it is too late."""
-        job = self._jobs.job(number)
+        job = jobs.find(self._store, number)
         if job is None:
             raise ReindexFailed(f"there is no reindex {number}; see 'outbox-relay reindex --list'")
         if not job.is_open:
             raise ReindexFailed(f"{job} has ended already: {job.state}")
         by = f"cancelled by {self._holder}"
-        stopped = self._jobs.stop(job, JobState.CANCELLING, by, now_ms(), own=False)
+        stopped = jobs.stop(self._store, job, JobState.CANCELLING, by, now_ms(), own=False)
         if not stopped and job.state == JobState.RUNNING:
             raise ReindexFailed(
                 f"{job} is at its last step, '{job.phase}': let it end ('outbox-relay reindex --resume', if it was "
@@ -340,7 +342,7 @@ class Reindexer:
             )
         # Whoever works on it notices, and removes its index; otherwise it is to us.
         while (job := self._known(number)).is_open:
-            if self._jobs.abandoned(job, now_ms()):
+            if jobs.is_abandoned(self._store, job, now_ms()):
                 with suppress(ReindexFailed):
                     for _ in self.resume(job):
                         pass
@@ -359,15 +361,17 @@ class Reindexer:
         )
 
     def _begin(self, chosen: Selection) -> Job:
-        jobs, name = self._jobs, chosen.index
-        if kept := jobs.kept(name):
+        store, name = self._store, chosen.index
+        if kept := jobs.kept_index(store, name):
             raise ReindexFailed(
                 f"index {name} still keeps {kept[0]}; run 'outbox-relay reindex --drop-old' or '--rollback' first"
             )
-        old = jobs.targets().get(name)
+        old = store.targets().get(name)
         if old is None:
-            jobs.register_index(name, self._destination.ensure_index(name, *(self._registry.index_options(name) or ())))
-            old = jobs.targets()[name]
+            store.register_index(
+                name, self._destination.ensure_index(name, *(self._registry.index_options(name) or ()))
+            )
+            old = store.targets()[name]
         readers = self._destination.inspect_index(name, old).readers
         if readers != (old,):
             raise ReindexFailed(
@@ -382,6 +386,7 @@ class Reindexer:
             )
         new = None if chosen.in_place else self._new_name(name)
         return jobs.begin(
+            store,
             name,
             old,
             new,
@@ -389,11 +394,11 @@ class Reindexer:
             since=chosen.since,
             keep_old=chosen.keep_old,
             adopt=chosen.adopt,
-            total=rows_of(jobs, self._registry, chosen),
+            total=rows_of(store, self._registry, chosen),
         )
 
     def _new_name(self, name: str) -> str:
-        numbers = [re.fullmatch(rf"{re.escape(name)}-(\d{{6}})", used) for used in self._jobs.names_used(name)]
+        numbers = [re.fullmatch(rf"{re.escape(name)}-(\d{{6}})", used) for used in jobs.names_used(self._store, name)]
         number = max((int(match[1]) for match in numbers if match), default=0)
         while True:
             number += 1
@@ -420,7 +425,7 @@ class Reindexer:
         except JobLost:
             pass
         except DestinationError as error:
-            if not self._jobs.stop(self._job, JobState.FAILING, str(error), now_ms(), own=True):
+            if not jobs.stop(self._store, self._job, JobState.FAILING, str(error), now_ms(), own=True):
                 with suppress(JobLost):  # else somebody has ended it meanwhile
                     self._note(force=True)
                     raise ReindexFailed(
@@ -435,12 +440,12 @@ class Reindexer:
         if job.new_index is None:
             highest = self._ask(lambda: self._destination.highest_version(job.old_index))
             epoch, last = divmod(highest, EPOCH_STEP)
-            if epoch > self._jobs.control().epoch:
+            if epoch > self._store.control().epoch:
                 raise DestinationError(
                     f"index {job.old_index} holds version {highest}, of a later epoch: run 'outbox-relay epoch advance'"
                 )
             # What was changed by hand may have a version above any row's.
-            self._job = self._jobs.fix_watermark(job, now_ms(), self._lease_ms, at_least=last)
+            self._job = jobs.fix_watermark(self._store, job, now_ms(), self._lease_ms, at_least=last)
             return
         target = job.new_index
         mappings, settings = self._registry.index_options(job.index_name) or ({}, {})
@@ -451,7 +456,7 @@ class Reindexer:
             self._destination.create_index(target, mappings, settings)
 
         self._ask(create)
-        self._job = self._jobs.rows_go_to_both(self._job, now_ms(), self._lease_ms)
+        self._job = jobs.send_rows_to_both(self._store, self._job, now_ms(), self._lease_ms)
 
     def _scan(self) -> Iterator[Progress]:
         """Pages are read while those before them are on their way; the position is that up to which all are there."""
@@ -466,7 +471,7 @@ class Reindexer:
                     continue
                 after: list[str] | None = at.get("after") if entity.name == at.get("entity") else None
                 part = _part(entity, self._selection)
-                while rows := self._registry.page(self._jobs.connection, entity, part, after, self._page_rows(lane)):
+                while rows := self._registry.page(self._store.connection, entity, part, after, self._page_rows(lane)):
                     read, after = read + len(rows), rows[-1].key
                     actions = self._actions(rows)
                     now = time.monotonic()
@@ -490,9 +495,9 @@ class Reindexer:
     def _wait(self) -> Iterator[Progress]:
         yield self._progress()
         job, said = self._job, False
-        while left := self._jobs.unfinished_up_to(job.index_name, job.last_id):
-            control = self._jobs.control()
-            held_up = "" if self._jobs.relays() else "; no relay runs: start 'outbox-relay run'"
+        while left := jobs.unfinished_up_to(self._store, job.index_name, job.last_id):
+            control = self._store.control()
+            held_up = "" if self._store.relays() else "; no relay runs: start 'outbox-relay run'"
             if control.paused_at is not None:
                 why = logs.safe(control.pause_reason or "?")
                 held_up = f"; the outbox is paused ({why}): run 'outbox-relay resume'"
@@ -540,7 +545,7 @@ class Reindexer:
         self._ask(lambda: self._destination.finish_index(target, settings))
         held = self._ask(lambda: self._destination.count(target))
         expected = self._job.documents - self._job.removed
-        since = self._jobs.highest_id() - self._job.last_id
+        since = self._store.highest_id() - self._job.last_id
         if held + since < expected:
             raise DestinationError(f"index {target} holds {held:,} documents, {expected:,} were written to it")
         if differing := self._ask(self._differing):
@@ -565,12 +570,12 @@ class Reindexer:
                 self._sleep(1)
                 if attempt == SWAPS and not self._ask(swapped):
                     raise
-        self._job = self._jobs.rows_go_to_new(job, now_ms(), self._lease_ms)
+        self._job = jobs.send_rows_to_new(self._store, job, now_ms(), self._lease_ms)
 
     def _drop(self) -> Iterator[Progress]:
         yield self._progress()
         if not self._job.keep_old and not self._job.adopt:
-            for _ in _claims_that_knew(self._jobs, self._job.index_name):
+            for _ in _claims_that_knew(self._store, self._job.index_name):
                 yield self._progress(note=f"requests to {self._job.old_index} are still under way")
                 self._note()
             self._ask(lambda: self._destination.drop_index(self._job.old_index))
@@ -587,7 +592,7 @@ class Reindexer:
         if job.lease_token != self._job.lease_token or job.state == JobState.RUNNING:
             raise ReindexFailed(f"{job} is somebody else's by now; see 'outbox-relay reindex --list'")
         if job.new_index:
-            for _ in _claims_that_knew(self._jobs, job.index_name):
+            for _ in _claims_that_knew(self._store, job.index_name):
                 self._standing()
             try:
                 readers = self._destination.inspect_index(job.index_name, job.new_index).readers
@@ -632,7 +637,7 @@ class Reindexer:
 
     def _page_rows(self, lane: Lane[Any]) -> int:
         """How many rows to read next. Few, and one request at a time, while rows flow: these wait behind ours."""
-        now, last = time.monotonic(), self._jobs.highest_id()
+        now, last = time.monotonic(), self._store.highest_id()
         if last != self._last_id:
             self._last_id, self._flowed_at = last, now
         lane.gently = now - self._flowed_at < FLOW_S
@@ -664,7 +669,7 @@ class Reindexer:
         """Documents for which no entity of the index has a row, whatever its tenant."""
         places = [(self._job.index_name, each) for each in document_ids]
         for entity in self._registry.of_index(self._job.index_name):
-            held = self._registry.holders(self._jobs.connection, entity, places)
+            held = self._registry.holders(self._store.connection, entity, places)
             places = [place for place in places if place not in held]
         return [each for _, each in places]
 
@@ -672,7 +677,7 @@ class Reindexer:
         entities = self._registry.of_index(self._job.index_name)
         places = [(each, entity) for each in document_ids for entity in entities]
         made = self._registry.load(
-            self._jobs.connection,
+            self._store.connection,
             [
                 Event(at, RowAction.REFRESH, self._job.index_name, each, None, entity.name, 0, 0, 0)
                 for at, (each, entity) in enumerate(places)
@@ -685,7 +690,7 @@ class Reindexer:
 
     def _differing(self) -> list[str]:
         """Of a sample, the documents that are not what the database says, although no row of theirs is under way."""
-        target, connection = self._job.target, self._jobs.connection
+        target, connection = self._job.target, self._store.connection
         page = next(self._destination.pages(target, PAGE_ROWS), {})
         suspects = set(random.sample(sorted(page), min(SAMPLE, len(page))))
         for entity in self._selection.entities:
@@ -696,7 +701,7 @@ class Reindexer:
                 self._sleep(2 * LOOK_EVERY_S)
             loaded = self._loaded(sorted(suspects))
             stored = self._destination.read(target, sorted(suspects))
-            unsettled = self._jobs.unsettled(self._job.index_name, sorted(suspects))
+            unsettled = jobs.unsettled(self._store, self._job.index_name, sorted(suspects))
             suspects = {
                 each
                 for each in suspects - unsettled
@@ -712,7 +717,7 @@ class Reindexer:
         while True:
             self._note(force=True)
             # A refresh, or a look at all versions, may outlast the lease; that a process was killed shows at once.
-            self._job = self._jobs.note(self._job, now_ms(), max(self._lease_ms, LONG_CALL_MS))
+            self._job = jobs.update(self._store, self._job, now_ms(), max(self._lease_ms, LONG_CALL_MS))
             try:
                 answer = call()
             except DestinationError as error:
@@ -748,15 +753,15 @@ class Reindexer:
         self._unwritten |= columns
         if force or now - self._noted_at >= NOTE_EVERY_MS or now < self._noted_at:
             columns, self._unwritten = self._unwritten, {}
-            self._job = self._jobs.note(self._job, now, self._lease_ms, durable="phase" in columns, **columns)
+            self._job = jobs.update(self._store, self._job, now, self._lease_ms, durable="phase" in columns, **columns)
             self._noted_at = now
 
     def _end(self, state: JobState) -> None:
         with suppress(JobLost):
-            self._job = self._jobs.finish(self._job, state, now_ms())
+            self._job = jobs.finish(self._store, self._job, state, now_ms())
 
     def _known(self, number: int) -> Job:
-        job = self._jobs.job(number)
+        job = jobs.find(self._store, number)
         assert job is not None, f"job {number} was removed from outbox_reindex_jobs"
         return job
 
@@ -782,10 +787,10 @@ def _ahead(pages: Iterator[T]) -> Iterator[T]:
             yield page
 
 
-def _claims_that_knew(jobs: Jobs, index: str) -> Iterator[None]:
+def _claims_that_knew(store: Store, index: str) -> Iterator[None]:
     """Until the claims are over that may still send to an index which rows no longer go to."""
-    before = jobs.claims(index, now_ms())
-    while before & jobs.claims(index, now_ms()):
+    before = jobs.claims_on(store, index, now_ms())
+    while before & jobs.claims_on(store, index, now_ms()):
         yield
         time.sleep(LOOK_EVERY_S)
 
@@ -793,41 +798,41 @@ def _claims_that_knew(jobs: Jobs, index: str) -> Iterator[None]:
 # -- the index before the last rebuild ------------------------------------------------------------------------------
 
 
-def roll_back(jobs: Jobs, destination: Destination, index: str) -> tuple[str, int]:
+def roll_back(store: Store, destination: Destination, index: str) -> tuple[str, int]:
     """Give readers and rows the kept old index back; the other is kept then. Returns it, and what it refused.
 
     Raises `ReindexFailed` if none is kept.
     """
-    old, refused = _kept(jobs, index)
-    live = jobs.targets()[index]
+    old, refused = _kept(store, index)
+    live = store.targets()[index]
     if destination.inspect_index(index, old).readers != (old,):  # unless a rollback was killed in between
         destination.refresh(old)
         destination.swap(index, live, old)
-    jobs.exchange(index, live, old)
+    jobs.exchange(store, index, live, old)
     return old, refused
 
 
-def drop_old(jobs: Jobs, destination: Destination, index: str) -> str:
+def drop_old(store: Store, destination: Destination, index: str) -> str:
     """Keep the old index no longer. Returns its name. Raises `ReindexFailed` if none is kept."""
-    old, _ = _kept(jobs, index)
-    jobs.forget(index, old)
-    for _ in _claims_that_knew(jobs, index):
+    old, _ = _kept(store, index)
+    jobs.drop_kept(store, index, old)
+    for _ in _claims_that_knew(store, index):
         pass
     destination.drop_index(old)
     return old
 
 
-def _kept(jobs: Jobs, index: str) -> tuple[str, int]:
-    if job := jobs.open_job(index):
+def _kept(store: Store, index: str) -> tuple[str, int]:
+    if job := jobs.open_job(store, index):
         raise ReindexFailed(f"{job} has not ended; see 'outbox-relay reindex --list'")
-    kept = jobs.kept(index)
+    kept = jobs.kept_index(store, index)
     if kept is None:
         raise ReindexFailed(f"index {index} keeps no old one: only 'outbox-relay reindex --keep-old' leaves one")
     return kept
 
 
 def reindex(
-    jobs: Jobs,
+    store: Store,
     destination: Destination,
     registry: EntityRegistry,
     *,
@@ -846,7 +851,7 @@ def reindex(
     second, at most. Raises `ConfigurationError` for what does not exist and `ReindexFailed` for what was not done.
     """
     chosen = select(
-        jobs,
+        store,
         registry,
         entities=entities,
         everything=everything,
@@ -856,6 +861,6 @@ def reindex(
         keep_old=keep_old,
         adopt=adopt,
     )
-    reindexer = Reindexer(jobs, destination, registry, rate=rate)
+    reindexer = Reindexer(store, destination, registry, rate=rate)
     for each in chosen:
         yield from reindexer.run(each)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from outbox.store import claims
-from outbox.store.jobs import Job, Jobs
 from outbox.store.models import COUNTERS, FRESH, HELD, LATENCY_BOUNDS_MS, STATISTICS, TENANT, WAITING, State
 from outbox.store.sqlite.malformed import IllegalRows
+from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
 
 MINUTE_MS: Final = 60_000
@@ -110,7 +110,7 @@ class Lag:
     oldest_ms: int
 
 
-class Figures(Jobs):
+class Figures(Store):
     """The outbox tables with what operators look at. For one thread at a time, as the store."""
 
     def backlog(self, now: int) -> Backlog:
@@ -261,10 +261,6 @@ class Figures(Jobs):
             " GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 20"
         )
         return [(row[0], row[1], row[2]) for row in found]
-
-    def newest_jobs(self, limit: int) -> list[Job]:
-        """Rebuilds of indexes, newest first."""
-        return self.jobs("id > (SELECT max(id) FROM outbox_reindex_jobs) - ?", limit)[::-1]
 
 
 def _narrowed(**given: str | None) -> tuple[list[str], dict[str, Any]]:

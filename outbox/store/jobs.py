@@ -1,10 +1,10 @@
-"""What a reindex asks of the outbox tables, and what it notes of its jobs."""
+"""Every statement about the jobs of a reindex, and about what a reindex asks of rows and claims."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from outbox.store.sqlite import presence
 from outbox.store.store import Store, printable
 
 BEGUN_MS = 10_000
-"""Whoever notes a new job takes its lease right after; unless it was killed in between."""
+"""The process that enters a new job takes its lease right after; one without a lease for so long was abandoned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,267 +70,302 @@ class Job:
 
 
 class JobLost(Exception):
-    """The job is not this process's to go on with: it was cancelled, has failed, or somebody else has its lease."""
+    """The job is no longer this process's: it was cancelled, has failed, or another process holds its lease."""
 
 
-class Jobs(Store):
-    """The outbox tables with what a reindex asks of them. For one thread at a time, as the store."""
+# -- looking --------------------------------------------------------------------------------------------------------
 
-    # -- looking ------------------------------------------------------------------------------------------------
 
-    def job(self, number: int) -> Job | None:
-        return next(iter(self.jobs("id = ?", number)), None)
+def find(store: Store, number: int) -> Job | None:
+    """The job of that number, or None."""
+    return next(iter(_select(store, "WHERE id = :id", id=number)), None)
 
-    def open_jobs(self) -> list[Job]:
-        return self.jobs(OPEN_JOBS)
 
-    def open_job(self, index: str) -> Job | None:
-        return next(iter(self.jobs(f"index_name = ? AND ({OPEN_JOBS})", index)), None)
+def every(store: Store) -> list[Job]:
+    """All jobs, open and ended, in the order in which they began."""
+    return _select(store)
 
-    def jobs(self, condition: str = "1", *parameters: Any) -> list[Job]:
-        """Jobs in the order in which they began."""
-        rows = self.run(f"SELECT * FROM outbox_reindex_jobs WHERE {condition} ORDER BY id", *parameters)
-        return [Job(**row) for row in rows.mappings()]
 
-    def abandoned(self, job: Job, now: int) -> bool:
-        """Whether nobody works on an open job."""
-        if job.lease_token is None or (job.lease_expires_at or 0) <= now:
-            return True
-        return presence.reindex_is_gone(self.path, job.lease_token)
+def newest(store: Store, limit: int) -> list[Job]:
+    """So many jobs, newest first."""
+    return _select(store, "WHERE id > (SELECT max(id) FROM outbox_reindex_jobs) - :limit", limit=limit)[::-1]
 
-    def orphans(self, now: int) -> list[Job]:
-        """Open jobs whose worker was killed, or was a relay that has ended; none that somebody gave up on purpose."""
-        return [job for job in self.open_jobs() if self.orphaned(job, now)]
 
-    def orphaned(self, job: Job, now: int) -> bool:
-        """Whether a job is one of them."""
-        begun = job.lease_token is not None or (job.lease_holder is None and now - job.created_at > BEGUN_MS)
-        return job.is_open and begun and self.abandoned(job, now)
+def open_jobs(store: Store) -> list[Job]:
+    """Jobs that have not ended."""
+    return _select(store, f"WHERE {OPEN_JOBS}")
 
-    def kept(self, index: str) -> tuple[str, int] | None:
-        """The old physical index that rows still go to, and how many documents it refused."""
-        row = self.run(
-            "SELECT physical_index, refused FROM outbox_indexes WHERE index_name = ? AND role = 'old'", index
-        ).one_or_none()
-        return (row[0], row[1]) if row else None
 
-    def unfinished_up_to(self, index: str, last: int) -> int:
-        """How many rows of the index, up to that id, are pending or claimed."""
-        return int(
-            self.run(
-                "SELECT (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_fresh"
-                f" WHERE {FRESH} AND index_name = :index AND id <= :last)"
-                " + (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_held"
-                f" WHERE ({HELD}) AND index_name = :index AND id <= :last)",
-                {"index": index, "last": last},
-            ).scalar_one()
-        )
+def open_job(store: Store, index: str) -> Job | None:
+    """The one job of an index that has not ended, or None."""
+    return next(iter(_select(store, f"WHERE index_name = :index AND ({OPEN_JOBS})", index=index)), None)
 
-    def unsettled(self, index: str, document_ids: Sequence[str]) -> set[str]:
-        """Those documents that have a row which is not done: what stands in the index may be older."""
-        rows = self.run(
-            "SELECT document_id FROM outbox_events WHERE state <> 'done' AND index_name = ?"
-            " AND document_id IN (SELECT value FROM json_each(?))",
-            index,
-            json.dumps(list(document_ids)),
-        )
-        return {row[0] for row in rows}
 
-    def claims(self, index: str, now: int) -> set[str]:
-        """The claims that hold rows of the index."""
-        rows = self.run(
-            "SELECT DISTINCT claim_token FROM outbox_events INDEXED BY ix_outbox_events_held"
-            f" WHERE ({HELD}) AND state = 'claimed' AND index_name = ? AND lease_expires_at > ?",
-            index,
-            now,
-        )
-        return {row[0] for row in rows}
+def _select(store: Store, condition: str = "", **parameters: Any) -> list[Job]:
+    rows = store.run(f"SELECT * FROM outbox_reindex_jobs {condition} ORDER BY id", parameters)
+    return [Job(**row) for row in rows.mappings()]
 
-    # -- the life of a job --------------------------------------------------------------------------------------
 
-    def begin(
-        self,
-        index: str,
-        old: str,
-        new: str | None,
-        *,
-        tenant: str | None,
-        since: str | None,
-        keep_old: bool,
-        adopt: bool,
-        total: int,
-    ) -> Job:
-        """Note a new job. Raises `ReindexFailed` when the index has an open one."""
-        try:
-            with self.write(durable=True):
-                number = self.run(
-                    "INSERT INTO outbox_reindex_jobs"
-                    " (index_name, old_index, new_index, phase, tenant_id, since, keep_old, adopt, total)"
-                    " VALUES (?, ?, ?, 'create', ?, ?, ?, ?, ?)",
-                    *(index, old, new, tenant, since, int(keep_old), int(adopt), total),
-                ).lastrowid
-        except IntegrityError:
-            raise ReindexFailed(f"{self.open_job(index) or f'another reindex of {index}'} has just begun") from None
-        return self._known(int(number))
+def _reread(store: Store, job_id: int) -> Job:
+    (found,) = _select(store, "WHERE id = :id", id=job_id)
+    return found
 
-    def take(self, job: Job, holder: str, now: int, lease_ms: int) -> Job | None:
-        """Take the lease of a job that was seen to be abandoned. None if somebody else was faster."""
-        token = secrets.token_hex(8)
-        with self.write(durable=True):
-            taken = self.run(
-                "UPDATE outbox_reindex_jobs SET lease_token = ?, lease_holder = ?, lease_expires_at = ?"
-                f" WHERE id = ? AND lease_token IS ? AND ({OPEN_JOBS})",
-                *(token, holder, now + lease_ms, job.id, job.lease_token),
-            ).rowcount
-        if not taken:
-            return None
-        if job.lease_token:
-            presence.forget_reindex(self.path, job.lease_token)
-        return self._known(job.id)
 
-    def give_back(self, job: Job, now: int, *, to_relays: bool = False) -> None:
-        """Let the lease go. `to_relays`: as if its worker had been killed, so that the next relay goes on with it."""
-        with self.write(durable=False):
-            self.run(
-                "UPDATE outbox_reindex_jobs SET lease_token = iif(:keep, lease_token, NULL), lease_expires_at = :now"
-                " WHERE id = :id AND lease_token = :token",
-                {"keep": to_relays, "now": now, "id": job.id, "token": job.lease_token},
-            )
+def is_abandoned(store: Store, job: Job, now: int) -> bool:
+    """Whether no process works on an open job."""
+    if job.lease_token is None or (job.lease_expires_at or 0) <= now:
+        return True
+    return presence.reindex_is_gone(store.path, job.lease_token)
 
-    def note(self, job: Job, now: int, lease_ms: int, *, durable: bool = False, **columns: Any) -> Job:
-        """Write down how far the job is, and renew its lease. Raises `JobLost`, and `SchemaError` as `pin` says."""
-        with self.write(durable=durable):
-            self._note(job, now, lease_ms, **columns)
-        return self._known(job.id)
 
-    def _note(self, job: Job, now: int, lease_ms: int, **columns: Any) -> None:
-        self.require_pinned()
-        columns |= {"updated_at": now, "lease_expires_at": now + lease_ms}
-        noted = self.run(
-            f"UPDATE outbox_reindex_jobs SET {', '.join(f'{name} = ?' for name in columns)}"
-            " WHERE id = ? AND lease_token = ? AND state = 'running'",
-            *(*columns.values(), job.id, job.lease_token),
-        ).rowcount
-        if not noted:
-            raise JobLost
+def orphans(store: Store, now: int) -> list[Job]:
+    """Open jobs that a relay resumes by itself: see `is_orphan`."""
+    return [job for job in open_jobs(store) if is_orphan(store, job, now)]
 
-    def rows_go_to_both(self, job: Job, now: int, lease_ms: int) -> Job:
-        """From the next claim on, rows go to the new index too; and the watermark is fixed, in the same step.
 
-        Rows that were claimed before know the old index only; their ids are not above the watermark, for they were
-        committed before this transaction, beside which nobody writes: so the job waits for them before it swaps. What
-        commits after it has a higher id, and goes to both.
-        """
-        with self.write(durable=True):
-            self.run(
-                "INSERT OR IGNORE INTO outbox_indexes (index_name, physical_index, role) VALUES (?, ?, 'new')",
-                job.index_name,
-                job.new_index,
-            )
-            self._fix_watermark(job, now, lease_ms)
-        return self._known(job.id)
+def is_orphan(store: Store, job: Job, now: int) -> bool:
+    """Whether the process of an open job was killed, or was a relay that has ended. A job that was interrupted at a
+    terminal is none: it waits for `--resume`."""
+    begun = job.lease_token is not None or (job.lease_holder is None and now - job.created_at > BEGUN_MS)
+    return job.is_open and begun and is_abandoned(store, job, now)
 
-    def fix_watermark(self, job: Job, now: int, lease_ms: int, *, at_least: int) -> Job:
-        """Give the documents of the job a version: below that of any row to come. `at_least`: an id."""
-        with self.write(durable=True):
-            self._fix_watermark(job, now, lease_ms, at_least)
-        return self._known(job.id)
 
-    def _fix_watermark(self, job: Job, now: int, lease_ms: int, at_least: int = 0) -> None:
-        last = max(self.highest_id(), at_least)
-        self.raise_ids(last)
-        self._note(job, now, lease_ms, watermark=version(self.control().epoch, last), phase="scan")
+def kept_index(store: Store, index: str) -> tuple[str, int] | None:
+    """The old physical index that rows still go to, and how many documents it refused."""
+    row = store.run(
+        "SELECT physical_index, refused FROM outbox_indexes WHERE index_name = :index AND role = 'old'",
+        {"index": index},
+    ).one_or_none()
+    return (row[0], row[1]) if row else None
 
-    def rows_go_to_new(self, job: Job, now: int, lease_ms: int) -> Job:
-        """The new index is the live one; the old one gets rows no more, or as long as it is kept."""
-        with self.write(durable=True):
-            self._note(job, now, lease_ms, phase="drop")
-            if job.keep_old:
-                self.run(
-                    "UPDATE outbox_indexes SET role = 'old', refused = 0 WHERE index_name = ? AND physical_index = ?",
-                    job.index_name,
-                    job.old_index,
-                )
-            else:
-                self.run(
-                    "DELETE FROM outbox_indexes WHERE index_name = ? AND physical_index = ?",
-                    job.index_name,
-                    job.old_index,
-                )
-            self.run(
-                "UPDATE outbox_indexes SET role = 'live' WHERE index_name = ? AND physical_index = ?",
-                job.index_name,
-                job.new_index,
-            )
-        return self._known(job.id)
 
-    def stop(self, job: Job, state: JobState, error: str, now: int, *, own: bool) -> bool:
-        """Fail or cancel a running job: rows go to its new index no more. False if it is too late for that.
+def names_used(store: Store, index: str) -> set[str]:
+    """All physical names that an index is known to have had."""
+    rows = store.run(
+        "SELECT physical_index FROM outbox_indexes WHERE index_name = :index UNION"
+        " SELECT old_index FROM outbox_reindex_jobs WHERE index_name = :index UNION"
+        " SELECT new_index FROM outbox_reindex_jobs WHERE index_name = :index AND new_index IS NOT NULL",
+        {"index": index},
+    )
+    return {row[0] for row in rows}
 
-        Once it is about to swap, only whoever holds its lease (`own`) knows whether that has happened.
-        """
-        with self.write(durable=True):
-            stopped = self.run(
-                "UPDATE outbox_reindex_jobs SET state = :state, error = :error, updated_at = :now"
-                " WHERE id = :id AND state = 'running'"
-                " AND phase <> 'drop' AND iif(:own, lease_token = :token, phase <> 'swap')",
+
+def unfinished_up_to(store: Store, index: str, last: int) -> int:
+    """How many rows of the index, up to that id, are pending or claimed."""
+    return int(
+        store.run(
+            "SELECT (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_fresh"
+            f" WHERE {FRESH} AND index_name = :index AND id <= :last)"
+            " + (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_held"
+            f" WHERE ({HELD}) AND index_name = :index AND id <= :last)",
+            {"index": index, "last": last},
+        ).scalar_one()
+    )
+
+
+def unsettled(store: Store, index: str, document_ids: Sequence[str]) -> set[str]:
+    """Those documents that have a row which is not done: the index may hold an older state of them."""
+    rows = store.run(
+        "SELECT document_id FROM outbox_events WHERE state <> 'done' AND index_name = :index"
+        " AND document_id IN (SELECT value FROM json_each(:ids))",
+        {"index": index, "ids": json.dumps(list(document_ids))},
+    )
+    return {row[0] for row in rows}
+
+
+def claims_on(store: Store, index: str, now: int) -> set[str]:
+    """The tokens of the claims that hold rows of the index."""
+    rows = store.run(
+        "SELECT DISTINCT claim_token FROM outbox_events INDEXED BY ix_outbox_events_held"
+        f" WHERE ({HELD}) AND state = 'claimed' AND index_name = :index AND lease_expires_at > :now",
+        {"index": index, "now": now},
+    )
+    return {row[0] for row in rows}
+
+
+# -- the life of a job ----------------------------------------------------------------------------------------------
+
+
+def begin(
+    store: Store,
+    index: str,
+    old: str,
+    new: str | None,
+    *,
+    tenant: str | None,
+    since: str | None,
+    keep_old: bool,
+    adopt: bool,
+    total: int,
+) -> Job:
+    """Enter a new job. Raises `ReindexFailed` when the index has an open one."""
+    try:
+        with store.write(durable=True):
+            number = store.run(
+                "INSERT INTO outbox_reindex_jobs"
+                " (index_name, old_index, new_index, phase, tenant_id, since, keep_old, adopt, total)"
+                " VALUES (:index, :old, :new, 'create', :tenant, :since, :keep_old, :adopt, :total) RETURNING id",
                 {
-                    "state": state.value,
-                    "error": printable(error),
-                    "now": now,
-                    "id": job.id,
-                    "own": own,
-                    "token": job.lease_token,
+                    "index": index,
+                    "old": old,
+                    "new": new,
+                    "tenant": tenant,
+                    "since": since,
+                    "keep_old": int(keep_old),
+                    "adopt": int(adopt),
+                    "total": total,
                 },
-            ).rowcount
-            if stopped:
-                self.run(
-                    "DELETE FROM outbox_indexes WHERE index_name = ? AND physical_index = ? AND role = 'new'",
-                    job.index_name,
-                    job.new_index,
-                )
-        return bool(stopped)
+            ).scalar_one()
+    except IntegrityError:
+        raise ReindexFailed(f"{open_job(store, index) or f'another reindex of {index}'} has just begun") from None
+    return _reread(store, number)
 
-    def finish(self, job: Job, state: JobState, now: int) -> Job:
-        """The end of a job. Raises `JobLost`."""
-        with self.write(durable=True):
-            finished = self.run(
-                "UPDATE outbox_reindex_jobs SET state = ?, updated_at = ?, finished_at = ?, lease_token = NULL,"
-                f" lease_expires_at = NULL WHERE id = ? AND lease_token = ? AND ({OPEN_JOBS})",
-                *(state.value, now, now, job.id, job.lease_token),
-            ).rowcount
-        if not finished:
-            raise JobLost
-        return self._known(job.id)
 
-    def exchange(self, index: str, live: str, old: str) -> None:
-        """After a rollback: the old index decides again, and the one that was live is kept."""
-        with self.write(durable=True):
-            for target, role in ((live, "old"), (old, "live")):
-                self.run(
-                    "UPDATE outbox_indexes SET role = ?, refused = 0 WHERE index_name = ? AND physical_index = ?",
-                    *(role, index, target),
-                )
+def take(store: Store, job: Job, holder: str, now: int, lease_ms: int) -> Job | None:
+    """Take the lease of a job that was found abandoned. None if another process was faster."""
+    token = secrets.token_hex(8)
+    with store.write(durable=True):
+        taken = store.run(
+            "UPDATE outbox_reindex_jobs SET lease_token = :token, lease_holder = :holder, lease_expires_at = :until"
+            f" WHERE id = :job AND coalesce(lease_token, '') = coalesce(:before, '') AND ({OPEN_JOBS})",
+            {"token": token, "holder": holder, "until": now + lease_ms, "job": job.id, "before": job.lease_token},
+        ).rowcount
+    if not taken:
+        return None
+    if job.lease_token:
+        presence.forget_reindex(store.path, job.lease_token)
+    return _reread(store, job.id)
 
-    def forget(self, index: str, target: str) -> None:
-        """Rows go to an old index no more."""
-        with self.write(durable=True):
-            self.run(
-                "DELETE FROM outbox_indexes WHERE index_name = ? AND physical_index = ? AND role = 'old'",
-                index,
-                target,
-            )
 
-    def names_used(self, index: str) -> set[str]:
-        """All physical names that an index had, as far as is known here."""
-        rows = self.run(
-            "SELECT physical_index FROM outbox_indexes WHERE index_name = :index UNION"
-            " SELECT old_index FROM outbox_reindex_jobs WHERE index_name = :index UNION"
-            " SELECT new_index FROM outbox_reindex_jobs WHERE index_name = :index AND new_index IS NOT NULL",
-            {"index": index},
+def release(store: Store, job: Job, now: int, *, to_relays: bool = False) -> None:
+    """Let the lease go. `to_relays`: as if its process had been killed, so that the next relay resumes it."""
+    token = "" if to_relays else "lease_token = NULL, "
+    with store.write(durable=False):
+        store.run(
+            f"UPDATE outbox_reindex_jobs SET {token}lease_expires_at = :now WHERE id = :job AND lease_token = :token",
+            {"now": now, "job": job.id, "token": job.lease_token},
         )
-        return {row[0] for row in rows}
 
-    def _known(self, number: int) -> Job:
-        found: Iterable[Job] = self.jobs("id = ?", number)
-        return next(iter(found))
+
+def update(store: Store, job: Job, now: int, lease_ms: int, *, durable: bool = False, **columns: Any) -> Job:
+    """Write columns of a running job and renew its lease. Raises `JobLost`, and `SchemaError` as `Store.pin` says."""
+    with store.write(durable=durable):
+        _update(store, job, now, lease_ms, **columns)
+    return _reread(store, job.id)
+
+
+def _update(store: Store, job: Job, now: int, lease_ms: int, **columns: Any) -> None:
+    store.require_pinned()
+    columns |= {"updated_at": now, "lease_expires_at": now + lease_ms}
+    updated = store.run(
+        f"UPDATE outbox_reindex_jobs SET {', '.join(f'{name} = :{name}' for name in columns)}"
+        " WHERE id = :job AND lease_token = :token AND state = 'running'",
+        {**columns, "job": job.id, "token": job.lease_token},
+    ).rowcount
+    if not updated:
+        raise JobLost
+
+
+def send_rows_to_both(store: Store, job: Job, now: int, lease_ms: int) -> Job:
+    """From the next claim on, rows go to the new index too; and the watermark is fixed, in the same transaction.
+
+    Rows that were claimed before know the old index only; their ids are not above the watermark, for they were
+    committed before this transaction, beside which nobody writes: so the job waits for them before it swaps. What
+    commits after it has a higher id, and goes to both.
+    """
+    with store.write(durable=True):
+        store.run(
+            "INSERT INTO outbox_indexes (index_name, physical_index, role) SELECT :index, :new, 'new' WHERE NOT EXISTS"
+            " (SELECT 1 FROM outbox_indexes WHERE index_name = :index AND physical_index = :new)",
+            {"index": job.index_name, "new": job.new_index},
+        )
+        _fix_watermark(store, job, now, lease_ms)
+    return _reread(store, job.id)
+
+
+def fix_watermark(store: Store, job: Job, now: int, lease_ms: int, *, at_least: int) -> Job:
+    """Give the documents of the job a version below that of any row to come. `at_least`: an id."""
+    with store.write(durable=True):
+        _fix_watermark(store, job, now, lease_ms, at_least)
+    return _reread(store, job.id)
+
+
+def _fix_watermark(store: Store, job: Job, now: int, lease_ms: int, at_least: int = 0) -> None:
+    last = max(store.highest_id(), at_least)
+    store.raise_ids(last)
+    _update(store, job, now, lease_ms, watermark=version(store.control().epoch, last), phase="scan")
+
+
+def send_rows_to_new(store: Store, job: Job, now: int, lease_ms: int) -> Job:
+    """The new index becomes the live one; the old one gets no more rows, unless it is kept."""
+    with store.write(durable=True):
+        _update(store, job, now, lease_ms, phase="drop")
+        if job.keep_old:
+            _set_role(store, job.index_name, job.old_index, "old")
+        else:
+            _remove_target(store, job.index_name, job.old_index)
+        _set_role(store, job.index_name, str(job.new_index), "live")
+    return _reread(store, job.id)
+
+
+def stop(store: Store, job: Job, state: JobState, error: str, now: int, *, own: bool) -> bool:
+    """Fail or cancel a running job: its new index gets no more rows. False if it is too late for that.
+
+    Once it is about to swap, only the process that holds its lease (`own`) knows whether that has happened.
+    """
+    unless_swapped = "lease_token = :token" if own else "phase <> 'swap'"
+    with store.write(durable=True):
+        stopped = store.run(
+            "UPDATE outbox_reindex_jobs SET state = :state, error = :error, updated_at = :now"
+            f" WHERE id = :job AND state = 'running' AND phase <> 'drop' AND {unless_swapped}",
+            {"state": state.value, "error": printable(error), "now": now, "job": job.id, "token": job.lease_token},
+        ).rowcount
+        if stopped and job.new_index:
+            _remove_target(store, job.index_name, job.new_index, role="new")
+    return bool(stopped)
+
+
+def finish(store: Store, job: Job, state: JobState, now: int) -> Job:
+    """The end of a job. Raises `JobLost`."""
+    with store.write(durable=True):
+        finished = store.run(
+            "UPDATE outbox_reindex_jobs SET state = :state, updated_at = :now, finished_at = :now, lease_token = NULL,"
+            f" lease_expires_at = NULL WHERE id = :job AND lease_token = :token AND ({OPEN_JOBS})",
+            {"state": state.value, "now": now, "job": job.id, "token": job.lease_token},
+        ).rowcount
+    if not finished:
+        raise JobLost
+    return _reread(store, job.id)
+
+
+# -- where rows go, after a job -------------------------------------------------------------------------------------
+
+
+def exchange(store: Store, index: str, live: str, old: str) -> None:
+    """After a rollback: the old index decides again, and the one that was live is kept."""
+    with store.write(durable=True):
+        _set_role(store, index, live, "old")
+        _set_role(store, index, old, "live")
+
+
+def drop_kept(store: Store, index: str, old: str) -> None:
+    """The kept old index gets no more rows."""
+    with store.write(durable=True):
+        _remove_target(store, index, old, role="old")
+
+
+def _set_role(store: Store, index: str, target: str, role: str) -> None:
+    """Inside `write`. What an old index refuses is counted from here on."""
+    store.run(
+        "UPDATE outbox_indexes SET role = :role, refused = 0 WHERE index_name = :index AND physical_index = :target",
+        {"role": role, "index": index, "target": target},
+    )
+
+
+def _remove_target(store: Store, index: str, target: str, role: str | None = None) -> None:
+    """Inside `write`. `role`: only if it has that one."""
+    store.run(
+        "DELETE FROM outbox_indexes WHERE index_name = :index AND physical_index = :target"
+        " AND role = coalesce(:role, role)",
+        {"role": role, "index": index, "target": target},
+    )

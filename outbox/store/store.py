@@ -1,8 +1,8 @@
 """The outbox tables, over one connection: what is the same for everybody who works with them.
 
 What one audience asks of them stands in a room of its own, as functions of a store: `claims` and `evidence` are a
-relay's, `upkeep` is maintenance's, `operators` theirs, `verifications` those of `verify`. A reindex and the dashboard
-have a store of their own with what they ask: `jobs` and `admin.figures`.
+relay's, `upkeep` is maintenance's, `operators` theirs, `verifications` those of `verify`, `jobs` those of a reindex.
+The dashboard has a store of its own with what it asks: `figures`.
 """
 
 from __future__ import annotations
