@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from outbox.destinations.base import TENANT_FIELD, Action, Destination, Listed, OutcomeKind, Stored
+from outbox.destinations.base import TENANT_FIELD, Destination, Listed, Operation, OutcomeKind, Stored
 from outbox.entities.keys import Tenancy, tenant_of
 from outbox.entities.registry import Entity, EntityRegistry, Loaded, LoadFailed, Part
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
@@ -362,7 +362,7 @@ class Verification:
         for index, ids in _by_index((each.index, each.document_id) for each in drifts if each.version is None).items():
             readers = self._destination.inspect_index(index, index).readers
             if readers:
-                asked = [Action(index, readers[0], document_id, 0, None) for document_id in ids]
+                asked = [Operation(index, readers[0], document_id, 0, None) for document_id in ids]
                 outcomes = self._destination.apply(asked)
                 found += [each.version for each in outcomes if each.kind is OutcomeKind.CONFLICT and each.version]
         return found

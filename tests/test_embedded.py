@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox.destinations.base import Action, Outcome, OutcomeKind
+from outbox.destinations.base import Operation, Outcome, OutcomeKind
 from outbox.destinations.embedded import destination as embedded
 from outbox.destinations.embedded import mapping, words
 from outbox.destinations.embedded.destination import EmbeddedDestination
@@ -38,8 +38,8 @@ def destination(path: Path) -> Iterator[EmbeddedDestination]:
     made.close()
 
 
-def put(document_id: str, version: int = 1, **document: object) -> Action:
-    return Action("contacts", "contacts-000001", document_id, version, json.dumps(document).encode())
+def put(document_id: str, version: int = 1, **document: object) -> Operation:
+    return Operation("contacts", "contacts-000001", document_id, version, json.dumps(document).encode())
 
 
 def kind_and_error(outcomes: list[Outcome]) -> tuple[OutcomeKind, str | None]:
@@ -330,7 +330,7 @@ def test_destination_that_is_not_fully_chosen_is_one_line_and_exit_2(
 def test_words_of_a_replaced_or_deleted_document_are_forgotten(destination: EmbeddedDestination) -> None:
     destination.apply([put("c1", 1, name="Ada"), put("c2", 1, name="Ada")])
     destination.refresh("contacts")
-    destination.apply([put("c1", 2, name="Grace"), Action("contacts", "contacts-000001", "c2", 2, None)])
+    destination.apply([put("c1", 2, name="Grace"), Operation("contacts", "contacts-000001", "c2", 2, None)])
     destination.refresh("contacts")
     assert destination.search("contacts", "ada") == []
     assert [hit.document_id for hit in destination.search("contacts", "grace")] == ["c1"]

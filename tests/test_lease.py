@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from outbox.destinations.base import Action, Outcome, OutcomeKind
+from outbox.destinations.base import Operation, Outcome, OutcomeKind
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store import upkeep
 from outbox.store.models import EPOCH_STEP, now_ms
@@ -40,14 +40,14 @@ class Slow(EmbeddedDestination):
             self._take_long()
         return target
 
-    def apply(self, actions: Sequence[Action]) -> list[Outcome]:
-        rows = [action.version % EPOCH_STEP for action in actions]
+    def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
+        rows = [operation.version % EPOCH_STEP for operation in operations]
         with self._one_at_a_time:
             self.unclaimed += [row for row in rows if self._other.event(row)["state"] != "claimed"]  # type: ignore[index]
         self.requests.append(rows)
         if len(self.requests) in self.slow_requests:
             self._take_long()
-        return super().apply(actions)
+        return super().apply(operations)
 
     def _take_long(self) -> None:
         with self._one_at_a_time:
@@ -91,10 +91,10 @@ def test_rows_that_would_follow_wait_when_the_destination_is_away(
     rows = outbox.index_many("contacts", [(f"c{n}", {"n": text}) for n in range(5) for text in ("bad", "worse")])
     apply = slow.apply
 
-    def away(actions: Sequence[Action]) -> list[Outcome]:
-        outcomes = apply(actions)
+    def away(operations: Sequence[Operation]) -> list[Outcome]:
+        outcomes = apply(operations)
         lost = Outcome(OutcomeKind.UNAVAILABLE, "timeout", "Connection timeout")
-        return outcomes if len(slow.requests) == 1 else [lost] * len(actions)
+        return outcomes if len(slow.requests) == 1 else [lost] * len(operations)
 
     monkeypatch.setattr(slow, "apply", away)
     outbox.relay(slow).run_once(slow.now)

@@ -139,7 +139,7 @@ class History(RuleBasedStateMachine):
         if claim:
             folds = plan.fold(claim.events, claims.load(self.dying, claim), claim.targets, claim.epoch)
             if applied:
-                self.destination.apply([fold.action for fold in folds])
+                self.destination.apply([fold.operation for fold in folds])
             self.zombies.append(folds)
 
     @rule()
@@ -166,7 +166,7 @@ class History(RuleBasedStateMachine):
     def late_request_of_a_dead_relay_arrives(self) -> None:
         if self.zombies:
             folds = self.zombies.pop()
-            self.destination.apply([fold.action for fold in folds])
+            self.destination.apply([fold.operation for fold in folds])
 
     @rule(which=st.integers(0, 1))
     def power_fails_before_outcomes_are_on_disk(self, which: int) -> None:

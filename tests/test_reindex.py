@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from outbox import ConfigurationError, EntityRegistry
-from outbox.destinations.base import Action, Destination, Listed, Outcome, OutcomeKind
+from outbox.destinations.base import Destination, Listed, Operation, Outcome, OutcomeKind
 from outbox.errors import DatabaseUnavailable, DestinationError, DestinationUnanswered, ReindexFailed
 from outbox.maintenance.scheduler import Maintenance
 from outbox.reindex import reindexer as rebuilding
@@ -284,8 +284,8 @@ def test_claim_from_before_the_swap_is_delivered_after_it(world: World) -> None:
 def test_document_that_was_changed_by_hand_is_mended(world: World) -> None:
     world.filled(3)
     version = (world.place.version("contacts", "2:t1:1") or 0) + 40
-    forged = Action("contacts", FIRST, "2:t1:1", version, b'{"name":"forged","tenantId":"t1"}')
-    world.place.destination.apply([forged, Action("contacts", FIRST, "stray", version + 1, b'{"name":"stray"}')])
+    forged = Operation("contacts", FIRST, "2:t1:1", version, b'{"name":"forged","tenantId":"t1"}')
+    world.place.destination.apply([forged, Operation("contacts", FIRST, "stray", version + 1, b'{"name":"stray"}')])
     assert "stray" in world.place.documents("contacts")
     world.rebuild(in_place=True)
     assert (world.job.state, world.job.removed) == ("done", 1)
@@ -582,10 +582,10 @@ class _Refusing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._to, name)
 
-    def apply(self, actions: Any) -> list[Outcome]:
-        passed = iter(self._to.apply([action for action in actions if action.target != self._target]))
+    def apply(self, operations: Any) -> list[Outcome]:
+        passed = iter(self._to.apply([operation for operation in operations if operation.target != self._target]))
         refused = Outcome(self._kind, "provoked", "no such luck")
-        return [refused if action.target == self._target else next(passed) for action in actions]
+        return [refused if operation.target == self._target else next(passed) for operation in operations]
 
 
 @pytest.mark.parametrize("kind", [OutcomeKind.REJECTED, OutcomeKind.BLOCKED, OutcomeKind.FAILED])
@@ -860,10 +860,10 @@ class _Holding:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._to, name)
 
-    def apply(self, actions: Any) -> list[Outcome]:
-        if any(action.target == SECOND and action.document_id == self._document_id for action in actions):
+    def apply(self, operations: Any) -> list[Outcome]:
+        if any(operation.target == SECOND and operation.document_id == self._document_id for operation in operations):
             assert self.release.wait(LIMIT_S)
-        outcomes = self._to.apply(actions)
+        outcomes = self._to.apply(operations)
         self.answered.release()
         return outcomes
 
@@ -1058,7 +1058,7 @@ def test_index_that_lost_documents_is_not_swapped_in(world: World) -> None:
     world.filled(5)
 
     def lose() -> None:
-        gone = [Action(SECOND, SECOND, f"2:t1:{n}", 10**13, None) for n in (1, 2, 3)]
+        gone = [Operation(SECOND, SECOND, f"2:t1:{n}", 10**13, None) for n in (1, 2, 3)]
         world.place.destination.apply(gone)
 
     with pytest.raises(ReindexFailed, match=r"holds 2 documents, 5 were written"):
@@ -1068,7 +1068,7 @@ def test_index_that_lost_documents_is_not_swapped_in(world: World) -> None:
 
 def test_index_whose_documents_differ_is_not_swapped_in(world: World) -> None:
     world.filled(5)
-    forged = Action(SECOND, SECOND, "2:t1:3", 10**13, b'{"name":"forged"}')
+    forged = Operation(SECOND, SECOND, "2:t1:3", 10**13, b'{"name":"forged"}')
     with pytest.raises(ReindexFailed, match="differs from the database in '2:t1:3'"):
         world.rebuild({"check": lambda: world.place.destination.apply([forged])})
     world.assert_in_step(FIRST)

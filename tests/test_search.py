@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from outbox import DestinationError, IndexMissing, Search
 from outbox.cli import main
 from outbox.cli.search import fields_with
-from outbox.destinations.base import Action, Destination
+from outbox.destinations.base import Destination, Operation
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support.node import Node
@@ -45,7 +45,7 @@ def filled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
         destination = ElasticsearchDestination([node.url])
     target = destination.ensure_index("contacts")
     documents = ((each, json.dumps(document).encode()) for each, document in PEOPLE.items())
-    destination.apply([Action("contacts", target, each, 1, document) for each, document in documents])
+    destination.apply([Operation("contacts", target, each, 1, document) for each, document in documents])
     destination.refresh("contacts")
     yield
     destination.close()

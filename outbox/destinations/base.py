@@ -1,4 +1,4 @@
-"""The contract of a destination: one action in, one outcome out, and nothing about tables."""
+"""The contract of a destination: one operation in, one outcome out, and nothing about tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from outbox.errors import IndexMissing
 
 
 @dataclass(slots=True)
-class Action:
+class Operation:
     """What one document shall be.
 
     `document`, JSON on one line; or, where there are `patches`, the stored document with these merged into it one
@@ -32,15 +32,15 @@ class Action:
 
 
 class OutcomeKind(enum.StrEnum):
-    """What a destination can say of an action; the README's outcome table says what follows from each."""
+    """What a destination can say of an operation; the README's outcome table says what follows from each."""
 
     APPLIED = "applied"
-    CONFLICT = "conflict"  # it holds `Outcome.version`, which is not lower than the action's
+    CONFLICT = "conflict"  # it holds `Outcome.version`, which is not lower than the operation's
     REJECTED = "rejected"  # the document's fault, no retry can help
     FAILED = "failed"  # the document's failure, a retry may help
     OVERLOADED = "overloaded"  # not now
     BLOCKED = "blocked"  # the index takes nothing at present
-    UNAVAILABLE = "unavailable"  # no answer for this action
+    UNAVAILABLE = "unavailable"  # no answer for this operation
     SPLIT = "split"  # the request as a whole was refused; smaller ones may pass
 
 
@@ -60,7 +60,7 @@ FOREVER: Final = "forever"
 
 
 class Outcome(NamedTuple):
-    """What became of one action. `version` is the one a conflict reports."""
+    """What became of one operation. `version` is the one a conflict reports."""
 
     kind: OutcomeKind
     error_type: str | None = None
@@ -113,10 +113,10 @@ class IndexFacts:
 class Destination(Protocol):
     """A search engine that keeps the highest version of each document. Used from several threads at once."""
 
-    def apply(self, actions: Sequence[Action]) -> list[Outcome]:
-        """Carry out the actions, of different documents, together. Returns one outcome for each, in their order.
+    def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """Carry out the operations, of different documents, together. Returns one outcome for each, in their order.
 
-        Raises nothing. An action is applied if its version is higher (`or_equal`: not lower) than the one the
+        Raises nothing. An operation is applied if its version is higher (`or_equal`: not lower) than the one the
         destination holds, or remembers of a deleted document; else it is a conflict that reports that version. Patches
         are rejected as `document_missing` where the document is not there.
         """
@@ -193,28 +193,28 @@ class Destination(Protocol):
     def close(self) -> None: ...
 
 
-def apply_halved(destination: Destination, actions: Sequence[Action]) -> list[Outcome]:
-    """The outcomes of actions; a request that is too large is halved until it fits."""
-    outcomes = destination.apply(actions)
-    if len(actions) == 1 or all(outcome.kind is not OutcomeKind.SPLIT for outcome in outcomes):
+def apply_halved(destination: Destination, operations: Sequence[Operation]) -> list[Outcome]:
+    """The outcomes of operations; a request that is too large is halved until it fits."""
+    outcomes = destination.apply(operations)
+    if len(operations) == 1 or all(outcome.kind is not OutcomeKind.SPLIT for outcome in outcomes):
         return outcomes
-    middle = len(actions) // 2
-    return apply_halved(destination, actions[:middle]) + apply_halved(destination, actions[middle:])
+    middle = len(operations) // 2
+    return apply_halved(destination, operations[:middle]) + apply_halved(destination, operations[middle:])
 
 
-def unsendable(action: Action) -> Outcome | None:
-    """What a destination knows before it looks at what it holds. One such action would spoil or forge its request."""
+def unsendable(operation: Operation) -> Outcome | None:
+    """What a destination knows before it looks at what it holds. One such would spoil or forge its request."""
     try:
-        size = len(action.document_id.encode())
+        size = len(operation.document_id.encode())
     except UnicodeEncodeError:
         return rejected("illegal_argument_exception", "the document id is no valid Unicode text")
     if not 0 < size <= MAX_ID_BYTES:
         return rejected("illegal_argument_exception", f"the document id has {size} bytes, allowed are 1 to 512")
-    if action.document is None:
+    if operation.document is None:
         return None  # a delete, or patches, which are parsed before they are sent
-    if b"\n" in action.document or b"\r" in action.document:
+    if b"\n" in operation.document or b"\r" in operation.document:
         return rejected(ILLEGAL_DOCUMENT, "the stored document contains a line break; store JSON on one line")
-    if not action.document.startswith(b"{"):
+    if not operation.document.startswith(b"{"):
         return rejected(ILLEGAL_DOCUMENT, "the stored document is missing or no JSON object")
     return None
 

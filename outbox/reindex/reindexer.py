@@ -33,7 +33,7 @@ from loguru import logger
 from sqlalchemy import Date, DateTime, Integer
 
 from outbox import logs
-from outbox.destinations.base import Action, Destination
+from outbox.destinations.base import Destination, Operation
 from outbox.entities.keys import Tenancy
 from outbox.entities.registry import Entity, EntityRegistry, LoadFailed, Part, Row, listed, nearest
 from outbox.errors import (
@@ -48,8 +48,7 @@ from outbox.errors import (
 from outbox.reindex.writer import Lane, Pace, Page
 from outbox.store import jobs
 from outbox.store.jobs import Job, JobLost
-from outbox.store.models import EPOCH_STEP, Event, JobState, now_ms
-from outbox.store.models import Action as RowAction
+from outbox.store.models import EPOCH_STEP, Action, Event, JobState, now_ms
 from outbox.store.sqlite.presence import Presence
 from outbox.store.store import Store
 
@@ -473,11 +472,11 @@ class Reindexer:
                 part = _part(entity, self._selection)
                 while rows := self._registry.page(self._store.connection, entity, part, after, self._page_rows(lane)):
                     read, after = read + len(rows), rows[-1].key
-                    actions = self._actions(rows)
+                    operations = self._operations(rows)
                     now = time.monotonic()
-                    self._sleep(pace.turn(len(actions), now) - now)
+                    self._sleep(pace.turn(len(operations), now) - now)
                     position = json.dumps({"entity": entity.name, "after": after, "read": read})
-                    lane.send(actions, _Mark(position, read, self._unmade(rows)))
+                    lane.send(operations, _Mark(position, read, self._unmade(rows)))
                     yield from self._arrived(lane.settled(), began, before)
             yield from self._arrived(lane.drain(), began, before)
         self._note(force=True, phase="wait")
@@ -525,7 +524,7 @@ class Reindexer:
                         # Noted before it is done: after a kill in between rather too many than too few.
                         removed += len(gone)
                         self._note(force=True, removed=removed)
-                        self._refused(self._write([self._action(each, None) for each in gone]))
+                        self._refused(self._write([self._operation(each, None) for each in gone]))
                     self._note()
                     seen += len(page)
                     yield self._progress(rows=seen, total=max(self._job.total, seen))
@@ -620,16 +619,16 @@ class Reindexer:
 
     # -- what the steps are made of -----------------------------------------------------------------------------
 
-    def _actions(self, rows: Sequence[Row]) -> list[Action]:
+    def _operations(self, rows: Sequence[Row]) -> list[Operation]:
         return [
-            self._action(row.place.document_id, row.document)
+            self._operation(row.place.document_id, row.document)
             for row in rows
             if row.place and row.place.index_name == self._job.index_name and isinstance(row.document, bytes)
         ]
 
-    def _action(self, document_id: str, document: bytes | None) -> Action:
+    def _operation(self, document_id: str, document: bytes | None) -> Operation:
         target = self._job.target
-        return Action(target, target, document_id, self._job.watermark or 0, document, or_equal=True)
+        return Operation(target, target, document_id, self._job.watermark or 0, document, or_equal=True)
 
     def _lane(self) -> Lane[Any]:
         # Whoever has lost the lease sends nothing any more.
@@ -644,10 +643,10 @@ class Reindexer:
         most = min(PAGE_ROWS, GENTLE_ROWS) if lane.gently else PAGE_ROWS
         return most if self._rate is None else max(1, min(most, int(self._rate / PAGES_A_SECOND)))
 
-    def _write(self, actions: Sequence[Action]) -> list[str]:
-        """Apply actions, waiting for a destination that is away. Returns what it refuses, each as one line."""
+    def _write(self, operations: Sequence[Operation]) -> list[str]:
+        """Apply operations, waiting for a destination that is away. Returns what it refuses, each as one line."""
         with self._lane() as lane:
-            lane.send(actions, None)
+            lane.send(operations, None)
             return [line for page in lane.drain() for line in page.refused]
 
     def _unmade(self, rows: Sequence[Row]) -> list[str]:
@@ -679,7 +678,7 @@ class Reindexer:
         made = self._registry.load(
             self._store.connection,
             [
-                Event(at, RowAction.REFRESH, self._job.index_name, each, None, entity.name, 0, 0, 0)
+                Event(at, Action.REFRESH, self._job.index_name, each, None, entity.name, 0, 0, 0)
                 for at, (each, entity) in enumerate(places)
             ],
         )
@@ -695,7 +694,7 @@ class Reindexer:
         suspects = set(random.sample(sorted(page), min(SAMPLE, len(page))))
         for entity in self._selection.entities:
             rows = self._registry.page(connection, entity, _part(entity, self._selection), None, SAMPLE)
-            suspects |= {action.document_id for action in self._actions(rows)}
+            suspects |= {operation.document_id for operation in self._operations(rows)}
         for attempt in range(10):
             if attempt:
                 self._sleep(2 * LOOK_EVERY_S)

@@ -11,7 +11,7 @@ from math import inf
 from types import TracebackType
 from typing import Final, Generic, TypeVar
 
-from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind, apply_halved
+from outbox.destinations.base import Destination, Operation, Outcome, OutcomeKind, apply_halved
 from outbox.errors import DestinationError, shortened
 
 REQUEST_BYTES: Final = 5_000_000
@@ -40,14 +40,14 @@ class Page(Generic[M]):
 @dataclass(frozen=True, slots=True)
 class _Request(Generic[M]):
     page: Page[M]
-    actions: Sequence[Action]
+    operations: Sequence[Operation]
     failures: int = 0
     sent_at: float = 0.0
 
 
 class Lane(Generic[M]):
-    """Applies pages of actions, up to `requests` requests at a time, for as long as it takes. With `gently` set it is
-    one at a time: the next requests of others then never wait behind more than one of this lane.
+    """Applies pages of operations, up to `requests` requests at a time, for as long as it takes. With `gently` set it
+    is one at a time: the next requests of others then never wait behind more than one of this lane.
 
     For one thread, which alone decides what is sent; only requests run in others. `standing` is called before each of
     them, and twice a second while answers are waited for: when it raises, nothing more is sent. `say` is told why the
@@ -79,10 +79,10 @@ class Lane(Generic[M]):
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def send(self, actions: Sequence[Action], mark: M) -> None:
+    def send(self, operations: Sequence[Operation], mark: M) -> None:
         """Send a page as soon as there is room for it. Raises `DestinationError` if the index takes nothing at all."""
-        page = Page(mark, len(actions))
-        requests = [_Request(page, batch) for batch in _batches(actions)]
+        page = Page(mark, len(operations))
+        requests = [_Request(page, batch) for batch in _batches(operations)]
         page.open = len(requests)
         self._pages.append(page)
         self._waiting += requests
@@ -104,7 +104,7 @@ class Lane(Generic[M]):
             while self._waiting and self._has_room():
                 self._standing()
                 request = replace(self._waiting.popleft(), sent_at=time.monotonic())
-                self._in_flight[self._pool.submit(apply_halved, self._destination, request.actions)] = request
+                self._in_flight[self._pool.submit(apply_halved, self._destination, request.operations)] = request
             for answered in [each for each in self._in_flight if each.done()]:
                 self._settle(self._in_flight.pop(answered), answered.result())
             if until():
@@ -123,22 +123,24 @@ class Lane(Generic[M]):
         return len(self._in_flight) < (1 if self.gently else self._most)
 
     def _settle(self, request: _Request[M], outcomes: Sequence[Outcome]) -> None:
-        again: list[Action] = []
+        again: list[Operation] = []
         trouble: Outcome | None = None
         failed = False
-        for action, outcome in zip(request.actions, outcomes, strict=True):
+        for operation, outcome in zip(request.operations, outcomes, strict=True):
             if outcome.kind in _TOOK:
                 continue
             if outcome.kind in _AWAY or (outcome.kind is OutcomeKind.FAILED and request.failures < RETRIES):
-                again.append(action)
+                again.append(operation)
                 trouble = trouble or outcome
                 failed |= outcome.kind is OutcomeKind.FAILED
             elif outcome.kind is OutcomeKind.BLOCKED:
-                raise DestinationError(f"index {action.target}: {outcome.error_type}: {outcome.error}")
+                raise DestinationError(f"index {operation.target}: {outcome.error_type}: {outcome.error}")
             else:
-                request.page.refused.append(f"{shortened(action.document_id)}: {outcome.error_type}: {outcome.error}")
+                request.page.refused.append(
+                    f"{shortened(operation.document_id)}: {outcome.error_type}: {outcome.error}"
+                )
         if trouble:
-            self._waiting.appendleft(replace(request, actions=again, failures=request.failures + failed))
+            self._waiting.appendleft(replace(request, operations=again, failures=request.failures + failed))
             if request.sent_at >= self._not_before:  # what was in flight beside it says the same
                 least = FAILED_PAUSE_S if failed else FIRST_PAUSE_S
                 self._pause = min(max(2 * self._pause, least), LONGEST_PAUSE_S)
@@ -151,15 +153,15 @@ class Lane(Generic[M]):
             self._say(None)
 
 
-def _batches(actions: Sequence[Action]) -> Iterator[Sequence[Action]]:
-    batch: list[Action] = []
+def _batches(operations: Sequence[Operation]) -> Iterator[Sequence[Operation]]:
+    batch: list[Operation] = []
     size = 0
-    for action in actions:
-        weight = len(action.document or b"")
+    for operation in operations:
+        weight = len(operation.document or b"")
         if batch and size + weight > REQUEST_BYTES:
             yield batch
             batch, size = [], 0
-        batch.append(action)
+        batch.append(operation)
         size += weight
     if batch:
         yield batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from outbox.destinations.base import Action, Outcome, OutcomeKind
+from outbox.destinations.base import Operation, Outcome, OutcomeKind
 from outbox.store.models import OVERTAKEN, POISON, UNANSWERED, UNEXPLAINED, Event, Result, State, Transition
 
 UNEXPLAINED_REMEDY = (
@@ -56,7 +56,7 @@ def decide(
     policy: Policy,
     now: int,
     *,
-    sent: Action | None = None,
+    sent: Operation | None = None,
     explained: bool = False,
     overtaken: bool = False,
     failed_alone: bool = False,

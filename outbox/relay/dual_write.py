@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind, apply_halved
+from outbox.destinations.base import Destination, Operation, Outcome, OutcomeKind, apply_halved
 from outbox.errors import DestinationError
 
 _SETTLED = frozenset({OutcomeKind.APPLIED, OutcomeKind.CONFLICT, OutcomeKind.REJECTED, OutcomeKind.FAILED})
@@ -16,7 +16,7 @@ _AGAIN = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.OVERLOADED})
 
 
 class Refusal(NamedTuple):
-    """What another physical index did not take, although the live one took it. `at`: position of its action."""
+    """What another physical index did not take, although the live one took it. `at`: position of its operation."""
 
     at: int
     target: str
@@ -24,49 +24,55 @@ class Refusal(NamedTuple):
 
 
 def apply(
-    destination: Destination, actions: Sequence[Action], copies: Mapping[str, Sequence[str]]
+    destination: Destination, operations: Sequence[Operation], copies: Mapping[str, Sequence[str]]
 ) -> tuple[list[Outcome], list[Refusal]]:
-    """Carry out the actions in the live index, then in the others. `copies`: the others by index name.
+    """Carry out the operations in the live index, then in the others. `copies`: the others by index name.
 
-    The outcome of an action is that of the live index. Only where another one could not be asked, or has no time, it
+    The outcome of an operation is that of the live index. Only where another one could not be asked, or has no time, it
     is that: the row comes again then, and the live index knows it already.
     """
     if not copies:
-        return destination.apply(actions), []
+        return destination.apply(operations), []
     # The readers' name moves on while relays still hold claims from before: no matter where it leads, a claim's
     # physical index gets its rows.
     outcomes = destination.apply(
-        [replace(action, index=action.target) if action.index in copies else action for action in actions]
+        [
+            replace(operation, index=operation.target) if operation.index in copies else operation
+            for operation in operations
+        ]
     )
     copied = [
-        (at, replace(action, index=target, target=target))
-        for at, action in enumerate(actions)
+        (at, replace(operation, index=target, target=target))
+        for at, operation in enumerate(operations)
         # Patches that the live index did not take would bring the others their version without what they say.
-        if outcomes[at].kind in (_TOOK if action.patches else _SETTLED)
-        for target in copies.get(action.index, ())
+        if outcomes[at].kind in (_TOOK if operation.patches else _SETTLED)
+        for target in copies.get(operation.index, ())
     ]
     refusals: list[Refusal] = []
-    sendable = _merged(destination, actions, outcomes, copied)
+    sendable = _merged(destination, operations, outcomes, copied)
     copied_outcomes = apply_halved(destination, [each for _, each in sendable]) if sendable else ()
-    for (at, action), outcome in zip(sendable, copied_outcomes, strict=True):
+    for (at, operation), outcome in zip(sendable, copied_outcomes, strict=True):
         if outcome.kind in _AGAIN:
             outcomes[at] = outcome
         elif outcome.kind not in _TOOK and outcomes[at].kind in _TOOK:
-            refusals.append(Refusal(at, action.target, outcome))
+            refusals.append(Refusal(at, operation.target, outcome))
     return outcomes, refusals
 
 
 def _merged(
-    destination: Destination, actions: Sequence[Action], outcomes: list[Outcome], copied: list[tuple[int, Action]]
-) -> list[tuple[int, Action]]:
+    destination: Destination,
+    operations: Sequence[Operation],
+    outcomes: list[Outcome],
+    copied: list[tuple[int, Operation]],
+) -> list[tuple[int, Operation]]:
     """Instead of patches, the document that came of them in the live index: the others may not have it yet."""
-    patched = sorted({at for at, action in copied if action.patches})
+    patched = sorted({at for at, operation in copied if operation.patches})
     if not patched:
         return copied
     found: dict[tuple[str, str], bytes] = {}
     try:
-        for target in {actions[at].target for at in patched}:
-            ids = [actions[at].document_id for at in patched if actions[at].target == target]
+        for target in {operations[at].target for at in patched}:
+            ids = [operations[at].document_id for at in patched if operations[at].target == target]
             for document_id, stored in destination.read(target, ids).items():
                 found[target, document_id] = json.dumps(stored.source, ensure_ascii=False).encode()
     except DestinationError as error:
@@ -74,8 +80,8 @@ def _merged(
             outcomes[at] = Outcome(OutcomeKind.UNAVAILABLE, "unavailable", str(error))
         return [each for each in copied if each[0] not in patched]
     return [
-        (at, replace(action, document=found.get((actions[at].target, action.document_id)), patches=()))
-        if action.patches
-        else (at, action)
-        for at, action in copied
+        (at, replace(operation, document=found.get((operations[at].target, operation.document_id)), patches=()))
+        if operation.patches
+        else (at, operation)
+        for at, operation in copied
     ]

@@ -1,4 +1,4 @@
-"""Pure: the rows of a claim become one action for each document."""
+"""Pure: the rows of a claim become one operation for each document."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ from dataclasses import dataclass
 from typing import Final
 
 from outbox.destinations import merge
-from outbox.destinations.base import Action, Outcome
-from outbox.store.models import Action as RowAction
-from outbox.store.models import Event, version
+from outbox.destinations.base import Operation, Outcome
+from outbox.store.models import Action, Event, version
 
 Content = bytes | Outcome | None
 """A document or the fields of an update, as JSON; None: no document; or what is known of the row without sending it."""
 
 # To look a member up in its class costs ten times as much, at each row.
-UPDATE: Final = RowAction.UPDATE
-DELETE: Final = RowAction.DELETE
+UPDATE: Final = Action.UPDATE
+DELETE: Final = Action.DELETE
 
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Rows of one document, in the order of their ids, and the one action they come to.
+    """Rows of one document, in the order of their ids, and the one operation they come to.
 
     `known` says what became of it where that is known without sending it.
     """
 
     events: tuple[Event, ...]
-    action: Action
+    operation: Operation
     known: Outcome | None = None
 
 
 def fold(
     events: Sequence[Event], contents: Mapping[int, Content], targets: Mapping[str, str], epoch: int
 ) -> list[Fold]:
-    """One fold a document: its rows in the order of their ids come to one action with the highest of their versions.
+    """One fold a document: its rows in the order of their ids come to one operation with the highest of their versions.
 
     `contents` by event id: a document or patch; None: no document; or an outcome. A row that is missing there, and
     should have content, gets an empty one, which the destination rejects. `targets`: the physical index of each.
@@ -50,8 +49,8 @@ def _fold(rows: Sequence[Event], contents: Mapping[int, Content], target: str, e
     last = rows[-1]
     content, patches = _folded(rows, contents)
     document, known = (None, content) if isinstance(content, Outcome) else (content, None)
-    action = Action(last.index_name, target, last.document_id, version(epoch, last.id), document, patches)
-    return Fold(tuple(rows), action, known)
+    operation = Operation(last.index_name, target, last.document_id, version(epoch, last.id), document, patches)
+    return Fold(tuple(rows), operation, known)
 
 
 def _folded(rows: Sequence[Event], contents: Mapping[int, Content]) -> tuple[Content, tuple[bytes, ...]]:

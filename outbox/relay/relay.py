@@ -296,13 +296,15 @@ class Relay:
                         answer.outcomes = [Outcome(OutcomeKind.UNAVAILABLE, "unavailable", why)]
                         break
             return answer
-        actions = [fold.action for fold in request.folds if fold.known is None]
-        applied, refusals = copies.apply(self._destination, actions, request.claim.copies) if actions else ((), ())
+        operations = [fold.operation for fold in request.folds if fold.known is None]
+        applied, refusals = (
+            copies.apply(self._destination, operations, request.claim.copies) if operations else ((), ())
+        )
         outcomes = iter(applied)
         answer = Answer(request, [fold.known or next(outcomes) for fold in request.folds], refusals=refusals)
         if request.claim.lone and answer.outcomes[0].kind is OutcomeKind.UNAVAILABLE:
             # A delete that is older than anything: it leaves what is there as it is.
-            harmless = replace(request.folds[0].action, version=0, document=None, patches=())
+            harmless = replace(request.folds[0].operation, version=0, document=None, patches=())
             (outcome,) = self._destination.apply([harmless])
             answer.failed_alone = outcome.kind in (OutcomeKind.APPLIED, OutcomeKind.CONFLICT)
         return answer
@@ -336,7 +338,7 @@ class Relay:
                     outcome,
                     self._policy,
                     now,
-                    sent=fold.action,
+                    sent=fold.operation,
                     explained=explained,
                     overtaken=explained and self._overtaken(fold, outcome),
                     failed_alone=answer.failed_alone,
@@ -356,7 +358,7 @@ class Relay:
         sent = [at for at, fold in enumerate(answer.request.folds) if fold.known is None]
         for target in {refusal.target for refusal in answer.refusals}:
             of_target = [refusal for refusal in answer.refusals if refusal.target == target]
-            first = answer.request.folds[sent[of_target[0].at]].action
+            first = answer.request.folds[sent[of_target[0].at]].operation
             outcome = of_target[0].outcome
             if evidence.refused(
                 self._store,
@@ -384,7 +386,7 @@ class Relay:
             return False
         if evidence.is_of_reindex(self._store, last.index_name, outcome.version):
             return False
-        return bool(fold.action.patches) or evidence.is_update(self._store, last, outcome.version)
+        return bool(fold.operation.patches) or evidence.is_update(self._store, last, outcome.version)
 
     def _explained(self, fold: Fold, outcome: Outcome) -> Outcome:
         """A document may be missing because a later row, delivered before without an answer, removed it."""
@@ -477,7 +479,7 @@ class Relay:
             self._destination_answered(now)
         if answer.failed_alone:
             ((fold, _),) = answered
-            self._verdicts.failed_alone(fold.events[0].id, fold.action.index, now)
+            self._verdicts.failed_alone(fold.events[0].id, fold.operation.index, now)
             return
         for index, outcomes in _by_index(answered).items():
             applied = OutcomeKind.APPLIED in outcomes
@@ -586,7 +588,7 @@ def _by_index(answered: Sequence[tuple[Fold, Outcome]]) -> dict[str, dict[Outcom
     """For each index what kinds of outcomes there are, and one of each."""
     found: dict[str, dict[OutcomeKind, Outcome]] = {}
     for fold, outcome in answered:
-        found.setdefault(fold.action.index, {}).setdefault(outcome.kind, outcome)
+        found.setdefault(fold.operation.index, {}).setdefault(outcome.kind, outcome)
     return found
 
 

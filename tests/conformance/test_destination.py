@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from outbox.destinations.base import FOREVER, Action, Destination, Listed, Outcome, OutcomeKind
+from outbox.destinations.base import FOREVER, Destination, Listed, Operation, Outcome, OutcomeKind
 from outbox.errors import DestinationError, IndexMissing
 from tests.conformance.conftest import Opener
 from tests.support import LIMIT_S
@@ -28,23 +28,23 @@ class Index:
     def __init__(self, destination: Destination, name: str) -> None:
         self.destination, self.name, self.target = destination, name, f"{name}-000001"
 
-    def action(self, document_id: str, version: int, document: bytes | None, *patches: bytes) -> Action:
-        return Action(self.name, self.target, document_id, version, document, patches)
+    def operation(self, document_id: str, version: int, document: bytes | None, *patches: bytes) -> Operation:
+        return Operation(self.name, self.target, document_id, version, document, patches)
 
-    def put(self, document_id: str, version: int, document: Any) -> Action:
-        return self.action(document_id, version, json.dumps(document).encode())
+    def put(self, document_id: str, version: int, document: Any) -> Operation:
+        return self.operation(document_id, version, json.dumps(document).encode())
 
-    def patch(self, document_id: str, version: int, *changes: Any) -> Action:
-        return self.action(document_id, version, None, *(json.dumps(change).encode() for change in changes))
+    def patch(self, document_id: str, version: int, *changes: Any) -> Operation:
+        return self.operation(document_id, version, None, *(json.dumps(change).encode() for change in changes))
 
-    def delete(self, document_id: str, version: int) -> Action:
-        return self.action(document_id, version, None)
+    def delete(self, document_id: str, version: int) -> Operation:
+        return self.operation(document_id, version, None)
 
-    def apply(self, *actions: Action) -> list[Outcome]:
-        return self.destination.apply(actions)
+    def apply(self, *operations: Operation) -> list[Outcome]:
+        return self.destination.apply(operations)
 
-    def one(self, action: Action) -> Outcome:
-        (outcome,) = self.destination.apply([action])
+    def one(self, operation: Operation) -> Outcome:
+        (outcome,) = self.destination.apply([operation])
         return outcome
 
     def holds(self, *document_ids: str) -> dict[str, tuple[int, Any]]:
@@ -207,7 +207,7 @@ def test_bad_documents_among_good_ones_are_rejected_by_position(typed: Index) ->
     assert kinds(outcomes) == [APPLIED, REJECTED, APPLIED, REJECTED, APPLIED, REJECTED, APPLIED]
     assert {outcome.error_type for outcome in outcomes if outcome.kind is REJECTED} == {"document_parsing_exception"}
     assert [field in str(outcomes[at].error) for at, field in ((1, "age"), (3, "zip"), (5, "born"))] == [True] * 3
-    assert set(typed.holds(*(action.document_id for action in batch))) == {"good-1", "good-2", "good-4"}
+    assert set(typed.holds(*(operation.document_id for operation in batch))) == {"good-1", "good-2", "good-4"}
 
 
 def test_patch_that_spoils_the_document_is_rejected_and_leaves_it_as_it_was(typed: Index) -> None:
@@ -269,7 +269,7 @@ def test_fields_take_what_elasticsearch_takes_and_nothing_else(destination: Dest
     index = Index(destination, name)
     for values, kind_of_outcome in ((TAKEN, APPLIED), (REFUSED, REJECTED)):
         contents = [f'{{"{kind}":{value}}}' for kind in values for value in values[kind]]
-        outcomes = index.apply(*(index.action(text, 1, text.encode()) for text in contents))
+        outcomes = index.apply(*(index.operation(text, 1, text.encode()) for text in contents))
         wrong = [text for text, outcome in zip(contents, outcomes, strict=True) if outcome.kind is not kind_of_outcome]
         assert wrong == []
 
@@ -313,7 +313,7 @@ def test_content_that_is_no_object_on_one_line_is_rejected_and_its_neighbours_ar
     index: Index, content: bytes
 ) -> None:
     content = content.replace(b"TARGET", index.target.encode())
-    outcomes = index.apply(index.put("good", 1, {"n": 1}), index.action("bad", 2, content), index.put("too", 3, {}))
+    outcomes = index.apply(index.put("good", 1, {"n": 1}), index.operation("bad", 2, content), index.put("too", 3, {}))
     assert kinds(outcomes) == [APPLIED, REJECTED, APPLIED]
     assert set(index.holds("good", "bad", "too")) == {"good", "too"}
     if b"\n" in content or not content.startswith(b"{"):
@@ -323,7 +323,7 @@ def test_content_that_is_no_object_on_one_line_is_rejected_and_its_neighbours_ar
 @pytest.mark.parametrize("patch", [b"", b"[1]", b"null", b'{"n":', b'{"n":NaN}', b'{"a":"\\ud800"}', b"{} {}"])
 def test_patch_that_is_no_object_is_rejected(index: Index, patch: bytes) -> None:
     index.one(index.put("c1", 1, {"n": 1}))
-    outcome = index.one(index.action("c1", 2, None, b'{"m":1}', patch))
+    outcome = index.one(index.operation("c1", 2, None, b'{"m":1}', patch))
     assert (outcome.kind, outcome.error_type) == (REJECTED, "illegal_document")
     assert index.holds("c1") == {"c1": (1, {"n": 1})}
 
@@ -379,7 +379,7 @@ def test_missing_index_is_blocked_and_not_made_by_what_is_sent_to_it(index: Inde
 
 
 def test_index_that_its_readers_do_not_reach_is_blocked(index: Index, name: str) -> None:
-    stray = Action(f"{name}-other", index.target, "c1", 1, b"{}")
+    stray = Operation(f"{name}-other", index.target, "c1", 1, b"{}")
     (outcome,) = index.destination.apply([stray])
     assert (outcome.kind, outcome.error_type) == (OutcomeKind.BLOCKED, "alias_not_found_exception")
 
@@ -403,7 +403,7 @@ def test_settings_are_taken_when_the_index_is_created(destination: Destination, 
 def test_concrete_index_of_that_name_is_used_as_it_is(destination: Destination, name: str) -> None:
     concrete = destination.ensure_index(name)
     assert destination.ensure_index(concrete) == concrete
-    (outcome,) = destination.apply([Action(concrete, concrete, "c1", 1, b'{"n":1}')])
+    (outcome,) = destination.apply([Operation(concrete, concrete, "c1", 1, b'{"n":1}')])
     assert outcome.kind is APPLIED
     assert set(destination.read(concrete, ["c1"])) == {"c1"}
 
@@ -553,15 +553,15 @@ def test_search_of_a_missing_index_is_told_from_a_failure(destination: Destinati
 # -- rebuilding an index --------------------------------------------------------------------------------------------
 
 
-def test_action_that_may_meet_its_own_version_replaces_that_and_nothing_newer(index: Index) -> None:
+def test_operation_that_may_meet_its_own_version_replaces_that_and_nothing_newer(index: Index) -> None:
     index.apply(index.put("same", 5, {"n": 1}), index.put("newer", 6, {"n": 1}), index.put("gone", 4, {}))
     index.one(index.delete("gone", 6))
     batch = [index.put("same", 5, {"n": 2}), index.put("newer", 5, {"n": 2}), index.put("gone", 5, {})]
-    outcomes = index.apply(*(replace(action, or_equal=True) for action in batch))
+    outcomes = index.apply(*(replace(operation, or_equal=True) for operation in batch))
     assert [(outcome.kind, outcome.version) for outcome in outcomes] == [(APPLIED, None), (CONFLICT, 6), (CONFLICT, 6)]
     assert index.holds("same", "newer", "gone") == {"same": (5, {"n": 2}), "newer": (6, {"n": 1})}
     batch = [index.delete("same", 5), index.delete("newer", 5)]
-    outcomes = index.apply(*(replace(action, or_equal=True) for action in batch))
+    outcomes = index.apply(*(replace(operation, or_equal=True) for operation in batch))
     assert kinds(outcomes) == [APPLIED, CONFLICT]
     assert index.holds("same", "newer") == {"newer": (6, {"n": 1})}
     assert index.one(index.put("same", 5, {})).version == 5  # its delete is remembered
@@ -573,8 +573,8 @@ def test_index_that_is_filled_before_readers_reach_it(index: Index, name: str) -
     index.one(index.put("c1", 1, {"name": "Ada"}))
     mappings = {"dynamic": "strict", "properties": {"name": {"type": "text"}}}
     destination.create_index(new, mappings, {"number_of_replicas": 0, "index": {"refresh_interval": "7s"}})
-    assert kinds(destination.apply([Action(new, new, "c1", 1, b'{"name":"Grace"}')])) == [APPLIED]
-    assert kinds(destination.apply([Action(new, new, "c2", 1, b'{"age":1}')])) == [REJECTED]  # its own mappings
+    assert kinds(destination.apply([Operation(new, new, "c1", 1, b'{"name":"Grace"}')])) == [APPLIED]
+    assert kinds(destination.apply([Operation(new, new, "c2", 1, b'{"age":1}')])) == [REJECTED]  # its own mappings
     destination.refresh(name)
     assert (index.found("ada"), index.found("grace")) == (["c1"], [])
     destination.finish_index(new, {"number_of_replicas": 0, "index": {"refresh_interval": "7s"}})
@@ -612,7 +612,7 @@ def test_swap_that_comes_late_changes_nothing(index: Index, name: str) -> None:
 def test_concrete_index_of_the_name_gives_way_to_an_alias_only_when_told(index: Index, name: str) -> None:
     destination, concrete, new = index.destination, index.target, f"{name}-new"
     destination.create_index(new, {}, {})
-    destination.apply([Action(new, new, "c1", 1, b'{"name":"Grace"}')])
+    destination.apply([Operation(new, new, "c1", 1, b'{"name":"Grace"}')])
     destination.finish_index(new, {})
     with pytest.raises(DestinationError):
         destination.swap(concrete, concrete, new)

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from outbox.destinations.base import Action, Destination, OutcomeKind
+from outbox.destinations.base import Destination, Operation, OutcomeKind
 from outbox.relay import plan
-from outbox.store.models import Action as RowAction
-from outbox.store.models import Event
+from outbox.store.models import Action, Event
 from tests.support.node import Node
 
 pytestmark = [pytest.mark.elasticsearch, pytest.mark.slow]
@@ -43,19 +42,21 @@ def test_updates_one_by_one_and_folded_come_to_what_elasticsearch_makes_of_them(
         contents = [orjson.dumps(each) for each in (document, *patches)]
         first = next(ids) * 10
         events = [
-            Event(first + at, RowAction.UPDATE if at else RowAction.INDEX, name, "folded", None, None, 0, 1, 0)
+            Event(first + at, Action.UPDATE if at else Action.INDEX, name, "folded", None, None, 0, 1, 0)
             for at in range(len(contents))
         ]
         (fold,) = plan.fold(events, dict(zip((e.id for e in events), contents, strict=True)), {name: target}, 0)
         versions = [event.id for event in events]
-        one_by_one = [Action(name, target, "each", versions[0], contents[0])]
-        one_by_one += [Action(name, target, "each", v, None, (c,)) for v, c in zip(versions, contents, strict=True)][1:]
-        onto_held = [
-            Action(name, target, "onto-held", versions[0], contents[0]),
-            Action(name, target, "onto-held", versions[-1], None, tuple(contents[1:])),
+        one_by_one = [Operation(name, target, "each", versions[0], contents[0])]
+        one_by_one += [Operation(name, target, "each", v, None, (c,)) for v, c in zip(versions, contents, strict=True)][
+            1:
         ]
-        for action in (*one_by_one, *onto_held, fold.action):
-            (outcome,) = destination.apply([action])
+        onto_held = [
+            Operation(name, target, "onto-held", versions[0], contents[0]),
+            Operation(name, target, "onto-held", versions[-1], None, tuple(contents[1:])),
+        ]
+        for operation in (*one_by_one, *onto_held, fold.operation):
+            (outcome,) = destination.apply([operation])
             assert outcome.kind is OutcomeKind.APPLIED, outcome
 
         path = f"/{reference}/_doc/1"

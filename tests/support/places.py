@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from outbox.destinations.base import Action, Destination, Outcome, OutcomeKind
+from outbox.destinations.base import Destination, Operation, Outcome, OutcomeKind
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support.node import Node
@@ -141,10 +141,10 @@ class EmbeddedPlace:
         target = self.destination.ensure_index(index)
         held = self._rows(index).get(document_id, (0, ""))
         version = held[0] + 1 if version is None else version
-        action = Action(
+        operation = Operation(
             index, target, document_id, version, None if document is None else json.dumps(document).encode()
         )
-        (outcome,) = EmbeddedDestination(self._path).apply([action])
+        (outcome,) = EmbeddedDestination(self._path).apply([operation])
         assert outcome.kind is OutcomeKind.APPLIED
 
     def fail(self, times: int | None = None) -> None:
@@ -190,9 +190,9 @@ class _Watched(EmbeddedDestination):
         super().__init__(path, timeout=3)  # what `away` takes; nobody else keeps the file busy
         self.failures, self.sent = 0, list[int]()
 
-    def apply(self, actions: Sequence[Action]) -> list[Outcome]:
-        self.sent.append(len(actions))
-        outcomes = super().apply(actions)
+    def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
+        self.sent.append(len(operations))
+        outcomes = super().apply(operations)
         if self.failures:
             self.failures -= 1
             outcomes[0] = Outcome(OutcomeKind.FAILED, "some_exception", "provoked")

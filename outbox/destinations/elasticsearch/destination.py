@@ -1,6 +1,6 @@
 """Elasticsearch 8.19 to 9.x: one `_bulk` request for each `apply`, and every answer mapped to one outcome.
 
-Not `helpers.bulk()`: it pairs answers with actions by position alone, does not retry an item 429, and counts a
+Not `helpers.bulk()`: it pairs answers with operations by position alone, does not retry an item 429, and counts a
 conflict and the 404 of a delete as errors. The client's own retries are off; the outbox owns them.
 """
 
@@ -28,11 +28,11 @@ from outbox.destinations.base import (
     DOCUMENT_MISSING,
     ILLEGAL_DOCUMENT,
     TENANT_FIELD,
-    Action,
     Health,
     Hit,
     IndexFacts,
     Listed,
+    Operation,
     Outcome,
     OutcomeKind,
     Stored,
@@ -129,41 +129,41 @@ class ElasticsearchDestination:
         self._gc_deletes = gc_deletes
         self._checked: dict[str, float] = {}
 
-    def apply(self, actions: Sequence[Action]) -> list[Outcome]:
+    def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
-        sendable: dict[int, Action] = {}
+        sendable: dict[int, Operation] = {}
         usable: dict[str, Outcome | None] = {}
         away: Outcome | None = None  # known from one index: asking for each would cost as many timeouts
-        for position, action in enumerate(actions):
-            if action.target not in usable:
-                usable[action.target] = found = away or self._check_target(action.index, action.target)
+        for position, operation in enumerate(operations):
+            if operation.target not in usable:
+                usable[operation.target] = found = away or self._check_target(operation.index, operation.target)
                 away = found if found and found.kind is OutcomeKind.UNAVAILABLE else None
-            if refused := usable[action.target] or unsendable(action):
+            if refused := usable[operation.target] or unsendable(operation):
                 outcomes[position] = refused
             else:
-                sendable[position] = action
+                sendable[position] = operation
         outcomes |= self._resolve_patches(sendable)
-        sent = {position: action for position, action in sendable.items() if position not in outcomes}
+        sent = {position: operation for position, operation in sendable.items() if position not in outcomes}
         if sent:
             outcomes |= zip(sent, self._bulk(list(sent.values())), strict=True)
         for position, outcome in outcomes.items():
             if outcome.kind is OutcomeKind.BLOCKED:
-                self._checked.pop(actions[position].target, None)
-        return [outcomes[position] for position in range(len(actions))]
+                self._checked.pop(operations[position].target, None)
+        return [outcomes[position] for position in range(len(operations))]
 
-    def _resolve_patches(self, actions: dict[int, Action]) -> dict[int, Outcome]:
-        """Turn patches into full documents, in `actions`. Returns the outcomes of those that need no request more.
+    def _resolve_patches(self, operations: dict[int, Operation]) -> dict[int, Outcome]:
+        """Turn patches into full documents, in `operations`. Returns the outcomes of those that need no request more.
 
         A partial update cannot carry an external version: one such item fails a whole `_bulk` request with 400. So
         the stored document is read and merged here, and the version decides as for any other: only a request of a relay
         that lost its claim can slip in between, with what the stored document already has.
         """
-        patched = {position: action for position, action in actions.items() if action.patches}
+        patched = {position: operation for position, operation in operations.items() if operation.patches}
         if not patched:
             return {}
         try:
             found = self._client.mget(
-                docs=[{"_index": action.target, "_id": action.document_id} for action in patched.values()]
+                docs=[{"_index": operation.target, "_id": operation.document_id} for operation in patched.values()]
             ).body["docs"]
         except ApiError as error:
             return dict.fromkeys(patched, Outcome(OutcomeKind.UNAVAILABLE, *_of_status(error)))
@@ -172,27 +172,27 @@ class ElasticsearchDestination:
         except (KeyError, TypeError):
             return dict.fromkeys(patched, _NOT_ELASTICSEARCH)
         outcomes: dict[int, Outcome] = {}
-        for at, (position, action) in enumerate(patched.items()):
-            resolved = _resolved(action, found[at] if at < len(found) else None)
+        for at, (position, operation) in enumerate(patched.items()):
+            resolved = _resolved(operation, found[at] if at < len(found) else None)
             if isinstance(resolved, Outcome):
                 outcomes[position] = resolved
             else:
-                actions[position] = resolved
+                operations[position] = resolved
         return outcomes
 
-    def _bulk(self, actions: Sequence[Action]) -> list[Outcome]:
-        targets = {target: orjson.dumps(target) for target in {action.target for action in actions}}
-        body = b"".join([_operation(action, targets[action.target]) for action in actions])
+    def _bulk(self, operations: Sequence[Operation]) -> list[Outcome]:
+        targets = {target: orjson.dumps(target) for target in {operation.target for operation in operations}}
+        body = b"".join([_lines(operation, targets[operation.target]) for operation in operations])
         try:
             answer = self._answered(body, self._others)
         except ApiError as error:
-            return [self._refused_request(error, single=len(actions) == 1)] * len(actions)
+            return [self._refused_request(error, single=len(operations) == 1)] * len(operations)
         except (TransportError, UnsupportedProductError) as error:
-            return [_unavailable(error)] * len(actions)
+            return [_unavailable(error)] * len(operations)
         items = answer.get("items") if isinstance(answer, dict) else None
         if not isinstance(items, list):
-            return [_NOT_ELASTICSEARCH] * len(actions)
-        return [_outcome(action, items[at] if at < len(items) else None) for at, action in enumerate(actions)]
+            return [_NOT_ELASTICSEARCH] * len(operations)
+        return [_outcome(operation, items[at] if at < len(items) else None) for at, operation in enumerate(operations)]
 
     def _answered(self, body: bytes, others: int) -> Any:
         """The answer to a `_bulk` request, by the first node that gives a connection; `others` may be asked after it.
@@ -468,16 +468,16 @@ def _tenant_of(source: Mapping[str, Any] | None) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _operation(action: Action, target: bytes) -> bytes:
-    """The lines of one action in a `_bulk` request. `target`: as JSON."""
+def _lines(operation: Operation, target: bytes) -> bytes:
+    """The lines of one operation in a `_bulk` request. `target`: as JSON."""
     line = b'{"%s":{"_index":%s,"_id":%s,"version":%d,"version_type":"external%s"}}\n' % (
-        b"delete" if action.document is None else b"index",
+        b"delete" if operation.document is None else b"index",
         target,
-        orjson.dumps(action.document_id),
-        action.version,
-        b"_gte" if action.or_equal else b"",
+        orjson.dumps(operation.document_id),
+        operation.version,
+        b"_gte" if operation.or_equal else b"",
     )
-    return line if action.document is None else b"%s%s\n" % (line, action.document)
+    return line if operation.document is None else b"%s%s\n" % (line, operation.document)
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -489,9 +489,9 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return found if above else {name if name.startswith("index.") else f"index.{name}": v for name, v in found.items()}
 
 
-def _resolved(action: Action, found: Any) -> Action | Outcome:
-    """Patches merged into the document that was found: the action to send instead, or what became of it."""
-    if not isinstance(found, dict) or found.get("_id") != action.document_id:
+def _resolved(operation: Operation, found: Any) -> Operation | Outcome:
+    """Patches merged into the document that was found: the operation to send instead, or what became of it."""
+    if not isinstance(found, dict) or found.get("_id") != operation.document_id:
         return _UNANSWERED
     if error := found.get("error"):
         error_type, reason = _type_and_reason(error)
@@ -502,7 +502,7 @@ def _resolved(action: Action, found: Any) -> Action | Outcome:
         return rejected("source_missing", "the index stores no _source to merge into; write the full document")
     try:
         source = json.dumps(found["_source"], ensure_ascii=False).encode()
-        return replace(action, document=merge.merged(source, action.patches), patches=())
+        return replace(operation, document=merge.merged(source, operation.patches), patches=())
     except ValueError as error:
         return rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
 
@@ -515,14 +515,14 @@ _UNANSWERED = Outcome(OutcomeKind.UNAVAILABLE, "unanswered", "the answer does no
 _NOT_ELASTICSEARCH = Outcome(OutcomeKind.UNAVAILABLE, "not_elasticsearch", "the answer has no list of items")
 
 
-def _outcome(action: Action, item: Any) -> Outcome:
-    """Match one item of the answer with its action, by position, operation and id."""
-    operation = "delete" if action.document is None else "index"
-    result = item.get(operation) if isinstance(item, dict) else None
-    if not isinstance(result, dict) or result.get("_id") != action.document_id:
+def _outcome(operation: Operation, item: Any) -> Outcome:
+    """Match one item of the answer with its operation, by position, verb and id."""
+    verb = "delete" if operation.document is None else "index"
+    result = item.get(verb) if isinstance(item, dict) else None
+    if not isinstance(result, dict) or result.get("_id") != operation.document_id:
         return _UNANSWERED
     status, error = result.get("status"), result.get("error")
-    if error is None and (status in (200, 201) or (status == 404 and action.document is None)):
+    if error is None and (status in (200, 201) or (status == 404 and operation.document is None)):
         return _APPLIED
     error_type, reason = _type_and_reason(error if isinstance(error, dict) else {"type": f"http_{status}"})
     if status == 409:

@@ -29,11 +29,11 @@ from outbox.destinations.base import (
     FOREVER,
     ILLEGAL_DOCUMENT,
     TENANT_FIELD,
-    Action,
     Health,
     Hit,
     IndexFacts,
     Listed,
+    Operation,
     Outcome,
     OutcomeKind,
     Stored,
@@ -139,15 +139,15 @@ class EmbeddedDestination:
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
 
-    def apply(self, actions: Sequence[Action]) -> list[Outcome]:
-        contents = [_content(action) for action in actions]  # parsed before the file is locked
+    def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
+        contents = [_content(operation) for operation in operations]  # parsed before the file is locked
         try:
             with self._writing() as connection:
-                return _apply(connection, actions, contents)
+                return _apply(connection, operations, contents)
         except _FileMissing:
-            return [_index_missing(action.target) for action in actions]
+            return [_index_missing(operation.target) for operation in operations]
         except (sqlite3.Error, OSError) as error:
-            return [_unavailable(error)] * len(actions)
+            return [_unavailable(error)] * len(operations)
 
     def ensure_index(
         self, name: str, mappings: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
@@ -412,40 +412,40 @@ def _identified(connection: sqlite3.Connection) -> tuple[int, int]:
 # -- documents -----------------------------------------------------------------------------------------------------
 
 
-def _content(action: Action) -> dict[str, Any] | Outcome | None:
+def _content(operation: Operation) -> dict[str, Any] | Outcome | None:
     """The document as it is to be stored, parsed; None for deletes and patches; or why it cannot be stored."""
-    if refused := unsendable(action):
+    if refused := unsendable(operation):
         return refused
-    if action.document is None:
+    if operation.document is None:
         return None
     try:
-        parsed = orjson.loads(action.document)
+        parsed = orjson.loads(operation.document)
     except orjson.JSONDecodeError as error:
         return rejected("document_parsing_exception", f"failed to parse: {error}")
     return parsed if isinstance(parsed, dict) else rejected(ILLEGAL_DOCUMENT, "the stored document is no JSON object")
 
 
 def _apply(
-    connection: sqlite3.Connection, actions: Sequence[Action], contents: Sequence[dict[str, Any] | Outcome | None]
+    connection: sqlite3.Connection, operations: Sequence[Operation], contents: Sequence[dict[str, Any] | Outcome | None]
 ) -> list[Outcome]:
-    indexes = {(action.index, action.target) for action in actions}
+    indexes = {(operation.index, operation.target) for operation in operations}
     usable = {each: _usable(connection, *each) for each in indexes}
     (last,) = connection.execute("SELECT max(number) FROM documents").fetchone()
     next_number = (last or 0) + 1
     written: dict[tuple[str, str], _Held] = {}
     outcomes: list[Outcome] = []
-    for action, content in zip(actions, contents, strict=True):
-        mappings = usable[action.index, action.target]
+    for operation, content in zip(operations, contents, strict=True):
+        mappings = usable[operation.index, operation.target]
         if isinstance(mappings, Outcome) or isinstance(content, Outcome):
             outcomes.append(mappings if isinstance(mappings, Outcome) else content)  # type: ignore[arg-type]
             continue
-        key = (action.target, action.document_id)
+        key = (operation.target, operation.document_id)
         held = written.get(key) or _held(connection, *key)
-        outcome = _decide(action, content, held, mappings)
+        outcome = _decide(operation, content, held, mappings)
         if isinstance(outcome, Outcome):
             outcomes.append(outcome)
             continue
-        written[key] = _Held(held.number if held else next_number, action.version, outcome.source)
+        written[key] = _Held(held.number if held else next_number, operation.version, outcome.source)
         next_number += held is None
         outcomes.append(_APPLIED)
     connection.executemany(
@@ -468,21 +468,21 @@ class _Source(NamedTuple):
 
 
 def _decide(
-    action: Action, content: dict[str, Any] | None, held: _Held | None, mappings: Mapping[str, Any]
+    operation: Operation, content: dict[str, Any] | None, held: _Held | None, mappings: Mapping[str, Any]
 ) -> _Source | Outcome:
-    """What to store for an action, or what became of it. As in Elasticsearch, faults come before versions."""
-    document = action.document
-    if action.patches:
+    """What to store for an operation, or what became of it. As in Elasticsearch, faults come before versions."""
+    document = operation.document
+    if operation.patches:
         if held is None or held.source is None:
             return rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
         try:
-            document = merge.merged(held.source.encode(), action.patches)
+            document = merge.merged(held.source.encode(), operation.patches)
         except ValueError as error:
             return rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
         content = orjson.loads(document) if mappings else None
     if content and mappings and (fault := mapping.fault(mappings, content)):
         return rejected(*fault)
-    if held and held.version >= action.version + action.or_equal:
+    if held and held.version >= operation.version + operation.or_equal:
         return Outcome(OutcomeKind.CONFLICT, "version_conflict", "the stored document is newer", held.version)
     return _Source(None if document is None else document.decode())
 
