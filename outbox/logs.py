@@ -1,11 +1,16 @@
-"""Loguru, set up once; and the `[ES] …` lines, of which there is one for every operation that was answered."""
+"""Loguru, set up once; and the `[ES] …` lines, of which there is one for every operation that was answered.
+
+A line is a fixed text with fields, `logger.info("index {index} takes rows again", index=name)`: a person reads the
+sentence, and with `OUTBOX_LOG_FORMAT=json` a machine reads the fields. What comes from elsewhere (ids, errors, reasons)
+is a field, never part of the text, and goes through `safe`.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import orjson
 from loguru import logger
@@ -47,50 +52,66 @@ def _as_json(record: Any) -> str:
     if record["exception"]:
         entry["exception"] = repr(record["exception"].value)
     # Loguru formats what it gets: braces must survive it.
-    return orjson.dumps(entry).decode().replace("{", "{{").replace("}", "}}").replace("<", "\\u003c") + "\n"
+    return (
+        orjson.dumps(entry, default=str).decode().replace("{", "{{").replace("}", "}}").replace("<", "\\u003c") + "\n"
+    )
 
 
-def operations(answered: Iterable[tuple[str, str, str, int, str | None]]) -> None:
-    """Log answered operations: (action, index, document id, event id, error or None), in one call.
+class Row(Protocol):
+    """What the line of an operation says of its row."""
 
-    A call of loguru a line would cost more than the rest of the relay's work on the row.
+    @property
+    def id(self) -> int: ...
+    @property
+    def action(self) -> str: ...
+    @property
+    def index_name(self) -> str: ...
+    @property
+    def document_id(self) -> str: ...
+
+
+def operations(answered: Iterable[tuple[Row, str | None]]) -> None:
+    """Log answered operations, each with its error, if any, in one call.
+
+    A call of loguru for each line would cost more than the rest of the relay's work on the row.
     """
     if not _Output.operations:
         return
-    line: Callable[[str, str, str, str, int, str | None], str]
+    line: Callable[[str, Row, str | None], str]
     if _Output.json:
         now, line = datetime.now(UTC).isoformat(timespec="milliseconds"), _json_line
     else:
         now, line = f"{datetime.now():%Y-%m-%d %H:%M:%S}", _text_line
     done: list[str] = []
     failed: list[str] = []
-    for action, index, document_id, event_id, error in answered:
-        (failed if error else done).append(line(now, action, index, document_id, event_id, error))
+    for row, error in answered:
+        (failed if error else done).append(line(now, row, error))
     if done:
         logger.opt(raw=True).info("".join(done))
     if failed:
         logger.opt(raw=True).error("".join(failed))
 
 
-def _json_line(now: str, action: str, index: str, document_id: str, event_id: int, error: str | None) -> str:
+def _json_line(now: str, row: Row, error: str | None) -> str:
     entry: dict[str, Any] = {
         "time": now,
         "level": "ERROR" if error else "INFO",
-        "message": f"[ES] Error {action}" if error else f"[ES] {action.upper()}",
-        "action": action,
-        "index": index,
-        "id": document_id,
-        "event": event_id,
+        "message": f"[ES] Error {row.action}" if error else f"[ES] {row.action.upper()}",
+        "action": row.action,
+        "index": row.index_name,
+        "id": row.document_id,
+        "event": row.id,
     }
     if error:
         entry["error"] = error
     return orjson.dumps(entry).decode() + "\n"
 
 
-def _text_line(now: str, action: str, index: str, document_id: str, _event: int, error: str | None) -> str:
+def _text_line(now: str, row: Row, error: str | None) -> str:
+    document = f"{row.index_name}/{safe(row.document_id)}"
     if error:
-        return f"{now} ERROR   [ES] Error {action} {index}/{safe(document_id)}: {safe(error)}\n"
-    return f"{now} INFO    [ES] {action.upper()} {index}/{safe(document_id)}\n"
+        return f"{now} ERROR   [ES] Error {row.action} {document}: {safe(error)}\n"
+    return f"{now} INFO    [ES] {row.action.upper()} {document}\n"
 
 
 def safe(text: str) -> str:
@@ -106,6 +127,14 @@ def rows(number: int, one: str = "", many: str = "", *, kind: str = "") -> str:
     return " ".join(word for word in (f"{number:,}", kind, noun, verb) if word)
 
 
+class Rows(int):
+    """A number of rows as a field of a log line: `{count:waits/wait}` reads `1 row waits`, `{count}` reads `2 rows`."""
+
+    def __format__(self, verb: str) -> str:
+        one, _, many = verb.partition("/")
+        return rows(int(self), one, many)
+
+
 def without_operations() -> None:
-    """Leave the `[ES] …` lines out: a progress bar stands in their place."""
+    """Leave the `[ES] …` lines out: a progress bar is shown in their place."""
     _Output.operations = False

@@ -23,7 +23,8 @@ from sqlalchemy import create_engine
 
 from outbox import schema, sqlite
 from outbox.relay import plan
-from outbox.relay.relay import Answer, Relay
+from outbox.relay.relay import Relay
+from outbox.relay.requests import Answer
 from outbox.store import claims, operators, upkeep
 from outbox.store.claims import Claim
 from outbox.store.models import now_ms

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
-from outbox.relay.poison import Verdicts
+from outbox.relay.poison import PoisonDetector
 from outbox.relay.relay import Relay
 from outbox.store import claims, operators, upkeep
 from outbox.store.claims import Claim
@@ -323,16 +323,16 @@ def test_row_whose_relay_died_with_others_in_hand_is_not_blamed_for_the_next_dea
 
 
 def test_two_failures_between_applied_rows_make_a_row_guilty() -> None:
-    verdicts = Verdicts(JUST)
+    detector = PoisonDetector(JUST)
     for at in (1_000, 2_000):
-        assert not verdicts.guilty(7)
-        verdicts.applied("contacts", at)
-        verdicts.failed_alone(7, "contacts", at + 1)
-        verdicts.applied("contacts", at + 2)
-    assert verdicts.guilty(7)
-    assert not verdicts.guilty(8)
-    verdicts.forget(7)
-    assert not verdicts.guilty(7)
+        assert not detector.guilty(7)
+        detector.applied("contacts", at)
+        detector.failed_alone(7, "contacts", at + 1)
+        detector.applied("contacts", at + 2)
+    assert detector.guilty(7)
+    assert not detector.guilty(8)
+    detector.forget(7)
+    assert not detector.guilty(7)
 
 
 @pytest.mark.parametrize(
@@ -350,19 +350,19 @@ def test_two_failures_between_applied_rows_make_a_row_guilty() -> None:
     ],
 )
 def test_failure_alone_that_proves_nothing_is_not_counted(story: str) -> None:
-    verdicts, now = Verdicts(JUST), 1_000
+    detector, now = PoisonDetector(JUST), 1_000
     for _ in range(5):
         now += 2 * JUST  # far from the story before
         for event in story.split():
             now += 1
             if event == "apply":
-                verdicts.applied("contacts", now)
+                detector.applied("contacts", now)
             elif event == "other":
-                verdicts.applied("deals", now)
+                detector.applied("deals", now)
             elif event == "fail":
-                verdicts.failed_alone(7, "contacts", now)
+                detector.failed_alone(7, "contacts", now)
             elif event == "outage":
-                verdicts.unanswered()
+                detector.unanswered()
             else:
                 now += 2 * JUST
-    assert not verdicts.guilty(7)
+    assert not detector.guilty(7)

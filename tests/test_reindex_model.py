@@ -29,7 +29,7 @@ from outbox.errors import ReindexFailed
 from outbox.reindex import reindexer as rebuilding
 from outbox.reindex import writer as lane
 from outbox.reindex.reindexer import Progress, Selection, drop_old, roll_back
-from outbox.relay.relay import Answer, Request
+from outbox.relay.requests import Answer, Request
 from outbox.store import jobs, operators, upkeep
 from outbox.store.models import now_ms
 from tests.support.outbox import Outbox

@@ -30,7 +30,7 @@ from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError
 from outbox.maintenance.scheduler import Maintenance
 from outbox.reindex.reindexer import Reindexer
-from outbox.relay.relay import Relay, Totals
+from outbox.relay import Relay, Totals
 from outbox.settings import Settings
 from outbox.store.models import now_ms
 from outbox.store.sqlite.presence import Presence

@@ -1,5 +1,6 @@
 """The relay: claim, load, plan, send, decide, settle."""
 
-from outbox.relay.relay import Relay, Totals
+from outbox.relay.relay import Relay
+from outbox.relay.settle import Totals
 
 __all__ = ["Relay", "Totals"]

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from outbox.destinations.base import Operation, Outcome, OutcomeKind
-from outbox.store.models import OVERTAKEN, POISON, UNANSWERED, UNEXPLAINED, Event, Result, State, Transition
+from outbox.destinations.base import DOCUMENT_MISSING, Operation, Outcome, OutcomeKind
+from outbox.relay.plan import Fold
+from outbox.relay.requests import Answer
+from outbox.store.conflicts import Conflict, Facts
+from outbox.store.models import (
+    EPOCH_STEP,
+    OVERTAKEN,
+    POISON,
+    UNANSWERED,
+    UNEXPLAINED,
+    Event,
+    Result,
+    State,
+    Transition,
+)
 
 UNEXPLAINED_REMEDY = (
     "nothing in this outbox wrote it: the database was restored from a backup, or something else writes to the "
@@ -38,6 +51,103 @@ class Policy:
     def longest_wait_ms(self) -> int:
         """What lies further ahead than this was put there by another clock, and is due."""
         return max(self.retry_pause(max(self.max_retries, 1)), self.longest_pause_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What an answer means. `outcomes`: those of the answer, as they are understood with what the tables say."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    transitions: list[Transition] = field(default_factory=list)
+    unfold: list[Fold] = field(default_factory=list)  # to be sent row by row
+    split: list[Fold] = field(default_factory=list)  # to be sent in smaller requests
+
+
+def conflicts_in(answer: Answer) -> list[Conflict]:
+    """What has to be asked before an answer can be decided."""
+    return [
+        Conflict(fold.events[-1], outcome.version)
+        for fold, outcome in answer.by_fold
+        if outcome.error_type == DOCUMENT_MISSING
+        or (outcome.kind is OutcomeKind.CONFLICT and outcome.version is not None)
+    ]
+
+
+def decide_all(answer: Answer, facts: Mapping[int, Facts], policy: Policy, now: int) -> Decision:
+    """What becomes of the rows of an answer, with the facts of its `conflicts_in` by row."""
+    decision = Decision()
+    for fold, reported in answer.by_fold:
+        last = fold.events[-1]
+        known = facts.get(last.id, Facts())
+        outcome = understood(reported, known)
+        decision.outcomes.append(outcome)
+        if outcome.kind is OutcomeKind.SPLIT:
+            decision.split.append(fold)
+        elif needs_unfolding(fold.events, outcome, policy):
+            decision.unfold.append(fold)
+        else:
+            explained = is_explained(last, outcome, known, answer.request.claim.epoch)
+            decision.transitions.extend(
+                decide(
+                    fold.events,
+                    outcome,
+                    policy,
+                    now,
+                    sent=fold.operation,
+                    explained=explained,
+                    overtaken=explained and is_overtaken(fold, outcome, known),
+                    failed_alone=answer.failed_alone,
+                )
+            )
+    return decision
+
+
+def understood(outcome: Outcome, known: Facts) -> Outcome:
+    """A document may be missing because a later row, delivered before without an answer, removed it."""
+    if outcome.error_type == DOCUMENT_MISSING and known.removed_since:
+        return outcome._replace(kind=OutcomeKind.CONFLICT, version=None)
+    return outcome
+
+
+def is_explained(last: Event, outcome: Outcome, known: Facts, epoch: int) -> bool:
+    """Whether a delivery of this outbox accounts for the version that a conflict reports.
+
+    True for a version of a row of the same document that was delivered (`last` itself: at least twice), for versions
+    up to the highest that was pruned, and for the one that a reindex of the index gave its documents.
+    """
+    if outcome.kind is not OutcomeKind.CONFLICT:
+        return False
+    if outcome.version is None:
+        return known.removed_since
+    if known.pruned:
+        return True
+    reported_epoch, row = divmod(outcome.version, EPOCH_STEP)
+    if reported_epoch > epoch:
+        return False
+    return known.of_reindex or known.deliveries >= (2 if row == last.id else 1)
+
+
+def is_overtaken(fold: Fold, outcome: Outcome, known: Facts) -> bool:
+    """Rows of one document under two tenants can overtake each other, and one of them is a partial update.
+
+    What is sent for the first time is in nothing that the index holds: a later update, or a later document under
+    an update, was delivered without it. A later document alone makes an earlier one history; and so does one that
+    a reindex has made of the database, where the change was before its row could be read.
+    """
+    if fold.events[-1].deliveries > 1 or outcome.version is None or known.of_reindex:
+        return False
+    return bool(fold.operation.patches) or known.of_update
+
+
+def held_back(answer: Answer, policy: Policy, now: int) -> list[Transition]:
+    """What becomes of rows whose index was asked for and cannot be had: they wait, and nothing was sent for them."""
+    away = answer.outcomes[0] if answer.outcomes else None
+    transitions: list[Transition] = []
+    for event in answer.request.claim.events:
+        if event.index_name in answer.refused:
+            outcome = away or Outcome(OutcomeKind.BLOCKED, "index_unavailable", answer.refused[event.index_name])
+            transitions += [each._replace(unsent=True) for each in decide([event], outcome, policy, now)]
+    return transitions
 
 
 def needs_unfolding(events: Sequence[Event], outcome: Outcome, policy: Policy) -> bool:
@@ -103,7 +213,7 @@ def decide(
 
 
 def poisoned(event: Event, failures: int) -> Transition:
-    """The end of a row that gets no answer although its neighbours do; see `outbox.poison.Verdicts`."""
+    """The end of a row that gets no answer although its neighbours do; see `PoisonDetector`."""
     error = (
         f"sent alone, it got no answer {failures} times, while other rows of index {event.index_name} were applied "
         f"just before and just after; see what the document does to the destination, then write it anew and run "

@@ -30,13 +30,16 @@ def contents(store: Store, registry: EntityRegistry | None, claim: Claim) -> dic
     if refreshed:
         found |= _entities(store, registry, refreshed)
     for event in claim.events:
-        if event.index_name not in claim.targets and (illegal := illegal_name(event.index_name)):
-            found[event.id] = illegal
+        if event.index_name not in claim.targets and (malformed := malformed_name(event.index_name)):
+            found[event.id] = malformed
     return found
 
 
-def illegal_name(index_name: str) -> Outcome | None:
-    """Rows of other programs pass no check: an index named `*` would be everybody's."""
+def malformed_name(index_name: str) -> Outcome | None:
+    """The end of a row whose index has a name that none can have; None if it is fine.
+
+    Rows of other programs pass no check, and a request to the index `*` would be one to all of them.
+    """
     try:
         documents.check_index_name(index_name)
     except InvalidName as error:

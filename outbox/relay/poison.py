@@ -8,7 +8,7 @@ LONE_FAILURES = 2
 
 
 @dataclass(slots=True)
-class Verdicts:
+class PoisonDetector:
     """Which rows are poison: documents that make the destination hang, or cut the connection.
 
     Each delivery of such a row looks like an outage, and an outage must kill nothing. So a row that got no answer
@@ -19,8 +19,8 @@ class Verdicts:
     * another row of its index was applied just before, and another one just after, with nothing unanswered in
       between. An outage that begins or ends at this moment does not have both.
 
-    It is guilty after `LONE_FAILURES` of them. A row that takes the whole destination down with it is not told from
-    an outage: it stays, and is tried alone. Each relay judges by what it saw itself. All instants in milliseconds.
+    It is guilty after `LONE_FAILURES` of them. A row that takes the whole destination down with it looks like an
+    outage: it stays, and is tried alone. Each relay judges by its own requests. All instants in milliseconds.
     """
 
     just_ms: int
@@ -49,6 +49,7 @@ class Verdicts:
         self._unconfirmed.clear()
 
     def guilty(self, row: int) -> bool:
+        """Whether the row is poison, and not to be sent any more."""
         return self._failures.get(row, 0) >= LONE_FAILURES
 
     def forget(self, row: int) -> None:

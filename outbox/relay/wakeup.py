@@ -15,14 +15,14 @@ CALM_AFTER_S = 0.25
 
 
 class Wakeup:
-    """Watches a number that changes with every commit of others (SQLite: `PRAGMA data_version`, 4 µs a look).
+    """Watches a number that changes with every commit of other connections (SQLite: 4 µs a look).
 
     It looks every millisecond while rows flow and every 20 ms when idle, which costs less than 1 % of a core.
     """
 
     def __init__(self, commits: Callable[[], int]) -> None:
         self._commits = commits
-        self._seen = commits()
+        self._last = commits()
         self._last_change = time.monotonic()
 
     def wait(self, answers: queue.Queue[T], timeout: float, stopped: Callable[[], bool]) -> T | None:
@@ -44,10 +44,10 @@ class Wakeup:
                 return None
 
     def committed(self) -> bool:
-        """Whether anybody else has committed since the last look."""
+        """Whether another connection has committed since the last look."""
         commits = self._commits()
-        if commits == self._seen:
+        if commits == self._last:
             return False
-        self._seen = commits
+        self._last = commits
         self._last_change = time.monotonic()
         return True

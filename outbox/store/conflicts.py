@@ -2,75 +2,105 @@
 
 from __future__ import annotations
 
-from outbox.store.models import EPOCH_STEP, HELD, Event, Role
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from outbox.store.models import EPOCH_STEP, HELD, Action, Event, Role
 from outbox.store.store import Store, printable
 
 
-def explained(store: Store, event: Event, reported: int | None, epoch: int) -> bool:
-    """Whether a delivery of this outbox accounts for the version that a conflict reports.
+class Conflict(NamedTuple):
+    """The index holds another version than that of a row; None: it does not hold the document that a row updates."""
 
-    True for a version of a row of the same document that was delivered (`event` itself: at least twice), for
-    versions up to the highest that was pruned, and for the one that a reindex of the index gave its documents.
+    event: Event
+    version: int | None
+
+
+class Facts(NamedTuple):
+    """What the tables say of a conflict."""
+
+    deliveries: int = 0  # of the row of this document whose version the index holds
+    of_update: bool = False  # that row is a partial update
+    of_reindex: bool = False  # the version is the one that a reindex of the index gave its documents
+    pruned: bool = False  # the version is not above the highest that was pruned
+    removed_since: bool = False  # a later row that removes the document, or may, was delivered and is unfinished
+
+
+def explain(store: Store, conflicts: Sequence[Conflict]) -> dict[int, Facts]:
+    """What the tables say of each conflict, by the id of its row. Asked after the answer that reported them.
+
+    Four statements however many conflicts there are, and none without any.
     """
-    if reported is None:
-        return False
-    if reported <= store.control().highest_pruned_version:
-        return True
-    reported_epoch, id_ = divmod(reported, EPOCH_STEP)
-    if reported_epoch > epoch:
-        return False
-    delivered: int | None = event.deliveries
-    if id_ != event.id:
-        delivered = store.run(
-            "SELECT deliveries FROM outbox_events WHERE id = ? AND index_name = ? AND document_id = ?",
-            id_,
-            event.index_name,
-            event.document_id,
-        ).scalar_one_or_none()
-    if delivered is not None and delivered >= (2 if id_ == event.id else 1):
-        return True
-    return is_of_reindex(store, event.index_name, reported)
+    facts = {event.id: Facts() for event, _ in conflicts}
+    versions = {event: version for event, version in conflicts if version is not None}
+    if versions:
+        rows = _rows(store, versions)
+        watermarks = _watermarks(store, set(versions.values()))
+        # Last: a row that is pruned meanwhile was found, or is covered by this.
+        highest_pruned = store.control().highest_pruned_version
+        for event, version in versions.items():
+            row = version % EPOCH_STEP
+            action, deliveries = rows.get((row, event.index_name, event.document_id), ("", 0))
+            facts[event.id] = Facts(
+                deliveries=deliveries,
+                of_update=action == Action.UPDATE,
+                of_reindex=(event.index_name, version) in watermarks,
+                pruned=version <= highest_pruned,
+            )
+    for row in _removed_since(store, [event.id for event, version in conflicts if version is None]):
+        facts[row] = Facts(removed_since=True)
+    return facts
 
 
-def is_of_reindex(store: Store, index: str, reported: int) -> bool:
-    """Whether a version is the one that a reindex of the index gave its documents."""
-    return bool(
-        store.run(
-            "SELECT EXISTS (SELECT 1 FROM outbox_reindex_jobs WHERE index_name = ? AND watermark = ?)",
-            index,
-            reported,
-        ).scalar_one()
+def _rows(store: Store, versions: dict[Event, int]) -> dict[tuple[int, str, str], tuple[str, int]]:
+    """Action and deliveries of the rows that have these versions, by id, index and document."""
+    # The claimed row itself counts as it was claimed: another relay may have it by now.
+    own = {event for event, version in versions.items() if version % EPOCH_STEP == event.id}
+    found = {(event.id, event.index_name, event.document_id): (event.action, event.deliveries) for event in own}
+    if others := {event: version for event, version in versions.items() if event not in own}:
+        listed = store.run(
+            "SELECT id, index_name, document_id, action, deliveries FROM outbox_events"
+            " WHERE id IN (SELECT value FROM json_each(:ids))"
+            " AND index_name IN (SELECT value FROM json_each(:indexes))"
+            " AND document_id IN (SELECT value FROM json_each(:documents))",
+            {
+                "ids": json.dumps(sorted({version % EPOCH_STEP for version in others.values()})),
+                "indexes": json.dumps(sorted({event.index_name for event in others})),
+                "documents": json.dumps(sorted({event.document_id for event in others})),
+            },
+        )
+        found |= {(row.id, row.index_name, row.document_id): (row.action, row.deliveries) for row in listed}
+    return found
+
+
+def _watermarks(store: Store, versions: set[int]) -> set[tuple[str, int]]:
+    """Which of the versions are those of a reindex, and of what index."""
+    found = store.run(
+        "SELECT index_name, watermark FROM outbox_reindex_jobs"
+        " WHERE watermark IN (SELECT value FROM json_each(:versions))",
+        {"versions": json.dumps(sorted(versions))},
     )
+    return {(row.index_name, row.watermark) for row in found}
 
 
-def is_update(store: Store, event: Event, reported: int | None) -> bool:
-    """Whether a version is that of a partial update of the event's document."""
-    return bool(
-        store.run(
-            "SELECT EXISTS (SELECT 1 FROM outbox_events WHERE id = ? AND action = 'update'"
-            " AND index_name = ? AND document_id = ?)",
-            (reported or 0) % EPOCH_STEP,
-            event.index_name,
-            event.document_id,
-        ).scalar_one()
+def _removed_since(store: Store, ids: Sequence[int]) -> list[int]:
+    """Those of the rows after which another one that removes their document, or may, was delivered."""
+    if not ids:
+        return []
+    found = store.run(
+        "SELECT e.id FROM outbox_events AS e WHERE e.id IN (SELECT value FROM json_each(:ids)) AND EXISTS ("
+        f" SELECT 1 FROM outbox_events AS h INDEXED BY ix_outbox_events_held WHERE ({HELD})"
+        " AND h.index_name = e.index_name AND h.document_id = e.document_id AND h.id > e.id"
+        " AND h.action IN ('delete', 'refresh') AND h.deliveries > 0)",
+        {"ids": json.dumps(ids)},
     )
+    return [row.id for row in found]
 
 
-def removed_since(store: Store, event: Event) -> bool:
-    """Whether a later row that removes the document, or may, was delivered and has not come to its end."""
-    return bool(
-        store.run(
-            "SELECT EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_held"
-            f" WHERE ({HELD}) AND index_name = ? AND document_id = ? AND id > ?"
-            " AND action IN ('delete', 'refresh') AND deliveries > 0)",
-            event.index_name,
-            event.document_id,
-            event.id,
-        ).scalar_one()
-    )
-
-
-def refused(store: Store, index: str, target: str, documents: int, error: str, *, blocked: bool, now: int) -> bool:
+def record_refusal(
+    store: Store, index: str, target: str, documents: int, error: str, *, blocked: bool, now: int
+) -> bool:
     """Note that a further physical index did not take what the live one took. Whether the rows must wait.
 
     A reindex fails by it, and its index gets no rows any more; an old index that takes nothing at all gets none

@@ -1,0 +1,75 @@
+"""Which rows are claimed next: a row alone, a batch that is due, or a trial of what was away."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from outbox.relay.health import Health
+from outbox.relay.rate import TenantRates
+from outbox.settings import Settings
+from outbox.store import claims
+from outbox.store.claims import Claim
+from outbox.store.store import Store
+
+MOST_ROWS_AT_TRIAL = 50
+
+
+class Claimer:
+    """Claims for one relay: what its breakers and the rates of its tenants allow."""
+
+    def __init__(self, store: Store, settings: Settings, health: Health, relay_id: int, longest_wait_ms: int) -> None:
+        self._store, self._settings, self._health, self._id = store, settings, health, relay_id
+        self._lease_ms = int(settings.lease * 1000)
+        self._longest_wait_ms = max(longest_wait_ms, self._lease_ms)
+        self._rates = TenantRates(settings.tenant_rate) if settings.tenant_rate else None
+
+    def next(self, now: int, in_flight: Collection[Claim]) -> Claim | None:
+        """Rows that are worth sending now, or None. `in_flight`: claims whose rows are with the destination.
+
+        Raises `SchemaError` as `Store.pin` says, and `IllegalRows`.
+        """
+        rows, health = self._settings.batch_rows, self._health
+        if health.destination.is_open:
+            if in_flight or not health.destination.probe_due(now):
+                return None
+            rows = min(rows, MOST_ROWS_AT_TRIAL)  # a cluster that answers slowly may manage a small request
+        lone = not any(claim.lone for claim in in_flight)
+        claim = self._trial(now, in_flight, lone=lone) or self._claim(now, rows, lone=lone and not health.lone_failed)
+        if health.lone_failed and not claim:
+            claim = self._claim(now, rows, lone=lone)
+        return claim
+
+    def _trial(self, now: int, in_flight: Collection[Claim], *, lone: bool) -> Claim | None:
+        """One row of an index that was blocked and should be tried again."""
+        # One trial of an index at a time: a red one holds each for seconds, and all would hold every worker.
+        asked = {event.index_name for claim in in_flight for event in claim.events}
+        for name in self._health.indexes_to_try(now):
+            if name in asked:
+                continue
+            if claim := self._claim(now, 1, only=name, lone=lone):
+                self._health.tried(name, now)
+                return claim
+            if not self._store.any_unfinished(name):
+                self._health.nothing_waits(name)  # purged, or delivered by another relay
+        return None
+
+    def _claim(self, now: int, rows: int, *, lone: bool, only: str | None = None) -> Claim | None:
+        rates = self._rates
+        claim = claims.claim(
+            self._store,
+            relay=self._id,
+            now=now,
+            lease_ms=self._lease_ms,
+            longest_wait=self._longest_wait_ms,
+            rows=rows,
+            bytes_=self._settings.batch_bytes,
+            leave_out=[name for name in self._health.paused_indexes() if name != only],
+            only=only,
+            tenants_out=rates.exhausted(now) if rates else (),
+            tenant_rows=rates.burst if rates else None,
+            lone_after=self._settings.lone_after,
+            lone=lone,
+        )
+        if claim and rates:
+            rates.took((event.tenant_id for event in claim.events), now)
+        return claim

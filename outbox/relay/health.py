@@ -1,0 +1,158 @@
+"""What a relay knows of its destination: what it has paused, and which rows are poison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from loguru import logger
+
+from outbox import logs
+from outbox.destinations.base import Outcome, OutcomeKind
+from outbox.relay.breaker import Breaker
+from outbox.relay.plan import Fold
+from outbox.relay.poison import PoisonDetector
+from outbox.relay.requests import Answer
+from outbox.settings import Settings
+from outbox.store.models import Event
+
+# Outcomes of an index that answers, whether it takes rows or not.
+_SETTLING = frozenset({OutcomeKind.CONFLICT, OutcomeKind.REJECTED, OutcomeKind.FAILED})
+
+
+class Health:
+    """A breaker for the destination and one for each index that takes no rows; one log line when each opens or closes.
+
+    `unfinished` counts the rows that wait, for those lines.
+    """
+
+    def __init__(self, settings: Settings, unfinished: Callable[[], int]) -> None:
+        self._first_pause_ms = int(settings.breaker_first_pause * 1000)
+        self._longest_pause_ms = int(settings.breaker_longest_pause * 1000)
+        self._unfinished = unfinished
+        self.destination = self._new_breaker()
+        self._indexes: dict[str, Breaker] = {}
+        self.poison = PoisonDetector(just_ms=int(settings.lease * 1000) + 2 * int(settings.request_timeout * 1000))
+        # Others are next: the last answer was none, to a row sent alone. Or this relay has just begun, perhaps because
+        # such a row killed the one before it: what else waits must not wait for the next death.
+        self.lone_failed = True
+
+    # -- what is paused -----------------------------------------------------------------------------------------
+
+    def breakers(self) -> list[dict[str, Any]]:
+        """What is paused, why and since when: one entry for each open breaker. From any thread."""
+        named: list[tuple[str, str | None, Breaker]] = [("destination", None, self.destination)]
+        named += [("index", name, breaker) for name, breaker in list(self._indexes.items())]
+        return [
+            {"scope": scope, "index": name, "reason": b.reason, "since": b.opened_at, "next_probe": b.retry_at}
+            for scope, name, b in named
+            if b.is_open
+        ]
+
+    def paused_indexes(self) -> list[str]:
+        return [name for name, breaker in self._indexes.items() if breaker.is_open]
+
+    def indexes_to_try(self, now: int) -> list[str]:
+        """Paused indexes whose pause is over."""
+        return [name for name, breaker in self._indexes.items() if breaker.probe_due(now)]
+
+    def tried(self, index: str, now: int) -> None:
+        """Note that a row of a paused index is sent."""
+        self._indexes[index].tried(now)
+
+    def nothing_waits(self, index: str) -> None:
+        """Note that a paused index has no rows left."""
+        del self._indexes[index]
+        logger.info("index {index} resumed: no rows waiting", index=index)
+
+    # -- what answers say ---------------------------------------------------------------------------------------
+
+    def note(self, answer: Answer, now: int) -> None:
+        """Note what the outcomes of an answer say of the destination, of its indexes, and of a row sent alone."""
+        answered = answer.by_fold
+        self.lone_failed = answer.request.claim.lone and answer.outcomes[0].kind is OutcomeKind.UNAVAILABLE
+        away = next((each for each in answered if each[1].kind is OutcomeKind.UNAVAILABLE), None)
+        if away and not answer.failed_alone:
+            self._destination_failed(away[1], away[0].events[-1], now)
+        elif any(fold.known is None for fold, _ in answered):
+            self._destination_answered(now)
+        if answer.failed_alone:
+            ((fold, _),) = answered
+            self.poison.failed_alone(fold.events[0].id, fold.operation.index, now)
+            return
+        for index, outcomes in _by_index(answered).items():
+            self._note_index(index, outcomes, now)
+
+    def note_indexes(self, answer: Answer, now: int) -> None:
+        """Note what an answer says that was asked where indexes are."""
+        if answer.outcomes:
+            waiting = next(event for event in answer.request.claim.events if event.index_name in answer.refused)
+            self._destination_failed(answer.outcomes[0], waiting, now)
+            return
+        self._destination_answered(now)
+        for name, why in answer.refused.items():
+            self._index_failed(name, why, now)
+
+    def _note_index(self, index: str, outcomes: dict[OutcomeKind, Outcome], now: int) -> None:
+        breaker, applied = self._indexes.get(index), OutcomeKind.APPLIED in outcomes
+        if applied:
+            self.poison.applied(index, now)
+        if blocked := outcomes.get(OutcomeKind.BLOCKED):
+            self._index_failed(index, f"{blocked.error_type}: {blocked.error}", now)
+        elif breaker and applied:
+            open_for = breaker.succeeded(now) or 0
+            del self._indexes[index]
+            logger.info(
+                "index {index} takes rows again after {duration}",
+                index=index,
+                duration=_duration(open_for),
+                open_for_ms=open_for,
+            )
+        elif breaker and outcomes.keys() <= _SETTLING:
+            breaker.proved_nothing(now)
+
+    def _destination_answered(self, now: int) -> None:
+        open_for = self.destination.succeeded(now)
+        if open_for is not None:
+            logger.info(
+                "destination answers again after {duration}, resuming with {rows}",
+                duration=_duration(open_for),
+                open_for_ms=open_for,
+                rows=logs.Rows(self._unfinished()),
+            )
+
+    def _destination_failed(self, outcome: Outcome, event: Event, now: int) -> None:
+        self.poison.unanswered()
+        if self.destination.failed(f"{outcome.error_type}: {outcome.error}", now):
+            logs.operations([(event, outcome.error)])  # the only one: an outage is no error of each row
+            logger.warning(
+                "destination unreachable ({reason}), pausing; {rows:waits/wait}, no attempt is spent",
+                reason=logs.safe(outcome.error or "?"),
+                rows=logs.Rows(self._unfinished()),
+            )
+
+    def _index_failed(self, index: str, reason: str, now: int) -> None:
+        breaker = self._indexes.setdefault(index, self._new_breaker())
+        if breaker.failed(reason, now):
+            logger.warning(
+                "index {index} takes no rows ({reason}), pausing it; other indexes go on; "
+                "'outbox-relay check' says what to do",
+                index=index,
+                reason=logs.safe(reason),
+            )
+
+    def _new_breaker(self) -> Breaker:
+        return Breaker(self._first_pause_ms, self._longest_pause_ms)
+
+
+def _by_index(answered: Sequence[tuple[Fold, Outcome]]) -> dict[str, dict[OutcomeKind, Outcome]]:
+    """For each index what kinds of outcomes there are, and one of each."""
+    found: dict[str, dict[OutcomeKind, Outcome]] = {}
+    for fold, outcome in answered:
+        found.setdefault(fold.operation.index, {}).setdefault(outcome.kind, outcome)
+    return found
+
+
+def _duration(milliseconds: int) -> str:
+    minutes, seconds = divmod(round(milliseconds / 1000), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
