@@ -19,7 +19,7 @@ from outbox.settings import load
 class Search:
     """Searches from several threads at once, up to `concurrency` of them at the same time.
 
-    `timeout` is in seconds, and shorter than a relay's: somebody waits. Nothing is asked before the first search, so
+    `timeout` is in seconds, and shorter than a relay's: a person waits. Nothing is asked before the first search, so
     an application starts while the search engine is away. Raises `ConfigurationError` if no destination is set.
     """
 

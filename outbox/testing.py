@@ -106,10 +106,10 @@ class OutboxTester:
             self._now += 3_600_000  # as if the pause of each retry were over
         dead = operators.dead(self._store)
         if dead and not allow_dead:
-            raise AssertionError(f"row {_said(dead[0])}; {len(dead)} dead in all")
+            raise AssertionError(f"row {_described(dead[0])}; {len(dead)} dead in all")
         if self._store.unfinished():
             waiting = next(row for row in self.rows() if row["state"] == "pending")
-            raise AssertionError(f"row cannot be delivered: {_said(waiting)}")
+            raise AssertionError(f"row cannot be delivered: {_described(waiting)}")
 
     def document(self, index: str, document_id: str) -> dict[str, Any] | None:
         """What the index holds under an `_id`; None if nothing."""
@@ -133,7 +133,7 @@ class OutboxTester:
         self.close()
 
 
-def _said(row: Mapping[str, Any]) -> str:
+def _described(row: Mapping[str, Any]) -> str:
     return (
         f"{row['id']} ({row['action']} {row['index_name']}/{row['document_id']}): {row['error_type']}: {row['error']}"
     )

@@ -1,4 +1,4 @@
-"""Pure: what an outcome means for the rows it speaks of. The README's outcome table is this file in words."""
+"""Pure: what an outcome means for the rows it speaks of, as the documentation has it in a table of outcomes."""
 
 from __future__ import annotations
 

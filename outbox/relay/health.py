@@ -33,8 +33,8 @@ class Health:
         self.destination = self._new_breaker()
         self._indexes: dict[str, Breaker] = {}
         self.poison = PoisonDetector(just_ms=int(settings.lease * 1000) + 2 * int(settings.request_timeout * 1000))
-        # Others are next: the last answer was none, to a row sent alone. Or this relay has just begun, perhaps because
-        # such a row killed the one before it: what else waits must not wait for the next death.
+        # Other rows come before the next one that is sent alone: the last such row got no answer. Or this relay has
+        # just begun, perhaps because such a row killed the one before it: the others must not wait for the next death.
         self.lone_failed = True
 
     # -- what is paused -----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ _NO_REGISTRY = Outcome(
 def contents(store: Store, registry: EntityRegistry | None, claim: Claim) -> dict[int, Content]:
     """The content of the claimed rows by their ids. A row that has none, and should, is missing.
 
-    Read after the claim has committed: whatever a `refresh` row stands for is in the database then, or something
+    Read after the claim has committed: what a `refresh` row speaks of is in the database then, or something
     newer, for which there is a later row.
     """
     found: dict[int, Content] = {**claims.load(store, claim)}

@@ -15,7 +15,7 @@ class TenantRates:
     """
 
     rate: float
-    _levels: dict[str, float] = field(default_factory=dict)  # below the brim; what is full is not listed
+    _levels: dict[str, float] = field(default_factory=dict)  # of buckets that are not full
     _filled_at: int = 0
 
     @property

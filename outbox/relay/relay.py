@@ -70,10 +70,10 @@ class Relay:
         delivered. Raises nothing for a destination that is away: the claim is released and the breaker opens.
         """
         before = self.totals.settled
-        request = self._next_request(now or now_ms())
+        request = self._next_request(now or now_ms())  # claim, load, plan
         while request:
             answer = self._send(request)
-            self._following += self._settle(answer, now or now_ms())
+            self._following += self._settle(answer, now or now_ms())  # decide, record
             request = self._next_following(now or now_ms())
         return self.totals.settled - before
 
