@@ -18,16 +18,16 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from outbox import ConfigurationError, EntityRegistry
 from outbox.destinations.base import Destination, Listed, Operation, Outcome, OutcomeKind
+from outbox.entities.registry import Part
 from outbox.errors import DatabaseUnavailable, DestinationError, DestinationUnanswered, ReindexFailed
 from outbox.maintenance.scheduler import Maintenance
 from outbox.reindex import reindexer as rebuilding
-from outbox.reindex import writer as lane
 from outbox.reindex.reindexer import Progress, Reindexer, Selection, reindex
 from outbox.reindex.writer import Pace
 from outbox.relay.relay import Relay
 from outbox.store import jobs, operators, verifications
 from outbox.store.jobs import Job, JobLost
-from outbox.store.models import now_ms, version
+from outbox.store.models import JobState, now_ms, version
 from outbox.store.store import Store
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox, settings
@@ -128,7 +128,7 @@ class World:
     def expected(self) -> dict[str, Any]:
         found = {}
         for entity in self.registry.of_index("contacts"):
-            rows = self.registry.page(self.store.connection, entity, rebuilding.Part(), None, 10_000)
+            rows = self.registry.page(self.store.connection, entity, Part(), None, 10_000)
             for row in rows:
                 if row.place and isinstance(row.document, bytes):
                     found[row.place.document_id] = json.loads(row.document)
@@ -441,7 +441,7 @@ def test_entities_that_share_an_index_are_rebuilt_together(outbox: Outbox, place
 def test_pages_end_in_the_middle_of_equal_first_columns(
     outbox: Outbox, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuilding, "PAGE_ROWS", 2)
+    monkeypatch.setattr("outbox.reindex.steps.PAGE_ROWS", 2)
     world = World(outbox, place, tenancy="shared")
     world.registry.add(Company, index="contacts", fields=["name"])
     world.filled(5)
@@ -622,7 +622,7 @@ class _Clock:
 
 
 def test_failures_of_a_few_seconds_end_no_rebuild(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "time", clock := _Clock())
+    monkeypatch.setattr("outbox.reindex.writer.time", clock := _Clock())
     world.filled(3)
     world.place.fail(times=3)
     world.rebuild()
@@ -762,7 +762,7 @@ def test_swap_that_comes_when_the_job_has_failed_is_taken_back(world: World, mon
         yield
 
     monkeypatch.setattr(world.place.destination, "swap", refused)
-    monkeypatch.setattr(rebuilding, "_claims_that_knew", wait)
+    monkeypatch.setattr(rebuilding, "until_claims_end", wait)
     with pytest.raises(ReindexFailed, match="not now"):
         world.rebuild()
     world.save(1, "after")
@@ -809,13 +809,13 @@ def test_cancelled_job_leaves_the_index_as_it_was(world: World) -> None:
 def test_job_that_is_cancelled_while_somebody_works_on_it_is_cleaned_up_by_them(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuilding, "NOTE_EVERY_MS", 0)
+    monkeypatch.setattr("outbox.reindex.work.NOTE_EVERY_MS", 0)
     world.filled(3)
     steps = world.steps({})
     next(steps)
     while next(steps).phase != "sweep":
         pass
-    jobs.stop(world.store, world.job, rebuilding.JobState.CANCELLING, "cancelled", now_ms(), own=False)
+    jobs.stop(world.store, world.job, JobState.CANCELLING, "cancelled", now_ms(), own=False)
     world.save(1, "live")
     with pytest.raises(ReindexFailed, match="cancelled"):
         list(steps)
@@ -831,7 +831,7 @@ PHASES = ["create", "scan", "wait", "sweep", "check", "swap", "drop"]
 def test_job_that_was_left_at_any_step_is_gone_on_with(
     world: World, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuilding, "PAGE_ROWS", 2)
+    monkeypatch.setattr("outbox.reindex.steps.PAGE_ROWS", 2)
     world.filled(7)
     steps = world.steps({})
     while next(steps).phase != phase:
@@ -895,12 +895,12 @@ def test_relay_that_met_a_locked_database_goes_on_with_the_reindex_later(world: 
     jobs.take(world.store, world.job, "a process that was killed", now_ms() - 1_000, 1)
     locked = [DatabaseUnavailable("database is locked")]
 
-    def standing() -> None:
+    def interrupt() -> None:
         if locked:
             raise locked.pop()
 
     def reindexer(store: Store, _: Callable[[], None]) -> Reindexer:
-        return Reindexer(store, world.place.destination, world.registry, standing=standing)
+        return Reindexer(store, world.place.destination, world.registry, interrupt=interrupt)
 
     maintenance = Maintenance(world.outbox.engine, 1, settings(), list, reindexer=reindexer)
     maintenance.reindex()
@@ -918,9 +918,9 @@ def test_job_that_ended_while_the_relay_was_at_another_is_no_news(world: World, 
         jobs.begin(world.store, name, f"{name}-000001", f"{name}-000002", **begun)  # type: ignore[arg-type]
     world.outbox.raw("UPDATE outbox_reindex_jobs SET created_at = 0")
 
-    def reindexer(store: Store, standing: Callable[[], None]) -> Reindexer:
+    def reindexer(store: Store, interrupt: Callable[[], None]) -> Reindexer:
         world.outbox.raw("UPDATE outbox_reindex_jobs SET state = 'cancelled' WHERE id = 2")
-        return Reindexer(store, world.place.destination, world.registry, standing=standing)
+        return Reindexer(store, world.place.destination, world.registry, interrupt=interrupt)
 
     Maintenance(world.outbox.engine, 1, settings(), list, reindexer=reindexer).reindex()
     assert [job.state for job in jobs.every(world.store)] == ["done", "cancelled"]
@@ -932,8 +932,8 @@ def test_page_that_is_not_answered_holds_the_position_back_though_later_ones_are
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever goes on after a kill begins with it."""
-    monkeypatch.setattr(rebuilding, "PAGE_ROWS", 1)
-    monkeypatch.setattr(rebuilding, "NOTE_EVERY_MS", 0)
+    monkeypatch.setattr("outbox.reindex.steps.PAGE_ROWS", 1)
+    monkeypatch.setattr("outbox.reindex.work.NOTE_EVERY_MS", 0)
     world.filled(4)
     holding = _Holding(world.place.destination, "2:t1:2")
     seen: list[Any] = []
@@ -1034,7 +1034,7 @@ def test_second_reindex_of_an_index_is_refused_and_names_the_running_one(world: 
 
 
 def test_process_whose_job_was_taken_over_does_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rebuilding, "NOTE_EVERY_MS", 0)
+    monkeypatch.setattr("outbox.reindex.work.NOTE_EVERY_MS", 0)
     world.filled(2)
     stalled = world.steps({})
     while next(stalled).phase != "swap":

@@ -183,7 +183,9 @@ def test_index_equals_database_after_reindexes_and_relays_were_killed_at_random_
             time.sleep(0.02)
         else:
             log = processes.log.read_text()[-3_000:]
-            assert reindexer.exitcode == 0 or "running already" in log or "somebody else's" in log, log  # a relay's
+            assert reindexer.exitcode == 0 or "running already" in log or "another process has taken over" in log, (
+                log
+            )  # a relay's
     until(lambda: not jobs.open_jobs(world.store), "what was killed last is gone on with by the relay")
     writer.stopped.set()
     writer.join()

@@ -26,8 +26,6 @@ from sqlalchemy import create_engine
 
 from outbox import EntityRegistry, OutboxRepository, schema, sqlite
 from outbox.errors import ReindexFailed
-from outbox.reindex import reindexer as rebuilding
-from outbox.reindex import writer as lane
 from outbox.reindex.reindexer import Progress, Selection, drop_old, roll_back
 from outbox.relay.requests import Answer, Request
 from outbox.store import jobs, operators, upkeep
@@ -313,13 +311,15 @@ def test_any_history_with_reindexes_ends_with_index_and_database_equal(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hypothesis_engine, "MAX_SHRINKING_SECONDS", SHRINK_FOR_S)
-    monkeypatch.setattr(rebuilding, "PAGE_ROWS", 2)
-    monkeypatch.setattr(rebuilding, "LISTED_ROWS", 2)
-    monkeypatch.setattr(rebuilding, "LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(lane, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(lane, "FAILED_PAUSE_S", 0.001)
+    monkeypatch.setattr("outbox.reindex.steps.PAGE_ROWS", 2)
+    monkeypatch.setattr("outbox.reindex.steps.LISTED_ROWS", 2)
+    for module in ("steps", "work", "reindexer"):
+        monkeypatch.setattr(f"outbox.reindex.{module}.LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr("outbox.reindex.writer.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("outbox.reindex.writer.FAILED_PAUSE_S", 0.001)
     monkeypatch.setattr(Rebuilt, "clock", clock := [0], raising=False)
-    monkeypatch.setattr(rebuilding, "now_ms", lambda: clock[0])
+    for module in ("work", "reindexer"):
+        monkeypatch.setattr(f"outbox.reindex.{module}.now_ms", lambda: clock[0])
     places: list[Place] = []
 
     def empty(path: Path) -> Place:

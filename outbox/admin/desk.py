@@ -215,7 +215,7 @@ class Desk:
             self.destination,
             registry,
             requests=settings.concurrency,
-            standing=self._unless_stopping,
+            interrupt=self._unless_stopping,
             lease_s=settings.lease,
             request_timeout_s=settings.request_timeout,
         )

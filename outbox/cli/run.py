@@ -144,7 +144,7 @@ def _reindexer(
     destination: Destination,
     registry: EntityRegistry,
     store: Store,
-    standing: Callable[[], None],
+    interrupt: Callable[[], None],
 ) -> Reindexer:
     """One request at a time: nobody has asked this relay to hurry."""
     return Reindexer(
@@ -152,7 +152,7 @@ def _reindexer(
         destination,
         registry,
         requests=1,
-        standing=standing,
+        interrupt=interrupt,
         lease_s=loaded.lease,
         request_timeout_s=loaded.request_timeout,
     )

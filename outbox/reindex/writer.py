@@ -1,4 +1,4 @@
-"""The lane of a reindex beside the live rows: a few requests in flight, and the pages of documents settled in order."""
+"""How a reindex writes beside live rows: a few requests in flight, pages settled in order, and the pace of both."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ FAILED_PAUSE_S: Final = 1.0  # at least: these attempts are numbered
 LONGEST_PAUSE_S: Final = 10.0
 LOOK_EVERY_S: Final = 0.5
 RETRIES: Final = 3
+FLOW_S: Final = 2.0
 
-_TOOK = frozenset({OutcomeKind.APPLIED, OutcomeKind.CONFLICT})  # a conflict: something newer is there already
+_TAKEN = frozenset({OutcomeKind.APPLIED, OutcomeKind.CONFLICT})  # a conflict: something newer is there already
 _AWAY = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.OVERLOADED})
 
 M = TypeVar("M")
@@ -29,7 +30,7 @@ M = TypeVar("M")
 
 @dataclass(slots=True)
 class Page(Generic[M]):
-    """Documents that belong together, and what is to be noted once all of them are settled."""
+    """Documents that were read together, and what is recorded once all of them are settled."""
 
     mark: M
     documents: int
@@ -45,13 +46,13 @@ class _Request(Generic[M]):
     sent_at: float = 0.0
 
 
-class Lane(Generic[M]):
-    """Applies pages of operations, up to `requests` requests at a time, for as long as it takes. With `gently` set it
-    is one at a time: the next requests of others then never wait behind more than one of this lane.
+class Writer(Generic[M]):
+    """Applies pages of operations, up to `requests` requests at a time, for as long as it takes. While `gentle` is set
+    it is one at a time: requests of live rows then wait behind at most one of this writer.
 
-    For one thread, which alone decides what is sent; only requests run in others. `standing` is called before each of
-    them, and twice a second while answers are waited for: when it raises, nothing more is sent. `say` is told why the
-    destination takes nothing at present, and None once it does; it is then asked again with growing pauses, by one
+    For one thread, which alone decides what is sent; only requests run in others. `check` is called before each of
+    them, and twice a second while answers are awaited: when it raises, nothing more is sent. `report` is told why the
+    destination takes nothing at present, and None once it does; until then it is tried again with growing pauses, one
     request at a time. Leaving the context waits for the answers of what is in flight, so that nothing is written later.
     """
 
@@ -60,18 +61,18 @@ class Lane(Generic[M]):
         destination: Destination,
         requests: int,
         *,
-        standing: Callable[[], None],
-        say: Callable[[str | None], None],
+        check: Callable[[], None],
+        report: Callable[[str | None], None],
     ) -> None:
-        self._destination, self._most, self._standing, self._say = destination, requests, standing, say
-        self._pool = ThreadPoolExecutor(requests, "outbox-lane")
+        self._destination, self._most, self._check, self._report = destination, requests, check, report
+        self._pool = ThreadPoolExecutor(requests, "outbox-writer")
         self._pages: deque[Page[M]] = deque()
         self._waiting: deque[_Request[M]] = deque()
         self._in_flight: dict[Future[list[Outcome]], _Request[M]] = {}
         self._pause, self._not_before = 0.0, 0.0
-        self.gently = False
+        self.gentle = False
 
-    def __enter__(self) -> Lane[M]:
+    def __enter__(self) -> Writer[M]:
         return self
 
     def __exit__(
@@ -89,12 +90,12 @@ class Lane(Generic[M]):
         self._work(lambda: not self._waiting)
 
     def settled(self) -> Iterator[Page[M]]:
-        """The pages of which every document is taken or refused, and of all pages before them, too. Each once."""
+        """Pages whose documents are all taken or refused, as are those of the pages before them. Each page once."""
         while self._pages and not self._pages[0].open:
             yield self._pages.popleft()
 
     def drain(self) -> Iterator[Page[M]]:
-        """The same, until everything that was sent is settled. Raises `DestinationError` as `send` does."""
+        """As `settled`, until everything that was sent is settled. Raises `DestinationError` as `send` does."""
         while self._pages:
             self._work(lambda: not self._pages[0].open)
             yield from self.settled()
@@ -102,7 +103,7 @@ class Lane(Generic[M]):
     def _work(self, until: Callable[[], bool]) -> None:
         while True:
             while self._waiting and self._has_room():
-                self._standing()
+                self._check()
                 request = replace(self._waiting.popleft(), sent_at=time.monotonic())
                 self._in_flight[self._pool.submit(apply_halved, self._destination, request.operations)] = request
             for answered in [each for each in self._in_flight if each.done()]:
@@ -111,7 +112,7 @@ class Lane(Generic[M]):
                 return
             if self._waiting and self._has_room():
                 continue
-            self._standing()
+            self._check()
             if self._in_flight:
                 wait(self._in_flight, LOOK_EVERY_S, FIRST_COMPLETED)
             else:
@@ -120,14 +121,14 @@ class Lane(Generic[M]):
     def _has_room(self) -> bool:
         if self._pause:
             return not self._in_flight and time.monotonic() >= self._not_before
-        return len(self._in_flight) < (1 if self.gently else self._most)
+        return len(self._in_flight) < (1 if self.gentle else self._most)
 
     def _settle(self, request: _Request[M], outcomes: Sequence[Outcome]) -> None:
         again: list[Operation] = []
         trouble: Outcome | None = None
         failed = False
         for operation, outcome in zip(request.operations, outcomes, strict=True):
-            if outcome.kind in _TOOK:
+            if outcome.kind in _TAKEN:
                 continue
             if outcome.kind in _AWAY or (outcome.kind is OutcomeKind.FAILED and request.failures < RETRIES):
                 again.append(operation)
@@ -145,12 +146,12 @@ class Lane(Generic[M]):
                 least = FAILED_PAUSE_S if failed else FIRST_PAUSE_S
                 self._pause = min(max(2 * self._pause, least), LONGEST_PAUSE_S)
                 self._not_before = time.monotonic() + self._pause
-            self._say(trouble.error or trouble.kind.value)
+            self._report(trouble.error or trouble.kind.value)
             return
         request.page.open -= 1
         if self._pause and request.sent_at >= self._not_before:
             self._pause = 0.0
-            self._say(None)
+            self._report(None)
 
 
 def _batches(operations: Sequence[Operation]) -> Iterator[Sequence[Operation]]:
@@ -169,8 +170,10 @@ def _batches(operations: Sequence[Operation]) -> Iterator[Sequence[Operation]]:
 
 @dataclass(slots=True)
 class Pace:
-    """Page after page, at most `rate` documents a second; what an outage took is not made up for. All instants in
-    seconds, of a clock that never jumps back."""
+    """Page after page, at most `rate` documents a second; time lost to an outage is not made up for.
+
+    All instants in seconds, of a clock that never jumps back.
+    """
 
     rate: float
     _due: float = -inf
@@ -180,3 +183,17 @@ class Pace:
         turn = max(self._due, now)
         self._due = turn + documents / self.rate
         return turn
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Whether the application is writing rows, told by the highest id that was issued. Instants as for `Pace`."""
+
+    last_id: int
+    _flowed_at: float = -inf
+
+    def flows(self, last_id: int, now: float) -> bool:
+        """Whether a row came within the last `FLOW_S` seconds, or since the last call."""
+        if last_id != self.last_id:
+            self.last_id, self._flowed_at = last_id, now
+        return now - self._flowed_at < FLOW_S

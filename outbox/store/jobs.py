@@ -106,8 +106,13 @@ def _select(store: Store, condition: str = "", **parameters: Any) -> list[Job]:
     return [Job(**row) for row in rows.mappings()]
 
 
-def _reread(store: Store, job_id: int) -> Job:
-    (found,) = _select(store, "WHERE id = :id", id=job_id)
+def reread(store: Store, job: Job) -> Job:
+    """A job as its row is now."""
+    return _get(store, job.id)
+
+
+def _get(store: Store, number: int) -> Job:
+    (found,) = _select(store, "WHERE id = :id", id=number)
     return found
 
 
@@ -218,7 +223,7 @@ def begin(
             ).scalar_one()
     except IntegrityError:
         raise ReindexFailed(f"{open_job(store, index) or f'another reindex of {index}'} has just begun") from None
-    return _reread(store, number)
+    return _get(store, number)
 
 
 def take(store: Store, job: Job, holder: str, now: int, lease_ms: int) -> Job | None:
@@ -234,7 +239,7 @@ def take(store: Store, job: Job, holder: str, now: int, lease_ms: int) -> Job | 
         return None
     if job.lease_token:
         presence.forget_reindex(store.path, job.lease_token)
-    return _reread(store, job.id)
+    return reread(store, job)
 
 
 def release(store: Store, job: Job, now: int, *, to_relays: bool = False) -> None:
@@ -251,7 +256,7 @@ def update(store: Store, job: Job, now: int, lease_ms: int, *, durable: bool = F
     """Write columns of a running job and renew its lease. Raises `JobLost`, and `SchemaError` as `Store.pin` says."""
     with store.write(durable=durable):
         _update(store, job, now, lease_ms, **columns)
-    return _reread(store, job.id)
+    return reread(store, job)
 
 
 def _update(store: Store, job: Job, now: int, lease_ms: int, **columns: Any) -> None:
@@ -280,14 +285,14 @@ def send_rows_to_both(store: Store, job: Job, now: int, lease_ms: int) -> Job:
             {"index": job.index_name, "new": job.new_index},
         )
         _fix_watermark(store, job, now, lease_ms)
-    return _reread(store, job.id)
+    return reread(store, job)
 
 
 def fix_watermark(store: Store, job: Job, now: int, lease_ms: int, *, at_least: int) -> Job:
     """Give the documents of the job a version below that of any row to come. `at_least`: an id."""
     with store.write(durable=True):
         _fix_watermark(store, job, now, lease_ms, at_least)
-    return _reread(store, job.id)
+    return reread(store, job)
 
 
 def _fix_watermark(store: Store, job: Job, now: int, lease_ms: int, at_least: int = 0) -> None:
@@ -305,7 +310,7 @@ def send_rows_to_new(store: Store, job: Job, now: int, lease_ms: int) -> Job:
         else:
             _remove_target(store, job.index_name, job.old_index)
         _set_role(store, job.index_name, str(job.new_index), "live")
-    return _reread(store, job.id)
+    return reread(store, job)
 
 
 def stop(store: Store, job: Job, state: JobState, error: str, now: int, *, own: bool) -> bool:
@@ -335,7 +340,7 @@ def finish(store: Store, job: Job, state: JobState, now: int) -> Job:
         ).rowcount
     if not finished:
         raise JobLost
-    return _reread(store, job.id)
+    return reread(store, job)
 
 
 # -- where rows go, after a job -------------------------------------------------------------------------------------

@@ -1,0 +1,315 @@
+"""The seven steps of a rebuild, each a function of the work on one job.
+
+Each step is entered by a commit, so that a process that takes over a job resumes it where it was:
+
+    create   the new physical index, which nobody reads; then commit: rows go to both
+    scan     all rows in the order of their key; documents carry the watermark, the highest row id issued until then
+    wait     until no row up to the watermark is unfinished: what it says might still overtake nothing it should
+    sweep    remove what the new index holds and the database does not
+    check    restore the settings, count, compare a sample
+    swap     readers get the new index, in one step; then commit: rows go to it
+    drop     the old one, when nobody sends to it any more
+
+In place there is no new index: the documents go into the live one, and it ends after the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NamedTuple, TypeVar
+
+from loguru import logger
+
+from outbox import logs
+from outbox.entities.registry import LoadFailed, Row
+from outbox.errors import DestinationError, shortened
+from outbox.reindex.work import LOOK_EVERY_S, Progress, Work, fields, until_claims_end
+from outbox.reindex.writer import Pace, Page, Writer
+from outbox.store import jobs
+from outbox.store.models import EPOCH_STEP, JobState
+from outbox.store.store import Store
+
+PAGE_ROWS: Final = 2_000
+GENTLE_ROWS: Final = 125
+LISTED_ROWS: Final = 5_000
+PAGES_A_SECOND: Final = 10  # at least, where a rate is asked for: live rows find a gap
+SAMPLE: Final = 100
+SAMPLE_LOOKS: Final = 10
+SWAPS: Final = 3
+
+T = TypeVar("T")
+
+
+# -- create ---------------------------------------------------------------------------------------------------------
+
+
+def create(work: Work) -> Iterator[Progress]:
+    """Make the new index, and have rows go to both; in place, only fix the watermark."""
+    job, destination = work.job, work.destination
+    yield work.progress()
+    if job.new_index is None:
+        highest = work.ask(lambda: destination.highest_version(job.old_index))
+        epoch, last = divmod(highest, EPOCH_STEP)
+        if epoch > work.store.control().epoch:
+            raise DestinationError(
+                f"index {job.old_index} holds version {highest}, of a later epoch: run 'outbox-relay epoch advance'"
+            )
+        # What was changed by hand may have a version above any row's.
+        work.commit(jobs.fix_watermark, at_least=last)
+        return
+    target = job.new_index
+    mappings, settings = work.registry.index_options(job.index_name) or ({}, {})
+
+    def make() -> None:
+        work.refuse_if_read(target)  # the tables are a backup's: the job has ended since
+        destination.drop_index(target)  # left by a process that was killed here; no row goes to it so far
+        destination.create_index(target, mappings, settings)
+
+    work.ask(make)
+    work.commit(jobs.send_rows_to_both)
+
+
+# -- scan -----------------------------------------------------------------------------------------------------------
+
+
+class _Mark(NamedTuple):
+    """What a page of the scan stands for."""
+
+    position: str
+    read: int
+    unmade: list[str]  # rows of which no document can be made, each as one line
+
+
+def scan(work: Work) -> Iterator[Progress]:
+    """Write the document of every row. The position in the job is that up to which all pages are settled."""
+    at: dict[str, Any] = json.loads(work.job.position) if work.job.position else {}
+    entities = work.selection.entities
+    first = next((number for number, entity in enumerate(entities) if entity.name == at.get("entity")), 0)
+    read = int(at.get("read", 0))
+    pace, rate_since = Pace(work.rate or math.inf), (time.monotonic(), work.job.documents)
+    with work.writer() as writer:
+        for entity in entities[first:]:
+            after: list[str] | None = at.get("after") if entity.name == at.get("entity") else None
+            part = work.selection.part_of(entity)
+            while rows := work.registry.page(work.store.connection, entity, part, after, _page_rows(work, writer)):
+                read, after = read + len(rows), rows[-1].key
+                operations = work.operations(rows)
+                now = time.monotonic()
+                work.sleep(pace.turn(len(operations), now) - now)
+                position = json.dumps({"entity": entity.name, "after": after, "read": read})
+                writer.send(operations, _Mark(position, read, _unmade(rows)))
+                yield from _settled(work, writer.settled(), *rate_since)
+        yield from _settled(work, writer.drain(), *rate_since)
+    work.note_now(phase="wait")
+
+
+def _page_rows(work: Work, writer: Writer[_Mark]) -> int:
+    """How many rows to read next. Few, and one request at a time, while rows flow: these wait behind ours."""
+    writer.gentle = work.traffic.flows(work.store.highest_id(), time.monotonic())
+    most = min(PAGE_ROWS, GENTLE_ROWS) if writer.gentle else PAGE_ROWS
+    return most if work.rate is None else max(1, min(most, int(work.rate / PAGES_A_SECOND)))
+
+
+def _unmade(rows: Sequence[Row]) -> list[str]:
+    return [
+        f"row {'|'.join(row.key)}: {row.document.error_type}: {row.document.error}"
+        for row in rows
+        if isinstance(row.document, LoadFailed)
+    ]
+
+
+def _settled(work: Work, pages: Iterator[Page[_Mark]], began: float, before: int) -> Iterator[Progress]:
+    """Record what has been settled of the scan: never a page before those that were read earlier."""
+    for page in pages:
+        refused = work.refuse([*page.mark.unmade, *page.refused])
+        work.note(
+            position=page.mark.position,
+            documents=work.job.documents + page.documents - len(page.refused),
+            refused=work.job.refused + refused,
+        )
+        rate = (work.job.documents - before) / max(time.monotonic() - began, 1e-9)
+        yield work.progress(rows=page.mark.read, rate=rate)
+
+
+# -- wait -----------------------------------------------------------------------------------------------------------
+
+
+def wait(work: Work) -> Iterator[Progress]:
+    """Let relays finish the rows up to the watermark."""
+    yield work.progress()
+    job, store, warned = work.job, work.store, False
+    while left := jobs.unfinished_up_to(store, job.index_name, job.last_id):
+        held_up = _held_up(store)
+        if held_up and not warned:
+            warned = True
+            logger.warning("{job} waits for {rows:,} earlier rows; {reason}", rows=left, reason=held_up, **fields(job))
+        because = f"; {held_up}" if held_up else ""
+        yield work.progress(note=f"{left:,} earlier rows are not delivered yet{because}")
+        work.sleep(LOOK_EVERY_S)
+    work.note_now(phase="sweep")
+
+
+def _held_up(store: Store) -> str:
+    """Why no relay finishes rows, and what to do about it; empty if one should."""
+    control = store.control()
+    if control.paused_at is not None:
+        return f"the outbox is paused ({logs.safe(control.pause_reason or '?')}): run 'outbox-relay resume'"
+    return "" if store.relays() else "no relay runs: start 'outbox-relay run'"
+
+
+# -- sweep ----------------------------------------------------------------------------------------------------------
+
+
+def sweep(work: Work) -> Iterator[Progress]:
+    """Remove documents from the index that the database does not have. In place, this is the last step."""
+    tenant, removed, listed = work.selection.tenant, work.job.removed, 0
+    while True:
+        try:
+            # The index first, then the database: what comes into both meanwhile is not taken for superfluous.
+            for page in _ahead(work.destination.pages(work.job.target, LISTED_ROWS, tenants=tenant is not None)):
+                older = [
+                    document_id
+                    for document_id, found in page.items()
+                    if found.version <= (work.job.watermark or 0) and tenant in (None, found.tenant_id)
+                ]
+                if gone := _absent(work, older):
+                    # Recorded before it is done: after a kill in between rather too many than too few.
+                    removed += len(gone)
+                    work.note_now(removed=removed)
+                    work.refuse(work.write([work.operation(each, None) for each in gone]))
+                work.note()
+                listed += len(page)
+                yield work.progress(rows=listed, total=max(work.job.total, listed))
+            break
+        except DestinationError as error:
+            work.wait_if_away(error)
+    if work.job.new_index is None:
+        work.ask(lambda: work.destination.refresh(work.job.target))
+        work.end(JobState.DONE)
+    else:
+        work.note_now(phase="check")
+
+
+def _ahead(pages: Iterator[T]) -> Iterator[T]:
+    """Each page while the next one is fetched."""
+    with ThreadPoolExecutor(1, "outbox-list") as pool:
+        fetched = pool.submit(next, pages, None)
+        while (page := fetched.result()) is not None:
+            fetched = pool.submit(next, pages, None)
+            yield page
+
+
+def _absent(work: Work, document_ids: Sequence[str]) -> list[str]:
+    """Documents for which no entity of the index has a row, whatever its tenant."""
+    places = [(work.job.index_name, each) for each in document_ids]
+    for entity in work.registry.of_index(work.job.index_name):
+        held = work.registry.holders(work.store.connection, entity, places)
+        places = [place for place in places if place not in held]
+    return [document_id for _, document_id in places]
+
+
+# -- check ----------------------------------------------------------------------------------------------------------
+
+
+def check(work: Work) -> Iterator[Progress]:
+    """Give the new index its settings back, and refuse to swap in one that is not what the database says."""
+    yield work.progress()
+    target, destination = work.job.target, work.destination
+    _, settings = work.registry.index_options(work.job.index_name) or ({}, {})
+    work.ask(lambda: destination.finish_index(target, settings))
+    held = work.ask(lambda: destination.count(target))
+    expected = work.job.documents - work.job.removed
+    since = work.store.highest_id() - work.job.last_id
+    if held + since < expected:
+        raise DestinationError(f"index {target} holds {held:,} documents, {expected:,} were written to it")
+    if differing := work.ask(lambda: _differing(work)):
+        raise DestinationError(f"index {target} differs from the database in {shortened(differing[0])}")
+    work.note_now(phase="swap")
+
+
+def _differing(work: Work) -> list[str]:
+    """Of a sample, the documents that are not what the database says, although no row of theirs is under way."""
+    target, connection = work.job.target, work.store.connection
+    page = next(work.destination.pages(target, PAGE_ROWS), {})
+    suspects = set(random.sample(sorted(page), min(SAMPLE, len(page))))
+    for entity in work.selection.entities:
+        rows = work.registry.page(connection, entity, work.selection.part_of(entity), None, SAMPLE)
+        suspects |= {operation.document_id for operation in work.operations(rows)}
+    for look in range(SAMPLE_LOOKS):
+        if look:
+            work.sleep(2 * LOOK_EVERY_S)
+        made = _made(work, sorted(suspects))
+        stored = work.destination.read(target, sorted(suspects))
+        unsettled = jobs.unsettled(work.store, work.job.index_name, sorted(suspects))
+        suspects = {
+            each
+            for each in suspects - unsettled
+            if not isinstance(document := made[each], LoadFailed)
+            and _parsed(document) != (stored[each].source if each in stored else None)
+        }
+        if not suspects:
+            break
+    return sorted(suspects)
+
+
+def _parsed(document: bytes | None) -> Any:
+    return None if document is None else json.loads(document)
+
+
+def _made(work: Work, document_ids: Sequence[str]) -> Mapping[str, bytes | LoadFailed | None]:
+    """What the database says now of documents of the index, whichever of its entities has a row for them."""
+    name, found = work.job.index_name, dict[str, bytes | LoadFailed | None].fromkeys(document_ids)
+    for entity in work.registry.of_index(name):
+        places = [(name, document_id) for document_id, document in found.items() if document is None]
+        found |= {
+            document_id: document
+            for (_, document_id), document in work.registry.load_places(work.store.connection, entity, places).items()
+        }
+    return found
+
+
+# -- swap, drop -----------------------------------------------------------------------------------------------------
+
+
+def swap(work: Work) -> Iterator[Progress]:
+    """Readers get the new index; then rows go to it."""
+    yield work.progress()
+    job, destination = work.job, work.destination
+    name, old, new = job.index_name, job.old_index, job.new_index or ""
+
+    def swapped() -> bool:
+        return destination.inspect_index(name, new).readers == (new,)
+
+    for attempt in range(1, SWAPS + 1):
+        if work.ask(swapped):
+            break  # before: a lost answer, or a kill
+        try:
+            destination.swap(name, old, new, adopt=bool(job.adopt))
+        except DestinationError:
+            # It may have been made all the same, or be made yet: the next one is answered after it.
+            work.sleep(1)
+            if attempt == SWAPS and not work.ask(swapped):
+                raise
+    work.commit(jobs.send_rows_to_new)
+
+
+def drop(work: Work) -> Iterator[Progress]:
+    """Remove the old index, unless it is kept or has given its name away."""
+    yield work.progress()
+    if not work.job.keep_old and not work.job.adopt:
+        for _ in until_claims_end(work.store, work.job.index_name):
+            yield work.progress(note=f"requests to {work.job.old_index} are still under way")
+            work.note()
+        work.ask(lambda: work.destination.drop_index(work.job.old_index))
+    work.end(JobState.DONE)
+
+
+STEPS: Final[Mapping[str, Callable[[Work], Iterator[Progress]]]] = {
+    step.__name__: step for step in (create, scan, wait, sweep, check, swap, drop)
+}
+"""The steps by the name that a job has for the one it is at, in their order."""
