@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
-import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -20,31 +16,16 @@ from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
 from outbox.maintenance.growth import DEFAULT, Limits, Sizes, growth
 from outbox.store import jobs, verifications
+from outbox.store.dialect import Finding as Finding
+from outbox.store.dialect import finding
 from outbox.store.models import DRIFT, now_ms
-from outbox.store.store import Store
+from outbox.store.store import Store, dialect_of
 from outbox.triggers import installer as database_triggers
 
-Level = Literal["ok", "warn", "fail"]
-
-OLDEST_SQLITE = (3, 35, 0)  # UPDATE … RETURNING
 SILENT_MS = 30_000
 CLOCK_MS = 5_000
-LITTLE_ROOM, NO_ROOM = 10**9, 10**8
-NETWORK_FILESYSTEMS = re.compile(
-    r"^(nfs|cifs|smb|9p$|afs|ceph|glusterfs|lustre|virtiofs$|fuse\.(sshfs|s3fs|rclone|glusterfs|ceph))"
-)
 _SUPPORTED = re.compile(r"8\.(19|[2-9]\d)\.|9\.")
 _UNITS_MS = {"nanos": 1e-6, "micros": 1e-3, "ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. `remedy` is empty when it is ok."""
-
-    name: str
-    level: Level
-    found: str
-    remedy: str = ""
 
 
 def database(engine: Engine, *, silent_ms: int = SILENT_MS, limits: Limits = DEFAULT) -> list[Finding]:
@@ -53,31 +34,9 @@ def database(engine: Engine, *, silent_ms: int = SILENT_MS, limits: Limits = DEF
     Pass an engine that `outbox.sqlite.prepare` has not touched: a prepared one switches the file to WAL, and the
     journal is always found to be right. A relay without a heartbeat for `silent_ms` counts as gone.
     """
-    version = sqlite3.sqlite_version_info
-    found = [
-        _finding(
-            "sqlite",
-            version >= OLDEST_SQLITE,
-            f"SQLite {sqlite3.sqlite_version}",
-            "use a Python with SQLite 3.35 or newer",
-        )
-    ]
-    try:
-        path, mode = _open(engine)
-    except DBAPIError as error:
-        remedy = "check OUTBOX_DATABASE_URL, and that this user may read the file"
-        return [*found, Finding("database", "fail", f"{engine.url.database} cannot be read: {error.orig}", remedy)]
-    found += [
-        Finding("database", "ok", f"{path} can be read"),
-        filesystem(path, _mounts()),
-        disk(path, shutil.disk_usage(path.parent).free),
-        _finding(
-            "journal",
-            mode == "wal",
-            f"journal mode {mode}",
-            "call outbox.sqlite.prepare(engine) in the application, once, before its first connection",
-        ),
-    ]
+    found = dialect_of(engine).findings(engine)
+    if found[-1].name == "database":  # it cannot be read
+        return found
     try:
         schema.require_head(engine)
         revision = schema.revision(engine)
@@ -91,48 +50,11 @@ def database(engine: Engine, *, silent_ms: int = SILENT_MS, limits: Limits = DEF
         return [*found, Finding("tables", "fail", str(error), "see who keeps the database locked, then check again")]
 
 
-def _open(engine: Engine) -> tuple[Path, str]:
-    """The real path of the file, and its journal mode."""
-    with engine.execution_options(outbox_begin="DEFERRED").connect() as connection:
-        connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one()  # the first real read
-        path = next(row[2] for row in connection.exec_driver_sql("PRAGMA database_list") if row[1] == "main")
-        return Path(path), str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
-
-
-def filesystem(path: Path, mounts: Sequence[tuple[str, str]]) -> Finding:
-    """Whether the file is on a local disk. `mounts`: (mount point, type), in the order they were mounted."""
-    holding = [(len(mount), at, kind) for at, (mount, kind) in enumerate(mounts) if path.is_relative_to(mount)]
-    if not holding:
-        return Finding("filesystem", "ok", "this system does not tell its type")
-    kind = max(holding)[2]  # the longest mount point, and of equal ones the last, which hides the others
-    return _finding(
-        "filesystem",
-        not NETWORK_FILESYSTEMS.match(kind),
-        f"{path} is on {kind}",
-        "move the database to a local disk: SQLite's write-ahead log does not work over a network",
-    )
-
-
-def _mounts() -> list[tuple[str, str]]:
-    try:
-        lines = Path("/proc/mounts").read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    return [(mount.replace("\\040", " "), kind) for _, mount, kind, *_ in map(str.split, lines)]
-
-
-def disk(path: Path, free: int) -> Finding:
-    """Whether the filesystem of the database has room for more."""
-    level: Level = "ok" if free >= LITTLE_ROOM else "warn" if free >= NO_ROOM else "fail"
-    remedy = "" if level == "ok" else "make room: without any, applications cannot write"
-    return Finding("disk", level, f"{free / 1e9:,.1f} GB free in {path.parent}", remedy)
-
-
 def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
     store = Store(engine)
     try:
         now, counts, oldest = now_ms(), store.counts(), store.oldest_unfinished()
-        control, relays, wal_bytes = store.control(), store.relays(), store.wal_bytes()
+        control, relays, wal_bytes = store.control(), store.relays(), store.sizes().log
         verification = verifications.last(store)
         reindexes = [(job, jobs.is_abandoned(store, job, now)) for job in jobs.open_jobs(store)]
     finally:
@@ -141,17 +63,17 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
     queue, rows, wal = growth(Sizes(age, sum(counts.values()), wal_bytes), limits)
     waiting = logs.rows(counts["pending"] + counts["claimed"], "waits", "wait")
     return [
-        _finding("rows", not rows.over, f"{rows.found}, {counts['done']:,} of them done", rows.remedy, "warn"),
-        _finding("queue", not queue.over, f"{waiting}, the oldest for {age:,.0f} s", queue.remedy, "warn"),
-        _finding(wal.name, not wal.over, wal.found, wal.remedy, "warn"),
-        _finding(
+        finding("rows", not rows.over, f"{rows.found}, {counts['done']:,} of them done", rows.remedy, "warn"),
+        finding("queue", not queue.over, f"{waiting}, the oldest for {age:,.0f} s", queue.remedy, "warn"),
+        finding(wal.name, not wal.over, wal.found, wal.remedy, "warn"),
+        finding(
             "dead rows",
             not counts["dead"],
             f"{counts['dead']:,}",
             "see 'outbox-relay dead list', then 'outbox-relay dead retry' or 'outbox-relay dead discard'",
             "warn",
         ),
-        _finding(
+        finding(
             "pause",
             control.paused_at is None,
             "not paused" if control.paused_at is None else f"paused by {control.paused_by}: {control.pause_reason}",
@@ -161,7 +83,7 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
         _verification(verification, now),
         *_relays(relays, now, silent_ms),
         *(
-            _finding(
+            finding(
                 "reindex",
                 not abandoned,
                 f"{job}, {'left unfinished' if abandoned else job.lease_holder}, at step '{job.phase}'",
@@ -189,7 +111,7 @@ def _verification(last: dict[str, Any] | None, now: int) -> Finding:
     whole = "" if last["sample"] == 1 and last["tenant_id"] is None else ", of a part"
     found = ", ".join(f"{number:,} {kind}" for kind, number in drift.items()) or "no drift"
     repaired = f", {logs.rows(last['repaired'])} written to repair it" if last["repaired"] else ""
-    return _finding(
+    return finding(
         "verification",
         not drift or bool(repaired),
         f"the last, {when}{whole}: {last['documents']:,} documents, {found}{repaired}",
@@ -204,7 +126,7 @@ def _relays(relays: Sequence[dict[str, Any]], now: int, silent_ms: int) -> list[
     gone = f", {silent} listed without a sign of life" if silent else ""
     ahead = max((relay["heartbeat_at"] - now for relay in relays), default=0)
     return [
-        _finding("relays", bool(alive), f"{len(alive)} running{gone}", "run 'outbox-relay run'", "warn"),
+        finding("relays", bool(alive), f"{len(alive)} running{gone}", "run 'outbox-relay run'", "warn"),
         *(
             Finding(
                 "waiting",
@@ -215,7 +137,7 @@ def _relays(relays: Sequence[dict[str, Any]], now: int, silent_ms: int) -> list[
             for relay in alive
             for breaker in relay["breakers"]
         ),
-        _finding(
+        finding(
             "clock",
             ahead <= CLOCK_MS,
             f"the last heartbeat lies {ahead / 1000:,.0f} s in the future" if ahead > CLOCK_MS else "not set back",
@@ -248,7 +170,7 @@ def triggers(engine: Engine, registry: EntityRegistry | None) -> list[Finding]:
     wrong = [each for each in standing if each.state != "ok"]
     first = f", e.g. {wrong[0].name} on {wrong[0].table} is {wrong[0].state}: {wrong[0].detail}" if wrong else ""
     return [
-        _finding(
+        finding(
             "triggers",
             not wrong,
             f"{len(standing) - len(wrong):,} of {len(standing):,} stand as the registry says{first}",
@@ -280,8 +202,8 @@ def destination(to: Destination, *, at: str = "") -> list[Finding]:
     known = health.product == "elasticsearch" and _SUPPORTED.match(health.version) is not None
     red = health.status == "red"
     return [
-        _finding("destination", known, product, "use Elasticsearch 8.19 or newer 8.x, or 9.x"),
-        _finding("cluster", not red, f"status {health.status}", "some shards are away: see GET _cluster/health"),
+        finding("destination", known, product, "use Elasticsearch 8.19 or newer 8.x, or 9.x"),
+        finding("cluster", not red, f"status {health.status}", "some shards are away: see GET _cluster/health"),
     ]
 
 
@@ -334,7 +256,3 @@ def _milliseconds(duration: str) -> float:
         return math.inf
     parts = re.fullmatch(r"(\d+)(nanos|micros|ms|s|m|h|d)", duration)
     return int(parts[1]) * _UNITS_MS[parts[2]] if parts else 0
-
-
-def _finding(name: str, good: bool, found: str, remedy: str, otherwise: Level = "fail") -> Finding:
-    return Finding(name, "ok", found) if good else Finding(name, otherwise, found, remedy)

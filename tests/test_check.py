@@ -18,6 +18,7 @@ from outbox.destinations.elasticsearch.destination import ElasticsearchDestinati
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store import operators, verifications
 from outbox.store.models import FOUND, metadata, now_ms
+from outbox.store.sqlite import findings as of_sqlite
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy
@@ -97,20 +98,20 @@ def test_file_that_is_no_database_fails_without_a_traceback(untouched: Engine, t
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"])
 def test_network_filesystem_fails(kind: str) -> None:
-    found = check.filesystem(Path("/srv/app/app.db"), [("/", "ext4"), ("/srv", kind)])
+    found = of_sqlite.filesystem(Path("/srv/app/app.db"), [("/", "ext4"), ("/srv", kind)])
     assert (found.level, found.found) == ("fail", f"/srv/app/app.db is on {kind}")
 
 
 def test_filesystem_is_the_innermost_and_last_one_mounted() -> None:
     mounts = [("/", "nfs"), ("/srv", "nfs"), ("/srv", "ext4"), ("/srv/other", "cifs"), ("/s", "9p")]
-    assert check.filesystem(Path("/srv/app.db"), mounts).level == "ok"
+    assert of_sqlite.filesystem(Path("/srv/app.db"), mounts).level == "ok"
 
 
 @pytest.mark.parametrize(
     ("free", "level"), [(10**9, "ok"), (10**9 - 1, "warn"), (10**8, "warn"), (10**8 - 1, "fail"), (0, "fail")]
 )
 def test_disk_that_fills_up(free: int, level: str) -> None:
-    found = check.disk(Path("/srv/app.db"), free)
+    found = of_sqlite.disk(Path("/srv/app.db"), free)
     assert (found.level, bool(found.remedy)) == (level, level != "ok")
 
 

@@ -214,32 +214,32 @@ def test_sums_of_hours_are_made_a_minute_at_a_time_and_end_early_when_the_relay_
 def test_log_grows_while_somebody_reads_and_is_emptied_when_the_reader_ends(
     outbox: Outbox, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outbox.store.upkeep.LARGE_WAL_BYTES", 100_000)
+    monkeypatch.setattr("outbox.store.sqlite.dialect.LARGE_WAL_BYTES", 100_000)
     store = outbox.store()
     many(outbox, 10)
     other.execute("BEGIN")
     assert other.execute("SELECT count(*) FROM outbox_events").fetchone() == (10,)  # a report that takes hours
     many(outbox, 5_000)
     upkeep.checkpoint(store)
-    assert (held := store.wal_bytes()) > 100_000
+    assert (held := store.sizes().log) > 100_000
     outbox.index("contacts", "c1", {})  # nobody waits for the reader
     assert other.execute("SELECT count(*) FROM outbox_events").fetchone() == (10,)
     other.execute("ROLLBACK")
     upkeep.checkpoint(store)
-    assert store.wal_bytes() == 0 < held
+    assert store.sizes().log == 0 < held
     assert outbox.counts()["done"] == 5_010
 
 
 def test_checkpoint_gives_up_soon_where_readers_take_turns(
     outbox: Outbox, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outbox.store.upkeep.LARGE_WAL_BYTES", 1)
+    monkeypatch.setattr("outbox.store.sqlite.dialect.LARGE_WAL_BYTES", 1)
     store = outbox.store()
     many(outbox, 10)
     other.execute("BEGIN")
     other.execute("SELECT count(*) FROM outbox_events").fetchone()  # of the newest state: all can be moved, not emptied
     upkeep.checkpoint(store)
-    assert store.wal_bytes() > 0
+    assert store.sizes().log > 0
     assert store.connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 30_000
     outbox.index("contacts", "c1", {})
 
@@ -248,7 +248,7 @@ def test_small_log_is_left_to_be_used_again(outbox: Outbox) -> None:
     many(outbox, 10)
     store = outbox.store()
     upkeep.checkpoint(store)
-    assert store.wal_bytes() > 0
+    assert store.sizes().log > 0
 
 
 # -- warnings ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, create_engine
 from outbox import DatabaseUnavailable, sqlite
 from outbox.maintenance.scheduler import Maintenance
 from outbox.store.models import now_ms
-from outbox.store.sqlite.presence import Presence, alive, forget, gone
+from outbox.store.sqlite.presence import LockFiles
 from outbox.store.store import Store
 from tests.support.outbox import Outbox, settings
 
@@ -33,19 +33,19 @@ def warnings() -> list[str]:
 
 
 def test_relay_is_there_until_it_ends(database: Path) -> None:
-    presence = Presence(database, 1)
-    assert gone(database, [1]) == []
+    presence = LockFiles(database).hold("relay", 1)
+    assert LockFiles(database).dead("relay", [1]) == []
     presence.end()
     assert list(database.parent.iterdir()) == []
 
 
 def test_killed_relay_is_gone_and_its_file_too(database: Path) -> None:
-    program = "import os, sys; from pathlib import Path; from outbox.store.sqlite.presence import Presence\n"
-    program += "kept = Presence(Path(sys.argv[1]), 1); os._exit(9)"
+    program = "import os, sys; from pathlib import Path; from outbox.store.sqlite.presence import LockFiles\n"
+    program += "kept = LockFiles(Path(sys.argv[1])).hold('relay', 1); os._exit(9)"
     subprocess.run([sys.executable, "-c", program, database], check=False)
     assert [path.name for path in database.parent.iterdir()] == ["app.db-relay-1"]
-    assert gone(database, [1, 2]) == [1]
-    forget(database, [1, 2])
+    assert LockFiles(database).dead("relay", [1, 2]) == [1]
+    LockFiles(database).remove_locks("relay", [1, 2])
     assert list(database.parent.iterdir()) == []
 
 
@@ -78,14 +78,14 @@ def test_relay_that_is_just_starting_is_not_taken_for_a_killed_one(
 
     def looked_at_first(file: Any, operation: int) -> None:
         if operation == fcntl.LOCK_EX:
-            found.append(gone(database, [1]))
+            found.append(LockFiles(database).dead("relay", [1]))
         flock(file, operation)
 
     monkeypatch.setattr("fcntl.flock", looked_at_first)
-    presence = Presence(database, 1)
+    presence = LockFiles(database).hold("relay", 1)
     assert found == [[]]
     assert [path.name for path in database.parent.iterdir()] == ["app.db-relay-1"]
-    assert alive(database, [1, 2]) == [1]
+    assert LockFiles(database).live("relay", [1, 2]) == [1]
     presence.end()
 
 
@@ -94,7 +94,7 @@ def test_stopped_relay_keeps_its_place_on_the_list_and_one_that_left_nothing_doe
 ) -> None:
     store = outbox.store()
     stopped, ended, me = (store.enlist("host", n, "1", now_ms() - 3_600_000) for n in range(3))
-    presence = Presence(Path(str(engine.url.database)), stopped)
+    presence = LockFiles(Path(str(engine.url.database))).hold("relay", stopped)
     maintenance = Maintenance(engine, me, settings(), list)
     maintenance.reap(store)
     assert [relay["id"] for relay in store.relays()] == [stopped, me]
@@ -112,12 +112,12 @@ def test_relay_without_a_lock_goes_on_after_one_warning_and_is_never_taken_for_d
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", unwritable)
-        presence = Presence(database, 1)
+        presence = LockFiles(database).hold("relay", 1)
     assert len(warnings) == 1
     assert warnings[0].count("\n") == 1
     assert f"{database.parent}: Permission denied" in warnings[0]
     assert "only when its lease ends" in warnings[0]
-    assert gone(database, [1]) == []
+    assert LockFiles(database).dead("relay", [1]) == []
     presence.end()
 
 
@@ -129,15 +129,15 @@ def test_file_that_cannot_be_locked_is_not_left_to_tell_of_a_death(
 
     with monkeypatch.context() as patched:
         patched.setattr("fcntl.flock", no_locks)
-        presence = Presence(database, 1)
+        presence = LockFiles(database).hold("relay", 1)
     assert "No locks available" in warnings[0]
-    assert gone(database, [1]) == []
+    assert LockFiles(database).dead("relay", [1]) == []
     presence.end()
 
 
 def test_file_that_others_may_not_read_is_no_proof_of_death(database: Path) -> None:
     database.with_name("app.db-relay-1").mkdir()  # cannot be opened either, not even by root
-    assert gone(database, [1]) == []
+    assert LockFiles(database).dead("relay", [1]) == []
 
 
 def test_killed_relay_is_gone_even_if_its_file_stays(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,5 +146,5 @@ def test_killed_relay_is_gone_even_if_its_file_stays(database: Path, monkeypatch
 
     database.with_name("app.db-relay-1").touch()
     monkeypatch.setattr(Path, "unlink", denied)
-    assert gone(database, [1]) == [1]
-    forget(database, [1])
+    assert LockFiles(database).dead("relay", [1]) == [1]
+    LockFiles(database).remove_locks("relay", [1])

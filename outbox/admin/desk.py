@@ -95,7 +95,7 @@ class Desk:
     def _look_at_tables(self) -> None:
         """What a migration changes beneath this process is nothing that it may read or write as it did."""
         with closing(Figures(self._engine)) as opened:  # closed before more is asked: all connections may be in use
-            layout = opened.schema_version()
+            layout = opened.schema_token()
         if layout != self._known_layout:
             schema.require_head(self._engine)
             self._known_layout = layout

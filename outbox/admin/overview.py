@@ -108,7 +108,7 @@ def overview(figures: Figures, statistics: Statistics, seen: Seen | None, now: i
         ],
         reindexes=[shapes.ReindexJob.of(figures, job) for job in jobs.open_jobs(figures)],
         verification=_verified(verifications.last(figures)),
-        database_bytes=figures.file_bytes(),
+        database_bytes=figures.sizes().used,
     )
 
 

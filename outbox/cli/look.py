@@ -36,12 +36,12 @@ def status(as_json: bool, database_url: str | None) -> None:
         now, reindexes = now_ms(), jobs.open_jobs(store)
         counts, oldest, control, relays = store.counts(), store.oldest_unfinished(), store.control(), store.relays()
         age = None if oldest is None else max(0.0, (now - oldest) / 1000)
-        file, free, wal = store.file_bytes(), store.free_bytes(), store.wal_bytes()
+        used, free, wal = store.sizes()
         grown = [each for each in growth(Sizes(age or 0, sum(counts.values()), wal), Limits.of(loaded)) if each.over]
         facts: dict[str, Any] = {
             **counts,
             "oldest_pending_seconds": age,
-            "database": {"bytes": file, "free_bytes": free, "wal_bytes": wal},
+            "database": {"bytes": used, "free_bytes": free, "wal_bytes": wal},
             "warnings": [{"name": each.name, "found": each.found, "remedy": each.remedy} for each in grown],
             "paused": None
             if control.paused_at is None
@@ -65,7 +65,7 @@ def status(as_json: bool, database_url: str | None) -> None:
     click.echo(f"{facts['done']:>12,} done and not yet pruned")
     click.echo(f"{facts['dead']:>12,} dead" + ("  → outbox-relay dead list" if facts["dead"] else ""))
     click.echo(
-        f"{file / 1e6:>12,.1f} MB database, {free / 1e6:,.1f} MB of it free; {wal / 1e6:,.1f} MB write-ahead log"
+        f"{used / 1e6:>12,.1f} MB database, {free / 1e6:,.1f} MB of it free; {wal / 1e6:,.1f} MB write-ahead log"
     )
     for each in grown:
         click.echo(f"GROWN: {each.found}  → {each.remedy}")

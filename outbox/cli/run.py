@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import click
 from loguru import logger
@@ -33,7 +32,6 @@ from outbox.reindex.reindexer import Reindexer
 from outbox.relay import Relay, Totals
 from outbox.settings import Settings
 from outbox.store.models import now_ms
-from outbox.store.sqlite.presence import Presence
 from outbox.store.store import Store
 from outbox.verify import Verification
 
@@ -103,7 +101,7 @@ def run(
         raise ConfigurationError(f"the outbox is paused ({why}): run 'outbox-relay resume' first")
     prepared = prepare(loaded, insecure=insecure) if admin else None
     relay_id = store.enlist(socket.gethostname(), os.getpid(), __version__, now_ms())
-    presence = Presence(Path(str(engine.url.database)), relay_id)
+    presence = store.presence.hold("relay", relay_id)
     relay = Relay(store, destination, loaded, relay_id=relay_id, registry=registry)
     verification = None if registry is None else partial(_sample, loaded, destination, registry)
     reindexer = None

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -24,7 +23,6 @@ from outbox.settings import LONGEST_LEASE_S, Settings
 from outbox.store import jobs, upkeep
 from outbox.store.jobs import Job
 from outbox.store.models import now_ms
-from outbox.store.sqlite import presence
 from outbox.store.store import Store
 from outbox.verify import Verification
 
@@ -106,10 +104,9 @@ class Maintenance:
     def reap(self, store: Store) -> None:
         now = now_ms()
         others = [relay for relay in store.relays() if relay["id"] != self._relay]
-        database = Path(str(self._engine.url.database))
-        dead = presence.gone(database, [relay["id"] for relay in others])
+        dead = store.presence.dead("relay", [relay["id"] for relay in others])
         reaped = upkeep.reap(store, now, NO_LEASE_MS, dead_relays=dead, lone_after=self._settings.lone_after)
-        presence.forget(database, dead)  # not before: the database may be locked
+        store.presence.remove_locks("relay", dead)  # not before: the database may be locked
         if reaped.dead:
             dead_rows = logs.rows(reaped.dead, "is", "are")
             logger.critical(
@@ -122,7 +119,7 @@ class Maintenance:
         silent = now - self._settings.silent_ms
         quiet = {relay["id"] for relay in others if relay["heartbeat_at"] < silent}
         # One that is only stopped would not be listed again when it goes on, and its death would be noticed late.
-        store.delist([*dead, *quiet.difference(dead, presence.alive(database, quiet))])
+        store.delist([*dead, *quiet.difference(dead, store.presence.live("relay", quiet))])
 
     def prune(self, store: Store) -> None:
         """Remove finished rows and old statistics, in steps that hold the write lock for milliseconds."""
@@ -145,7 +142,7 @@ class Maintenance:
         """Warn of what has grown too large, once, and say once that it is well again."""
         oldest = store.oldest_unfinished()
         age = 0.0 if oldest is None else max(0, now_ms() - oldest) / 1000
-        found = growth(Sizes(age, sum(store.counts().values()), store.wal_bytes()), Limits.of(self._settings))
+        found = growth(Sizes(age, sum(store.counts().values()), store.sizes().log), Limits.of(self._settings))
         for each in self._watch.changes(found):
             if each.over:
                 logger.warning(f"{each.found}: {each.remedy}")

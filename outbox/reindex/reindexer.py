@@ -24,7 +24,6 @@ from outbox.reindex.work import LOOK_EVERY_S, LeftToRelays, Progress, Resources,
 from outbox.store import jobs
 from outbox.store.jobs import Job, JobLost
 from outbox.store.models import JobState, now_ms
-from outbox.store.sqlite.presence import Presence
 from outbox.store.store import Store
 
 __all__ = [
@@ -103,7 +102,7 @@ class Reindexer:
         if taken is None:
             raise ReindexFailed(f"another process has taken over {job}; see 'outbox-relay reindex --list'")
         work = Work(taken, selection, self._resources)
-        presence = Presence(self._store.path, taken.lease_token or "", "reindex")
+        presence = self._store.presence.hold("reindex", taken.lease_token or "")
         to_relays = False
         try:
             yield from _run(work)

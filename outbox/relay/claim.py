@@ -26,7 +26,7 @@ class Claimer:
     def next(self, now: int, in_flight: Collection[Claim]) -> Claim | None:
         """Rows that are worth sending now, or None. `in_flight`: claims whose rows are with the destination.
 
-        Raises `SchemaError` as `Store.pin` says, and `IllegalRows`.
+        Raises `SchemaError` as `Store.pin` says, and `MalformedRows`.
         """
         rows, health = self._settings.batch_rows, self._health
         if health.destination.is_open:

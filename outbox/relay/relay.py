@@ -23,8 +23,8 @@ from outbox.relay.settle import Settler, Totals
 from outbox.relay.wakeup import Wakeup
 from outbox.settings import LEASE_MARGIN_S, Settings
 from outbox.store.claims import Claim
+from outbox.store.malformed import MalformedRows
 from outbox.store.models import now_ms
-from outbox.store.sqlite.malformed import IllegalRows
 from outbox.store.store import Store
 
 
@@ -86,7 +86,7 @@ class Relay:
         while True:
             try:
                 claim = self._claimer.next(now, [request.claim for request in self._in_flight.values()])
-            except IllegalRows:
+            except MalformedRows:
                 self._settler.end_malformed(now)
                 continue
             if not (claim and claim.lone and self._health.poison.guilty(claim.events[0].id)):
@@ -129,7 +129,7 @@ class Relay:
         what is left then is released. The same before it raises `SchemaError`: the tables were migrated meanwhile.
         """
         workers = Workers(self._settings.concurrency, self._send, self._answers)
-        wakeup = Wakeup(self._store.commits_elsewhere)
+        wakeup = Wakeup(self._store.signal)
         while not self._stopping:
             pause = self._settings.poll_interval
             try:

@@ -16,10 +16,9 @@ from outbox.relay.decide import Decision, Policy
 from outbox.relay.health import Health
 from outbox.relay.poison import LONE_FAILURES
 from outbox.relay.requests import Answer, Request
-from outbox.store import claims, conflicts
+from outbox.store import claims, conflicts, malformed
 from outbox.store.claims import Claim
 from outbox.store.models import UNEXPLAINED, State, Transition
-from outbox.store.sqlite import malformed
 from outbox.store.store import Store
 
 _SILENT = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.BLOCKED, OutcomeKind.OVERLOADED, OutcomeKind.SPLIT})

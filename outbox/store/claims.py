@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from outbox.store.malformed import NUMBER, TEXT, TEXT_OR_NULL, well_formed
 from outbox.store.models import (
     FRESH,
     HELD,
@@ -25,7 +26,6 @@ from outbox.store.models import (
     State,
     Transition,
 )
-from outbox.store.sqlite.malformed import NUMBER, TEXT, TEXT_OR_NULL, legal
 from outbox.store.store import Store, printable
 
 _CLAIMED = ", ".join("c.deliveries + 1" if name == "deliveries" else f"c.{name}" for name in Event._fields)
@@ -71,7 +71,7 @@ def claim(
     delivered `lone_after` times and got no answer is claimed alone, and before the others, the one that waits
     longest first; without `lone` it is passed over.
     None when nothing could be claimed, or the outbox is paused. Raises `SchemaError` as `Store.pin` says, and
-    `IllegalRows`.
+    `MalformedRows`.
     """
     store.require_pinned()
     if not _anything_due(store, now, longest_wait):
@@ -113,7 +113,7 @@ def fresh_lanes(
 ) -> list[tuple[str, str]]:
     """Who has fresh rows: (index, tenant), whoever waits longest first. Takes no lock: two index seeks a lane.
 
-    Raises `IllegalRows`.
+    Raises `MalformedRows`.
     """
     after = f"SELECT n.id FROM outbox_events AS n INDEXED BY ix_outbox_events_fresh WHERE {_of('n', FRESH)}"
     order = f"ORDER BY n.index_name, {_of('n', TENANT)}, n.id LIMIT 1"
@@ -134,7 +134,9 @@ def fresh_lanes(
         {"left_out": json.dumps(sorted(leave_out)), "only": only},
     )
     left_out = set(tenants_out)
-    return [(index_name, tenant) for index_name, tenant in legal(lanes, (TEXT, TEXT)) if tenant not in left_out]
+    return [
+        (index_name, tenant) for index_name, tenant in well_formed(store, lanes, (TEXT, TEXT)) if tenant not in left_out
+    ]
 
 
 def _fresh(store: Store, lanes: Sequence[tuple[str, str]], rows: int, tenant_rows: int | None) -> list[int]:
@@ -215,7 +217,7 @@ def _due(
         """,
         {"ids": json.dumps(fresh + waiting[: rows - len(fresh)])},
     )
-    return legal(candidates, _TYPES)
+    return well_formed(store, candidates, _TYPES)
 
 
 def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[list[Event], Event | None, list[int]]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from outbox.store import claims
+from outbox.store.malformed import MalformedRows
 from outbox.store.models import COUNTERS, FRESH, HELD, LATENCY_BOUNDS_MS, STATISTICS, TENANT, WAITING, State
-from outbox.store.sqlite.malformed import IllegalRows
 from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
 
@@ -114,7 +114,7 @@ class Figures(Store):
     """The outbox tables with what operators look at. For one thread at a time, as the store."""
 
     def backlog(self, now: int) -> Backlog:
-        fresh, retrying, claimed, dead = self._counted("fresh", "waiting", "leases", "dead")
+        fresh, retrying, claimed, dead = self.counted("fresh", "waiting", "leases", "dead")
         oldest = self.oldest_unfinished()
         return Backlog(fresh, retrying, claimed, dead, None if oldest is None else max(0, now - oldest))
 
@@ -171,7 +171,7 @@ class Figures(Store):
 
         try:
             lanes = claims.fresh_lanes(self)[: 2 * MOST_TENANTS]
-        except IllegalRows:  # the next claim of a relay ends them
+        except MalformedRows:  # the next claim of a relay ends them
             lanes = []
         mine = f"{FRESH} AND index_name = json_extract(value, '$[0]') AND {TENANT} = json_extract(value, '$[1]')"
         for tenant, number, since in self.run(

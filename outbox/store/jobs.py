@@ -12,7 +12,6 @@ from sqlalchemy.exc import IntegrityError
 
 from outbox.errors import ReindexFailed
 from outbox.store.models import EPOCH_STEP, FRESH, HELD, OPEN_JOBS, JobState, version
-from outbox.store.sqlite import presence
 from outbox.store.store import Store, printable
 
 BEGUN_MS = 10_000
@@ -120,7 +119,7 @@ def is_abandoned(store: Store, job: Job, now: int) -> bool:
     """Whether no process works on an open job."""
     if job.lease_token is None or (job.lease_expires_at or 0) <= now:
         return True
-    return presence.reindex_is_gone(store.path, job.lease_token)
+    return bool(store.presence.dead("reindex", [job.lease_token]))
 
 
 def orphans(store: Store, now: int) -> list[Job]:
@@ -238,7 +237,7 @@ def take(store: Store, job: Job, holder: str, now: int, lease_ms: int) -> Job | 
     if not taken:
         return None
     if job.lease_token:
-        presence.forget_reindex(store.path, job.lease_token)
+        store.presence.remove_locks("reindex", [job.lease_token])
     return reread(store, job)
 
 

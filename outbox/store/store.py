@@ -12,23 +12,19 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from outbox.errors import DatabaseUnavailable, SchemaError
+from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
+from outbox.store.dialect import Dialect, Presence, Sizes
 from outbox.store.models import FRESH, HELD, VERSION_TABLE, WAITING, version
+from outbox.store.sqlite.dialect import SQLite
 
 MAX_ERROR_CHARS = 2_000
 
 _LOCK_SHARE = 5
-
-_WITH_DOCUMENTS = (
-    "SELECT e.*, CAST(d.document AS BLOB) AS document"  # another program may have written other bytes than UTF-8
-    " FROM outbox_events AS e LEFT JOIN outbox_documents AS d ON d.event_id = e.id"
-)
 
 _COUNTED = {
     "fresh": FRESH,
@@ -37,6 +33,17 @@ _COUNTED = {
     "done": "state = 'done'",
     "dead": "state = 'dead'",
 }
+_DIALECTS: dict[str, Dialect] = {"sqlite": SQLite()}
+
+
+def dialect_of(engine: Engine | Connection) -> Dialect:
+    """What a database says and does in its own way. Raises `ConfigurationError` for one that is not supported."""
+    try:
+        return _DIALECTS[engine.dialect.name]
+    except KeyError:
+        raise ConfigurationError(
+            f"the outbox does not work on {engine.dialect.name}: use {' or '.join(_DIALECTS)}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,7 @@ class Store:
     """
 
     def __init__(self, engine: Engine) -> None:
+        self.dialect = dialect_of(engine)
         try:
             self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         except DBAPIError as error:
@@ -72,26 +80,32 @@ class Store:
         return self._connection
 
     @property
-    def path(self) -> Path:
-        """The file of the database."""
-        return Path(str(self._connection.engine.url.database))
+    def presence(self) -> Presence:
+        """Which other processes of this database are there."""
+        return self.dialect.presence(self._connection.engine)
 
     def close(self) -> None:
         self._connection.close()
 
-    def run(self, sql: str, *parameters: Any) -> CursorResult[*tuple[Any, ...]]:
-        """One statement, with what its `?` stand for, or with a dict by names."""
-        given = parameters[0] if len(parameters) == 1 and isinstance(parameters[0], dict) else parameters
+    def run(self, sql: str, *parameters: Any, **named: Any) -> CursorResult[*tuple[Any, ...]]:
+        """One statement with `:name` parameters, given as a mapping or by name. A list or tuple is one parameter, for
+        `dialect.among` and `dialect.table`."""
+        if parameters and not isinstance(parameters[0], Mapping):
+            prepared, given = sql, parameters  # `?`, until nobody uses it any more
+        else:
+            prepared, given = self.dialect.prepared(sql, parameters[0] if parameters else named)
         try:
-            return self._connection.exec_driver_sql(sql, given or None)
+            return self._connection.exec_driver_sql(prepared, given)
         except OperationalError as error:
             raise DatabaseUnavailable(f"database: {error.orig}") from error
 
     @contextmanager
-    def write(self, *, durable: bool) -> Iterator[None]:
-        """A short write transaction. `durable`: on disk when it returns, with everything committed before it."""
-        self.run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-        self.run("BEGIN IMMEDIATE")
+    def write(self, *, durable: bool, alone: bool = False) -> Iterator[None]:
+        """A short write transaction. `durable`: on disk when it returns, with everything committed before it.
+
+        `alone`: no other one that says so runs beside it, so that what it has read stays true.
+        """
+        self.dialect.begin(self.run, durable=durable, alone=alone)
         try:
             yield
             self.run("COMMIT")  # on a full disk this may fail and leave the transaction open, with its lock
@@ -107,27 +121,27 @@ class Store:
 
         What a migration adds may change where rows go: a relay that does not know it must not deliver any.
         """
-        self._pinned = (self.schema_version(), self._revision())
+        self._pinned = (self.schema_token(), self._revision())
 
     def require_pinned(self) -> None:
         """Raises `SchemaError` if the tables have come to another revision."""
-        if self._pinned is None or (schema_version := self.schema_version()) == self._pinned[0]:
+        if self._pinned is None or (token := self.schema_token()) == self._pinned[0]:
             return
         at, revision = self._pinned[1], self._revision()  # any CREATE or ALTER of the application leads here, too
         if revision != at:
             raise SchemaError(
-                f"database {self.path} came to revision {revision} while this process worked with {at}, and it "
-                "ends: start outbox-relay of the version that knows it; until then rows wait"
+                f"database {self._connection.engine.url.database} came to revision {revision} while this process "
+                f"worked with {at}, and it ends: start outbox-relay of the version that knows it; until then rows wait"
             )
-        self._pinned = (schema_version, at)
+        self._pinned = (token, at)
 
-    def schema_version(self) -> int:
-        """A number that changes with every CREATE, ALTER and DROP. Costs one look into the file's header."""
-        return int(self.run("PRAGMA schema_version").scalar_one())
+    def schema_token(self) -> int:
+        """A number that changes with every CREATE, ALTER and DROP. Costs next to nothing."""
+        return self.dialect.schema_token(self.run)
 
     def _revision(self) -> str | None:
         """None where other migrations made the tables."""
-        if not self.run("SELECT count(*) FROM sqlite_master WHERE name = ?", VERSION_TABLE).scalar_one():
+        if not self._connection.dialect.has_table(self._connection, VERSION_TABLE):
             return None
         revision: str | None = self.run(f"SELECT version_num FROM {VERSION_TABLE}").scalar_one_or_none()
         return revision
@@ -142,32 +156,36 @@ class Store:
         return Control(*tuple(row)) if row else Control(1, 0, None, None, None)
 
     def raise_epoch(self, above: int, now: int) -> int:
-        """Make the epoch one above `above` and the current one, and release every claim. Inside `write`."""
-        self.run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
+        """Make the epoch one above `above` and the current one, and release every claim. Inside `write`, alone."""
+        self.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
         epoch = max(self.control().epoch, above) + 1
-        self.run("UPDATE outbox_control SET epoch = ?", epoch)
+        self.run("UPDATE outbox_control SET epoch = :epoch", epoch=epoch)
         self.run(
-            "UPDATE outbox_events SET state = 'pending', available_at = ?, claim_token = NULL,"
+            "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
             " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'",
-            now,
+            now=now,
         )
         return epoch
 
     def highest_id(self) -> int:
         """The highest id that was issued so far."""
-        return int(
-            self.run("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox_events'").scalar_one()
-        )
+        return self.dialect.highest_id(self.run)
+
+    def watermark(self) -> int:
+        """The same once no row with an id up to it can appear any more."""
+        return self.dialect.watermark(self.run)
 
     def raise_ids(self, last: int) -> None:
         """Have all further ids be higher than `last`. Inside `write`."""
-        known = self.run("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'outbox_events'", last).rowcount
-        if not known:
-            self.run("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_events', ?)", last)
+        self.dialect.raise_ids(self.run, last)
 
-    def commits_elsewhere(self) -> int:
+    def signal(self) -> int:
         """A number that changes when another connection commits, and never by a commit of this one."""
-        return int(self.run("PRAGMA data_version").scalar_one())
+        return self.dialect.signal(self.run)
+
+    def sizes(self) -> Sizes:
+        """How large the database is."""
+        return self.dialect.sizes(self.run, self._connection.engine)
 
     # -- where rows go ------------------------------------------------------------------------------------------
 
@@ -189,63 +207,61 @@ class Store:
         return {row[0] for row in found}
 
     def register_index(self, name: str, target: str) -> None:
-        """Note where the rows of an index go; whoever was first decides."""
-        with self.write(durable=True):
+        """Note where the rows of an index go; the first to say so decides."""
+        with self.write(durable=True, alone=True):
             self.run(
-                "INSERT INTO outbox_indexes (index_name, physical_index) SELECT ?, ?"
-                " WHERE NOT EXISTS (SELECT 1 FROM outbox_indexes WHERE index_name = ?)",
-                name,
-                target,
-                name,
+                "INSERT INTO outbox_indexes (index_name, physical_index) SELECT :name, :target"
+                " WHERE NOT EXISTS (SELECT 1 FROM outbox_indexes WHERE index_name = :name)",
+                name=name,
+                target=target,
             )
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
     def event(self, event_id: int) -> dict[str, Any] | None:
         """One row with its document, or None."""
-        row = self.run(f"{_WITH_DOCUMENTS} WHERE e.id = ?", event_id).mappings().one_or_none()
-        return _shown(dict(row)) if row else None
+        return next(iter(self._with_documents("e.id = :id", id=event_id)), None)
 
     def events(self, *, index: str | None = None, document_id: str | None = None) -> list[dict[str, Any]]:
         """All rows with their documents in the order of their ids, narrowed by what is given."""
+        condition, given = narrowed(index_name=index, document_id=document_id)
+        return self._with_documents(condition, **given)
+
+    def _with_documents(self, condition: str, **given: Any) -> list[dict[str, Any]]:
+        document = self.dialect.as_bytes("d.document")  # another program may have written other bytes than UTF-8
         rows = self.run(
-            f"{_WITH_DOCUMENTS} WHERE (:index IS NULL OR index_name = :index)"
-            " AND (:document IS NULL OR document_id = :document) ORDER BY e.id",
-            {"index": index, "document": document_id},
+            f"SELECT e.*, {document} AS document FROM outbox_events AS e"
+            f" LEFT JOIN outbox_documents AS d ON d.event_id = e.id WHERE {condition} ORDER BY e.id",
+            given,
         )
         return [_shown(dict(row)) for row in rows.mappings()]
 
     def counts(self) -> dict[str, int]:
         """Number of rows by state."""
-        fresh, waiting, claimed, done, dead = self._counted(*_COUNTED)
+        fresh, waiting, claimed, done, dead = self.counted(*_COUNTED)
         return {"pending": fresh + waiting, "claimed": claimed, "done": done, "dead": dead}
 
-    def _counted(self, *names: str) -> Sequence[int]:
+    def counted(self, *names: str) -> Sequence[int]:
         """Number of entries of these indexes: a tenth of the time that a walk through the table takes."""
         counts = (
-            f"(SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_{name} WHERE {_COUNTED[name]})"
+            f"(SELECT count(*) FROM outbox_events {self.dialect.indexed(name)} WHERE {_COUNTED[name]})"
             for name in names
         )
         return tuple(self.run(f"SELECT {', '.join(counts)}").one())
 
     def unfinished(self) -> int:
         """Rows that are pending or claimed."""
-        return int(
-            self.run(
-                f"SELECT (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH})"
-                f" + (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_held WHERE {HELD})"
-            ).scalar_one()
-        )
+        return sum(self.counted("fresh", "waiting", "leases"))
 
     def any_unfinished(self, index: str) -> bool:
         """Whether a row of the index is pending or claimed."""
         return bool(
             self.run(
-                "SELECT EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_fresh"
+                f"SELECT EXISTS (SELECT 1 FROM outbox_events {self.dialect.indexed('fresh')}"
                 f" WHERE {FRESH} AND index_name = :index)"
-                " OR EXISTS (SELECT 1 FROM outbox_events INDEXED BY ix_outbox_events_held"
+                f" OR EXISTS (SELECT 1 FROM outbox_events {self.dialect.indexed('held')}"
                 f" WHERE ({HELD}) AND index_name = :index)",
-                {"index": index},
+                index=index,
             ).scalar_one()
         )
 
@@ -253,79 +269,67 @@ class Store:
         """When the oldest row that is pending or claimed was written."""
         oldest: int | None = self.run(
             "SELECT created_at FROM outbox_events WHERE id = (SELECT min(id) FROM ("
-            f" SELECT min(id) AS id FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}"
-            f" UNION ALL SELECT min(id) FROM outbox_events INDEXED BY ix_outbox_events_held WHERE {HELD}))"
+            f" SELECT min(id) AS id FROM outbox_events {self.dialect.indexed('fresh')} WHERE {FRESH} UNION ALL"
+            f" SELECT min(id) FROM outbox_events {self.dialect.indexed('held')} WHERE {HELD}) AS oldest)"
         ).scalar_one_or_none()
         return oldest
 
     def remove(self, ids: Sequence[int]) -> int:
-        """Delete rows, and remember the highest version among them that may stand in an index. Inside `write`."""
-        listed = json.dumps(ids)
+        """Delete rows, and remember the highest version among them that an index may hold. Inside `write`."""
+        among = self.dialect.among("ids")
         highest = self.run(
-            "SELECT max(id) FROM outbox_events WHERE deliveries > 0 AND id IN (SELECT value FROM json_each(?))", listed
+            f"SELECT max(id) FROM outbox_events WHERE deliveries > 0 AND id {among}", ids=ids
         ).scalar_one()
         if highest:
-            self.run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
+            self.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
             self.run(
-                "UPDATE outbox_control SET highest_pruned_version = max(highest_pruned_version, ?)",
-                version(self.control().epoch, highest),
+                "UPDATE outbox_control SET highest_pruned_version ="
+                f" {self.dialect.greatest('highest_pruned_version', ':pruned')}",
+                pruned=version(self.control().epoch, highest),
             )
-        self.run("DELETE FROM outbox_documents WHERE event_id IN (SELECT value FROM json_each(?))", listed)
-        return int(self.run("DELETE FROM outbox_events WHERE id IN (SELECT value FROM json_each(?))", listed).rowcount)
+        self.run(f"DELETE FROM outbox_documents WHERE event_id {among}", ids=ids)
+        return self.run(f"DELETE FROM outbox_events WHERE id {among}", ids=ids).rowcount
 
     # -- the list of relays -------------------------------------------------------------------------------------
 
     def enlist(self, host: str, pid: int, software: str, now: int) -> int:
         """Enter a relay in the list. Returns its id."""
         with self.write(durable=False):
-            return int(
-                self.run(
-                    "INSERT INTO outbox_relays (host, pid, version, started_at, heartbeat_at) VALUES (?, ?, ?, ?, ?)",
-                    host,
-                    pid,
-                    software,
-                    now,
-                    now,
-                ).lastrowid
-            )
+            relay: int = self.run(
+                "INSERT INTO outbox_relays (host, pid, version, started_at, heartbeat_at)"
+                " VALUES (:host, :pid, :software, :now, :now) RETURNING id",
+                host=host,
+                pid=pid,
+                software=software,
+                now=now,
+            ).scalar_one()
+        return relay
 
     def heartbeat(self, relay: int, breakers: Sequence[Mapping[str, Any]], now: int) -> None:
         """Say that a relay is alive, and what it has paused."""
         with self.write(durable=False):
             self.run(
-                "UPDATE outbox_relays SET heartbeat_at = ?, breakers = ? WHERE id = ?",
-                now,
-                json.dumps(list(breakers)),
-                relay,
+                "UPDATE outbox_relays SET heartbeat_at = :now, breakers = :breakers WHERE id = :relay",
+                now=now,
+                breakers=json.dumps(list(breakers)),
+                relay=relay,
             )
 
     def delist(self, relays: Iterable[int]) -> None:
         """Take relays off the list."""
         with self.write(durable=False):
-            self.run("DELETE FROM outbox_relays WHERE id IN (SELECT value FROM json_each(?))", json.dumps(list(relays)))
+            self.run(f"DELETE FROM outbox_relays WHERE id {self.dialect.among('relays')}", relays=list(relays))
 
     def relays(self) -> list[dict[str, Any]]:
         """All listed relays."""
         rows = self.run("SELECT * FROM outbox_relays ORDER BY id").mappings()
         return [{**row, "breakers": json.loads(row["breakers"])} for row in rows]
 
-    # -- sizes --------------------------------------------------------------------------------------------------
 
-    def wal_bytes(self) -> int:
-        """Size of the write-ahead log beside the database."""
-        try:
-            return self.path.with_name(f"{self.path.name}-wal").stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def file_bytes(self) -> int:
-        """Size of the database file, without its write-ahead log."""
-        return int(self.run("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()").scalar_one())
-
-    def free_bytes(self) -> int:
-        """How much of the file is empty, and used again before it grows."""
-        free = self.run("SELECT freelist_count * page_size FROM pragma_freelist_count(), pragma_page_size()")
-        return int(free.scalar_one())
+def narrowed(**given: str | int | None) -> tuple[str, dict[str, Any]]:
+    """A condition that holds where each column has the value that is given for it, and its parameters."""
+    wanted = {column: value for column, value in given.items() if value is not None}
+    return " AND ".join(("1 = 1", *(f"{column} = :{column}" for column in wanted))), wanted
 
 
 def pause_after(began: float) -> float:

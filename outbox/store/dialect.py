@@ -1,0 +1,162 @@
+"""The seam: what each database has to say and do in its own way. Everything else is the same SQL for all of them.
+
+Fragments are parts of a statement. Acts take `run`, which carries out one statement as `Store.run` does.
+What an implementation may rely on is what this page promises, and no caller may rely on more: not on a single
+writer, not on ids without gaps, not on a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from sqlalchemy import Connection, CursorResult, Engine
+
+Row = tuple[str, str, str, str | None, str | None, int, int]
+"""A row to insert: `action, index_name, document_id, tenant_id, entity, document_bytes, created_at`."""
+
+Level = Literal["ok", "warn", "fail"]
+Name = TypeVar("Name", int, str)
+
+
+class Run(Protocol):
+    """`Store.run`."""
+
+    def __call__(self, sql: str, /, *parameters: Any, **named: Any) -> CursorResult[*tuple[Any, ...]]: ...
+
+
+class Sizes(NamedTuple):
+    """Bytes of a database: `used` with what is empty inside, `free` of it, and of its `log` where that grows."""
+
+    used: int
+    free: int
+    log: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `check` has looked at. `remedy` is empty when it is ok."""
+
+    name: str
+    level: Level
+    found: str
+    remedy: str = ""
+
+
+def finding(name: str, good: bool, found: str, remedy: str, otherwise: Level = "fail") -> Finding:
+    """Ok, or what is to be done."""
+    return Finding(name, "ok", found) if good else Finding(name, otherwise, found, remedy)
+
+
+class Held(Protocol):
+    """A sign that a process is there, until `end` or until the process is gone."""
+
+    def end(self) -> None: ...
+
+
+class Presence(Protocol):
+    """How processes of one database know that another was killed, sooner than its lease expires.
+
+    `kind` is "relay" (named by its id) or "reindex" (named by its lease).
+    """
+
+    def hold(self, kind: str, name: int | str) -> Held:
+        """Show that this process is there. Where that cannot be done it warns, and leases alone decide."""
+
+    def dead(self, kind: str, names: Iterable[Name]) -> list[Name]:
+        """Those whose process is gone for sure and did not `end`. Not one that is stopped, or never showed itself."""
+
+    def live(self, kind: str, names: Iterable[Name]) -> list[Name]:
+        """Those whose process is there, even if it is stopped and gives no sign of life."""
+
+    def remove_locks(self, kind: str, names: Iterable[Name]) -> None:
+        """Remove what dead ones left behind, once what they held has been given back: they are not `dead` then."""
+
+
+class Dialect(Protocol):
+    """One kind of database. Has no state: one object serves every store."""
+
+    # -- a statement ----------------------------------------------------------------------------------------------
+
+    def prepared(self, sql: str, parameters: Mapping[str, Any]) -> tuple[str, Any]:
+        """A statement with `:name` parameters as the driver takes it. A list is one parameter: see `among`, `table`."""
+
+    def among(self, name: str) -> str:
+        """`id {among("ids")}`: whether a value is in the list of numbers or texts `:ids`."""
+
+    def outside(self, name: str) -> str:
+        """`id {outside("ids")}`: whether it is not."""
+
+    def table(self, name: str, **columns: str) -> str:
+        """`FROM {table("pairs", index_name="TEXT", id="BIGINT")} AS p`: the list of tuples `:pairs` as rows."""
+
+    def indexed(self, index: str) -> str:
+        """After a table and its alias: read it by `ix_outbox_events_{index}`."""
+
+    def greatest(self, *values: str) -> str:
+        """None of them may be NULL."""
+
+    def least(self, *values: str) -> str:
+        """None of them may be NULL."""
+
+    def as_bytes(self, text: str) -> str:
+        """A text as UTF-8 bytes (or whatever bytes another program has put there); `length` of it counts bytes."""
+
+    def locked(self, *, skip: bool = False) -> str:
+        """At the end of a SELECT in a write transaction: nobody changes the rows until it ends. `skip`: leave out
+        what somebody else has locked, instead of waiting."""
+
+    # -- acts -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, engine: Engine) -> None:
+        """Make every new connection fit for the outbox; once, before the first one."""
+
+    def begin(self, run: Run, *, durable: bool, alone: bool) -> None:
+        """Begin a write transaction. `durable`: on disk when its commit returns, with everything committed before.
+        `alone`: beside no other transaction that asks for it."""
+
+    def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
+        """Insert rows, and their documents if any, in the transaction of an application. Returns their ids, in order.
+
+        Raises `DatabaseUnavailable` or `SchemaError`."""
+
+    def temporary(self, run: Run, name: str, **columns: str) -> None:
+        """Make an empty table of this connection's own; all of its columns are the key."""
+
+    def highest_id(self, run: Run) -> int:
+        """The highest id that was issued so far; rows with lower ones may still be uncommitted."""
+
+    def watermark(self, run: Run) -> int:
+        """The same once that is over: no row with an id up to it appears any more. Outside a transaction of a caller
+        that has written, or it waits for itself."""
+
+    def raise_ids(self, run: Run, last: int) -> None:
+        """Have all further ids be higher than `last`. Inside a write transaction."""
+
+    def signal(self, run: Run) -> int:
+        """A number that changes when somebody else commits: cheap enough to be asked every millisecond."""
+
+    def schema_token(self, run: Run) -> int:
+        """A number that changes whenever a table is made or altered. Cheap as well."""
+
+    def presence(self, engine: Engine) -> Presence: ...
+
+    def sizes(self, run: Run, engine: Engine) -> Sizes: ...
+
+    def checkpoint(self, run: Run, engine: Engine) -> None:
+        """What the database leaves to its users to tidy up, in a moment without load."""
+
+    def malformed(self, run: Run) -> list[tuple[int, dict[str, str]]]:
+        """Pending rows of other programs whose texts are none: id, and what can be shown instead, by column."""
+
+    def mend_numbers(self, run: Run, now: int) -> None:
+        """Make numbers of pending rows whole ones. Inside a write transaction."""
+
+    def is_row_fault(self, error: BaseException | None) -> bool:
+        """Whether the driver failed by what stands in a row, and not by the database."""
+
+    def findings(self, engine: Engine) -> list[Finding]:
+        """Whether the database itself is as the outbox needs it, for `check`. Changes nothing.
+
+        The last one is called "database" if that cannot be read, and is about something else otherwise."""

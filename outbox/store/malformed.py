@@ -1,0 +1,55 @@
+"""Rows of other programs that name their index or document by no text, or count by no number: found, and ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import NoneType
+from typing import Any, Final
+
+from sqlalchemy import CursorResult
+from sqlalchemy.exc import OperationalError
+
+from outbox.store.models import ILLEGAL_TEXT
+from outbox.store.store import Store
+
+TEXT: Final = {str}
+TEXT_OR_NULL: Final = {str, NoneType}
+NUMBER: Final = {int}
+
+
+class MalformedRows(Exception):
+    """There are such rows; `end` has them out of the way."""
+
+
+def well_formed(store: Store, rows: CursorResult[*tuple[Any, ...]], types: Sequence[set[Any]]) -> Sequence[Any]:
+    """All of the rows. Raises `MalformedRows` if a value is of none of the `types` of its column, the first ones."""
+    try:
+        found = rows.fetchall()
+    except OperationalError as error:
+        if store.dialect.is_row_fault(error.orig):
+            raise MalformedRows from error
+        raise
+    columns = zip(*found, strict=True)
+    if not all(allowed.issuperset(map(type, column)) for allowed, column in zip(types, columns, strict=False)):
+        raise MalformedRows
+    return found
+
+
+def end(store: Store, now: int) -> int:
+    """End pending rows that name their index, document, tenant or entity by no UTF-8 text. Returns their number.
+
+    What is there becomes text that can be shown. Numbers of pending rows become whole ones; those whose time of
+    creation is no number were created now. After it `well_formed` takes whatever is pending.
+    """
+    found = store.dialect.malformed(store.run)
+    with store.write(durable=True):
+        store.dialect.mend_numbers(store.run, now)
+        for id_, texts in found:
+            said = f"no UTF-8 text: {', '.join(texts)}; write the row anew and discard this one"
+            changed = {**texts, "error_type": ILLEGAL_TEXT, "error": said}
+            store.run(
+                "UPDATE outbox_events SET state = 'dead', available_at = NULL, finished_at = :now,"
+                f" {', '.join(f'{name} = :{name}' for name in changed)} WHERE id = :id AND state = 'pending'",
+                {**changed, "now": now, "id": id_},
+            )
+    return len(found)

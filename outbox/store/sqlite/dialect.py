@@ -1,0 +1,151 @@
+"""SQLite, behind the seam: one writer at a time, so that ids follow commits; one file, on one machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine
+
+from outbox.errors import is_no_text
+from outbox.store.dialect import Finding, Row, Run, Sizes
+from outbox.store.sqlite import engine as engines
+from outbox.store.sqlite import malformed
+from outbox.store.sqlite.findings import findings
+from outbox.store.sqlite.presence import LockFiles
+
+LARGE_WAL_BYTES: Final = 160_000_000
+"""Four times the log at which a writer moves it into the database by itself."""
+
+EMPTY_WAL_WITHIN_MS: Final = 50
+
+
+def path_of(engine: Engine) -> Path:
+    """The file of the database."""
+    return Path(str(engine.url.database))
+
+
+class SQLite:
+    """See `outbox.store.dialect.Dialect` for what each of these promises."""
+
+    # -- a statement ----------------------------------------------------------------------------------------------
+
+    def prepared(self, sql: str, parameters: Mapping[str, Any]) -> tuple[str, Any]:
+        """The driver takes `:name` itself; a list travels as JSON."""
+        given = {
+            name: json.dumps(value) if isinstance(value, list | tuple) else value for name, value in parameters.items()
+        }
+        return sql, given or None
+
+    def among(self, name: str) -> str:
+        return f"IN (SELECT value FROM json_each(:{name}))"
+
+    def outside(self, name: str) -> str:
+        return f"NOT IN (SELECT value FROM json_each(:{name}))"
+
+    def table(self, name: str, **columns: str) -> str:
+        parts = ", ".join(f"json_extract(value, '$[{at}]') AS {column}" for at, column in enumerate(columns))
+        return f"(SELECT {parts} FROM json_each(:{name}))"
+
+    def indexed(self, index: str) -> str:
+        return f"INDEXED BY ix_outbox_events_{index}"
+
+    def greatest(self, *values: str) -> str:
+        return f"max({', '.join(values)})"
+
+    def least(self, *values: str) -> str:
+        return f"min({', '.join(values)})"
+
+    def as_bytes(self, text: str) -> str:
+        return f"CAST({text} AS BLOB)"
+
+    def locked(self, *, skip: bool = False) -> str:  # noqa: ARG002
+        """Whoever writes is alone anyway."""
+        return ""
+
+    # -- acts -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, engine: Engine) -> None:
+        engines.prepare(engine)
+
+    def begin(self, run: Run, *, durable: bool, alone: bool) -> None:  # noqa: ARG002
+        """Takes the write lock at once: who reads first and then writes fails when another one wrote in between."""
+        run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        run("BEGIN IMMEDIATE")
+
+    def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
+        raise NotImplementedError
+
+    def temporary(self, run: Run, name: str, **columns: str) -> None:
+        typed = ", ".join(f"{column} {kind}" for column, kind in columns.items())
+        run(f"CREATE TEMP TABLE IF NOT EXISTS {name} ({typed}, PRIMARY KEY ({', '.join(columns)})) WITHOUT ROWID")
+        run(f"DELETE FROM temp.{name}")
+
+    def highest_id(self, run: Run) -> int:
+        return int(run("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox_events'").scalar_one())
+
+    def watermark(self, run: Run) -> int:
+        """An id is issued under the write lock: whatever can be seen of the sequence is committed."""
+        return self.highest_id(run)
+
+    def raise_ids(self, run: Run, last: int) -> None:
+        raised = run("UPDATE sqlite_sequence SET seq = max(seq, :last) WHERE name = 'outbox_events'", last=last)
+        if not raised.rowcount:
+            run("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_events', :last)", last=last)
+
+    def signal(self, run: Run) -> int:
+        """4 µs a look. Never changes by a commit of this connection."""
+        return int(run("PRAGMA data_version").scalar_one())
+
+    def schema_token(self, run: Run) -> int:
+        """One look into the file's header."""
+        return int(run("PRAGMA schema_version").scalar_one())
+
+    def presence(self, engine: Engine) -> LockFiles:
+        return LockFiles(path_of(engine))
+
+    def sizes(self, run: Run, engine: Engine) -> Sizes:
+        used, free = run(
+            "SELECT page_count * page_size, freelist_count * page_size"
+            " FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()"
+        ).one()
+        return Sizes(int(used), int(free), _log_bytes(engine))
+
+    def checkpoint(self, run: Run, engine: Engine) -> None:
+        """Move the write-ahead log into the database, as far as no reader is in the way.
+
+        The file of the log is used anew from its beginning only when no reader looks into it at that moment, which
+        under steady traffic may never be. So a large one is emptied, if all readers let go of it soon enough; writers
+        wait that long.
+        """
+        _, frames, moved = run("PRAGMA wal_checkpoint(PASSIVE)").one()
+        if moved < frames or _log_bytes(engine) < LARGE_WAL_BYTES:
+            return
+        patience = run("PRAGMA busy_timeout").scalar_one()
+        run(f"PRAGMA busy_timeout = {EMPTY_WAL_WITHIN_MS}")
+        try:
+            run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            run(f"PRAGMA busy_timeout = {patience}")
+
+    def malformed(self, run: Run) -> list[tuple[int, dict[str, str]]]:
+        return malformed.rows(run)
+
+    def mend_numbers(self, run: Run, now: int) -> None:
+        malformed.mend_numbers(run, now)
+
+    def is_row_fault(self, error: BaseException | None) -> bool:
+        return is_no_text(error)
+
+    def findings(self, engine: Engine) -> list[Finding]:
+        return findings(engine)
+
+
+def _log_bytes(engine: Engine) -> int:
+    path = path_of(engine)
+    try:
+        return path.with_name(f"{path.name}-wal").stat().st_size
+    except FileNotFoundError:
+        return 0
