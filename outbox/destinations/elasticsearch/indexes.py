@@ -1,0 +1,135 @@
+"""Physical indexes and the aliases that lead to them. Every function raises `DestinationError`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from elasticsearch import ApiError, Elasticsearch
+
+from outbox.destinations.base import IndexFacts
+from outbox.destinations.elasticsearch.failures import cause_of, describe, failing_as, type_and_reason
+from outbox.errors import DestinationError, shortened
+
+_HELD_BACK: Final = ("index.refresh_interval", "index.number_of_replicas")
+"""What a new index gets only when it is filled."""
+
+
+def ensure(
+    client: Elasticsearch,
+    name: str,
+    mappings: Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | None,
+    gc_deletes: str,
+) -> str:
+    """The physical index of `name`, created if nothing has that name; it remembers deletes for `gc_deletes`."""
+    with failing_as(f"index {name} cannot be prepared"):
+        kept = {"index.gc_deletes": gc_deletes}
+        target = _find(client, name) or _create_with_alias(client, name, mappings, {**(settings or {}), **kept})
+        client.indices.put_settings(index=target, settings=kept)
+    return target
+
+
+def _find(client: Elasticsearch, name: str) -> str | None:
+    answer = client.options(ignore_status=404).indices.get_alias(index=name)
+    if answer.meta.status == 404:
+        return None
+    found = answer.body
+    if not isinstance(found, dict) or not found:
+        raise DestinationError(f"index {name} cannot be looked up: Elasticsearch does not answer {shortened(found)}")
+    if len(found) > 1:
+        raise DestinationError(
+            f"alias {name} points to {len(found)} indexes ({', '.join(sorted(found))}); make it point to one"
+        )
+    return str(next(iter(found)))
+
+
+def _create_with_alias(
+    client: Elasticsearch, name: str, mappings: Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> str:
+    target = f"{name}-000001"
+    # 400: another relay was faster (resource_already_exists_exception), or the name is taken
+    created = client.options(ignore_status=400).indices.create(
+        index=target, aliases={name: {}}, mappings=mappings, settings=settings
+    )
+    if (found := _find(client, name)) is None:
+        raise DestinationError(f"index {target} cannot be created: {shortened(created.body, 300)}")
+    return found
+
+
+def inspect(client: Elasticsearch, name: str, target: str) -> IndexFacts:
+    """The state of a physical index and of its name."""
+    client = client.options(ignore_status=404)
+    with failing_as(f"index {name} cannot be looked at"):
+        settings = client.indices.get_settings(index=target, name="index.gc_deletes")
+        readers = client.indices.get_alias(index=name)
+    of_index = settings.body.get(target, {}).get("settings", {}).get("index", {})
+    return IndexFacts(
+        exists=settings.meta.status != 404,
+        readers=() if readers.meta.status == 404 else tuple(sorted(readers.body)),
+        gc_deletes=of_index.get("gc_deletes", "60s"),  # Elasticsearch's default is left out of the answer
+    )
+
+
+def create(
+    client: Elasticsearch, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any], gc_deletes: str
+) -> None:
+    """A physical index without an alias, cheap to fill.
+
+    `client` makes no second attempt of its own: the first one may have made the index.
+    """
+    what = f"index {target} cannot be created"
+    held_back = {"index.refresh_interval": "-1", "index.number_of_replicas": 0}
+    with failing_as(what):
+        try:
+            created = client.indices.create(
+                index=target,
+                mappings=mappings,
+                settings={**_flat(settings), **held_back, "index.gc_deletes": gc_deletes},
+            )
+        except ApiError as error:  # in full: it says which field of the mappings is wrong
+            cause = cause_of(error)
+            why = describe(error) if cause is None else ": ".join(type_and_reason(cause))
+            raise DestinationError(f"{what}: {why}") from error
+    if not created.get("shards_acknowledged", True):
+        drop(client, target)
+        raise DestinationError(f"{what}: no node takes its primary shards")
+
+
+def finish(client: Elasticsearch, target: str, settings: Mapping[str, Any]) -> None:
+    """Give a filled index what was held back, and make all of its documents visible."""
+    given = _flat(settings)
+    with failing_as(f"index {target} cannot get its settings"):
+        # null: the default of the cluster
+        client.indices.put_settings(index=target, settings={name: given.get(name) for name in _HELD_BACK})
+    refresh(client, target)
+
+
+def refresh(client: Elasticsearch, name: str) -> None:
+    """Make what was applied so far visible to searches."""
+    with failing_as(f"index {name} cannot be refreshed"):
+        client.indices.refresh(index=name)
+
+
+def swap(client: Elasticsearch, name: str, old: str, new: str, *, adopt: bool) -> None:
+    """Lead `name` to `new` instead of `old`, in one step; `adopt`: remove the index `old` in it."""
+    removed: dict[str, Any] = {"remove": {"index": old, "alias": name, "must_exist": True}}
+    if adopt:
+        removed = {"remove_index": {"index": old}}
+    with failing_as(f"alias {name} cannot be moved from {old} to {new}"):
+        client.indices.update_aliases(actions=[removed, {"add": {"index": new, "alias": name}}])
+
+
+def drop(client: Elasticsearch, target: str) -> None:
+    """Remove a physical index; one that is missing is fine."""
+    with failing_as(f"index {target} cannot be removed"):
+        client.options(ignore_status=404).indices.delete(index=target)
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Settings of an index by their full names: they may come nested, and without `index.`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        path = f"{above}{name}"
+        found |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return found if above else {name if name.startswith("index.") else f"index.{name}": v for name, v in found.items()}

@@ -1,0 +1,142 @@
+"""Pure: what an answer of Elasticsearch means for the operations of the request. The first rule that fits decides."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from elastic_transport import ConnectionTimeout
+from elasticsearch import ApiError
+
+from outbox.destinations import merge
+from outbox.destinations.base import DOCUMENT_MISSING, ILLEGAL_DOCUMENT, Operation, Outcome, OutcomeKind, rejected
+from outbox.destinations.elasticsearch.failures import describe, type_and_reason
+
+DOCUMENT_FAULTS: Final = frozenset(
+    {
+        "document_parsing_exception",  # 8.x name of mapper_parsing_exception
+        "mapper_parsing_exception",
+        "strict_dynamic_mapping_exception",
+        "parsing_exception",
+        "parse_exception",
+        "x_content_parse_exception",
+        "routing_missing_exception",
+        "invalid_shape_exception",
+    }
+)
+"""Error types that no retry can cure."""
+
+INDEX_FAULTS: Final = frozenset(
+    {
+        "index_closed_exception",
+        "cluster_block_exception",
+        "index_not_found_exception",
+        "alias_not_found_exception",
+        "unavailable_shards_exception",
+        "no_shard_available_action_exception",
+        "security_exception",
+        "invalid_index_name_exception",
+        "index_primary_shard_not_allocated_exception",
+    }
+)
+"""Error types that speak of the index: every row of it would meet the same."""
+
+_NOT_NOW = frozenset({429, 502, 503, 504})
+_TOO_LARGE_OR_MALFORMED = frozenset({400, 413})
+
+# One error type stands for many faults here; only its text tells a document's from an index's.
+_VAGUE = "illegal_argument_exception"
+_OF_AN_INDEX = re.compile(r"\b(alias|write index|index \[)", re.IGNORECASE)
+_OF_A_DOCUMENT = re.compile(r"\b(field|fields|mapper|mapping|_id|term|object|malformed content)\b", re.IGNORECASE)
+
+_CURRENT_VERSION = re.compile(r".*\bcurrent version \[(\d+)\]", re.DOTALL)  # the last: before it stands the _id
+
+APPLIED: Final = Outcome(OutcomeKind.APPLIED)
+UNANSWERED: Final = Outcome(OutcomeKind.UNAVAILABLE, "unanswered", "the answer does not speak of this row")
+NOT_ELASTICSEARCH: Final = Outcome(OutcomeKind.UNAVAILABLE, "not_elasticsearch", "the answer has no list of items")
+
+
+def of_item(operation: Operation, item: Any) -> Outcome:
+    """What one item of a `_bulk` answer says of the operation at its position.
+
+    An item is matched by verb and id as well; one of something else leaves the operation unanswered.
+    """
+    verb = "delete" if operation.document is None else "index"
+    result = item.get(verb) if isinstance(item, dict) else None
+    if not isinstance(result, dict) or result.get("_id") != operation.document_id:
+        return UNANSWERED
+    status, error = result.get("status"), result.get("error")
+    if error is None and (status in (200, 201) or (status == 404 and operation.document is None)):
+        return APPLIED
+    error_type, reason = type_and_reason(error if isinstance(error, dict) else {"type": f"http_{status}"})
+    if status == 409:
+        current = _CURRENT_VERSION.search(reason)
+        return Outcome(OutcomeKind.CONFLICT, error_type, reason, int(current[1]) if current else None)
+    return Outcome(_kind(status, error_type, reason), error_type, reason)
+
+
+def _kind(status: Any, error_type: str, reason: str) -> OutcomeKind:
+    """Of an item with an error, other than a conflict."""
+    if status == 400 and error_type in DOCUMENT_FAULTS:
+        return OutcomeKind.REJECTED
+    if error_type in INDEX_FAULTS or status in (401, 403):
+        return OutcomeKind.BLOCKED
+    if status == 400 and error_type == _VAGUE:
+        if _OF_AN_INDEX.search(reason):
+            return OutcomeKind.BLOCKED
+        if _OF_A_DOCUMENT.search(reason):
+            return OutcomeKind.REJECTED
+    if status in _NOT_NOW:
+        return OutcomeKind.OVERLOADED
+    return OutcomeKind.FAILED
+
+
+def of_refused_request(error: Exception, *, single: bool, answers_others: Callable[[], bool]) -> Outcome:
+    """What a failed `_bulk` request means for each of its operations; `single`: it had only one.
+
+    `answers_others` makes another request now: what answers 400 to everything (a TLS port, a client that is too
+    new) must condemn no document.
+    """
+    if isinstance(error, ApiError) and error.meta.status in _TOO_LARGE_OR_MALFORMED and answers_others():
+        return unavailable(error)._replace(kind=OutcomeKind.REJECTED if single else OutcomeKind.SPLIT)
+    return unavailable(error)
+
+
+def unavailable(error: Exception) -> Outcome:
+    """What any other failed request means for all that it asked for."""
+    if isinstance(error, ApiError):
+        return Outcome(OutcomeKind.UNAVAILABLE, f"http_{error.meta.status}", describe(error))
+    kind = "timeout" if isinstance(error, ConnectionTimeout) else type(error).__name__
+    return Outcome(OutcomeKind.UNAVAILABLE, kind, describe(error))
+
+
+def index_is_missing(name: str, target: str) -> Outcome:
+    """The physical index that rows of `name` go to is not there."""
+    why = f"index {target} is missing; restore it from a snapshot, or create it with alias {name}"
+    return Outcome(OutcomeKind.BLOCKED, "index_not_found_exception", why)
+
+
+def alias_is_missing(name: str, target: str) -> Outcome:
+    """Readers of `name` do not reach the physical index."""
+    return Outcome(OutcomeKind.BLOCKED, "alias_not_found_exception", f"alias {name} does not point to index {target}")
+
+
+def patched(operation: Operation, found: Any) -> Operation | Outcome:
+    """The operation with its patches merged into the document that `_mget` found; or what became of it."""
+    if not isinstance(found, dict) or found.get("_id") != operation.document_id:
+        return UNANSWERED
+    if error := found.get("error"):
+        error_type, reason = type_and_reason(error)
+        return Outcome(_kind(404 if "not_found" in error_type else 400, error_type, reason), error_type, reason)
+    if not found.get("found"):
+        return rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
+    if not isinstance(found.get("_source"), dict):
+        return rejected("source_missing", "the index stores no _source to merge into; write the full document")
+    try:
+        source = json.dumps(found["_source"], ensure_ascii=False).encode()
+        return replace(operation, document=merge.merged(source, operation.patches), patches=())
+    except ValueError as error:
+        return rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
