@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from outbox.destinations.base import Operation, Outcome, OutcomeKind
-from outbox.destinations.embedded import destination as embedded
-from outbox.destinations.embedded import mapping, words
+from outbox.destinations.embedded import mapping, search, words
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import DestinationError
 from tests.support import LIMIT_S
@@ -69,7 +68,7 @@ def test_thread_that_keeps_the_connection_for_too_long_is_unavailable_to_others(
     destination: EmbeddedDestination,
 ) -> None:
     before = time.monotonic()
-    with destination._writing():
+    with destination._file.writing():
         assert kind_and_error(destination.apply([put("c1")])) == (
             OutcomeKind.UNAVAILABLE,
             "other threads of this process keep the file busy",
@@ -96,23 +95,23 @@ class _Busy:
 def test_wait_for_threads_and_then_for_processes_is_one_wait(
     destination: EmbeddedDestination, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    destination._timeout = 60.0
+    destination._file._timeout = 60.0
     with monkeypatch.context() as patched:
-        patched.setattr(destination, "_lock", _Busy(0.2))
+        patched.setattr(destination._file, "_lock", _Busy(0.2))
         assert destination.apply([put("c1")])[0].kind is OutcomeKind.APPLIED
-    assert destination._connection is not None
-    (left_ms,) = destination._connection.execute("PRAGMA busy_timeout").fetchone()  # as SQLite was told
+    assert destination._file._connection is not None
+    (left_ms,) = destination._file._connection.execute("PRAGMA busy_timeout").fetchone()  # as SQLite was told
     assert left_ms <= 59_800
 
 
 def test_full_disk_is_unavailable_and_keeps_nothing_of_the_batch(destination: EmbeddedDestination) -> None:
-    assert destination._connection is not None
-    (pages,) = destination._connection.execute("PRAGMA page_count").fetchone()
-    destination._connection.execute(f"PRAGMA max_page_count = {pages + 10}")
+    assert destination._file._connection is not None
+    (pages,) = destination._file._connection.execute("PRAGMA page_count").fetchone()
+    destination._file._connection.execute(f"PRAGMA max_page_count = {pages + 10}")
     outcomes = destination.apply([put(f"c{n}", text="x" * 3_000) for n in range(100)])
     assert set(outcomes) == {Outcome(OutcomeKind.UNAVAILABLE, "sqlite_full", "database or disk is full")}
     assert destination.read("contacts", [f"c{n}" for n in range(100)]) == {}
-    destination._connection.execute(f"PRAGMA max_page_count = {pages + 10_000}")
+    destination._file._connection.execute(f"PRAGMA max_page_count = {pages + 10_000}")
     assert {o.kind for o in destination.apply([put("c1"), put("c2")])} == {OutcomeKind.APPLIED}
 
 
@@ -261,7 +260,7 @@ def test_threads_that_write_one_document_leave_the_highest_version(destination: 
         for version in range(start, 200, 4):
             destination.apply([put("c1", version, n=version)])
 
-    destination._timeout = LIMIT_S
+    destination._file._timeout = LIMIT_S
     threads = [threading.Thread(target=write, args=(n,)) for n in (1, 2, 3, 4)]
     for thread in threads:
         thread.start()
@@ -339,7 +338,7 @@ def test_words_of_a_replaced_or_deleted_document_are_forgotten(destination: Embe
 def test_more_words_than_one_transaction_takes_up_are_all_found(
     destination: EmbeddedDestination, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "WORDS_AT_ONCE", 7)
+    monkeypatch.setattr(search, "WORDS_AT_ONCE", 7)
     destination.apply([put(f"c{n}", name="Ada") for n in range(50)])
     assert len(destination.search("contacts", "ada", limit=100)) == 50
 
