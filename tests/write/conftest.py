@@ -1,0 +1,38 @@
+"""An application whose session is captured."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from outbox import EntityRegistry
+from outbox.entities.registry import Entity
+from tests.support.watching import Rows
+from tests.write.models import Base, Contact
+
+
+@pytest.fixture
+def database(engine: Engine) -> Engine:
+    Base.metadata.create_all(engine)
+    return engine
+
+
+@pytest.fixture
+def registry() -> EntityRegistry:
+    return EntityRegistry()
+
+
+@pytest.fixture
+def sessions(database: Engine, registry: EntityRegistry) -> sessionmaker[Session]:
+    return registry.capture(sessionmaker(database))
+
+
+@pytest.fixture
+def contacts(registry: EntityRegistry) -> Entity:
+    return registry.add(Contact, index="contacts", fields=["name", "email"], tenant="tenant_id")
+
+
+@pytest.fixture
+def new(database: Engine) -> Rows:
+    return Rows(database)

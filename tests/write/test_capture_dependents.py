@@ -1,0 +1,402 @@
+"""A change becomes a row for each document that is made of what changed, whichever way leads there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, delete, insert, inspect, select, text, update
+from sqlalchemy.orm import Session, sessionmaker
+
+from outbox import ConfigurationError, Dependency, EntityRegistry
+from tests.support.watching import Rows, statements
+from tests.write.models import (
+    Account,
+    Album,
+    Base,
+    Book,
+    Card,
+    City,
+    Contact,
+    Country,
+    Deal,
+    Item,
+    Loan,
+    Order,
+    Phone,
+    Reader,
+    Song,
+    Street,
+    Tag,
+    Verse,
+    deal_document,
+)
+
+
+@pytest.fixture
+def joined(registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows) -> Iterator[Session]:
+    """Contacts 1 and 2 with account, parent account, tags and phones."""
+    registry.add(
+        Contact,
+        index="contacts",
+        fields=["name", "account.name", "account.parent.name", "tags.label", "phones.number"],
+    )
+    with sessions() as session:
+        parent = Account(id=1, name="Holding")
+        account = Account(id=2, name="Acme", parent=parent)
+        tag = Tag(id=1, label="x")
+        for at in (1, 2):
+            session.add(Contact(id=at, name="Ada", account=account, tags=[tag], phones=[Phone(id=at, number="1")]))
+        session.add_all([Contact(id=3, name="alone"), Account(id=3, name="Other"), Tag(id=2, label="y")])
+        session.commit()
+        assert sorted(new()) == ["contacts/1", "contacts/2", "contacts/3"]
+        yield session
+
+
+@pytest.mark.parametrize(
+    ("model", "at", "values", "expected"),
+    [
+        (Account, 2, {"name": "Acme Ltd"}, "12"),
+        (Account, 1, {"name": "Holding Ltd"}, "12"),
+        (Account, 2, {"parent_id": None}, "12"),
+        (Account, 2, {"notes": "not shown"}, ""),
+        (Account, 3, {"name": "of nobody"}, ""),
+        (Tag, 1, {"label": "z"}, "12"),
+        (Tag, 1, {"colour": "not shown"}, ""),
+        (Phone, 1, {"number": "2"}, "1"),
+        (Phone, 1, {"contact_id": 3}, "13"),
+        (Phone, 1, {"contact_id": None}, "1"),
+        (Contact, 1, {"account_id": 3}, "1"),
+    ],
+)
+@pytest.mark.parametrize("way", ["object", "update"])
+def test_change_of_what_a_path_leads_to_refreshes_the_documents_made_of_it(
+    joined: Session, new: Rows, model: type[Any], at: int, values: dict[str, Any], expected: str, way: str
+) -> None:
+    if way == "object":
+        found = joined.get_one(model, at)
+        for name, value in values.items():
+            setattr(found, name, value)
+    else:
+        joined.execute(update(model).where(model.id == at).values(**values))
+    joined.commit()
+    assert sorted(new()) == [f"contacts/{each}" for each in expected]
+
+
+@pytest.mark.parametrize(
+    ("model", "at", "expected"), [(Account, 2, "12"), (Account, 1, "12"), (Tag, 1, "12"), (Phone, 1, "1"), (Tag, 2, "")]
+)
+@pytest.mark.parametrize("way", ["object", "delete"])
+def test_deletion_of_what_a_path_leads_to_refreshes_the_documents_made_of_it(
+    joined: Session, new: Rows, model: type[Any], at: int, expected: str, way: str
+) -> None:
+    joined.execute(text("PRAGMA foreign_keys = OFF"))
+    if way == "object":
+        joined.delete(joined.get_one(model, at))
+    else:
+        joined.execute(delete(model).where(model.id == at))
+    joined.commit()
+    assert sorted(new()) == [f"contacts/{each}" for each in expected]
+
+
+def test_members_of_collections_that_come_and_go_refresh_both_sides(joined: Session, new: Rows) -> None:
+    ada, alone = joined.get_one(Contact, 1), joined.get_one(Contact, 3)
+    alone.tags.append(joined.get_one(Tag, 2))
+    joined.commit()
+    assert new() == ["contacts/3"]
+    ada.tags.clear()
+    joined.commit()
+    assert new() == ["contacts/1"]
+    alone.phones.append(joined.get_one(Phone, 1))  # contact 1 is not told
+    joined.commit()
+    assert sorted(new()) == ["contacts/1", "contacts/3"]
+    joined.add(Contact(id=4, name="new", phones=[joined.get_one(Phone, 1)]))
+    joined.commit()
+    assert sorted(new()) == ["contacts/3", "contacts/4"]
+    joined.add(Phone(number="3", contact_id=2))
+    joined.commit()
+    assert new() == ["contacts/2"]
+    alone.account = joined.get_one(Account, 3)
+    joined.commit()
+    assert new() == ["contacts/3"]
+    joined.get_one(Account, 3).parent = joined.get_one(Account, 1)
+    joined.commit()
+    assert new() == ["contacts/3"]
+
+
+def test_row_that_comes_later_than_what_points_to_it_refreshes_it(joined: Session, new: Rows) -> None:
+    joined.add(Contact(id=4, name="early", account_id=9))
+    joined.commit()
+    new()
+    joined.add(Account(id=9, name="late"))
+    joined.commit()
+    assert new() == ["contacts/4"]
+
+
+@pytest.mark.parametrize("way", ["object", "update"])
+def test_dependents_are_noted_by_one_statement_whatever_their_number(
+    registry: EntityRegistry, sessions: sessionmaker[Session], database: Engine, new: Rows, way: str
+) -> None:
+    registry.add(Deal, index="deals", to_document=deal_document, depends_on={Account: "account_id"})
+    with sessions() as session:
+        session.add(Account(id=1, name="Acme"))
+        session.commit()
+        session.execute(insert(Deal), [{"name": "d", "account_id": 1 if at < 2_000 else 2} for at in range(2_500)])
+        session.commit()
+        assert len(new()) == 2_500
+        with statements(database, "INSERT INTO outbox_events") as seen, statements(database, "SELECT") as selects:
+            if way == "object":
+                session.get_one(Account, 1).name = "Acme Ltd"
+            else:
+                session.execute(update(Account).where(Account.id == 1).values(name="Acme Ltd"))
+            session.flush()
+            session.get_one(Account, 1).name = "Acme Inc"
+            session.commit()
+        assert len(seen) == 1
+        assert not [sql for sql in selects if "FROM deals" in sql]
+        events = new.events()
+        assert len({each.document_id for each in events}) == len(events) == 2_000
+        loaded = registry.load(session.connection(), events[:10])
+        assert [json.loads(each) for each in loaded.values() if isinstance(each, bytes)] == [{"name": "d"}] * 10
+
+
+def test_dependent_that_has_its_row_already_gets_no_second_one(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows
+) -> None:
+    registry.add(Deal, index="deals", to_document=deal_document, depends_on={Account: "account_id"})
+    with sessions() as session:
+        account = Account(id=1, name="Acme")
+        session.add_all([account, Deal(name="a", account_id=1), Deal(name="b", account_id=1)])
+        session.commit()
+        assert len(new()) == 2
+        deal = session.scalars(select(Deal)).first()
+        assert deal is not None
+        account.name, deal.name = "Acme Ltd", "c"
+        session.commit()
+        assert len(new()) == 2
+
+
+def test_only_watched_columns_of_what_is_depended_on_count(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows
+) -> None:
+    registry.add(
+        Deal,
+        index="deals",
+        to_document=deal_document,
+        watch=["name"],
+        depends_on={Account: Dependency("account_id", watch=["name"])},
+    )
+    with sessions() as session:
+        account, deal = Account(id=1, name="Acme"), Deal(id=UUID(int=1), name="d", account_id=1)
+        session.add_all([account, deal])
+        session.commit()
+        new()
+        account.notes = "x"
+        session.commit()
+        assert new() == []
+        account.name = "Acme Ltd"
+        session.commit()
+        assert new() == [f"deals/{UUID(int=1)}"]
+        deal.account_id = 2  # points elsewhere, without being watched
+        session.commit()
+        assert new() == [f"deals/{UUID(int=1)}"]
+
+
+@pytest.mark.parametrize("way", ["object", "delete"])
+def test_dependents_of_a_row_that_is_deleted_are_refreshed(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows, way: str
+) -> None:
+    registry.add(Deal, index="deals", to_document=deal_document, depends_on={Account: "account_id"})
+    with sessions() as session:
+        session.add_all([Account(id=1, name="Acme"), Deal(id=UUID(int=1), name="d", account_id=1)])
+        session.commit()
+        new()
+        if way == "object":
+            session.delete(session.get_one(Account, 1))
+        else:
+            session.execute(delete(Account))
+        session.commit()
+        assert new() == [f"deals/{UUID(int=1)}"]
+
+
+@pytest.mark.parametrize("via", ["account", "account_id"])
+def test_dependency_leads_through_a_column_or_a_relationship(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows, via: str
+) -> None:
+    registry.add(Contact, index="contacts", fields=["name"], depends_on={Account: via})
+    with sessions() as session:
+        session.add_all([Account(id=1, name="Acme"), Contact(id=1, name="Ada", account_id=1)])
+        session.commit()
+        new()
+        session.get_one(Account, 1).name = "Acme Ltd"
+        session.commit()
+        assert new() == ["contacts/1"]
+        session.get_one(Contact, 1).account = None
+        session.commit()
+        assert new() == ["contacts/1"]
+
+
+@pytest.mark.parametrize("way", ["object", "update"])
+def test_every_row_on_the_way_of_a_dependency_counts(
+    registry: EntityRegistry, sessions: sessionmaker[Session], database: Engine, new: Rows, way: str
+) -> None:
+    registry.add(
+        Street, index="streets", fields=["name"], depends_on={Country: Dependency("city.country", watch=["name"])}
+    )
+
+    def change(session: Session, model: type[Base], **values: Any) -> list[str]:
+        with statements(database, "INSERT INTO outbox_events") as seen:
+            if way == "object":
+                for name, value in values.items():
+                    setattr(session.get_one(model, 1), name, value)
+            else:
+                session.execute(update(model).where(inspect(model).primary_key[0] == 1).values(values))
+            session.commit()
+        assert len(seen) <= 1
+        return new()
+
+    with sessions() as session:
+        session.add_all([Country(id=1, name="A"), Country(id=2, name="B"), City(id=1, name="C", country_id=2)])
+        session.add_all([Street(id=at, name="s", city_id=1) for at in (1, 2)])
+        session.commit()
+        new()
+        assert change(session, City, country_id=1) == ["streets/1", "streets/2"]
+        assert change(session, City, name="D") == []
+        assert change(session, Country, motto="none") == []
+        assert change(session, Country, name="E") == ["streets/1", "streets/2"]
+        assert change(session, Street, city_id=None) == ["streets/1"]
+        assert change(session, Country, name="F") == ["streets/2"]
+        if way == "object":
+            session.delete(session.get_one(City, 1))
+        else:
+            session.execute(delete(City))
+        session.commit()
+        assert new() == ["streets/2"]
+
+
+def test_association_objects_are_rows_of_the_relationship(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows
+) -> None:
+    registry.add(Reader, index="readers", fields=["books.title"])
+    registry.add(Card, index="cards", fields=["id"], depends_on={Book: "reader.books"})
+    both = ["cards/1", "readers/1"]
+    with sessions() as session:
+        session.add_all([Book(id=1, title="a"), Book(id=2, title="b"), Reader(id=1), Reader(id=2)])
+        session.add_all([Card(id=1, reader_id=1), Card(id=2, reader_id=2)])
+        session.commit()
+        new()
+        loan = Loan(reader_id=1, number=1, book_id=1)
+        session.add(loan)
+        session.commit()
+        assert sorted(new()) == both
+        loan.remark = "late"
+        session.commit()
+        assert new() == []
+        loan.book = session.get_one(Book, 2)
+        session.commit()
+        assert sorted(new()) == both
+        loan.reader_id = 2
+        session.commit()
+        assert sorted(new()) == ["cards/1", "cards/2", "readers/1", "readers/2"]
+        session.delete(loan)
+        session.commit()
+        assert sorted(new()) == ["cards/2", "readers/2"]
+        session.execute(insert(Loan), [{"reader_id": 1, "number": 1, "book_id": 1}])
+        session.commit()
+        assert sorted(new()) == both
+        session.execute(delete(Loan))
+        session.commit()
+        assert sorted(new()) == both
+
+
+def test_dependency_on_a_composite_key(registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows) -> None:
+    registry.add(Item, index="items", fields=["name"], depends_on={Order: ("shop", "number")})
+    with sessions() as session:
+        session.add_all([Order(shop="a", number=1, name="x"), Order(shop="a", number=2, name="y")])
+        session.add_all([Item(id=at, name="i", shop="a", number=at) for at in (1, 2)])
+        session.commit()
+        new()
+        session.get_one(Order, ("a", 2)).name = "z"
+        session.commit()
+        assert new() == ["items/2"]
+        session.execute(update(Order).values(name="w"))
+        session.commit()
+        assert sorted(new()) == ["items/1", "items/2"]
+
+
+@pytest.mark.parametrize(
+    ("depends_on", "reason"),
+    [
+        ({Account: "acount_id"}, r"no column or relationship 'acount_id'; did you mean 'account_id'\?"),
+        ({Account: "tags"}, "'tags' leads to Tag"),
+        ({Order: "account_id"}, "primary key has 2 columns"),
+        (
+            {Account: Dependency("account_id", watch=["nmae"])},
+            r"Account has no attribute 'nmae'; did you mean 'name'\?",
+        ),
+        ({"Account": "account_id"}, "no mapped class"),
+        ([Account], "say what leads to each model"),
+        ({Account: []}, "name the column or the relationships"),
+    ],
+)
+def test_mistake_in_a_dependency_is_named_at_registration(
+    registry: EntityRegistry, depends_on: Any, reason: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        registry.add(Contact, index="contacts", fields=["name"], depends_on=depends_on)
+    assert len(registry) == 0
+
+
+def test_dependent_of_a_hostile_tenant_holds_up_nobody(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows
+) -> None:
+    registry.add(Contact, index="contacts", fields=["account.name"], tenant="tenant_id", tenancy="index")
+    with sessions() as session:
+        session.add_all([Account(id=1, name="Acme"), Contact(id=1, name="Ada", tenant_id="t1", account_id=1)])
+        session.commit()
+        new()
+        row = {"name": "Eve", "tenant_id": "*", "archived": False, "account_id": 1}
+        session.execute(insert(Contact.__table__), row)  # unseen
+        session.get_one(Account, 1).name = "Acme Ltd"
+        session.commit()
+        assert new() == ["t1_contacts/1"]
+
+
+SWAPPED = [("songs", 2), ("songs", 4), ("verses", 3), ("verses", 4)]
+
+
+@pytest.mark.parametrize("tenancy", ["shared", "prefixed"])
+def test_orphans_that_a_flush_deletes_leave_the_index(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows, tenancy: str
+) -> None:
+    registry.add(Song, index="songs", fields=["id"], tenant="tenant_id", tenancy=tenancy)
+    registry.add(Verse, index="verses", fields=["words"], tenant="tenant_id", tenancy=tenancy)
+    registry.add(Deal, index="deals", fields=["name"], depends_on={Verse: "account_id"})
+    before = "2:t1:" if tenancy == "prefixed" else ""
+
+    def song(number: int) -> Song:
+        return Song(id=number, tenant_id="t1", verses=[Verse(id=number, tenant_id="t1")])
+
+    deal = Deal(name="rights", account_id=1)
+    with sessions() as session:
+        album = Album(id=1, songs=[song(1), song(2)])
+        session.add_all([album, deal])
+        session.commit()
+        new()
+        del album.songs[0]
+        session.commit()
+        assert sorted(new()) == [f"deals/{deal.id}", f"songs/{before}1", f"verses/{before}1"]
+        (kept,) = album.songs
+        kept.verses[0].song = None
+        session.commit()
+        assert new() == [f"verses/{before}2"]
+        kept.verses = [Verse(id=3, tenant_id="t1")]
+        session.commit()
+        assert new() == [f"verses/{before}3"]
+        album.songs = [song(4)]
+        session.commit()
+        assert sorted(new()) == sorted(f"{each}/{before}{at}" for each, at in SWAPPED)
+        assert session.scalars(select(Verse.id)).all() == [4]

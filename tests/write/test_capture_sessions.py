@@ -1,0 +1,162 @@
+"""Which sessions can be captured, by whom, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, create_engine, insert, text, update
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from outbox import ConfigurationError, EntityRegistry, OutboxRepository, sqlite
+from tests.support.watching import Rows
+from tests.write.models import Account, Base, Contact, Deal, deal_document
+
+
+@pytest.mark.usefixtures("contacts")
+def test_every_kind_of_session_can_be_captured(registry: EntityRegistry, database: Engine, new: Rows) -> None:
+    class Own(Session):
+        pass
+
+    registry.capture(Own)
+    scoped = registry.capture(scoped_session(sessionmaker(database)))
+    single = registry.capture(Session(database))
+    for session in (Own(database), scoped(), single):
+        session.add(Contact(name="Ada"))
+        session.commit()
+        session.close()
+    with Session(database) as other:
+        other.add(Contact(name="unseen"))
+        other.commit()
+    assert new() == ["contacts/1", "contacts/2", "contacts/3"]
+
+
+@pytest.mark.usefixtures("contacts")
+def test_capturing_twice_notes_once(registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows) -> None:
+    registry.capture(sessions)
+    with sessions.begin() as session:
+        session.add(Contact(name="Ada"))
+    assert new() == ["contacts/1"]
+
+
+def test_two_registries_capture_one_session(
+    sessions: sessionmaker[Session], registry: EntityRegistry, new: Rows
+) -> None:
+    registry.add(Contact, index="contacts", fields=["name"], tenant="tenant_id", tenancy="prefixed")
+    other = EntityRegistry()
+    other.add(Deal, index="deals", fields=["name"], depends_on={Account: "account_id"})
+    other.capture(sessions)
+    with sessions() as session:
+        session.add_all([Account(id=1, name="Acme"), Contact(id=1, name="Ada", tenant_id="t1")])
+        session.add(Deal(id=UUID(int=1), name="d", account_id=1))
+        session.commit()
+        new()
+        session.get_one(Contact, 1).tenant_id = "t2"
+        session.delete(session.get_one(Account, 1))
+        session.commit()
+        assert sorted(new()) == ["contacts/2:t1:1", "contacts/2:t2:1", f"deals/{UUID(int=1)}"]
+
+
+def test_what_makes_no_sessions_cannot_be_captured(registry: EntityRegistry, database: Engine) -> None:
+    for wrong in (object(), database, Contact):
+        with pytest.raises(ConfigurationError, match="makes no sessions"):
+            registry.capture(wrong)
+
+
+def test_entity_registered_after_capture_is_captured(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows
+) -> None:
+    with sessions() as session:
+        session.add(Contact(name="Ada"))
+        session.commit()
+        assert new() == []
+        registry.add(Contact, index="contacts", fields=["name"])
+        session.add(Contact(name="Bob"))
+        session.commit()
+        assert new() == ["contacts/2"]
+
+
+@pytest.mark.parametrize("own_class", [False, True])
+@pytest.mark.usefixtures("contacts")
+def test_async_sessions_are_captured(registry: EntityRegistry, database: Engine, new: Rows, own_class: bool) -> None:
+    class Inside(Session):
+        pass
+
+    async def write() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{database.url.database}")
+        sqlite.prepare(engine)
+        sessions = async_sessionmaker(engine, **({"sync_session_class": Inside} if own_class else {}))
+        assert registry.capture(sessions) is sessions
+        async with sessions.begin() as session:
+            session.add(Contact(name="Ada"))
+            await session.flush()
+            await session.execute(update(Contact).values(name="Grace"))
+            assert isinstance(session.sync_session, Inside if own_class else Session)
+        async with sessions() as session:
+            await session.execute(insert(Contact), [{"name": "b"}, {"name": "c"}])
+            await session.commit()
+        async with AsyncSession(engine) as session:
+            session.add(Contact(name="unseen"))
+            await session.commit()
+        await engine.dispose()
+
+    asyncio.run(write())
+    assert new() == ["contacts/1", "contacts/2", "contacts/3"]
+
+
+@pytest.mark.usefixtures("contacts")
+def test_disabled_outbox_notes_nothing(
+    sessions: sessionmaker[Session], new: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from outbox import settings
+
+    monkeypatch.setenv("OUTBOX_ENABLED", "false")
+    settings.write_settings.cache_clear()
+    try:
+        with sessions.begin() as session:
+            session.add(Contact(name="Ada"))
+            session.flush()
+            session.execute(update(Contact).values(name="Grace"))
+        assert new() == []
+    finally:
+        settings.write_settings.cache_clear()
+
+
+@pytest.mark.usefixtures("contacts")
+def test_captured_rows_are_waited_for(
+    registry: EntityRegistry, sessions: sessionmaker[Session], database: Engine
+) -> None:
+    registry.add(Deal, index="deals", to_document=deal_document, depends_on={Account: "account_id"})
+    with sessions() as session:
+        session.add_all([Account(id=1, name="Acme"), *(Deal(name="d", account_id=1) for _ in range(5))])
+        session.commit()
+        session.get_one(Account, 1).name = "Acme Ltd"  # rows 6 to 10
+        session.add_all([Contact(name="Ada"), Contact(name="Bob")])  # before them
+        session.commit()
+        with database.begin() as connection:
+            connection.execute(text("UPDATE outbox_events SET state = 'done', outcome = 'applied' WHERE id > 5"))
+        assert OutboxRepository(session).wait_until_synced(timeout=0) == dict.fromkeys(range(6, 13), "applied")
+
+
+@pytest.mark.usefixtures("contacts")
+def test_missing_outbox_tables_are_named_by_the_first_write(registry: EntityRegistry, tmp_path: Any) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'bare.db'}")
+    sqlite.prepare(engine)
+    Base.metadata.create_all(engine)
+    with registry.capture(sessionmaker(engine))() as session:
+        session.add(Contact(name="Ada"))
+        with pytest.raises(Exception, match="run 'outbox-relay migrate'"):
+            session.commit()
+    engine.dispose()
+
+
+@pytest.mark.usefixtures("contacts")
+def test_session_in_autocommit_is_refused(database: Engine, registry: EntityRegistry) -> None:
+    """What it notes once would be delivered, and a later change of the same transaction not be noted again."""
+    sessions = registry.capture(sessionmaker(database.execution_options(isolation_level="AUTOCOMMIT")))
+    with sessions() as session, pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+        session.add(Contact(id=1, name="Ada", tenant_id="t1"))
+        session.flush()
