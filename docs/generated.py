@@ -1,0 +1,162 @@
+"""A hook of MkDocs: what the reference says of commands, settings and metrics is made of the code that has them.
+
+A page asks for it by a line `<!-- generated: NAME -->`, NAME being a key of `TABLES`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from itertools import zip_longest
+from types import SimpleNamespace
+from typing import Any, Final, Literal, get_args, get_origin
+
+import click
+from pydantic.fields import FieldInfo
+
+from outbox.admin import api
+from outbox.admin.metrics import Metrics
+from outbox.cli import main
+from outbox.cli.look import default_text
+from outbox.settings import Settings, variable
+from outbox.store.figures import Outcomes
+
+NARROW: Final = '<div class="narrow" markdown>\n\n{}\n\n</div>'
+"""On a phone each row of such a table is a block of its own."""
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def walk(group: click.Group, path: str = "outbox-relay") -> Iterator[tuple[str, click.Command]]:
+    """Every command with its full name."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from walk(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def commands() -> str:
+    return "\n\n".join(_command(path, command) for path, command in walk(main))
+
+
+def _command(path: str, command: click.Command) -> str:
+    context = click.Context(command, info_name=path)
+    usage = " ".join([path, *command.collect_usage_pieces(context)])
+    parts = [f"## `{path}`", f"```text\n{usage}\n```"]
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+        if paragraph.startswith("\b"):
+            lines = paragraph.removeprefix("\b\n").removeprefix("Examples:\n")
+            parts.append(f"```sh\n{textwrap.dedent(lines)}\n```")
+        else:
+            parts.append(escaped(" ".join(paragraph.split())))
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    records = [record for each in options if (record := each.get_help_record(context))]
+    rows = [f"| `{names}` | {escaped(meaning)} |" for names, meaning in records]
+    if rows:
+        parts.append(NARROW.format("\n".join(["| option | meaning |", "|---|---|", *rows])))
+    return "\n\n".join(parts)
+
+
+def escaped(text: str) -> str:
+    """Text of a help or a description, as Markdown that shows it as it is; what is typed becomes code."""
+    pieces = re.split(r"(\bOUTBOX_[A-Z_]+|(?<![\w-])--[a-z][a-z-]*|'outbox-relay [^']+')", text)
+    plain = (re.sub(r"([\\`*_|<>\[\]])", r"\\\1", piece) for piece in pieces[::2])
+    code = (f"`{piece.strip(chr(39))}`" for piece in pieces[1::2])
+    return "".join(piece for pair in zip_longest(plain, code, fillvalue="") for piece in pair)
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def settings() -> str:
+    head = ["| variable | default | range | meaning |", "|---|---|---|---|"]
+    return NARROW.format("\n".join([*head, *map(setting, Settings.model_fields)]))
+
+
+def setting(name: str) -> str:
+    """One row of the table."""
+    info = Settings.model_fields[name]
+    return f"| `{variable(name)}` | `{default_text(info.default)}` | {range_of(name, info)} | {info.description} |"
+
+
+def range_of(name: str, info: FieldInfo) -> str:
+    """What a setting may be."""
+    if name == "gc_deletes":  # a pattern, said in words
+        return "a number and `ms`, `s`, `m`, `h` or `d`"
+    if get_origin(info.annotation) is Literal:
+        return ", ".join(f"`{word}`" for word in get_args(info.annotation))
+    if info.annotation is bool:
+        return "`true`, `false`"
+    limits = {name: getattr(rule, name) for rule in info.metadata for name in ("ge", "gt", "le") if hasattr(rule, name)}
+    if not limits:
+        return ""
+    least = f"{limits['ge']:,}" if "ge" in limits else f"over {limits['gt']:,}"
+    return f"{least} – {limits['le']:,}"
+
+
+# -- metrics ----------------------------------------------------------------------------------------------------------
+
+
+class _Everything:
+    """What the metrics are made of, with one of each thing that can be seen."""
+
+    def newest(self) -> Any:
+        job = {"job_id": 1, "index": "contacts", "phase": "scan", "documents": 0, "total_documents": 0}
+        queue = {"unfinished": 0, "fresh": 0, "retrying": 0, "claimed": 0, "dead": 0, "oldest_seconds": None}
+        return SimpleNamespace(
+            queue=SimpleNamespace(**queue),
+            destination=SimpleNamespace(reachable=True),
+            verification=SimpleNamespace(drift=0, finished_at=datetime.now(UTC)),
+            reindexes=[SimpleNamespace(**job)],
+            relays=[],
+            alerts=[],
+            paused=None,
+            database_bytes=0,
+        )
+
+    def lanes(self) -> Any:
+        return {("contacts", "index"): Outcomes()}
+
+
+def metrics() -> str:
+    rows = ["| metric | type | labels | says |", "|---|---|---|---|"]
+    for family in Metrics(_Everything()).collect():  # type: ignore[arg-type]
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in getattr(family, "_labelnames", ()))
+        rows.append(f"| `{name}` | {family.type} | {labels} | {escaped(family.documentation)} |")
+    return NARROW.format("\n".join(rows))
+
+
+# -- routes of the admin API ------------------------------------------------------------------------------------------
+
+
+def routes() -> str:
+    rows = ["| route | does |", "|---|---|"]
+    for each in api.router(None, None).routes:  # type: ignore[arg-type]
+        (method,) = each.methods  # type: ignore[attr-defined]
+        rows.append(f"| `{method} {each.path}` | {escaped(each.summary)} |")  # type: ignore[attr-defined]
+    return NARROW.format("\n".join(rows))
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+TABLES: Final[dict[str, Callable[[], str]]] = {
+    "commands": commands,
+    "settings": settings,
+    "metrics": metrics,
+    "routes": routes,
+}
+
+
+def filled(markdown: str) -> str:
+    """A page with its generated parts in place."""
+    return re.sub(r"<!-- generated: (\w+) -->", lambda found: TABLES[found[1]](), markdown)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """What MkDocs calls for each page."""
+    return filled(markdown)
