@@ -24,8 +24,11 @@ from outbox.cli.look import default_text
 from outbox.settings import Settings, variable
 from outbox.store.figures import Outcomes
 
-NARROW: Final = '<div class="narrow" markdown>\n\n{}\n\n</div>'
-"""On a phone each row of such a table is a block of its own."""
+
+def table(*rows: str, kind: str = "") -> str:
+    """On a phone each row of it is a block of its own, and `kind` says what the cells are called there."""
+    return f'<div class="{f"narrow {kind}".strip()}" markdown>\n\n{chr(10).join(rows)}\n\n</div>'
+
 
 # -- commands ---------------------------------------------------------------------------------------------------------
 
@@ -57,7 +60,7 @@ def _command(path: str, command: click.Command) -> str:
     records = [record for each in options if (record := each.get_help_record(context))]
     rows = [f"| `{names}` | {escaped(meaning)} |" for names, meaning in records]
     if rows:
-        parts.append(NARROW.format("\n".join(["| option | meaning |", "|---|---|", *rows])))
+        parts.append(table("| option | meaning |", "|---|---|", *rows))
     return "\n\n".join(parts)
 
 
@@ -73,8 +76,8 @@ def escaped(text: str) -> str:
 
 
 def settings() -> str:
-    head = ["| variable | default | range | meaning |", "|---|---|---|---|"]
-    return NARROW.format("\n".join([*head, *map(setting, Settings.model_fields)]))
+    head = ("| variable | default | range | meaning |", "|---|---|---|---|")
+    return table(*head, *map(setting, Settings.model_fields), kind="settings")
 
 
 def setting(name: str) -> str:
@@ -128,7 +131,7 @@ def metrics() -> str:
         name = family.name + ("_total" if family.type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in getattr(family, "_labelnames", ()))
         rows.append(f"| `{name}` | {family.type} | {labels} | {escaped(family.documentation)} |")
-    return NARROW.format("\n".join(rows))
+    return table(*rows, kind="metrics")
 
 
 # -- routes of the admin API ------------------------------------------------------------------------------------------
@@ -139,7 +142,7 @@ def routes() -> str:
     for each in api.router(None, None).routes:  # type: ignore[arg-type]
         (method,) = each.methods  # type: ignore[attr-defined]
         rows.append(f"| `{method} {each.path}` | {escaped(each.summary)} |")  # type: ignore[attr-defined]
-    return NARROW.format("\n".join(rows))
+    return table(*rows)
 
 
 # -- pages ------------------------------------------------------------------------------------------------------------

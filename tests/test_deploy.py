@@ -22,6 +22,7 @@ from outbox.store.sqlite.engine import BUSY_TIMEOUT_S
 from outbox.store.store import Store
 from tests.support.image import ROOT, steps
 from tests.support.outbox import Outbox, settings
+from tests.support.pages import EVERYTHING
 
 DEPLOY = ROOT / "deploy"
 
@@ -116,18 +117,17 @@ def test_compose_waits_longer_than_a_relay_takes_to_stop(compose: Any) -> None:
     assert grace > settings().shutdown_timeout + BUSY_TIMEOUT_S
 
 
-# -- what the README says ---------------------------------------------------------------------------------------------
+# -- what the documentation says --------------------------------------------------------------------------------------
 
 
 def said(first: str) -> str:
-    """The README's command that begins with these words."""
-    (found,) = [
-        line.strip() for line in (ROOT / "README.md").read_text().splitlines() if line.strip().startswith(first)
-    ]
+    """The one command of all pages that begins with these words."""
+    lines = (line.strip() for page in EVERYTHING.values() for line in page.splitlines())
+    (found,) = {line for line in lines if line.startswith(first)}
     return found
 
 
-def test_backup_as_the_readme_makes_it_holds_what_is_only_in_the_log_so_far(outbox: Outbox, tmp_path: Path) -> None:
+def test_backup_as_the_guide_makes_it_holds_what_is_only_in_the_log_so_far(outbox: Outbox, tmp_path: Path) -> None:
     row = outbox.index("contacts", "c1", {"name": "Ada"})
     subprocess.run(said("python3 -c \"import sqlite3; sqlite3.connect('app.db').backup"), shell=True, check=True)
     copy = create_engine(f"sqlite:///{tmp_path / 'backup.db'}")
@@ -139,7 +139,7 @@ def test_backup_as_the_readme_makes_it_holds_what_is_only_in_the_log_so_far(outb
     assert (found["state"], found["document"]) == ("pending", '{"name":"Ada"}')
 
 
-def test_file_is_smaller_after_what_the_readme_says_while_others_have_it_open(outbox: Outbox) -> None:
+def test_file_is_smaller_after_what_the_guide_says_while_others_have_it_open(outbox: Outbox) -> None:
     store, now = outbox.store(), now_ms()
     outbox.index_many("contacts", [(f"c{n}", {"text": "x" * 1_000}) for n in range(3_000)])
     outbox.raw("UPDATE outbox_events SET state = 'done', finished_at = :now WHERE id > 10", now=now - 1)

@@ -25,10 +25,10 @@ from outbox.store.models import LATENCY_BOUNDS_MS, now_ms
 from outbox.store.upkeep import HOUR_MS
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
+from tests.support.pages import built
 from tests.support.relays import until
 from tests.support.serving import TestClient, client_of
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
 HOSTILE = 'a"b\\c\nd{}=,é'
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -115,10 +115,10 @@ def test_metric_or_label_without_documentation(
     scrape(client)
     everything(outbox, destination)
     scrape(client)
-    table = README.split("| metric | labels |")[1].split("\n\n")[0]
+    table = built("reference/metrics.md").split("| metric | type | labels |")[1].split("\n\n")[0]
     documented = {
         name: set(re.findall(r"`(\w+)`", labels))
-        for name, labels in re.findall(r"^\| `(outbox_\w+)` \|([^|]*)\|", table, re.MULTILINE)
+        for name, labels in re.findall(r"^\| `(outbox_\w+)` \|[^|]*\|([^|]*)\|", table, re.MULTILINE)
     }
     families = {
         family.name + ("_total" if family.type == "counter" else ""): {

@@ -1,4 +1,4 @@
-"""The README names every command and every setting, with the default and the range that the code has."""
+"""README and docs/ name every command and every setting, with the default and the range that the code has."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from sqlalchemy import Boolean, Engine, ForeignKey, Integer, String, text
 from sqlalchemy.orm import DeclarativeBase, mapped_column, relationship, sessionmaker
 
 from outbox import OutboxRepository
+from outbox.admin import api
+from outbox.admin.alerts import ALERTS
 from outbox.cli import main
 from outbox.cli.look import default_text
 from outbox.destinations import destination_of
@@ -23,11 +25,10 @@ from outbox.destinations.base import DOCUMENT_MISSING, ILLEGAL_DOCUMENT, Outcome
 from outbox.entities.registry import UNKNOWN_ENTITY
 from outbox.settings import Settings, load, variable
 from outbox.store import models
-from outbox.store.models import Action
+from outbox.store.models import Action, Result, State
 from tests.support.outbox import Outbox
+from tests.support.pages import EVERYTHING, PAGES, README, ROOT, anchors, built, first
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 SOURCES = {path.relative_to(ROOT / "outbox").as_posix(): path.read_text() for path in (ROOT / "outbox").rglob("*.py")}
 
 
@@ -62,7 +63,16 @@ def row(name: str) -> str:
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_command_without_documentation(command: str) -> None:
-    assert f"`{command}" in README
+    exit_codes = PAGES["reference/commands.md"].split("| command | exit codes |")[1].split("\n\n")[0]
+    assert f"\n| `{command}" in exit_codes
+    assert f"\n## `{command}`\n" in built("reference/commands.md")
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_option_without_documentation(command: str) -> None:
+    section = built("reference/commands.md").split(f"\n## `{command}`\n")[1].split("\n## ")[0]
+    options = [option for option in COMMANDS[command].params if isinstance(option, click.Option)]
+    assert [option.opts[0] for option in options if f"| `{option.opts[0]}" not in section] == []
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -108,19 +118,25 @@ def test_guide_that_does_not_fit_80_columns() -> None:
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_setting_without_documentation_or_with_another_default_or_range(name: str) -> None:
     if "gc_deletes" in name:  # a pattern, said in words
-        assert row(name).replace("|  |", "| a number and `ms`, `s`, `m`, `h` or `d` |") in README
+        assert row(name).replace("|  |", "| a number and `ms`, `s`, `m`, `h` or `d` |") in built(
+            "reference/settings.md"
+        )
     else:
-        assert row(name) in README
+        assert row(name) in built("reference/settings.md")
 
 
-def test_variable_that_no_setting_reads() -> None:
+@pytest.mark.parametrize("page", sorted(EVERYTHING))
+def test_variable_that_no_setting_reads(page: str) -> None:
     known = {variable(name) for name in Settings.model_fields}
-    assert set(re.findall(r"OUTBOX_[A-Z_]+\b", README)) <= known
+    assert set(re.findall(r"OUTBOX_[A-Z_]+\b", EVERYTHING[page])) <= known
 
 
-def test_command_that_does_not_exist() -> None:
+@pytest.mark.parametrize("page", sorted(EVERYTHING))
+def test_command_that_does_not_exist(page: str) -> None:
     groups = {command.rpartition(" ")[0] for command in COMMANDS}
-    named = {match.strip() for match in re.findall(r"(?:`|^)outbox-relay((?: [a-z]+)+)", README, re.MULTILINE)}
+    named = {
+        match.strip() for match in re.findall(r"(?:`|^)outbox-relay((?: [a-z]+)+)", EVERYTHING[page], re.MULTILINE)
+    }
     for words in named:
         command = f"outbox-relay {words}"
         assert command in groups or any(command == each or command.startswith(f"{each} ") for each in COMMANDS), command
@@ -128,7 +144,7 @@ def test_command_that_does_not_exist() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in OutcomeKind if kind is not OutcomeKind.CONFLICT])
 def test_outcome_without_documentation(kind: OutcomeKind) -> None:
-    assert f"| {kind.value} |" in README
+    assert f"| {kind.value} |" in PAGES["reference/outcomes.md"]
 
 
 ERROR_TYPES = {
@@ -140,28 +156,68 @@ ERROR_TYPES = {
 
 
 def test_error_types_of_our_own_are_all_in_the_table_and_no_others() -> None:
-    table = README.split("| error type |")[1].split("\n\n")[0]
+    table = PAGES["reference/outcomes.md"].split("| error type |")[1].split("\n\n")[0]
     named = {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])}
     assert {name for name in named if not name.startswith("http_")} == ERROR_TYPES
 
 
 @pytest.mark.parametrize("action", list(Action))
 def test_log_line_of_an_action_without_documentation(action: Action) -> None:
-    assert f"`[ES] {action.upper()}" in README
+    assert f"`[ES] {action.upper()}" in PAGES["how-to/from-bullmq.md"]
+    assert f"\n[ES] {action.upper()} " in PAGES["reference/outcomes.md"]
 
 
-def anchor(heading: str) -> str:
-    return re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+def test_readme_that_nobody_reads_in_five_minutes() -> None:
+    assert len(README.splitlines()) <= 200
 
 
-def test_section_that_the_list_at_the_top_misses() -> None:
-    listed = README[README.index("[Start](#start)") : README.index("\n## ")]
-    sections = [anchor(heading) for heading in re.findall(r"^## (.+)$", README, re.MULTILINE)]
-    assert [each for each in sections if f"](#{each})" not in listed] == []
+@pytest.mark.parametrize("page", sorted(page for page in PAGES if page.startswith("how-to/")))
+def test_guide_that_the_lists_of_guides_miss(page: str) -> None:
+    folder, _, name = page.rpartition("/")
+    assert name == "index.md" or f"({name})" in PAGES[f"{folder}/index.md"]
+
+
+def test_page_that_the_navigation_misses() -> None:
+    listed = re.findall(r"^ +- (?:.*: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(PAGES)
+
+
+@pytest.mark.parametrize("kind", [State, Result])
+def test_state_or_result_without_documentation(kind: type[State | Result]) -> None:
+    page = PAGES["reference/rows.md" if kind is State else "reference/outcomes.md"]
+    table = page.split(f"| `{'state' if kind is State else 'outcome'}` | says |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(kind)
+
+
+def test_columns_of_the_rows_are_all_in_the_table_and_no_others() -> None:
+    table = PAGES["reference/rows.md"].split("| column | holds |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == [column.name for column in models.events.columns]
+
+
+def test_tables_are_all_named() -> None:
+    table = PAGES["reference/rows.md"].split("| table | holds |")[1].split("\n\n")[0]
+    named = {"outbox_events", *re.findall(r"^\| `(\w+)`", table, re.MULTILINE)}
+    assert named == {*models.metadata.tables, models.VERSION_TABLE}
+
+
+def test_alerts_are_all_in_the_table_and_no_others() -> None:
+    table = PAGES["how-to/dashboard.md"].split("| alert | when |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(ALERTS)
+
+
+def test_kinds_of_drift_are_all_in_the_table_and_no_others() -> None:
+    table = PAGES["how-to/incidents/drift.md"].split("| kind | ")[1].split("\n\n")[0]
+    assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == list(models.DRIFT)
+
+
+def test_route_without_documentation() -> None:
+    routes = api.router(None, None).routes  # type: ignore[arg-type]
+    named = re.findall(r"^\| `([A-Z]+) (/\S+)` \|", built("reference/admin-api.md"), re.MULTILINE)
+    assert {(*each.methods, each.path) for each in routes} == set(named)  # type: ignore[attr-defined]
 
 
 def test_command_that_takes_no_database_although_all_but_some_are_said_to() -> None:
-    (but,) = re.findall(r"All but ([^.]+) take `--database-url`", README)
+    (but,) = re.findall(r"All but ([^.]+) take `--database-url`", PAGES["reference/commands.md"])
     without = [
         path.removeprefix("outbox-relay ")
         for path, command in COMMANDS.items()
@@ -170,22 +226,36 @@ def test_command_that_takes_no_database_although_all_but_some_are_said_to() -> N
     assert sorted(re.findall(r"`([^`]+)`", but)) == sorted(without)
 
 
-def test_link_that_leads_nowhere() -> None:
-    anchors = {anchor(heading) for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)}
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
-    for path in re.findall(r"\]\(([^#)][^)]*)\)", README):
+@pytest.mark.parametrize("page", sorted(EVERYTHING))
+def test_link_that_leads_nowhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", EVERYTHING[page]):
+        path, _, heading = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if heading:
+            inside = (
+                target.relative_to(ROOT).as_posix() if path == "" else target.resolve().relative_to(ROOT).as_posix()
+            )
+            assert heading in anchors(EVERYTHING[inside]), link
+
+
+@pytest.mark.parametrize("page", sorted(EVERYTHING))
+def test_file_of_the_project_that_does_not_exist(page: str) -> None:
+    for path in re.findall(r"`((?:bin|tests|outbox|examples|deploy|docs|\.ci)/[\w/.-]+)`", EVERYTHING[page]):
         assert (ROOT / path).exists(), path
 
 
-def test_file_of_the_project_that_does_not_exist() -> None:
-    for path in re.findall(r"`((?:bin|tests|outbox|examples|deploy|\.ci)/[\w/.-]+)`", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", sorted(EVERYTHING))
+def test_page_that_needs_a_machine_or_a_network(page: str) -> None:
+    assert re.findall(r"/(?:home|work|tmp|Users)/", EVERYTHING[page]) == []
+    elsewhere = re.findall(r"https?://(?!127\.0\.0\.1|localhost)[^\s)>\"']+", EVERYTHING[page])
+    assert elsewhere == []
 
 
 @pytest.mark.usefixtures("engine")  # the tables, in app.db of the working directory
 def test_first_snippet_runs_as_it_stands() -> None:
     names: dict[str, Engine] = {}
-    exec(README.split("```python\n")[1].split("```")[0], names)
+    exec(first(README, "python"), names)
     with names["engine"].connect() as connection:
         rows = connection.execute(text("SELECT action, document_id, tenant_id FROM outbox_events ORDER BY id")).all()
     names["engine"].dispose()
@@ -241,8 +311,7 @@ def test_snippet_of_entities_runs_as_it_stands(outbox: Outbox, tmp_path: Path, m
     monkeypatch.setenv("OUTBOX_EMBEDDED_PATH", str(tmp_path / "search.db"))
     destination, waited = destination_of(load()), dict[int, str]()
     given = {"Account": Account, "Contact": Contact, "Deal": Deal, "deal_document": dict, "OutboxRepository": WithRelay}
-    snippet = README.split("## Entities")[1].split("```python\n")[1].split("```")[0]
-    exec(snippet, given | {"Session": sessionmaker(outbox.engine)})
+    exec(first(PAGES["how-to/entities.md"], "python"), given | {"Session": sessionmaker(outbox.engine)})
     assert waited == {1: "applied"}
     (hit,) = destination.search("contacts", "ada", tenant="acme")
     destination.close()
