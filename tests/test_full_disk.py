@@ -111,6 +111,6 @@ def test_full_disk_rolls_the_write_back_whole_and_the_relay_goes_on_when_there_i
     assert relay.wait(LIMIT_S) == 0
     said = [line for line in relays.log().splitlines() if "disk is full" in line]
     assert sum("nothing is lost" in line for line in said) == 1, said
-    assert sum("is skipped until it works again" in line for line in said) == len(said) - 1 <= 2, said
+    assert sum("suspended until the database answers" in line for line in said) == len(said) - 1 <= 2, said
     assert relays.log().count("the database takes writes again") == 1
     assert "Traceback" not in relays.log()

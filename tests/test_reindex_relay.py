@@ -86,7 +86,7 @@ def test_relay_that_is_told_to_end_leaves_the_reindex_to_the_next(
     relays.start()  # only one of them gets it
     until(lambda: not world.job.is_open, "one of the next ends it")
     world.assert_in_step()
-    assert [relays.log(n).count("goes on with it") for n in (2, 3)] in ([0, 1], [1, 0])
+    assert [relays.log(n).count("resumes it") for n in (2, 3)] in ([0, 1], [1, 0])
 
 
 def test_reindex_that_somebody_works_on_or_gave_up_is_left_alone(world: World, relays: Relays) -> None:
@@ -103,7 +103,7 @@ def test_reindex_that_somebody_works_on_or_gave_up_is_left_alone(world: World, r
     until(lambda: not world.outbox.counts()["pending"], "it has looked around again")
     assert token is not None
     assert (world.job.state, world.job.lease_token) == ("running", None)
-    assert "goes on with it" not in relays.log(0)
+    assert "resumes it" not in relays.log(0)
 
 
 def test_relay_that_is_not_to_resume_does_not(world: World, relays: Relays) -> None:

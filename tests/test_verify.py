@@ -573,7 +573,7 @@ def test_scheduled_verification_is_done_by_one_of_the_relays_and_says_what_is_wr
     for relay in (1, 2, 3):
         scheduled(filed, relay).verify()
     assert [line.strip() for line in lines] == [
-        "ERROR a sample of the documents is not as the database says: 1 missing; see 'outbox-relay verify'"
+        "ERROR a sample of the documents differs from the database: 1 missing; see 'outbox-relay verify'"
     ]
     assert json.loads(call("status", "--json").stdout)["verification"]["by"] == "relay 1"
     filed.outbox.raw("UPDATE outbox_verifications SET started_at = started_at - 60000")  # a minute later

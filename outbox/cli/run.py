@@ -108,7 +108,7 @@ def run(
     if registry is not None and loaded.resume_reindex and not drain:
         reindexer = partial(_reindexer, loaded, destination, registry)
     maintenance = Maintenance(engine, relay_id, loaded, relay.breakers, verification, reindexer)
-    on_signals(relay.stop, maintenance.stop_soon)
+    on_signals(relay.stop, maintenance.request_stop)
     maintenance.start()
     at_a_time = "1 request" if loaded.concurrency == 1 else f"{loaded.concurrency} requests"
     logger.info(

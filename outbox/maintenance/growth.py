@@ -1,4 +1,4 @@
-"""Pure: what can grow without anybody noticing, from where on that is a worry, and what to do about it."""
+"""Pure: what can grow unnoticed, at which size that is a warning, and what to do about it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from outbox import logs
 from outbox.settings import Settings
 
 BACK: Final = 0.9
-"""What has fallen below nine tenths of its limit is well again: a value that stays at the limit makes no noise."""
+"""Below this part of its limit a value is fine again: one that stays near the limit makes no noise."""
 
 
 class Limits(NamedTuple):
-    """From where on growth is a worry; 0: never."""
+    """At which size to warn; 0: never."""
 
     oldest_s: float
     rows: int
@@ -28,7 +28,7 @@ DEFAULT: Final = Limits.of(Settings.model_construct())
 
 
 class Sizes(NamedTuple):
-    """What was found: age of the oldest unfinished row, rows in `outbox_events`, size of the write-ahead log."""
+    """Age of the oldest unfinished row, rows in `outbox_events`, size of the write-ahead log."""
 
     oldest_s: float
     rows: int
@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """One thing that can grow."""
+    """One thing that can grow, how large it is, and what to do if that is too large."""
 
     name: str
     value: float
@@ -50,7 +50,7 @@ class Growth(NamedTuple):
 
 
 def growth(sizes: Sizes, limits: Limits) -> list[Growth]:
-    """Each thing that can grow, how large it is, and what to do if that is too large."""
+    """Each thing that can grow, as it is now."""
     return [
         Growth(
             "oldest row",
@@ -77,13 +77,13 @@ def growth(sizes: Sizes, limits: Limits) -> list[Growth]:
 
 
 class Watch:
-    """Says once that something has grown too large, and once that it is well again."""
+    """Tells once that something has grown too large, and once that it has shrunk again."""
 
     def __init__(self) -> None:
         self._over: set[str] = set()
 
     def changes(self, found: Iterable[Growth]) -> Iterator[Growth]:
-        """What has crossed its limit since the last look, in either direction."""
+        """What has crossed its limit since the last call, in either direction."""
         for each in found:
             if each.over and each.name not in self._over:
                 self._over.add(each.name)

@@ -1,16 +1,34 @@
-"""Removes finished rows a few at a time, so that nobody waits long for the write lock."""
+"""Removes finished rows and old statistics a few at a time, so that nothing waits long for the write lock."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
+from outbox.settings import Settings
 from outbox.store import upkeep
 from outbox.store.store import Store, pause_after
 from outbox.store.upkeep import Finished
 
 CHUNK = 1_000
 """Rows that are removed in one transaction: some 5 ms for documents of 1 KB."""
+
+MINUTES_MS: Final = 3 * upkeep.HOUR_MS
+"""For how long statistics are kept by minute; older ones are summed up by hour."""
+
+STATS_PAUSE_S: Final = 0.01
+
+
+def prune_all(store: Store, settings: Settings, now: int, pause: Callable[[float], object]) -> None:
+    """Remove what the settings do not keep: finished rows, then statistics. `pause` as for `prune`."""
+    prune(store, now - int(settings.retention_hours * 3_600_000), pause)
+    while upkeep.prune_stats(store, now - int(settings.stats_retention_days * 86_400_000)):
+        if pause(STATS_PAUSE_S):
+            return
+    while upkeep.compact_stats(store, now - MINUTES_MS):
+        if pause(STATS_PAUSE_S):
+            return
 
 
 def prune(store: Store, before: int, pause: Callable[[float], object] = time.sleep) -> int:
