@@ -20,6 +20,7 @@ from outbox.destinations.elasticsearch.destination import ElasticsearchDestinati
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store import figures
 from outbox.store.models import metadata, now_ms
+from tests.reindex.world import World
 from tests.support import browser as browsers
 from tests.support.browser import Visit
 from tests.support.node import Node
@@ -28,7 +29,6 @@ from tests.support.places import ElasticsearchPlace
 from tests.support.proxy import FaultProxy
 from tests.support.relays import Relays, until
 from tests.support.serving import client_of
-from tests.test_reindex import World
 
 registry = World.registered(tenancy="prefixed")
 """What the processes find by OUTBOX_ENTITIES."""

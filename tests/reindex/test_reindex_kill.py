@@ -21,11 +21,12 @@ from sqlalchemy.orm import sessionmaker
 
 from outbox.store import jobs
 from outbox.store.models import now_ms
+from tests.reindex.world import World
 from tests.support import LIMIT_S
+from tests.support.models import Base, Contact
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace, Place
 from tests.support.relays import until
-from tests.test_reindex import Base, Contact, World
 
 pytestmark = pytest.mark.slow
 

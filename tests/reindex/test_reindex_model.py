@@ -30,9 +30,10 @@ from outbox.reindex.reindexer import Progress, Selection, drop_old, roll_back
 from outbox.relay.requests import Answer, Request
 from outbox.store import jobs, operators, upkeep
 from outbox.store.models import now_ms
+from tests.reindex.world import World
+from tests.support.models import Contact
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace, EmbeddedPlace, Place
-from tests.test_reindex import Contact, World
 
 pytestmark = pytest.mark.slow
 

@@ -9,11 +9,12 @@ import pytest
 
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.reindex.reindexer import reindex
+from tests.reindex.faults import Reading
+from tests.reindex.world import FIRST, SECOND, World
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace
 from tests.support.proxy import FaultProxy
-from tests.test_reindex import FIRST, SECOND, Reading, World
 
 pytestmark = pytest.mark.elasticsearch
 

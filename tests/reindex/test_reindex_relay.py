@@ -13,13 +13,13 @@ from outbox.destinations.elasticsearch.destination import ElasticsearchDestinati
 from outbox.store import jobs
 from outbox.store.jobs import BEGUN_MS
 from outbox.store.models import now_ms
+from tests.reindex.world import SECOND, World
 from tests.support import LIMIT_S
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace
 from tests.support.proxy import FaultProxy, Request, hold_answer
 from tests.support.relays import Relays, until
-from tests.test_reindex import SECOND, World
 
 pytestmark = pytest.mark.elasticsearch
 
@@ -34,7 +34,7 @@ def world(
 ) -> Iterator[World]:
     made = World(outbox, ElasticsearchPlace(destination, node, proxy)).filled(ROWS)
     relays.give(
-        OUTBOX_ENTITIES=f"{__name__}:registry", PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+        OUTBOX_ENTITIES=f"{__name__}:registry", PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     )
     yield made
     made.store.close()

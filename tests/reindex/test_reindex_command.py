@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 from outbox import check
 from outbox.cli import main
 from outbox.store import jobs
+from tests.reindex.world import FIRST, SECOND, Backup, World
 from tests.support.outbox import Outbox
 from tests.support.places import EmbeddedPlace
-from tests.test_reindex import FIRST, SECOND, Backup, World
 
 Command = Callable[..., Result]
 
