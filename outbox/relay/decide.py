@@ -30,6 +30,8 @@ OVERTAKEN_REMEDY = (
     "and discard this row"
 )
 
+_NO_CONFLICT = Facts()
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -78,7 +80,7 @@ def decide_all(answer: Answer, facts: Mapping[int, Facts], policy: Policy, now: 
     decision = Decision()
     for fold, reported in answer.by_fold:
         last = fold.events[-1]
-        known = facts.get(last.id, Facts())
+        known = facts.get(last.id, _NO_CONFLICT)
         outcome = understood(reported, known)
         decision.outcomes.append(outcome)
         if outcome.kind is OutcomeKind.SPLIT:
