@@ -20,7 +20,7 @@ from outbox.errors import ConfigurationError, DestinationError
 from outbox.maintenance.scheduler import Maintenance
 from outbox.store.models import EPOCH_STEP
 from outbox.store.store import Store
-from outbox.verify import Drift, Progress, Verification
+from outbox.verify import Checked, Drift, Verification
 from tests.support.outbox import Outbox, settings
 from tests.support.places import EmbeddedPlace, Place
 
@@ -307,7 +307,7 @@ def test_copy_of_a_tenant_that_a_row_has_left_is_found_and_repaired(outbox: Outb
         }[tenancy]
     )
     assert app.said(tenant_id="t2") == []
-    listed = {each.name for each in app.verification(tenant_id="t1").run() if isinstance(each, Progress)}
+    listed = {each.name for each in app.verification(tenant_id="t1").run() if isinstance(each, Checked)}
     assert listed == ({"contacts", "t1_contacts"} if tenancy == "index" else {"contacts"})
     assert app.repaired() == []
 

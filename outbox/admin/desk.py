@@ -27,8 +27,7 @@ from outbox.store.figures import Figures
 from outbox.store.jobs import Job
 from outbox.store.models import State, now_ms
 from outbox.store.operators import Retried
-from outbox.verify import Progress as VerifyProgress
-from outbox.verify import Verification
+from outbox.verify import Checked, Verification
 
 LONGEST_START_S = 10.0
 """Whoever asks for a reindex gets an answer within that time, whether the search engine answers or not."""
@@ -253,7 +252,7 @@ class Desk:
         def work() -> None:
             with self.figures() as store, closing(verification(store).recorded(by)) as steps:
                 for step in steps:
-                    if self._stopping.is_set() and isinstance(step, VerifyProgress):
+                    if self._stopping.is_set() and isinstance(step, Checked):
                         return
 
         logger.info(logs.safe(f"verification of {entity or 'all entities'} begun by {by}"))

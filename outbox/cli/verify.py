@@ -24,7 +24,7 @@ from outbox.cli.wiring import (
     who,
 )
 from outbox.errors import ConfigurationError
-from outbox.verify import MOST_SHARES, Drift, Kind, Progress, Totals, Verification
+from outbox.verify import MOST_SHARES, Checked, Drift, Kind, Totals, Verification
 
 LINE_EVERY_S = 5.0
 
@@ -91,7 +91,7 @@ def verify(
                 name_unregistered(store, registry, "is not compared")
             with _progress() as show, closing(verification.recorded(who())) as steps:
                 for step in steps:
-                    if isinstance(step, Progress):
+                    if isinstance(step, Checked):
                         show(step)
                     else:
                         click.echo(_as_json(step) if as_json else _line(step))
@@ -141,7 +141,7 @@ def _summary(totals: Totals, took: float, repair: bool) -> Iterator[str]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
+def _progress() -> Iterator[Callable[[Checked], None]]:
     """A bar on a terminal, else a line now and then; both on standard error."""
     if not sys.stderr.isatty():
         yield _Lines()
@@ -155,7 +155,7 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
     with Bar(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as bar:
         tasks: dict[tuple[str, str], Any] = {}
 
-        def show(step: Progress) -> None:
+        def show(step: Checked) -> None:
             key = (step.side, step.name)
             if key not in tasks:
                 tasks[key] = bar.add_task(f"{step.side} {step.name}", total=step.total)
@@ -168,7 +168,7 @@ class _Lines:
     def __init__(self) -> None:
         self._next = time.monotonic() + LINE_EVERY_S
 
-    def __call__(self, step: Progress) -> None:
+    def __call__(self, step: Checked) -> None:
         if time.monotonic() >= self._next:
             of = "" if step.total is None else f" of {step.total:,}"
             click.echo(f"{step.side} {step.name}: {step.done:,}{of}", err=True)

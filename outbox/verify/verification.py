@@ -1,33 +1,29 @@
-"""Does every index hold exactly what the database says of the registered entities? And if not, have it put right.
+"""Does every index hold exactly what the database says of the registered entities?
 
-The database is walked through in the order of its keys and compared with what the index holds, then the index page by
-page with the database. Writes go on meanwhile: what looks wrong is looked at again between two looks at the outbox,
-and is reported only if no row of that document was on its way.
+The database is read in the order of its keys and compared with what the index holds, then the index page by page with
+the database. Writes go on meanwhile: what looks wrong is looked at again between two looks at the outbox, and is
+reported only if no row of that document was on its way.
 """
 
 from __future__ import annotations
 
-import enum
-import json
 import random
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import orjson
-
-from outbox.destinations.base import TENANT_FIELD, Destination, Listed, Operation, OutcomeKind, Stored
+from outbox.destinations.base import Destination, Listed, Stored
 from outbox.entities.keys import Tenancy, tenant_of
 from outbox.entities.registry import Entity, EntityRegistry, Loaded, LoadFailed, Part
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
 from outbox.store import verifications
 from outbox.store.models import now_ms, version
 from outbox.store.store import Store
+from outbox.verify import repair
+from outbox.verify.drift import Drift, Kind, Place, by_index, judge, same, tenant_named, without_place
 
 PAGE = 1_000
-MOST_FIELDS = 3
 MOST_KEYS_AT_ONCE = 20_000
 MOST_SHARES = 1_024
 """Elasticsearch cuts a listing into no more parts than that: the smallest sample is one of them."""
@@ -43,37 +39,10 @@ PAUSE_S = 0.2
 
 _LARGEST_READ = 5_000_000
 
-Place = tuple[str, str]
-"""Index name and `_id`."""
-
-
-class Kind(enum.StrEnum):
-    """What can be wrong with a document."""
-
-    MISSING = "missing"  # the database has it, the index has not
-    DIFFERENT = "different"
-    EXTRA = "extra"  # the index has it, and no row of the database stands for it
-    VERSION = "version"  # the same in both, but its version is above any that the outbox has given: it takes no change
-    FAILED = "failed"  # the database's own document cannot be made, so that there is nothing to compare
-
 
 @dataclass(frozen=True, slots=True)
-class Drift:
-    """One document that is not as it should be."""
-
-    kind: Kind
-    entity: str
-    index: str
-    document_id: str
-    tenant_id: str | None
-    version: int | None = None  # of the document in the index
-    fields: tuple[str, ...] = ()  # the first that differ
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far one side of one entity or index is. `total` may be off by what is written meanwhile."""
+class Checked:
+    """How many documents were compared so far. `total` may be off by what is written meanwhile."""
 
     side: str  # database, index
     name: str
@@ -103,7 +72,7 @@ class Totals:
 
 
 class Verification:
-    """One walk through the entities and their indexes. `totals` grows while `run` is iterated over.
+    """One comparison of entities with their indexes. `totals` grows while `run` is iterated over.
 
     `entities`: by name, all by default. `tenant_id`: only documents of that tenant. `sample`: the part of documents
     to look at, drawn by chance. `repair`: write `refresh` rows for what is found, which a relay delivers as any other
@@ -124,7 +93,7 @@ class Verification:
         page: int = PAGE,
         patience: float = PATIENCE_S,
     ) -> None:
-        """Raises `ConfigurationError` for entities that are not registered, or have no tenants where one is asked."""
+        """Raises `ConfigurationError` for entities that are not registered, or have no tenants where one is given."""
         if not 1 / MOST_SHARES <= sample <= 1:
             raise ConfigurationError(f"the sample must be at least {100 / MOST_SHARES:.1f}% and at most 100%")
         self._store, self._destination, self._registry = store, destination, registry
@@ -141,8 +110,8 @@ class Verification:
         self._since = 0
         self.totals = Totals()
 
-    def run(self) -> Iterator[Progress | Drift]:
-        """Walk through everything, and say how far it is and what is wrong, as soon as it is known.
+    def run(self) -> Iterator[Checked | Drift]:
+        """Walk through everything; yields how far it is, and each document that is wrong as soon as it is known.
 
         Raises `DestinationError` and `DatabaseUnavailable`. May be given up at any time.
         """
@@ -153,9 +122,7 @@ class Verification:
             yield from self._index(index)
         yield from self._look_again()
 
-    def recorded(
-        self, by: str, *, unless_scheduled_since: int | None = None
-    ) -> Generator[Progress | Drift, None, None]:
+    def recorded(self, by: str, *, unless_scheduled_since: int | None = None) -> Generator[Checked | Drift, None, None]:
         """`run`, and what it found is noted in the table `outbox_verifications`, where `status` looks.
 
         Nothing happens if another relay has begun with a scheduled one since that instant. Close it to stop early.
@@ -184,7 +151,7 @@ class Verification:
 
     # -- the database against the index -------------------------------------------------------------------------
 
-    def _database(self, entity: Entity) -> Iterator[Progress | Drift]:
+    def _database(self, entity: Entity) -> Iterator[Checked | Drift]:
         connection, registry = self._store.connection, self._registry
         part = Part(self._tenant_id)
         total = registry.count(connection, entity, part)
@@ -203,11 +170,11 @@ class Verification:
                     elif isinstance(document, LoadFailed) and key is not None:
                         failed[key[:2]] = entity
                     elif isinstance(document, LoadFailed):
-                        yield self._found(_placeless(entity, identity, document))
+                        yield self._found(without_place(entity, identity, document))
                 yield from self._settle(failed)
                 yield from self._compare(entity, documents)
             done += len(identities)
-            yield Progress("database", entity.name, done, max(total, done))
+            yield Checked("database", entity.name, done, max(total, done))
 
     def _compare(self, entity: Entity, documents: Mapping[str, Mapping[str, bytes]]) -> Iterator[Drift]:
         suspects: dict[Place, Entity] = {}
@@ -217,7 +184,7 @@ class Verification:
                 issued = self._issued()
                 for document_id, document in part.items():
                     stored = held.get(document_id)
-                    if stored is None or stored.version > issued or not _same(document, stored.source):
+                    if stored is None or stored.version > issued or not same(document, stored.source):
                         suspects[index, document_id] = entity
             self.totals.documents += len(wanted)
         yield from self._settle(suspects)
@@ -225,18 +192,18 @@ class Verification:
     # -- the index against the database -------------------------------------------------------------------------
 
     def _index_names(self) -> Iterator[str]:
-        """Where documents of the entities stand, or may have stood when there were some."""
+        """Where documents of the entities are, or may have been when there were some."""
         known = {*self._indexes, *self._store.index_names(), *(entity.index for entity in self._entities)}
         for name in sorted(known):
-            if any(self._may_stand_in(entity, name) for entity in self._entities) and self._is_there(name):
+            if any(self._may_be_in(entity, name) for entity in self._entities) and self._is_there(name):
                 yield name
 
-    def _may_stand_in(self, entity: Entity, index: str) -> bool:
+    def _may_be_in(self, entity: Entity, index: str) -> bool:
         if self._tenant_id is not None and entity.tenancy is Tenancy.INDEX:
             return tenant_of(entity.tenancy, entity.index, index, "") == self._tenant_id
         return entity.index_names(index)
 
-    def _index(self, index: str) -> Iterator[Progress | Drift]:
+    def _index(self, index: str) -> Iterator[Checked | Drift]:
         shares = round(1 / self._sample)
         share = (random.randrange(shares), shares)
         entities = self._registry.of_index(index)
@@ -248,7 +215,7 @@ class Verification:
                 places = [(index, each) for each in asked if each not in holders]
                 found = self._registry.holders(self._store.connection, entity, places)
                 holders |= {each: key.tenant_id for (_, each), key in found.items()}
-            # What has a row was compared when its row was met; unless that is another tenant's by now.
+            # A document with a row was compared with that row; unless the row is another tenant's by now.
             yield from self._settle(
                 {
                     (index, each): self._owner(index, each)
@@ -258,15 +225,15 @@ class Verification:
             )
             done += len(page)
             self.totals.listed += len(asked)
-            yield Progress("index", index, done, None)
+            yield Checked("index", index, done, None)
 
     def _is_asked_for(self, index: str, document_id: str, listed: Listed) -> bool:
         if self._tenant_id is None:
             return True
-        return _tenant(self._owner(index, document_id), index, document_id, listed.tenant_id) == self._tenant_id
+        return tenant_named(self._owner(index, document_id), index, document_id, listed.tenant_id) == self._tenant_id
 
     def _owner(self, index: str, document_id: str) -> Entity:
-        """The entity that a document of no row belongs to: one that could have such an `_id`, if any."""
+        """The entity that a document without a row belongs to: one that could have such an `_id`, if any."""
         candidates = [entity for entity in self._entities if entity.index_names(index)]
         likely = (entity for entity in candidates if entity.identity_of(document_id) is not None)
         return next(likely, candidates[0])
@@ -274,7 +241,7 @@ class Verification:
     # -- what looks wrong ---------------------------------------------------------------------------------------
 
     def _settle(self, suspects: Mapping[Place, Entity]) -> Iterator[Drift]:
-        """Look again at what looks wrong, and say what is. What is on its way is kept for the end.
+        """Look again at what looks wrong, and yield what is. What is on its way is kept for the end.
 
         A document of which no row was unfinished before this look, and none was written until after it, is as the
         outbox has left it.
@@ -286,7 +253,7 @@ class Verification:
         expected = self._expected(suspects)
         held = {
             (index, document_id): stored
-            for index, ids in _by_index(suspects).items()
+            for index, ids in by_index(suspects).items()
             for document_id, stored in self._read(index, ids).items()
         }
         issued = self._issued()
@@ -297,15 +264,18 @@ class Verification:
                 self._keep(place, entity)
                 continue
             owner, document = expected.get(place, (entity, None))
-            if drift := _judge(owner, place, document, held.get(place), issued):
+            if drift := judge(owner, place, document, held.get(place), issued):
                 drifts.append(self._found(drift))
-        self._repair(drifts)
+        if self._repairs:
+            repaired, epoch = repair.repair(self._store, self._destination, drifts)
+            self.totals.repaired += repaired
+            self.totals.epoch = self.totals.epoch if epoch is None else epoch
         yield from drifts
 
     def _expected(self, suspects: Mapping[Place, Entity]) -> dict[Place, tuple[Entity, Loaded]]:
-        """What shall stand at the places, and by which of the entities of their index."""
+        """What the places should hold, and which entity of their index makes it."""
         found: dict[Place, tuple[Entity, Loaded]] = {}
-        for index, ids in _by_index(suspects).items():
+        for index, ids in by_index(suspects).items():
             for entity in self._registry.of_index(index):
                 places = [(index, document_id) for document_id in ids]
                 for place, document in self._registry.load_places(self._store.connection, entity, places).items():
@@ -319,8 +289,8 @@ class Verification:
         else:
             self.totals.in_flight += 1
 
-    def _look_again(self) -> Iterator[Progress | Drift]:
-        """At the documents that were on their way; a few times, for those that still are."""
+    def _look_again(self) -> Iterator[Checked | Drift]:
+        """Compare the documents that were on their way; several times, those that still are."""
         deadline = time.monotonic() + self._patience
         beyond = self.totals.in_flight
         while self._waiting:
@@ -337,36 +307,6 @@ class Verification:
         self.totals.found[drift.kind] += 1
         return drift
 
-    # -- repair -------------------------------------------------------------------------------------------------
-
-    def _repair(self, drifts: Sequence[Drift]) -> None:
-        """Write a `refresh` row for each; first see to it that the index takes it: versions there may be higher."""
-        mendable = [drift for drift in drifts if drift.kind is not Kind.FAILED]
-        if not self._repairs or not mendable:
-            return
-        now = now_ms()
-        highest = max([*(drift.version or 0 for drift in mendable), *self._tombstones(mendable)])
-        if (epoch := verifications.raise_above(self._store, highest, now)) is not None:
-            self.totals.epoch = epoch
-        verifications.refresh(
-            self._store, [(each.index, each.document_id, each.tenant_id, each.entity) for each in mendable], now
-        )
-        self.totals.repaired += len(mendable)
-
-    def _tombstones(self, drifts: Sequence[Drift]) -> list[int]:
-        """The versions that the index remembers of missing documents: a delete by hand has a version too.
-
-        A delete of version 0 changes nothing where anything is known of the document, and tells what.
-        """
-        found: list[int] = []
-        for index, ids in _by_index((each.index, each.document_id) for each in drifts if each.version is None).items():
-            readers = self._destination.inspect_index(index, index).readers
-            if readers:
-                asked = [Operation(index, readers[0], document_id, 0, None) for document_id in ids]
-                outcomes = self._destination.apply(asked)
-                found += [each.version for each in outcomes if each.kind is OutcomeKind.CONFLICT and each.version]
-        return found
-
     # -- looking ------------------------------------------------------------------------------------------------
 
     def _issued(self) -> int:
@@ -374,7 +314,7 @@ class Verification:
         return version(self._store.control().epoch, self._store.highest_id())
 
     def _read(self, index: str, document_ids: Sequence[str]) -> dict[str, Stored]:
-        """What readers of an index get, whatever physical index that is at the moment."""
+        """What readers of an index get, from the physical index that it leads to now."""
         return self._destination.read(index, document_ids) if self._is_there(index) else {}
 
     def _is_there(self, index: str) -> bool:
@@ -386,86 +326,6 @@ class Verification:
                 )
             self._indexes[index] = bool(readers)
         return self._indexes[index]
-
-
-def _judge(entity: Entity, place: Place, document: Loaded, stored: Stored | None, issued: int) -> Drift | None:
-    """What is wrong with a document, if anything is."""
-    index, document_id = place
-    held = None if stored is None else stored.version
-    if not isinstance(document, bytes):
-        tenant_id = _tenant(entity, index, document_id, stored and stored.source.get(TENANT_FIELD))
-        if document is not None:
-            return Drift(Kind.FAILED, entity.name, index, document_id, tenant_id, held, error=_said(document))
-        return None if stored is None else Drift(Kind.EXTRA, entity.name, index, document_id, tenant_id, held)
-    expected = json.loads(document)
-    tenant_id = _tenant(entity, index, document_id, expected.get(TENANT_FIELD))
-    if stored is None:
-        return Drift(Kind.MISSING, entity.name, index, document_id, tenant_id)
-    if not _same(document, stored.source):
-        fields = tuple(differing(expected, stored.source))[:MOST_FIELDS]
-        return Drift(Kind.DIFFERENT, entity.name, index, document_id, tenant_id, held, fields)
-    if stored.version > issued:
-        return Drift(Kind.VERSION, entity.name, index, document_id, tenant_id, held)
-    return None
-
-
-def _placeless(entity: Entity, identity: Sequence[Any], failure: LoadFailed) -> Drift:
-    """A row that has no place for its document."""
-    return Drift(Kind.FAILED, entity.name, entity.index, "|".join(map(str, identity)), None, error=_said(failure))
-
-
-def _said(failure: LoadFailed) -> str:
-    return f"{failure.error_type}: {failure.error}"
-
-
-def _tenant(entity: Entity, index: str, document_id: str, named: Any) -> str | None:
-    """Whose document it is: by its place, where the tenant is a part of that, else by the field that names it."""
-    if entity.tenant is None:
-        return None
-    placed = tenant_of(entity.tenancy, entity.index, index, document_id)
-    return placed if placed is not None else named if isinstance(named, str) else None
-
-
-def _same(document: bytes, source: Mapping[str, Any]) -> bool:
-    return canonical(json.loads(document)) == canonical(source)
-
-
-def canonical(value: Any) -> bytes:
-    """The same bytes for what JSON calls the same: the order of keys does not count, that of arrays does.
-
-    >>> canonical({"b": 1, "a": [True, 1.0]}) == canonical({"a": [True, 1.0], "b": 1})
-    True
-    >>> canonical({"a": 1}) == canonical({"a": True})
-    False
-    """
-    try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # integers of more than 64 bits, lone surrogates
-        return json.dumps(value, sort_keys=True).encode()
-
-
-def differing(expected: Any, actual: Any, path: str = "") -> Iterator[str]:
-    """The paths of the fields that differ.
-
-    >>> list(differing({"a": 1, "b": {"c": 1, "d": 2}}, {"a": 1, "b": {"c": 2, "d": 2}, "e": 0}))
-    ['b.c', 'e']
-    """
-    if isinstance(expected, dict) and isinstance(actual, dict):
-        for name in [*expected, *(name for name in actual if name not in expected)]:
-            below = f"{path}.{name}" if path else name
-            if name not in expected or name not in actual:
-                yield below
-            else:
-                yield from differing(expected[name], actual[name], below)
-    elif canonical(expected) != canonical(actual):
-        yield path
-
-
-def _by_index(places: Iterable[Place]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for index, document_id in places:
-        found.setdefault(index, []).append(document_id)
-    return found
 
 
 def _parts(documents: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:

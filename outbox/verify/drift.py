@@ -1,0 +1,126 @@
+"""Pure: whether a document of the database and the one in the index are the same, and what is wrong if not."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from outbox.destinations.base import TENANT_FIELD, Stored
+from outbox.entities.keys import tenant_of
+from outbox.entities.registry import Entity, Loaded, LoadFailed
+
+MOST_FIELDS: Final = 3
+
+Place = tuple[str, str]
+"""Where a document is: index name and `_id`."""
+
+
+class Kind(enum.StrEnum):
+    """What can be wrong with a document."""
+
+    MISSING = "missing"  # the database has it, the index has not
+    DIFFERENT = "different"
+    EXTRA = "extra"  # the index has it, and no row of the database makes it
+    VERSION = "version"  # the same in both, but of a version above any that the outbox has given: it takes no change
+    FAILED = "failed"  # the database's own document cannot be made, so that there is nothing to compare
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One document that is not as it should be."""
+
+    kind: Kind
+    entity: str
+    index: str
+    document_id: str
+    tenant_id: str | None
+    version: int | None = None  # of the document in the index
+    fields: tuple[str, ...] = ()  # the first that differ
+    error: str | None = None
+
+
+def judge(entity: Entity, place: Place, document: Loaded, stored: Stored | None, issued: int) -> Drift | None:
+    """What is wrong with a document, if anything is."""
+    index, document_id = place
+    held = None if stored is None else stored.version
+    if not isinstance(document, bytes):
+        tenant_id = tenant_named(entity, index, document_id, stored and stored.source.get(TENANT_FIELD))
+        if document is not None:
+            return Drift(Kind.FAILED, entity.name, index, document_id, tenant_id, held, error=_said(document))
+        return None if stored is None else Drift(Kind.EXTRA, entity.name, index, document_id, tenant_id, held)
+    expected = json.loads(document)
+    tenant_id = tenant_named(entity, index, document_id, expected.get(TENANT_FIELD))
+    if stored is None:
+        return Drift(Kind.MISSING, entity.name, index, document_id, tenant_id)
+    if not same(document, stored.source):
+        fields = tuple(differing(expected, stored.source))[:MOST_FIELDS]
+        return Drift(Kind.DIFFERENT, entity.name, index, document_id, tenant_id, held, fields)
+    if stored.version > issued:
+        return Drift(Kind.VERSION, entity.name, index, document_id, tenant_id, held)
+    return None
+
+
+def without_place(entity: Entity, identity: Sequence[Any], failure: LoadFailed) -> Drift:
+    """A row for whose document neither index nor id is known."""
+    return Drift(Kind.FAILED, entity.name, entity.index, "|".join(map(str, identity)), None, error=_said(failure))
+
+
+def _said(failure: LoadFailed) -> str:
+    return f"{failure.error_type}: {failure.error}"
+
+
+def tenant_named(entity: Entity, index: str, document_id: str, named: Any) -> str | None:
+    """The tenant of a document: from its place, if the tenant is a part of that, else from the field that names it."""
+    if entity.tenant is None:
+        return None
+    placed = tenant_of(entity.tenancy, entity.index, index, document_id)
+    return placed if placed is not None else named if isinstance(named, str) else None
+
+
+def same(document: bytes, source: Mapping[str, Any]) -> bool:
+    """Whether the document is what the index holds."""
+    return canonical(json.loads(document)) == canonical(source)
+
+
+def canonical(value: Any) -> bytes:
+    """The same bytes for what JSON calls the same: the order of keys does not count, that of arrays does.
+
+    >>> canonical({"b": 1, "a": [True, 1.0]}) == canonical({"a": [True, 1.0], "b": 1})
+    True
+    >>> canonical({"a": 1}) == canonical({"a": True})
+    False
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # integers of more than 64 bits, lone surrogates
+        return json.dumps(value, sort_keys=True).encode()
+
+
+def differing(expected: Any, actual: Any, path: str = "") -> Iterator[str]:
+    """The paths of the fields that differ.
+
+    >>> list(differing({"a": 1, "b": {"c": 1, "d": 2}}, {"a": 1, "b": {"c": 2, "d": 2}, "e": 0}))
+    ['b.c', 'e']
+    """
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        for name in [*expected, *(name for name in actual if name not in expected)]:
+            below = f"{path}.{name}" if path else name
+            if name not in expected or name not in actual:
+                yield below
+            else:
+                yield from differing(expected[name], actual[name], below)
+    elif canonical(expected) != canonical(actual):
+        yield path
+
+
+def by_index(places: Iterable[Place]) -> dict[str, list[str]]:
+    """The ids of the documents by index name."""
+    found: dict[str, list[str]] = {}
+    for index, document_id in places:
+        found.setdefault(index, []).append(document_id)
+    return found

@@ -1,0 +1,43 @@
+"""What a verification has found put right: a `refresh` row for each document, which a relay delivers as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outbox.destinations.base import Destination, Operation, OutcomeKind
+from outbox.store import verifications
+from outbox.store.models import now_ms
+from outbox.store.store import Store
+from outbox.verify.drift import Drift, Kind, by_index
+
+
+def repair(store: Store, destination: Destination, drifts: Sequence[Drift]) -> tuple[int, int | None]:
+    """Write a `refresh` row for each document that can be made. Returns how many, and the new epoch if one was needed.
+
+    First see to it that the index takes them: versions there may be higher than any that the outbox has given.
+    """
+    repairable = [drift for drift in drifts if drift.kind is not Kind.FAILED]
+    if not repairable:
+        return 0, None
+    now = now_ms()
+    highest = max([*(drift.version or 0 for drift in repairable), *_tombstones(destination, repairable)])
+    epoch = verifications.raise_above(store, highest, now)
+    verifications.refresh(
+        store, [(each.index, each.document_id, each.tenant_id, each.entity) for each in repairable], now
+    )
+    return len(repairable), epoch
+
+
+def _tombstones(destination: Destination, drifts: Sequence[Drift]) -> list[int]:
+    """The versions that the index remembers of missing documents: a delete by hand has a version too.
+
+    A delete of version 0 changes nothing where anything is known of the document, and its answer says what.
+    """
+    found: list[int] = []
+    for index, ids in by_index((each.index, each.document_id) for each in drifts if each.version is None).items():
+        readers = destination.inspect_index(index, index).readers
+        if readers:
+            asked = [Operation(index, readers[0], document_id, 0, None) for document_id in ids]
+            outcomes = destination.apply(asked)
+            found += [each.version for each in outcomes if each.kind is OutcomeKind.CONFLICT and each.version]
+    return found
