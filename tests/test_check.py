@@ -126,7 +126,7 @@ def test_old_and_dead_rows_and_a_pause_are_warned_of(outbox: Outbox) -> None:
 
 
 def test_killed_relay_that_is_still_listed_is_no_relay(outbox: Outbox) -> None:
-    relay = outbox.store().enlist("host", 1, "0.1.0", now_ms())
+    relay = outbox.store().register_relay("host", 1, "0.1.0", now_ms())
     assert levels(check.database(outbox.engine))["relays"] == "ok"
     outbox.raw("UPDATE outbox_relays SET heartbeat_at = heartbeat_at - 60000 WHERE id = :id", id=relay)
     found = by_name(check.database(outbox.engine))["relays"]
@@ -135,14 +135,14 @@ def test_killed_relay_that_is_still_listed_is_no_relay(outbox: Outbox) -> None:
 
 def test_index_that_a_relay_waits_for_is_named(outbox: Outbox) -> None:
     store = outbox.store()
-    relay = store.enlist("host", 1, "0.1.0", now_ms())
+    relay = store.register_relay("host", 1, "0.1.0", now_ms())
     store.heartbeat(relay, [{"scope": "index", "index": "contacts", "reason": "closed"}], now_ms())
     found = by_name(check.database(outbox.engine))["waiting"]
     assert (found.level, found.found) == ("warn", f"relay {relay} waits for contacts: closed")
 
 
 def test_clock_that_was_set_back_is_warned_of(outbox: Outbox) -> None:
-    outbox.store().enlist("host", 1, "0.1.0", now_ms() + 3_600_000)
+    outbox.store().register_relay("host", 1, "0.1.0", now_ms() + 3_600_000)
     assert levels(check.database(outbox.engine))["clock"] == "warn"
 
 

@@ -100,11 +100,11 @@ def test_status_and_check_agree_with_their_numbers(outbox: Outbox, call: Call) -
 
 
 def test_relay_that_gives_no_sign_of_life_does_not_pass_for_one_that_runs(outbox: Outbox, call: Call) -> None:
-    outbox.store().enlist("a host\nforged", 1, "0.1.0", now_ms() - 40_000)  # of the 30 s that six signs take
+    outbox.store().register_relay("a host\nforged", 1, "0.1.0", now_ms() - 40_000)  # of the 30 s that six signs take
     text = call("status").stdout
     assert re.search(r"relay 1 on a host\\nforged, pid 1, last sign of life [45]\d s ago: killed, or hangs\n", text)
     assert "no relay runs  → outbox-relay run" in text
-    outbox.store().enlist("host", 2, "0.1.0", now_ms())
+    outbox.store().register_relay("host", 2, "0.1.0", now_ms())
     text = call("status").stdout
     assert re.search(r"relay 2 on host, pid 2, last sign of life \d+ s ago\n", text)
     assert "no relay runs" not in text

@@ -68,7 +68,7 @@ def test_image_runs_a_relay_as_nobody_in_particular_with_the_database_in_a_volum
 def test_container_is_healthy_while_its_own_relay_gives_signs_of_life(
     outbox: Outbox, engine: Engine, host: str, silent_s: int, interval: str, well: bool
 ) -> None:
-    outbox.store().enlist(host, 1, "0.1.0", now_ms() - silent_s * 1_000)
+    outbox.store().register_relay(host, 1, "0.1.0", now_ms() - silent_s * 1_000)
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OUTBOX_DATABASE_URL": f"sqlite:///{engine.url.database}",

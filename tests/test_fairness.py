@@ -19,7 +19,10 @@ LEASE_MS = 60_000
 
 def claim(store: Store, rows: int = 1_000, now: int | None = None) -> list[Event]:
     found: Claim | None = claims.claim(
-        store, relay=1, now=now or now_ms(), lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=rows, bytes_=10**9
+        store,
+        claims.ClaimRequest(
+            relay=1, now=now or now_ms(), lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=rows, bytes_=10**9
+        ),
     )
     return list(found.events) if found else []
 

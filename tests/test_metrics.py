@@ -75,7 +75,7 @@ def everything(outbox: Outbox, destination: EmbeddedDestination) -> None:
     dead = outbox.index("contacts", "c9", {"name": "Ada"})
     outbox.raw("UPDATE outbox_events SET state = 'dead', error_type = 'x', error = 'y' WHERE id = :dead", dead=dead)
     outbox.index("notes", "n1", {})
-    outbox.store().enlist("host", 1, "1.0", now_ms())
+    outbox.store().register_relay("host", 1, "1.0", now_ms())
     outbox.raw("UPDATE outbox_relays SET breakers = :b", b=json.dumps([{"index": HOSTILE, "reason": "x", "since": 1}]))
     outbox.raw(
         "INSERT INTO outbox_verifications (started_at, finished_at, started_by, entities, sample, missing)"

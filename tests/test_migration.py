@@ -267,14 +267,14 @@ def test_relay_claims_nothing_from_tables_that_were_migrated_beneath_it(outbox: 
     claim = {"relay": 1, "lease_ms": 60_000, "longest_wait": 60_000, "rows": 10, "bytes_": 10_000}
     outbox.index("contacts", "c1", {})
     outbox.raw("CREATE TABLE other (id)")  # the application's own migrations are none of its business
-    assert claims.claim(store, now=now_ms(), **claim)  # type: ignore[arg-type]
+    assert claims.claim(store, claims.ClaimRequest(now=now_ms(), **claim))  # type: ignore[arg-type]
     row = outbox.index("contacts", "c2", {})
     migrated_by_the_next_version(outbox)
     for _ in range(2):
         with pytest.raises(
             SchemaError, match=rf"came to revision 9999 while this process worked with {HEAD}, .*: start"
         ):
-            claims.claim(store, now=now_ms(), **claim)  # type: ignore[arg-type]
+            claims.claim(store, claims.ClaimRequest(now=now_ms(), **claim))  # type: ignore[arg-type]
     assert outbox.state(row) == "pending"
 
 
@@ -284,7 +284,9 @@ def test_tables_of_the_applications_own_migrations_have_no_revision_that_could_c
     store.pin()
     outbox.index("contacts", "c1", {})
     outbox.raw("ALTER TABLE outbox_events ADD COLUMN weight INTEGER NOT NULL DEFAULT 1")
-    assert claims.claim(store, relay=1, now=now_ms(), lease_ms=60_000, longest_wait=60_000, rows=10, bytes_=10_000)
+    assert claims.claim(
+        store, claims.ClaimRequest(relay=1, now=now_ms(), lease_ms=60_000, longest_wait=60_000, rows=10, bytes_=10_000)
+    )
 
 
 def test_reindex_stops_when_the_tables_are_migrated_beneath_it_and_is_there_to_be_resumed(

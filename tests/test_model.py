@@ -135,8 +135,9 @@ class History(RuleBasedStateMachine):
     def relay_dies_after_its_claim(self, applied: bool) -> None:
         """…and before it records anything; its request may still be in the air."""
         claim: Claim | None = claims.claim(
-            self.dying, relay=3, now=self.now, lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=4, bytes_=10**6
-        )  # fmt: skip
+            self.dying,
+            claims.ClaimRequest(relay=3, now=self.now, lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=4, bytes_=10**6),
+        )
         if claim:
             folds = plan.fold(claim.events, claims.load(self.dying, claim), claim.targets, claim.epoch)
             if applied:

@@ -297,13 +297,15 @@ def test_row_whose_relay_died_with_others_in_hand_is_not_blamed_for_the_next_dea
     def claimed(relay: int) -> Claim:
         claim = claims.claim(
             store,
-            relay=relay,
-            now=now,
-            lease_ms=60 * SECOND,
-            longest_wait=60 * SECOND,
-            rows=10,
-            bytes_=10_000,
-            lone_after=10,
+            claims.ClaimRequest(
+                relay=relay,
+                now=now,
+                lease_ms=60 * SECOND,
+                longest_wait=60 * SECOND,
+                rows=10,
+                bytes_=10_000,
+                lone_after=10,
+            ),
         )
         assert claim is not None
         return claim

@@ -53,7 +53,7 @@ def test_death_that_is_noticed_while_the_database_is_locked_is_not_forgotten(out
     impatient = create_engine(outbox.engine.url)
     sqlite.prepare(impatient, busy_timeout=0.01)
     store, maintenance = Store(impatient), Maintenance(impatient, 2, settings(), list)
-    killed = store.enlist("here", 1, "0", now_ms())
+    killed = store.register_relay("here", 1, "0", now_ms())
     (tmp_path / f"app.db-relay-{killed}").touch()
     row = outbox.index("contacts", "c1", {})
     outbox.raw(
@@ -93,7 +93,7 @@ def test_stopped_relay_keeps_its_place_on_the_list_and_one_that_left_nothing_doe
     outbox: Outbox, engine: Engine
 ) -> None:
     store = outbox.store()
-    stopped, ended, me = (store.enlist("host", n, "1", now_ms() - 3_600_000) for n in range(3))
+    stopped, ended, me = (store.register_relay("host", n, "1", now_ms() - 3_600_000) for n in range(3))
     presence = LockFiles(Path(str(engine.url.database))).hold("relay", stopped)
     maintenance = Maintenance(engine, me, settings(), list)
     maintenance.reap(store)

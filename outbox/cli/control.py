@@ -123,7 +123,7 @@ def _indexes(store: Store, destination: Destination) -> tuple[set[str], list[Mov
 
     Also where rows have to go because theirs is missing, and readers get exactly one that is there.
     """
-    targets, copies, found, moves = store.targets(), store.copies(), set(), []
+    targets, copies, found, moves = store.targets(), store.dual_writes(), set(), []
     for name in store.index_names():
         try:
             check_index_name(name)

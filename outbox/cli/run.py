@@ -100,7 +100,7 @@ def run(
         why = logs.safe(control.pause_reason or "?")
         raise ConfigurationError(f"the outbox is paused ({why}): run 'outbox-relay resume' first")
     prepared = prepare(loaded, insecure=insecure) if admin else None
-    relay_id = store.enlist(socket.gethostname(), os.getpid(), __version__, now_ms())
+    relay_id = store.register_relay(socket.gethostname(), os.getpid(), __version__, now_ms())
     presence = store.presence.hold("relay", relay_id)
     relay = Relay(store, destination, loaded, relay_id=relay_id, registry=registry)
     verification = None if registry is None else partial(_sample, loaded, destination, registry)
@@ -123,7 +123,7 @@ def run(
             totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
     finally:
         maintenance.stop()
-        store.delist([relay_id])
+        store.deregister_relays([relay_id])
         presence.end()
         store.close()
         destination.close()

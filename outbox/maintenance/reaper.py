@@ -36,4 +36,4 @@ def reap(store: Store, relay: int, settings: Settings, now: int) -> None:
         )
     silent = {other["id"] for other in others if other["heartbeat_at"] < now - settings.silent_ms}
     # One that is only stopped would not be listed again when it continues, and its death would be noticed late.
-    store.delist([*dead, *silent.difference(dead, store.presence.live("relay", silent))])
+    store.deregister_relays([*dead, *silent.difference(dead, store.presence.live("relay", silent))])

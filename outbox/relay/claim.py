@@ -8,7 +8,7 @@ from outbox.relay.health import Health
 from outbox.relay.rate import TenantRates
 from outbox.settings import Settings
 from outbox.store import claims
-from outbox.store.claims import Claim
+from outbox.store.claims import Claim, ClaimRequest
 from outbox.store.store import Store
 
 MOST_ROWS_AT_TRIAL = 50
@@ -57,18 +57,20 @@ class Claimer:
         rates = self._rates
         claim = claims.claim(
             self._store,
-            relay=self._id,
-            now=now,
-            lease_ms=self._lease_ms,
-            longest_wait=self._longest_wait_ms,
-            rows=rows,
-            bytes_=self._settings.batch_bytes,
-            leave_out=[name for name in self._health.paused_indexes() if name != only],
-            only=only,
-            tenants_out=rates.exhausted(now) if rates else (),
-            tenant_rows=rates.burst if rates else None,
-            lone_after=self._settings.lone_after,
-            lone=lone,
+            ClaimRequest(
+                relay=self._id,
+                now=now,
+                lease_ms=self._lease_ms,
+                longest_wait=self._longest_wait_ms,
+                rows=rows,
+                bytes_=self._settings.batch_bytes,
+                leave_out=[name for name in self._health.paused_indexes() if name != only],
+                only=only,
+                tenants_out=rates.exhausted(now) if rates else (),
+                tenant_rows=rates.burst if rates else None,
+                lone_after=self._settings.lone_after,
+                lone=lone,
+            ),
         )
         if claim and rates:
             rates.took((event.tenant_id for event in claim.events), now)

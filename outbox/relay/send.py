@@ -21,7 +21,7 @@ def send(destination: Destination, registry: EntityRegistry | None, request: Req
     if request.unknown_indexes:
         return _look_up(destination, registry, request)
     operations = [fold.operation for fold in request.folds if fold.known is None]
-    applied, refusals = dual_write.apply(destination, operations, request.claim.copies) if operations else ((), ())
+    applied, refusals = dual_write.apply(destination, operations, request.claim.dual_writes) if operations else ((), ())
     answered = iter(applied)
     outcomes = [fold.known or next(answered) for fold in request.folds]
     alone = request.claim.lone and outcomes[0].kind is OutcomeKind.UNAVAILABLE

@@ -16,7 +16,7 @@ from outbox.relay.decide import Decision, Policy
 from outbox.relay.health import Health
 from outbox.relay.poison import LONE_FAILURES
 from outbox.relay.requests import Answer, Request
-from outbox.store import claims, conflicts, malformed
+from outbox.store import conflicts, malformed, outcomes
 from outbox.store.claims import Claim
 from outbox.store.models import UNEXPLAINED, State, Transition
 from outbox.store.store import Store
@@ -87,7 +87,7 @@ class Settler:
         """Write what became of rows, where the claim still holds, and count it."""
         if not transitions:
             return
-        lost = claims.record(self.store, claim, transitions, now)
+        lost = outcomes.record(self.store, claim, transitions, now)
         if lost:
             logger.warning(
                 "{rows:was/were} claimed by another relay meanwhile, which records their outcome",
@@ -152,7 +152,7 @@ class Settler:
         """Note where unknown indexes are; rows of those that cannot be had wait."""
         for name, target in answer.targets.items():
             self.store.register_index(name, target)
-        claim = replace(answer.request.claim, targets=self.store.targets(), copies=self.store.copies())
+        claim = replace(answer.request.claim, targets=self.store.targets(), dual_writes=self.store.dual_writes())
         self.health.note_indexes(answer, now)
         self.record(claim, decide.held_back(answer, self.policy, now), now)
         events = tuple(event for event in claim.events if event.index_name not in answer.refused)

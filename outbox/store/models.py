@@ -93,17 +93,27 @@ def _one_of(column: str, words: type[enum.StrEnum]) -> CheckConstraint:
     return CheckConstraint(" OR ".join(f"{column} = '{word}'" for word in words), name=f"ck_outbox_events_{column}")
 
 
-FRESH = "state = 'pending' AND available_at IS NULL"
-"""Rows that no relay has touched yet. What was ever claimed or held back carries `available_at`."""
+def fresh(of: str = "") -> str:
+    """Rows that no relay has touched yet; `of`: their alias. What was ever claimed or held back has `available_at`."""
+    return "{0}state = 'pending' AND {0}available_at IS NULL".format(of and f"{of}.")
 
-TENANT = "coalesce(tenant_id, '')"
-"""Rows of different tenants wait in lanes of their own; those of none share one."""
 
-WAITING = "state = 'pending' AND available_at IS NOT NULL"
-"""Rows that wait for their next attempt, or behind an earlier row of their document."""
+def waiting(of: str = "") -> str:
+    """Rows that wait for their next attempt, or behind an earlier row of their document."""
+    return "{0}state = 'pending' AND {0}available_at IS NOT NULL".format(of and f"{of}.")
 
-HELD = "state = 'claimed' OR (state = 'pending' AND available_at IS NOT NULL)"
-"""Unfinished rows that are not fresh: they decide whether a later row of their document may go."""
+
+def held(of: str = "") -> str:
+    """Unfinished rows that are not fresh: they decide whether a later row of their document may go. An OR."""
+    return f"{of and f'{of}.'}state = 'claimed' OR ({waiting(of)})"
+
+
+def tenant(of: str = "") -> str:
+    """Rows of different tenants wait in lanes of their own; those of none share one."""
+    return f"coalesce({of and f'{of}.'}tenant_id, '')"
+
+
+FRESH, WAITING, HELD, TENANT = fresh(), waiting(), held(), tenant()
 
 events = Table(
     "outbox_events",
@@ -135,9 +145,9 @@ events = Table(
     _one_of("action", Action),
     _one_of("state", State),
     # One index for each question that is asked often; none of them holds a done row but the one that prunes it.
-    Index("ix_outbox_events_fresh", "index_name", text(TENANT), "id", sqlite_where=text(FRESH)),
-    Index("ix_outbox_events_waiting", "available_at", "id", sqlite_where=text(WAITING)),
-    Index("ix_outbox_events_held", "index_name", "document_id", "id", sqlite_where=text(HELD)),
+    Index("ix_outbox_events_fresh", "index_name", text(tenant()), "id", sqlite_where=text(fresh())),
+    Index("ix_outbox_events_waiting", "available_at", "id", sqlite_where=text(waiting())),
+    Index("ix_outbox_events_held", "index_name", "document_id", "id", sqlite_where=text(held())),
     Index("ix_outbox_events_leases", "lease_expires_at", sqlite_where=text("state = 'claimed'")),
     Index("ix_outbox_events_dead", "index_name", "document_id", "id", sqlite_where=text("state = 'dead'")),
     Index("ix_outbox_events_done", "finished_at", sqlite_where=text("state = 'done'")),

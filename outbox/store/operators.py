@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from outbox.store.models import OPEN_JOBS, OVERTAKEN, State
-from outbox.store.store import Store, pause_after
+from outbox.store.store import Store, narrowed, pause_after
 
 MOST_AT_ONCE = 1_000  # rows in a transaction, so that nobody waits long for the write lock
 EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
@@ -39,8 +38,13 @@ class Retried:
 def pause(store: Store, reason: str, by: str, now: int) -> None:
     """Keep all relays from claiming."""
     with store.write(durable=True):
-        store.run("INSERT OR IGNORE INTO outbox_control (id) VALUES (1)")
-        store.run("UPDATE outbox_control SET paused_at = ?, paused_by = ?, pause_reason = ?", now, by, reason)
+        store.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
+        store.run(
+            "UPDATE outbox_control SET paused_at = :now, paused_by = :by, pause_reason = :reason",
+            now=now,
+            by=by,
+            reason=reason,
+        )
 
 
 def resume(store: Store) -> bool:
@@ -60,18 +64,20 @@ def advance_epoch(store: Store, above: int, now: int, moves: Iterable[Move] = ()
     Every claim is released. Open reindex jobs fail, and nothing is removed for them: they may have come to their
     end after the backup, so that readers have what they would drop. `moves`: where rows go instead.
     """
-    with store.write(durable=True):
+    with store.write(durable=True, alone=True):
         epoch = store.raise_epoch(above, now)
         for name, old, new in moves:
-            store.run("DELETE FROM outbox_indexes WHERE index_name = ? AND physical_index = ?", name, new)
+            given = {"name": name, "old": old, "new": new}
+            store.run("DELETE FROM outbox_indexes WHERE index_name = :name AND physical_index = :new", given)
             store.run(
-                "UPDATE outbox_indexes SET physical_index = ? WHERE index_name = ? AND physical_index = ?",
-                *(new, name, old),
+                "UPDATE outbox_indexes SET physical_index = :new WHERE index_name = :name AND physical_index = :old",
+                given,
             )
         store.run(
             "UPDATE outbox_reindex_jobs SET state = 'failed', error = :error, updated_at = :now,"
             f" finished_at = :now, lease_token = NULL, lease_expires_at = NULL WHERE {OPEN_JOBS}",
-            {"error": EPOCH_ADVANCED, "now": now},
+            error=EPOCH_ADVANCED,
+            now=now,
         )
         store.run("DELETE FROM outbox_indexes WHERE role = 'new'")
     return epoch
@@ -89,27 +95,18 @@ def dead(
     tenant: str | None = None,
     error_type: str | None = None,
     died_by: int | None = None,
-    limit: int = -1,
+    limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later."""
+    condition, given = narrowed(index_name=index, document_id=document, tenant_id=tenant, error_type=error_type)
+    if ids:
+        condition += f" AND id {store.dialect.among('ids')}"
+    if died_by is not None:
+        condition += " AND coalesce(finished_at, 0) <= :died_by"
     rows = store.run(
-        """
-        SELECT * FROM outbox_events INDEXED BY ix_outbox_events_dead WHERE state = 'dead'
-        AND (:ids = '[]' OR id IN (SELECT value FROM json_each(:ids)))
-        AND (:index IS NULL OR index_name = :index) AND (:tenant IS NULL OR tenant_id = :tenant)
-        AND (:document IS NULL OR document_id = :document)
-        AND (:error_type IS NULL OR error_type = :error_type)
-        AND (:died_by IS NULL OR coalesce(finished_at, 0) <= :died_by) ORDER BY id LIMIT :limit
-        """,
-        {
-            "ids": json.dumps(list(ids)),
-            "index": index,
-            "document": document,
-            "tenant": tenant,
-            "error_type": error_type,
-            "died_by": died_by,
-            "limit": limit,
-        },
+        f"SELECT * FROM outbox_events {store.dialect.indexed('dead')} WHERE state = 'dead' AND {condition}"
+        f" ORDER BY id {'' if limit is None else 'LIMIT :limit'}",
+        {**given, "ids": list(ids), "died_by": died_by, "limit": limit},
     )
     return [dict(row) for row in rows.mappings()]
 
@@ -136,7 +133,7 @@ def retry_dead(store: Store, ids: Iterable[int], now: int, pause: Callable[[floa
             one = _retry(store, step, now)
         pending, superseded = pending + one.pending, superseded + one.superseded
         overtaken.update(one.overtaken)
-    store.run("DELETE FROM temp.retried")
+    store.run("DELETE FROM retried")
     return Retried(pending, superseded, overtaken)
 
 
@@ -146,15 +143,11 @@ def _note_documents(store: Store, ids: Sequence[int]) -> int:
     No index finds the rows of a document that are done, so this looks at every row there is. Returns the id up to
     which rows are noted.
     """
+    store.dialect.temporary(store.run, "retried", index_name="TEXT", document_id="TEXT", id="BIGINT")
     store.run(
-        "CREATE TEMP TABLE IF NOT EXISTS retried ("
-        " index_name TEXT, document_id TEXT, id INTEGER, PRIMARY KEY (index_name, document_id, id)) WITHOUT ROWID"
-    )
-    store.run("DELETE FROM temp.retried")
-    store.run(
-        "INSERT INTO temp.retried SELECT index_name, document_id, id FROM outbox_events"
-        " WHERE id IN (SELECT value FROM json_each(?))",
-        json.dumps(ids),
+        "INSERT INTO retried SELECT index_name, document_id, id FROM outbox_events"
+        f" WHERE id {store.dialect.among('ids')}",
+        ids=ids,
     )
     return _note_rows(store, min(ids, default=0))
 
@@ -163,58 +156,56 @@ def _note_rows(store: Store, since: int) -> int:
     """Note the rows of the same documents with ids above `since` as well. Returns the id up to which rows are noted."""
     highest = store.highest_id()
     store.run(
-        "INSERT OR IGNORE INTO temp.retried SELECT index_name, document_id, id FROM outbox_events AS e WHERE id > ?"
-        " AND EXISTS (SELECT 1 FROM temp.retried AS r"
-        "  WHERE r.index_name = e.index_name AND r.document_id = e.document_id)",
-        since,
+        "INSERT INTO retried SELECT index_name, document_id, id FROM outbox_events AS e WHERE id > :since"
+        " AND EXISTS (SELECT 1 FROM retried AS r"
+        "  WHERE r.index_name = e.index_name AND r.document_id = e.document_id) ON CONFLICT DO NOTHING",
+        since=since,
     )
     return highest
 
 
 def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
     """One step of `retry_dead`, inside `write`."""
-    listed = json.dumps(ids)
+    among = store.dialect.among
     moved_on = store.run(
-        """
+        f"""
         WITH later (index_name, document_id, id, whole) AS MATERIALIZED (
             SELECT r.index_name, r.document_id, max(e.id),
                    max(CASE WHEN e.state = 'done' AND e.action <> 'update' THEN e.id END)
-            FROM temp.retried AS r JOIN outbox_events AS e ON e.id = r.id
+            FROM retried AS r JOIN outbox_events AS e ON e.id = r.id
             WHERE e.state IN ('done', 'claimed') AND (r.index_name, r.document_id) IN (
-                SELECT index_name, document_id FROM outbox_events WHERE id IN (SELECT value FROM json_each(:ids)))
+                SELECT index_name, document_id FROM outbox_events WHERE id {among("ids")})
             GROUP BY r.index_name, r.document_id)
         SELECT d.id, later.id, later.whole
-        FROM later CROSS JOIN outbox_events AS d INDEXED BY ix_outbox_events_dead USING (index_name, document_id)
+        FROM later CROSS JOIN outbox_events AS d {store.dialect.indexed("dead")}
         -- The plus keeps SQLite from looking each of the ids up for each document.
-        WHERE d.state = 'dead' AND d.id < later.id AND +d.id IN (SELECT value FROM json_each(:ids))
+        WHERE d.index_name = later.index_name AND d.document_id = later.document_id
+        AND d.state = 'dead' AND d.id < later.id AND +d.id {among("ids")}
         """,
-        {"ids": listed},
+        ids=ids,
     ).fetchall()
     superseded = [id_ for id_, _, whole in moved_on if whole is not None and id_ < whole]
     overtaken = {id_: later for id_, later, whole in moved_on if whole is None or id_ > whole}
+    given = {"now": now, "ids": ids, "superseded": superseded, "overtaken": list(overtaken), "type": OVERTAKEN}
     store.run(
-        "UPDATE outbox_events SET state = 'done', outcome = 'superseded', finished_at = ?"
-        " WHERE id IN (SELECT value FROM json_each(?))",
-        now,
-        json.dumps(superseded),
+        "UPDATE outbox_events SET state = 'done', outcome = 'superseded', finished_at = :now"
+        f" WHERE id {among('superseded')}",
+        given,
     )
     store.run(
-        f"UPDATE outbox_events SET error_type = '{OVERTAKEN}', error = 'row ' || (SELECT value FROM"
-        " json_each(:by) WHERE key = outbox_events.id) || ' of the same document was delivered meanwhile:"
-        " write the document anew and discard this row; it had died of ' || error_type || ': ' || error"
-        " WHERE id IN (SELECT key FROM json_each(:by))"
-        f" AND error_type <> '{OVERTAKEN}'",
-        {"by": json.dumps(overtaken)},
+        "UPDATE outbox_events SET error_type = :type, error = 'row ' || (SELECT o.later FROM"
+        f" {store.dialect.table('by', id='BIGINT', later='BIGINT')} AS o WHERE o.id = outbox_events.id)"
+        " || ' of the same document was delivered meanwhile: write the document anew and discard this row;"
+        " it had died of ' || error_type || ': ' || error"
+        f" WHERE id {among('overtaken')} AND error_type <> :type",
+        {**given, "by": list(overtaken.items())},
     )
     retried = store.run(
-        "UPDATE outbox_events SET state = 'pending', attempts = 0, available_at = ?, finished_at = NULL"
-        " WHERE state = 'dead' AND id IN (SELECT value FROM json_each(?))"
-        " AND id NOT IN (SELECT value FROM json_each(?))",
-        now,
-        listed,
-        json.dumps(list(overtaken)),
+        "UPDATE outbox_events SET state = 'pending', attempts = 0, available_at = :now, finished_at = NULL"
+        f" WHERE state = 'dead' AND id {among('ids')} AND id {store.dialect.outside('overtaken')}",
+        given,
     ).rowcount
-    return Retried(int(retried), len(superseded), overtaken)
+    return Retried(retried, len(superseded), overtaken)
 
 
 def discard_dead(store: Store, ids: Sequence[int]) -> int:
@@ -224,25 +215,22 @@ def discard_dead(store: Store, ids: Sequence[int]) -> int:
 
 def pending(store: Store, index: str | None = None) -> tuple[int, int]:
     """How many rows (of one index) are pending, and the highest id among them; 0 if there are none."""
+    condition, given = narrowed(index_name=index)
     number, highest = store.run(
-        "SELECT count(*), coalesce(max(id), 0) FROM outbox_events"
-        " WHERE state = 'pending' AND (:index IS NULL OR index_name = :index)",
-        {"index": index},
+        f"SELECT count(*), coalesce(max(id), 0) FROM outbox_events WHERE state = 'pending' AND {condition}", given
     ).one()
     return int(number), int(highest)
 
 
 def purge(store: Store, index: str | None = None, *, up_to: int | None = None) -> int:
     """Remove all pending rows (of one index; up to that id) for good, in steps. Returns their number."""
-    ids = [
-        row[0]
-        for row in store.run(
-            "SELECT id FROM outbox_events WHERE state = 'pending' AND (:index IS NULL OR index_name = :index)"
-            " AND (:up_to IS NULL OR id <= :up_to)",
-            {"index": index, "up_to": up_to},
-        )
-    ]
-    return _remove_in_steps(store, ids, State.PENDING)
+    condition, given = narrowed(index_name=index)
+    if up_to is not None:
+        condition += " AND id <= :up_to"
+    found = store.run(
+        f"SELECT id FROM outbox_events WHERE state = 'pending' AND {condition}", {**given, "up_to": up_to}
+    )
+    return _remove_in_steps(store, [row[0] for row in found], State.PENDING)
 
 
 def _remove_in_steps(store: Store, ids: Sequence[int], state: State) -> int:
@@ -251,8 +239,9 @@ def _remove_in_steps(store: Store, ids: Sequence[int], state: State) -> int:
     for step in _steps(ids):
         with store.write(durable=True):
             listed = store.run(
-                f"SELECT id FROM outbox_events WHERE state = '{state}' AND id IN (SELECT value FROM json_each(?))",
-                json.dumps(step),
+                f"SELECT id FROM outbox_events WHERE state = :state AND id {store.dialect.among('ids')}",
+                state=state.value,
+                ids=step,
             )
             removed += store.remove([row[0] for row in listed])
     return removed
@@ -272,14 +261,14 @@ def _steps(ids: Sequence[int], pause: Callable[[float], object] = time.sleep) ->
 
 def rows_of_tenant(store: Store, tenant: str) -> int:
     """How many rows a tenant has, finished ones too."""
-    return int(store.run("SELECT count(*) FROM outbox_events WHERE tenant_id = ?", tenant).scalar_one())
+    return int(store.run("SELECT count(*) FROM outbox_events WHERE tenant_id = :tenant", tenant=tenant).scalar_one())
 
 
 def documents_of_tenant(store: Store, tenant: str) -> dict[str, set[str]]:
     """The ids of the documents that rows of a tenant speak of, by index."""
     found: dict[str, set[str]] = defaultdict(set)
     for index_name, document_id in store.run(
-        "SELECT DISTINCT index_name, document_id FROM outbox_events WHERE tenant_id = ?", tenant
+        "SELECT DISTINCT index_name, document_id FROM outbox_events WHERE tenant_id = :tenant", tenant=tenant
     ):
         found[index_name].add(document_id)
     return found
@@ -288,31 +277,34 @@ def documents_of_tenant(store: Store, tenant: str) -> dict[str, set[str]]:
 def remove_rows_of_tenant(store: Store, tenant: str) -> int:
     """Remove all rows of a tenant but those that a relay has in its hands. Returns their number."""
     with store.write(durable=True):
-        listed = store.run("SELECT id FROM outbox_events WHERE tenant_id = ? AND state <> 'claimed'", tenant)
+        listed = store.run(
+            "SELECT id FROM outbox_events WHERE tenant_id = :tenant AND state <> 'claimed'", tenant=tenant
+        )
         return store.remove([row[0] for row in listed])
 
 
 def write_deletes(store: Store, index: str, document_ids: Sequence[str], tenant: str, now: int) -> int:
     """Have documents removed, in the order of all rows. Returns their number."""
     with store.write(durable=True):
-        return int(
-            store.run(
-                "INSERT INTO outbox_events (action, index_name, document_id, tenant_id, document_bytes, created_at)"
-                " SELECT 'delete', ?, value, ?, 0, ? FROM json_each(?)",
-                index,
-                tenant,
-                now,
-                json.dumps(list(document_ids)),
-            ).rowcount
-        )
+        return store.run(
+            "INSERT INTO outbox_events (action, index_name, document_id, tenant_id, document_bytes, created_at)"
+            " SELECT 'delete', :index, document_id, :tenant, 0, :now"
+            f" FROM {store.dialect.table('documents', document_id='TEXT')} AS d",
+            index=index,
+            tenant=tenant,
+            now=now,
+            documents=[(document_id,) for document_id in document_ids],
+        ).rowcount
 
 
 def forget_index(store: Store, index: str) -> list[str] | None:
     """Send no more rows to where an index is. Returns its physical indexes; None while a relay delivers to it."""
     with store.write(durable=True):
         if store.run(
-            "SELECT EXISTS (SELECT 1 FROM outbox_events WHERE state = 'claimed' AND index_name = ?)", index
+            "SELECT EXISTS (SELECT 1 FROM outbox_events WHERE state = 'claimed' AND index_name = :index)", index=index
         ).scalar_one():
             return None
-        gone = store.run("DELETE FROM outbox_indexes WHERE index_name = ? RETURNING physical_index", index)
-        return [row[0] for row in gone.fetchall()]
+        targets = store.run(
+            "DELETE FROM outbox_indexes WHERE index_name = :index RETURNING physical_index", index=index
+        )
+        return [row[0] for row in targets.fetchall()]

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store.dialect import Dialect, Presence, Sizes
-from outbox.store.models import FRESH, HELD, VERSION_TABLE, WAITING, version
+from outbox.store.models import VERSION_TABLE, fresh, held, version, waiting
 from outbox.store.sqlite.dialect import SQLite
 
 MAX_ERROR_CHARS = 2_000
@@ -27,8 +27,8 @@ MAX_ERROR_CHARS = 2_000
 _LOCK_SHARE = 5
 
 _COUNTED = {
-    "fresh": FRESH,
-    "waiting": WAITING,
+    "fresh": fresh(),
+    "waiting": waiting(),
     "leases": "state = 'claimed'",
     "done": "state = 'done'",
     "dead": "state = 'dead'",
@@ -194,7 +194,7 @@ class Store:
         found = self.run("SELECT index_name, physical_index FROM outbox_indexes WHERE role = 'live'")
         return {row[0]: row[1] for row in found}
 
-    def copies(self) -> dict[str, tuple[str, ...]]:
+    def dual_writes(self) -> dict[str, tuple[str, ...]]:
         """The other physical indexes that rows go to: see `outbox.reindex`."""
         found: dict[str, tuple[str, ...]] = {}
         for name, target in self.run("SELECT index_name, physical_index FROM outbox_indexes WHERE role <> 'live'"):
@@ -258,9 +258,9 @@ class Store:
         return bool(
             self.run(
                 f"SELECT EXISTS (SELECT 1 FROM outbox_events {self.dialect.indexed('fresh')}"
-                f" WHERE {FRESH} AND index_name = :index)"
+                f" WHERE {fresh()} AND index_name = :index)"
                 f" OR EXISTS (SELECT 1 FROM outbox_events {self.dialect.indexed('held')}"
-                f" WHERE ({HELD}) AND index_name = :index)",
+                f" WHERE ({held()}) AND index_name = :index)",
                 index=index,
             ).scalar_one()
         )
@@ -269,8 +269,8 @@ class Store:
         """When the oldest row that is pending or claimed was written."""
         oldest: int | None = self.run(
             "SELECT created_at FROM outbox_events WHERE id = (SELECT min(id) FROM ("
-            f" SELECT min(id) AS id FROM outbox_events {self.dialect.indexed('fresh')} WHERE {FRESH} UNION ALL"
-            f" SELECT min(id) FROM outbox_events {self.dialect.indexed('held')} WHERE {HELD}) AS oldest)"
+            f" SELECT min(id) AS id FROM outbox_events {self.dialect.indexed('fresh')} WHERE {fresh()} UNION ALL"
+            f" SELECT min(id) FROM outbox_events {self.dialect.indexed('held')} WHERE {held()}) AS oldest)"
         ).scalar_one_or_none()
         return oldest
 
@@ -292,7 +292,7 @@ class Store:
 
     # -- the list of relays -------------------------------------------------------------------------------------
 
-    def enlist(self, host: str, pid: int, software: str, now: int) -> int:
+    def register_relay(self, host: str, pid: int, software: str, now: int) -> int:
         """Enter a relay in the list. Returns its id."""
         with self.write(durable=False):
             relay: int = self.run(
@@ -315,7 +315,7 @@ class Store:
                 relay=relay,
             )
 
-    def delist(self, relays: Iterable[int]) -> None:
+    def deregister_relays(self, relays: Iterable[int]) -> None:
         """Take relays off the list."""
         with self.write(durable=False):
             self.run(f"DELETE FROM outbox_relays WHERE id {self.dialect.among('relays')}", relays=list(relays))

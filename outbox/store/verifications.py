@@ -6,23 +6,20 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from outbox.store.models import EPOCH_STEP, FOUND, FRESH, HELD
+from outbox.store.models import EPOCH_STEP, FOUND, fresh, held
 from outbox.store.store import Store, printable
 
 
 def note_unfinished(store: Store) -> int:
     """Note which documents have unfinished rows, for `moving`. Returns the highest id issued before."""
+    indexed = store.dialect.indexed
+    store.dialect.temporary(store.run, "unfinished", index_name="TEXT", document_id="TEXT")
+    before = store.watermark()
     store.run(
-        "CREATE TEMP TABLE IF NOT EXISTS unfinished ("
-        " index_name TEXT, document_id TEXT, PRIMARY KEY (index_name, document_id)) WITHOUT ROWID"
-    )
-    store.run("DELETE FROM temp.unfinished")
-    before = store.highest_id()
-    store.run(
-        "INSERT OR IGNORE INTO temp.unfinished"
-        f" SELECT index_name, document_id FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}"
+        "INSERT INTO unfinished"
+        f" SELECT index_name, document_id FROM outbox_events {indexed('fresh')} WHERE {fresh()}"
         " UNION ALL"
-        f" SELECT index_name, document_id FROM outbox_events INDEXED BY ix_outbox_events_held WHERE {HELD}"
+        f" SELECT index_name, document_id FROM outbox_events {indexed('held')} WHERE {held()} ON CONFLICT DO NOTHING"
     )
     return before
 
@@ -32,15 +29,16 @@ def moving(store: Store, places: Iterable[tuple[str, str]], since: int) -> set[t
 
     The outbox has changed no other document since then.
     """
+    given = store.dialect.table("places", index_name="TEXT", document_id="TEXT")
     found = store.run(
-        """
-        WITH place (index_name, document_id) AS MATERIALIZED (
-            SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:places))
-        SELECT index_name, document_id FROM place JOIN temp.unfinished USING (index_name, document_id)
+        f"""
+        WITH place (index_name, document_id) AS MATERIALIZED (SELECT index_name, document_id FROM {given} AS given)
+        SELECT index_name, document_id FROM place JOIN unfinished USING (index_name, document_id)
         UNION SELECT index_name, document_id FROM outbox_events
         WHERE id > :since AND (index_name, document_id) IN (SELECT index_name, document_id FROM place)
         """,
-        {"places": json.dumps(list(places)), "since": since},
+        places=list(places),
+        since=since,
     )
     return {(row[0], row[1]) for row in found}
 
@@ -55,7 +53,7 @@ def raise_above(store: Store, found: int, now: int) -> int | None:
     if epoch < store.control().epoch:
         return None
     if epoch > store.control().epoch or id_ > EPOCH_STEP // 2:
-        with store.write(durable=True):
+        with store.write(durable=True, alone=True):
             return store.raise_epoch(epoch, now)
     with store.write(durable=True):
         store.raise_ids(id_)
@@ -65,13 +63,13 @@ def raise_above(store: Store, found: int, now: int) -> int | None:
 def refresh(store: Store, documents: Sequence[tuple[str, str, str | None, str]], now: int) -> None:
     """Write a `refresh` row for each document: index, id, tenant and entity."""
     with store.write(durable=True):
+        given = store.dialect.table("documents", index_name="TEXT", document_id="TEXT", tenant_id="TEXT", entity="TEXT")
         store.run(
             "INSERT INTO outbox_events"
             " (action, index_name, document_id, tenant_id, entity, document_bytes, created_at)"
-            " SELECT 'refresh', json_extract(value, '$[0]'), json_extract(value, '$[1]'),"
-            " json_extract(value, '$[2]'), json_extract(value, '$[3]'), 0, ? FROM json_each(?)",
-            now,
-            json.dumps(documents),
+            f" SELECT 'refresh', index_name, document_id, tenant_id, entity, 0, :now FROM {given} AS d",
+            now=now,
+            documents=documents,
         )
 
 
@@ -86,23 +84,26 @@ def begin(
     unless_scheduled_since: int | None = None,
 ) -> int | None:
     """Note a verification. None if it is a scheduled one, and another relay began with it since that instant."""
-    with store.write(durable=False):
+    scheduled = unless_scheduled_since is not None
+    unless = (
+        "WHERE NOT EXISTS (SELECT 1 FROM outbox_verifications WHERE scheduled <> 0 AND started_at > :since)"
+        if scheduled
+        else ""
+    )
+    with store.write(durable=False, alone=True):
         store.run("DELETE FROM outbox_verifications WHERE id <= (SELECT max(id) FROM outbox_verifications) - 99")
-        begun = store.run(
+        begun: int | None = store.run(
             "INSERT INTO outbox_verifications (started_at, started_by, scheduled, entities, tenant_id, sample)"
-            " SELECT :now, :by, :since IS NOT NULL, :entities, :tenant, :sample"
-            " WHERE :since IS NULL OR NOT EXISTS ("
-            "  SELECT 1 FROM outbox_verifications WHERE scheduled AND started_at > :since)",
-            {
-                "now": now,
-                "by": by,
-                "since": unless_scheduled_since,
-                "entities": json.dumps(list(entities)),
-                "tenant": tenant_id,
-                "sample": sample,
-            },
-        )
-        return begun.lastrowid if begun.rowcount else None
+            f" SELECT :now, :by, :scheduled, :entities, :tenant, :sample {unless} RETURNING id",
+            now=now,
+            by=by,
+            since=unless_scheduled_since,
+            scheduled=int(scheduled),
+            entities=json.dumps(list(entities)),
+            tenant=tenant_id,
+            sample=sample,
+        ).scalar_one_or_none()
+    return begun
 
 
 def finish(store: Store, id_: int, found: Mapping[str, int], error: str | None, now: int) -> None:

@@ -26,7 +26,7 @@ def test_rebuilt_index_holds_what_the_database_says_and_nothing_else(world: Worl
     assert world.place.get("contacts", "2:t1:1") == {"name": "Grace", "tenantId": "t1"}
     world.assert_in_step()
     assert world.place.indexes() == [SECOND]
-    assert world.store.copies() == {}
+    assert world.store.dual_writes() == {}
     world.save(1, "Ada")
     world.assert_in_step()
     world.rebuild()
@@ -76,7 +76,7 @@ def test_claim_from_before_both_that_is_delivered_after_the_scan(world: World) -
     slow = world.another_relay()
     request = slow._next_request(now_ms())
     assert request is not None
-    assert request.claim.copies == {}
+    assert request.claim.dual_writes == {}
     waited = 0
     for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
         if progress.phase == "wait":
@@ -107,7 +107,7 @@ def test_claim_from_before_the_swap_is_delivered_after_it(world: World) -> None:
             if waited == 3:
                 (request,) = requests
                 assert request.claim.targets["contacts"] == FIRST
-                assert request.claim.copies["contacts"] == (SECOND,)
+                assert request.claim.dual_writes["contacts"] == (SECOND,)
                 slow._settle(slow._send(request), now_ms())
     assert waited >= 3
     assert world.place.get("contacts", "2:t1:1") == {"name": "in flight", "tenantId": "t1"}

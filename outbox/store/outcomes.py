@@ -1,0 +1,134 @@
+"""What a relay records: what became of each row of a claim, and how many ended in which way."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Container, Sequence
+from typing import Any
+
+from outbox.store.claims import Claim
+from outbox.store.models import LATENCIES, LATENCY_BOUNDS_MS, State, Transition, held, waiting
+from outbox.store.store import Store, printable
+from outbox.store.upkeep import COUNTED_BY, add_to_stats
+
+
+def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: int) -> list[Transition]:
+    """Write what became of rows of a claim, but only where the claim still holds.
+
+    A row whose `claim_token` changed meanwhile (its lease expired and another relay took it) is left alone and
+    counted in `lost_claims`: whoever holds it now decides. Returns the transitions of such rows.
+    """
+    same: dict[tuple[Any, ...], list[Transition]] = defaultdict(list)
+    for transition in transitions:
+        same[transition[1:]].append(transition)
+    with store.write(durable=False):
+        lost = _lost(store, claim.token, [transition.event.id for transition in transitions])
+        for group in same.values():
+            _move(store, claim.token, group, now)
+        _release_followers(store, transitions, now)
+        _count(store, transitions, lost, now)
+    return [transition for transition in transitions if transition.event.id in lost] if lost else []
+
+
+def _lost(store: Store, token: str, ids: Sequence[int]) -> set[int]:
+    """Those of the rows that are no longer this claim's. The others stay so until the transaction ends."""
+    kept = f"SELECT id FROM outbox_events WHERE id {store.dialect.among('ids')} AND claim_token = :token"
+    number: int = store.run(
+        f"SELECT count(*) FROM ({kept} {store.dialect.locked()}) AS kept", ids=ids, token=token
+    ).scalar_one()
+    if number == len(ids):
+        return set()
+    return set(ids) - {row[0] for row in store.run(kept, ids=ids, token=token)}
+
+
+def _move(store: Store, token: str, group: Sequence[Transition], now: int) -> None:
+    to = group[0]
+    finished = to.state in (State.DONE, State.DEAD)
+    parameters = {
+        "state": to.state.value,
+        "outcome": to.result.value if to.result else None,
+        "attempts": to.attempts,
+        "available_at": None if finished else to.available_at,
+        "finished_at": now if finished else None,
+        "error_type": to.error_type,
+        "error": printable(to.error),
+        "unsent": int(to.unsent),
+        "ids": [transition.event.id for transition in group],
+        "token": token,
+    }
+    store.run(
+        f"""
+        UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
+               available_at = :available_at, finished_at = :finished_at, claim_token = NULL, claimed_by = NULL,
+               lease_expires_at = NULL, error_type = coalesce(:error_type, error_type),
+               error = coalesce(:error, error), deliveries = deliveries - :unsent
+        WHERE id {store.dialect.among("ids")} AND claim_token = :token
+        """,
+        parameters,
+    )
+
+
+def _release_followers(store: Store, transitions: Sequence[Transition], now: int) -> None:
+    """Wake the rows that were parked behind documents that are now settled: the next batch of each."""
+    if not store.run(
+        f"SELECT EXISTS (SELECT 1 FROM outbox_events {store.dialect.indexed('waiting')} WHERE {waiting()}"
+        " AND available_at > :now)",
+        now=now,
+    ).scalar_one():
+        return
+    unsettled = {_document(transition) for transition in transitions if transition.state is State.PENDING}
+    settled = {_document(transition) for transition in transitions} - unsettled
+    for index_name, document_id in settled:
+        store.run(
+            f"""
+            UPDATE outbox_events SET available_at = :now WHERE id IN (
+                SELECT w.id FROM outbox_events AS w {store.dialect.indexed("held")}
+                WHERE ({held("w")}) AND w.index_name = :index AND w.document_id = :document
+                AND w.state = 'pending' ORDER BY w.id LIMIT 1000)
+            """,
+            now=now,
+            index=index_name,
+            document=document_id,
+        )
+
+
+def _count(store: Store, transitions: Sequence[Transition], lost: Container[int], now: int) -> None:
+    counts: dict[tuple[str, str, str, str], dict[str, int]] = {}
+    for transition in transitions:
+        event, state = transition.event, transition.state
+        key = (event.index_name, event.entity or "", event.tenant_id or "", event.action)
+        count = counts.setdefault(key, defaultdict(int))
+        if event.id in lost:
+            count["lost_claims"] += 1
+        elif state is State.DONE:
+            latency = max(0, now - event.created_at)
+            count["done"] += 1
+            count["latency_sum_ms"] += latency
+            if transition.result == "superseded":
+                count["superseded"] += 1
+            if latency <= LATENCY_BOUNDS_MS[-1]:
+                count[LATENCIES[bisect_left(LATENCY_BOUNDS_MS, latency)]] += 1
+        elif state is State.DEAD:
+            count["dead"] += 1
+        elif transition.attempts > event.attempts:
+            count["retried"] += 1
+    minute = now - now % 60_000
+    for (index_name, entity, tenant_id, action), count in counts.items():
+        if count:
+            counters = ", ".join(count)
+            values = ", ".join(f":{name}" for name in count)
+            store.run(
+                f"INSERT INTO outbox_stats (minute, {COUNTED_BY}, {counters})"
+                f" VALUES (:minute, :index_name, :entity, :tenant_id, :action, {values}) {add_to_stats(tuple(count))}",
+                minute=minute,
+                index_name=index_name,
+                entity=entity,
+                tenant_id=tenant_id,
+                action=action,
+                **count,
+            )
+
+
+def _document(transition: Transition) -> tuple[str, str]:
+    return transition.event.index_name, transition.event.document_id
