@@ -19,6 +19,9 @@ import orjson
 
 from outbox.errors import InvalidDocument, InvalidName, shortened
 
+TENANT_FIELD = "tenantId"
+"""The field of a document that names its tenant."""
+
 MAX_ID_BYTES = 512
 MAX_INDEX_NAME_BYTES = 255
 MAX_DEPTH = 100

@@ -18,7 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 from outbox import EntityRegistry, sqlite
-from outbox.entities.registry import LoadFailed
+from outbox.entities.loader import LoadFailed
+from outbox.relay.load import from_database
 from outbox.store import models
 from outbox.store.models import Event
 
@@ -410,7 +411,7 @@ class History(RuleBasedStateMachine):
             events = [Event._make(row) for row in rows]
             self.seen = events[-1].id if events else self.seen
             assert {event.action for event in events} <= {"refresh"}
-            for event_id, document in self.registry.load(connection, events).items():
+            for event_id, document in from_database(connection, self.registry, events).items():
                 event = next(each for each in events if each.id == event_id)
                 assert not isinstance(document, LoadFailed), document
                 self.index.pop((event.index_name, event.document_id), None)
@@ -427,7 +428,7 @@ class History(RuleBasedStateMachine):
                 Event(at, "refresh", index, document_id, None, entity.name, 0, 1, 0)
                 for at, (index, document_id) in enumerate(places)
             ]
-            documents = self.registry.load(connection, events)
+            documents = from_database(connection, self.registry, events)
             found |= {
                 (event.index_name, event.document_id): json.loads(document)
                 for event in events

@@ -22,7 +22,7 @@ from outbox.cli import main
 from outbox.cli.look import default_text
 from outbox.destinations import destination_of
 from outbox.destinations.base import DOCUMENT_MISSING, ILLEGAL_DOCUMENT, OutcomeKind
-from outbox.entities.registry import UNKNOWN_ENTITY
+from outbox.relay.load import UNKNOWN_ENTITY
 from outbox.settings import Settings, load, variable
 from outbox.store import models
 from outbox.store.models import Action, Result, State

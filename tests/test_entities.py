@@ -36,10 +36,10 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship
 
 from outbox import ConfigurationError, DatabaseUnavailable, EntityRegistry, InvalidName
-from outbox.destinations import base
-from outbox.entities import keys
-from outbox.entities import registry as entities
-from outbox.entities.registry import TENANT_FIELD, Entity, Loaded, LoadFailed
+from outbox.entities import keys, loader
+from outbox.entities.entity import Entity
+from outbox.entities.loader import Loaded, LoadFailed
+from outbox.relay.load import from_database
 from outbox.store.models import Event
 
 
@@ -188,7 +188,7 @@ def loaded(
     """What the registry says of each place, documents parsed."""
     session.flush()
     events = refresh(entity, *places, index=index)
-    found = registry.load(session.connection(), events)
+    found = from_database(session.connection(), registry, events)
     assert list(found) == [each.id for each in events]
     return [parsed(found[each.id]) for each in events]
 
@@ -305,7 +305,6 @@ def test_index_options_know_the_tenant_field_and_the_indexes_of_tenants(registry
     assert registry.index_options("T1_contacts") is None
     assert registry.index_options("a_b_contacts") is None
     assert registry.index_options("tags") == ({}, {})
-    assert TENANT_FIELD == base.TENANT_FIELD
 
 
 # -- where documents stand --------------------------------------------------------------------------------------
@@ -478,7 +477,7 @@ def test_columns_are_read_in_one_query_for_all_rows_and_nothing_else(
     made: list[Any] = []
     event.listen(Contact, "load", lambda *arguments: made.append(arguments))
     with database.connect() as connection, statements(database) as seen:
-        found = registry.load(connection, events)
+        found = from_database(connection, registry, events)
     assert len(found) == 100
     assert all(isinstance(document, bytes) for document in found.values())
     assert len(seen) == 2
@@ -640,7 +639,7 @@ def test_text_that_another_program_wrote_in_latin_1_fails_alone(
     assert found[3].error_type == "load_failed"
     assert found[3].error.startswith("OperationalError: Could not decode to UTF-8")
     assert [each["name"] for each in found if each is not found[3]] == ["Ada"] * 8
-    rows = registry.page(session.connection(), entity, entities.Part(), None, 100)
+    rows = loader.page(session.connection(), entity, loader.Part(), None, 100)
     assert [row.document for row in rows if isinstance(row.document, LoadFailed)] == [found[3]]
     assert len(rows) == 9
 
@@ -676,7 +675,7 @@ def test_row_of_an_entity_that_is_not_registered_says_what_to_register(
 ) -> None:
     entity = registry.add(Contact, index="contacts", fields=["name"])
     events = [each._replace(entity="contcats") for each in refresh(entity, "1")]
-    found = registry.load(session.connection(), events)[1]
+    found = from_database(session.connection(), registry, events)[1]
     assert isinstance(found, LoadFailed)
     assert found.error_type == "unknown_entity"
     assert "did you mean 'contacts'?" in found.error
@@ -686,7 +685,7 @@ def test_row_of_an_entity_that_is_not_registered_says_what_to_register(
 def test_table_that_is_missing_is_the_databases_failure_not_the_rows(registry: EntityRegistry, engine: Engine) -> None:
     entity = registry.add(Contact, index="contacts", fields=["name"])
     with engine.connect() as connection, pytest.raises(DatabaseUnavailable, match="'contacts' cannot be loaded"):
-        registry.load(connection, refresh(entity, "1"))
+        from_database(connection, registry, refresh(entity, "1"))
 
 
 def test_subclass_in_the_same_table_is_told_from_its_siblings(registry: EntityRegistry, session: Session) -> None:
@@ -781,12 +780,12 @@ def test_loading_leaves_the_callers_transaction_alone(registry: EntityRegistry, 
     with database.connect() as connection:
         connection.execute(insert(Contact), {"id": 1, "name": "Ada", "archived": False, "count": 0})
         for entity in (fields, objects):
-            assert registry.load(connection, refresh(entity, "1"))[1] == b'{"name":"Ada"}'
+            assert from_database(connection, registry, refresh(entity, "1"))[1] == b'{"name":"Ada"}'
         assert connection.in_transaction()
         connection.rollback()
     with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for entity in (fields, objects):
-            assert registry.load(connection, refresh(entity, "1"))[1] is None
+            assert from_database(connection, registry, refresh(entity, "1"))[1] is None
 
 
 def test_registry_needs_neither_relay_nor_elasticsearch() -> None:

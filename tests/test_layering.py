@@ -21,7 +21,7 @@ FLOORS: dict[str, set[str]] = {
     "documents": {"errors"},
     "logs": {"settings"},
     "store": {"errors"},
-    "destinations": {"errors", "settings"},
+    "destinations": {"documents", "errors", "settings"},
     "entities": {"documents", "errors", "settings", "store"},
     "triggers": {"entities", "errors", "store"},
     "write": {"destinations", "documents", "entities", "errors", "settings", "store", "triggers"},
@@ -43,7 +43,6 @@ FLOORS: dict[str, set[str]] = {
 UPWARDS = {
     ("entities.registry", "write.capture"),  # `registry.capture(Session)` is what users call; imported when called
     ("triggers.installer", "write.journal"),  # until its watcher is a room of the write side
-    ("entities.links", "entities.registry"),  # until entities have a room of their own
 }
 """The arrows that run up, each named."""
 

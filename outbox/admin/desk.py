@@ -149,7 +149,7 @@ class Desk:
         registry = self._known_entities()
         with self.figures() as store:
             chosen = reindex.select(store, registry, entities=[entity], tenant=tenant, since=since)
-            estimated = sum(reindex.rows_of(store, registry, each) for each in chosen)
+            estimated = sum(reindex.rows_of(store, each) for each in chosen)
             for each in chosen:
                 if (job := jobs.open_job(store, each.index)) and not jobs.is_abandoned(store, job, now_ms()):
                     raise ReindexFailed(f"{job} is running already, at step '{job.phase}'")

@@ -139,7 +139,7 @@ def _act(
     if given["rollback"] or given["drop_old"]:
         _back_or_drop(store, destination, selections, given)
     elif given["dry_run"]:
-        _dry_run(store, registry, selections, given["as_json"])
+        _dry_run(store, selections, given["as_json"])
     else:
         for selection in selections:
             _show(store, reindexer.run(selection), selection.index, given["as_json"])
@@ -187,9 +187,9 @@ def _back_or_drop(
             )
 
 
-def _dry_run(store: Store, registry: EntityRegistry, selections: Iterable[Selection], as_json: bool) -> None:
+def _dry_run(store: Store, selections: Iterable[Selection], as_json: bool) -> None:
     for each in selections:
-        rows, names = reindex.rows_of(store, registry, each), [entity.name for entity in each.entities]
+        rows, names = reindex.rows_of(store, each), [entity.name for entity in each.entities]
         if as_json:
             click.echo(json.dumps({"index": each.index, "entities": names, "rows": rows, "in_place": each.in_place}))
         else:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
+from outbox.documents import TENANT_FIELD as TENANT_FIELD
 from outbox.errors import IndexMissing
 
 
@@ -43,9 +44,6 @@ class OutcomeKind(enum.StrEnum):
     UNAVAILABLE = "unavailable"  # no answer for this operation
     SPLIT = "split"  # the request as a whole was refused; smaller ones may pass
 
-
-TENANT_FIELD: Final = "tenantId"
-"""The keyword field of documents that names the tenant they belong to."""
 
 DOCUMENT_MISSING: Final = "document_missing"
 """Error type of a partial update whose document the destination does not hold."""

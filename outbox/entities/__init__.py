@@ -1,5 +1,6 @@
 """Which models are documents, and how a document is made of their rows."""
 
-from outbox.entities.registry import Dependency, Entity, EntityRegistry
+from outbox.entities.entity import Dependency, Entity
+from outbox.entities.registry import EntityRegistry
 
 __all__ = ["Dependency", "Entity", "EntityRegistry"]

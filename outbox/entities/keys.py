@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any, Final, NamedTuple
@@ -29,12 +29,16 @@ from sqlalchemy import (
     literal,
     not_,
     or_,
+    tuple_,
 )
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from outbox import documents
 from outbox.errors import ConfigurationError, InvalidName, shortened
+
+MOST_PARAMETERS: Final = 30_000
+"""In one statement. SQLite takes 32,766."""
 
 SEPARATOR: Final = "|"
 ESCAPE: Final = "\\"
@@ -234,6 +238,21 @@ def id_text_of(tenancy: Tenancy, document_id: str) -> str | None:
     found = _PREFIX.match(document_id)
     end = found.end() + int(found[1]) if found else 0
     return document_id[end + 1 :] if found and document_id[end : end + 1] == ":" else None
+
+
+def among(columns: Sequence[Any], wanted: Sequence[tuple[Any, ...]]) -> ColumnElement[bool]:
+    """Rows with one of these keys, in SQL."""
+    if len(columns) == 1:
+        condition: ColumnElement[bool] = columns[0].in_([identity[0] for identity in wanted])
+    else:
+        condition = tuple_(*columns).in_(wanted)
+    return condition
+
+
+def portions(wanted: Sequence[tuple[Any, ...]], width: int) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """Keys of `width` columns, as many at a time as one statement takes."""
+    step = MOST_PARAMETERS // width
+    return (wanted[start : start + step] for start in range(0, len(wanted), step))
 
 
 def index_sql(index: str, tenancy: Tenancy, tenant: ColumnElement[str] | None) -> ColumnElement[str]:

@@ -23,7 +23,8 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column
 from sqlalchemy.sql.util import ClauseAdapter
 
-from outbox.entities.registry import Branch, Dependency, Entity, EntityRegistry, nearest
+from outbox.entities.checks import nearest
+from outbox.entities.entity import Branch, Dependency, Entity
 from outbox.errors import ConfigurationError
 
 _Path = tuple[RelationshipProperty[Any], ...]
@@ -44,10 +45,10 @@ class Link:
     path: _Path = ()  # … or the relationships that lead to it
 
 
-def links(registry: EntityRegistry) -> list[Link]:
+def links(entities: Iterable[Entity]) -> list[Link]:
     """All links of all entities, as sessions see them."""
     found: list[Link] = []
-    for entity in registry:
+    for entity in entities:
         ways = list(links_of(entity))
         found += [*ways, *_associations(entity, ways)]
     return found
@@ -124,6 +125,12 @@ def _property(mapper: Mapper[Any], column: Column[Any]) -> MapperProperty[Any] |
     return next(
         (prop for prop in mapper.column_attrs if any(each.shares_lineage(plain) for each in prop.columns)), None
     )
+
+
+def check(entity: Entity) -> None:
+    """Raises `ConfigurationError` for a dependency that leads nowhere."""
+    for _ in links_of(entity):
+        pass
 
 
 def links_of(entity: Entity) -> Iterator[Link]:

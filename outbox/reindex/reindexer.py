@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Final
 
 from outbox.destinations.base import Destination
-from outbox.entities.registry import Entity, EntityRegistry
+from outbox.entities.entity import Entity
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, ReindexFailed, SchemaError
 from outbox.reindex.rollback import drop_old, roll_back
 from outbox.reindex.selection import Selection, rows_of, select
@@ -178,7 +179,7 @@ class Reindexer:
             since=chosen.since,
             keep_old=chosen.keep_old,
             adopt=chosen.adopt,
-            total=rows_of(store, self._registry, chosen),
+            total=rows_of(store, chosen),
         )
 
     def _new_name(self, name: str) -> str:

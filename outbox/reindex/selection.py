@@ -9,8 +9,12 @@ from typing import Any
 
 from sqlalchemy import Date, DateTime, Integer
 
+from outbox.entities import loader
+from outbox.entities.checks import listed, nearest
+from outbox.entities.entity import Entity
 from outbox.entities.keys import Tenancy
-from outbox.entities.registry import Entity, EntityRegistry, Part, listed, nearest
+from outbox.entities.loader import Part
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, shortened
 from outbox.store.jobs import Job
 from outbox.store.store import Store
@@ -65,7 +69,7 @@ def select(
     chosen = list(registry) if everything else [_entity(store, registry, name) for name in entities]
     if not chosen:
         raise ConfigurationError("no entity is registered: add the application's models to the registry")
-    names = list(dict.fromkeys(name for entity in chosen for name in _index_names(store, registry, entity, tenant)))
+    names = list(dict.fromkeys(name for entity in chosen for name in _index_names(store, entity, tenant)))
     found = []
     for name in names:
         of_index = tuple(registry.of_index(name))
@@ -92,7 +96,7 @@ def select(
             )
         )
     if tenant is not None:
-        _check_tenant(store, registry, chosen, tenant)
+        _check_tenant(store, chosen, tenant)
     _check_options(found, keep_old=keep_old, adopt=adopt)
     return found
 
@@ -123,25 +127,25 @@ def _entity(store: Store, registry: EntityRegistry, name: str) -> Entity:
     raise ConfigurationError(f"no entity {shortened(name)} is registered{instead}{nearest(name, known)}")
 
 
-def _index_names(store: Store, registry: EntityRegistry, entity: Entity, tenant: str | None) -> list[str]:
+def _index_names(store: Store, entity: Entity, tenant: str | None) -> list[str]:
     if entity.tenancy is not Tenancy.INDEX:
         return [entity.index]
     known = [name for name in store.targets() if entity.index_names(name)]
-    of_rows = [f"{each}_{entity.index}" for each in registry.tenants(store.connection, entity)]
+    of_rows = [f"{each}_{entity.index}" for each in loader.tenants(store.connection, entity)]
     names = sorted({*known, *(name for name in of_rows if entity.index_names(name))})
     return [name for name in names if tenant is None or name == f"{tenant}_{entity.index}"]
 
 
-def _check_tenant(store: Store, registry: EntityRegistry, chosen: Sequence[Entity], tenant: str) -> None:
+def _check_tenant(store: Store, chosen: Sequence[Entity], tenant: str) -> None:
     connection = store.connection
     with_tenant = [entity for entity in chosen if entity.tenant]
     if not with_tenant:
         raise ConfigurationError(f"{', '.join(entity.name for entity in chosen)}: no tenant is registered there")
-    if any(registry.count(connection, entity, Part(tenant)) for entity in with_tenant):
+    if any(loader.count(connection, entity, Part(tenant)) for entity in with_tenant):
         return
     if any(e.tenancy is Tenancy.INDEX and f"{tenant}_{e.index}" in store.targets() for e in with_tenant):
         return  # its rows are gone, its index is not
-    existing = sorted({each for entity in with_tenant for each in registry.tenants(connection, entity, 10)})
+    existing = sorted({each for entity in with_tenant for each in loader.tenants(connection, entity, 10)})
     more = "" if len(existing) < 10 else ", …"
     raise ConfigurationError(
         f"no row is of tenant {shortened(tenant)}; there are {', '.join(existing) or 'none'}{more}"
@@ -167,6 +171,6 @@ def instant(entity: Entity, since: str) -> Any:
     return since
 
 
-def rows_of(store: Store, registry: EntityRegistry, chosen: Selection) -> int:
+def rows_of(store: Store, chosen: Selection) -> int:
     """How many rows the scan will read."""
-    return sum(registry.count(store.connection, entity, chosen.part_of(entity)) for entity in chosen.entities)
+    return sum(loader.count(store.connection, entity, chosen.part_of(entity)) for entity in chosen.entities)

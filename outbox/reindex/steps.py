@@ -26,7 +26,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 from loguru import logger
 
 from outbox import logs
-from outbox.entities.registry import LoadFailed, Row
+from outbox.entities import loader
+from outbox.entities.loader import LoadFailed, Row
 from outbox.errors import DestinationError, shortened
 from outbox.reindex.work import LOOK_EVERY_S, Progress, Work, fields, until_claims_end
 from outbox.reindex.writer import Pace, Page, Writer
@@ -96,7 +97,7 @@ def scan(work: Work) -> Iterator[Progress]:
         for entity in entities[first:]:
             after: list[str] | None = at.get("after") if entity.name == at.get("entity") else None
             part = work.selection.part_of(entity)
-            while rows := work.registry.page(work.store.connection, entity, part, after, _page_rows(work, writer)):
+            while rows := loader.page(work.store.connection, entity, part, after, _page_rows(work, writer)):
                 read, after = read + len(rows), rows[-1].key
                 operations = work.operations(rows)
                 now = time.monotonic()
@@ -208,7 +209,7 @@ def _absent(work: Work, document_ids: Sequence[str]) -> list[str]:
     """Documents for which no entity of the index has a row, whatever its tenant."""
     places = [(work.job.index_name, each) for each in document_ids]
     for entity in work.registry.of_index(work.job.index_name):
-        held = work.registry.holders(work.store.connection, entity, places)
+        held = loader.holders(work.store.connection, entity, places)
         places = [place for place in places if place not in held]
     return [document_id for _, document_id in places]
 
@@ -238,7 +239,7 @@ def _differing(work: Work) -> list[str]:
     page = next(work.destination.pages(target, PAGE_ROWS), {})
     suspects = set(random.sample(sorted(page), min(SAMPLE, len(page))))
     for entity in work.selection.entities:
-        rows = work.registry.page(connection, entity, work.selection.part_of(entity), None, SAMPLE)
+        rows = loader.page(connection, entity, work.selection.part_of(entity), None, SAMPLE)
         suspects |= {operation.document_id for operation in work.operations(rows)}
     for look in range(SAMPLE_LOOKS):
         if look:
@@ -268,7 +269,7 @@ def _made(work: Work, document_ids: Sequence[str]) -> Mapping[str, bytes | LoadF
         places = [(name, document_id) for document_id, document in found.items() if document is None]
         found |= {
             document_id: document
-            for (_, document_id), document in work.registry.load_places(work.store.connection, entity, places).items()
+            for (_, document_id), document in loader.load_places(work.store.connection, entity, places).items()
         }
     return found
 

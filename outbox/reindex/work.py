@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar
 from loguru import logger
 
 from outbox.destinations.base import Destination, Operation
-from outbox.entities.registry import EntityRegistry, Row
+from outbox.entities.loader import Row
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import DestinationError, DestinationUnanswered
 from outbox.reindex.selection import Selection
 from outbox.reindex.writer import Traffic, Writer

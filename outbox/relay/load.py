@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Connection
 
 from outbox import documents
 from outbox.destinations.base import Outcome, OutcomeKind
-from outbox.entities.registry import UNKNOWN_ENTITY, EntityRegistry, LoadFailed
-from outbox.errors import DatabaseUnavailable, InvalidName
+from outbox.entities import loader
+from outbox.entities.checks import nearest
+from outbox.entities.loader import Loaded, LoadFailed
+from outbox.entities.registry import EntityRegistry
+from outbox.errors import DatabaseUnavailable, InvalidName, shortened
 from outbox.relay.plan import Content
 from outbox.store import claims
 from outbox.store.claims import Claim
 from outbox.store.models import Action, Event
 from outbox.store.store import Store
+
+UNKNOWN_ENTITY = "unknown_entity"
+"""Error type of a row whose entity is not registered."""
 
 _NO_REGISTRY = Outcome(
     OutcomeKind.BLOCKED, "no_registry", "its entities are not known here: set OUTBOX_ENTITIES for this relay"
@@ -51,10 +60,39 @@ def _entities(store: Store, registry: EntityRegistry | None, events: Sequence[Ev
     if registry is None:
         return {event.id: _NO_REGISTRY for event in events}
     try:
-        loaded = registry.load(store.connection, events)
+        loaded = from_database(store.connection, registry, events)
     except DatabaseUnavailable as error:
         return {event.id: Outcome(OutcomeKind.BLOCKED, "entity_unavailable", str(error)) for event in events}
     return {id_: _failed(each) if isinstance(each, LoadFailed) else each for id_, each in loaded.items()}
+
+
+def from_database(connection: Connection, registry: EntityRegistry, events: Sequence[Event]) -> dict[int, Loaded]:
+    """What the database says now of the documents of `refresh` rows, by event id, see `loader.load_places`.
+
+    Raises `DatabaseUnavailable`. Takes no lock of its own.
+    """
+    loaded: dict[int, Loaded] = {}
+    by_entity: dict[str | None, list[Event]] = defaultdict(list)
+    for event in events:
+        by_entity[event.entity].append(event)
+    known = {entity.name: entity for entity in registry}
+    for name, rows in by_entity.items():
+        entity = known.get(name or "")
+        if entity is None:
+            loaded |= dict.fromkeys((row.id for row in rows), _unknown(name, known))
+            continue
+        places = [(row.index_name, row.document_id) for row in rows]
+        made = loader.load_places(connection, entity, places)
+        loaded |= {row.id: made[place] for row, place in zip(rows, places, strict=True)}
+    return loaded
+
+
+def _unknown(name: str | None, known: Iterable[str]) -> LoadFailed:
+    return LoadFailed(
+        UNKNOWN_ENTITY,
+        f"no entity {shortened(name)} is registered here{nearest(name or '', known)}; "
+        "add it to the registry that OUTBOX_ENTITIES names, with the name= it had when the row was written",
+    )
 
 
 def _failed(failure: LoadFailed) -> Outcome:

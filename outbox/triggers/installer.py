@@ -21,7 +21,8 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import DDL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from outbox.entities.registry import Entity, EntityRegistry
+from outbox.entities.entity import Entity
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable
 from outbox.triggers.sources import MARK, PREFIX, Trigger, quoted, sources_of, text_literal, triggers_of, unique_keys
 from outbox.write import journal as rows

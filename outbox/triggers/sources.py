@@ -36,9 +36,10 @@ from sqlalchemy.sql.elements import BinaryExpression, TextClause
 from sqlalchemy.sql.schema import Column, Table
 from sqlalchemy.sql.util import ClauseAdapter
 
+from outbox.entities.entity import Entity
 from outbox.entities.keys import Tenancy
 from outbox.entities.links import Link, counted, joined, links_of, selected
-from outbox.entities.registry import Entity, EntityRegistry
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError
 from outbox.store import models
 from outbox.store.models import Action

@@ -11,8 +11,9 @@ from typing import Any, Final
 import orjson
 
 from outbox.destinations.base import TENANT_FIELD, Stored
+from outbox.entities.entity import Entity
 from outbox.entities.keys import tenant_of
-from outbox.entities.registry import Entity, Loaded, LoadFailed
+from outbox.entities.loader import Loaded, LoadFailed
 
 MOST_FIELDS: Final = 3
 

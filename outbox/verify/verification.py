@@ -14,8 +14,11 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from outbox.destinations.base import Destination, Listed, Stored
+from outbox.entities import loader
+from outbox.entities.entity import Entity
 from outbox.entities.keys import Tenancy, tenant_of
-from outbox.entities.registry import Entity, EntityRegistry, Loaded, LoadFailed, Part
+from outbox.entities.loader import Loaded, LoadFailed, Part
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
 from outbox.store import verifications
 from outbox.store.models import now_ms, version
@@ -152,16 +155,16 @@ class Verification:
     # -- the database against the index -------------------------------------------------------------------------
 
     def _database(self, entity: Entity) -> Iterator[Checked | Drift]:
-        connection, registry = self._store.connection, self._registry
+        connection = self._store.connection
         part = Part(self._tenant_id)
-        total = registry.count(connection, entity, part)
+        total = loader.count(connection, entity, part)
         after, done = None, 0
         limit = min(int(self._page / self._sample), MOST_KEYS_AT_ONCE)
-        while identities := registry.identities(connection, entity, part, after=after, limit=limit):
+        while identities := loader.identities(connection, entity, part, after=after, limit=limit):
             after = identities[-1]
             drawn = identities if self._sample == 1 else [each for each in identities if random.random() < self._sample]
             for start in range(0, len(drawn), self._page):
-                loaded = registry.load_rows(connection, entity, drawn[start : start + self._page])
+                loaded = loader.load_rows(connection, entity, drawn[start : start + self._page])
                 documents: dict[str, dict[str, bytes]] = {}
                 failed: dict[Place, Entity] = {}
                 for identity, (key, document) in loaded.items():
@@ -213,7 +216,7 @@ class Verification:
             holders: dict[str, str | None] = {}
             for entity in entities:
                 places = [(index, each) for each in asked if each not in holders]
-                found = self._registry.holders(self._store.connection, entity, places)
+                found = loader.holders(self._store.connection, entity, places)
                 holders |= {each: key.tenant_id for (_, each), key in found.items()}
             # A document with a row was compared with that row; unless the row is another tenant's by now.
             yield from self._settle(
@@ -278,7 +281,7 @@ class Verification:
         for index, ids in by_index(suspects).items():
             for entity in self._registry.of_index(index):
                 places = [(index, document_id) for document_id in ids]
-                for place, document in self._registry.load_places(self._store.connection, entity, places).items():
+                for place, document in loader.load_places(self._store.connection, entity, places).items():
                     if document is not None and (place not in found or suspects[place] is entity):
                         found[place] = (entity, document)
         return found

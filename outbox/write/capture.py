@@ -50,9 +50,10 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import instance_state
 
-from outbox.entities.keys import SHARED, DocumentKey
+from outbox.entities.entity import Entity
+from outbox.entities.keys import SHARED, DocumentKey, among, portions
 from outbox.entities.links import Link, counted, links
-from outbox.entities.registry import MOST_PARAMETERS, Entity, EntityRegistry, among
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, InvalidName, shortened
 from outbox.settings import write_settings
 from outbox.store import models
@@ -68,20 +69,6 @@ _REFRESH: Final = Action.REFRESH.value
 _UNLOADED = PassiveFlag.PASSIVE_NO_INITIALIZE
 Identity = tuple[Any, ...]
 Place = tuple[Entity, DocumentKey]
-
-
-def capture(registry: EntityRegistry, sessions: Any) -> None:
-    """Note what sessions change from now on; see `EntityRegistry.capture`."""
-    capturing = registry.capturing
-    if capturing is None:
-        capturing = registry.capturing = Capture(registry)
-    if _is_async_sessionmaker(sessions):
-        # Their events are those of the session inside, of which each maker gets a class of its own.
-        inside = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
-        own = type(f"Captured{inside.__name__}", (inside,), {})
-        sessions.configure(sync_session_class=own)
-        sessions = own
-    capturing.listen(sessions)
 
 
 def _is_async_sessionmaker(sessions: Any) -> bool:
@@ -199,7 +186,13 @@ class Capture:
         self._flush = object()  # the key of what a session remembers from before a flush until after it
 
     def listen(self, sessions: Any) -> None:
-        """Listen to what these sessions do. Once is enough; again changes nothing."""
+        """Note what these sessions change from now on; see `EntityRegistry.capture`. Again changes nothing."""
+        if _is_async_sessionmaker(sessions):
+            # Their events are those of the session inside, of which each maker gets a class of its own.
+            inside = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
+            own = type(f"Captured{inside.__name__}", (inside,), {})
+            sessions.configure(sync_session_class=own)
+            sessions = own
         target = getattr(sessions, "sync_session", sessions)
         for name, listener in (
             ("after_begin", self.after_begin),
@@ -623,10 +616,8 @@ def _key_names(mapper: Mapper[Any]) -> list[str]:
 
 
 def _parts(mapper: Mapper[Any], identities: Sequence[Identity]) -> Iterable[Sequence[Identity]]:
-    """As many at a time as one statement takes."""
-    step = MOST_PARAMETERS // len(mapper.primary_key)
-    unique = list(dict.fromkeys(identities))
-    return (unique[start : start + step] for start in range(0, len(unique), step))
+    """As many at a time as one statement takes, each once."""
+    return portions(list(dict.fromkeys(identities)), len(mapper.primary_key))
 
 
 def _flat(identities: Sequence[Identity]) -> list[Any]:

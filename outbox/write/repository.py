@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from outbox import documents
+from outbox.entities.entity import Entity
 from outbox.entities.keys import DocumentKey
-from outbox.entities.registry import Entity, EntityRegistry
+from outbox.entities.registry import EntityRegistry
 from outbox.errors import (
     ConfigurationError,
     InvalidDocument,

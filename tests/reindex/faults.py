@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from outbox import EntityRegistry
+import pytest
+
 from outbox.destinations.base import Destination, Outcome, OutcomeKind
+from outbox.entities import loader
 from tests.reindex.world import SECOND
 from tests.support import LIMIT_S
 
 
-class Reading:
-    """The registry, with something that happens after a page was read and before it is written."""
+@contextmanager
+def after_reading(then: Callable[[], None]) -> Iterator[None]:
+    """Something that happens after the first page was read and before it is written."""
+    left, page = [then], loader.page
 
-    def __init__(self, registry: EntityRegistry, then: Callable[[], None]) -> None:
-        self._registry, self._then = registry, then
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._registry, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._registry)
-
-    def page(self, *arguments: Any) -> Any:
-        found = self._registry.page(*arguments)
-        then, self._then = self._then, lambda: None
-        then()
+    def slow(*arguments: Any) -> Any:
+        found = page(*arguments)
+        if left:
+            left.pop()()
         return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "page", slow)
+        yield
 
 
 class Refusing:

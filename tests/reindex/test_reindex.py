@@ -9,7 +9,7 @@ from outbox.destinations.base import Listed, Operation, OutcomeKind
 from outbox.reindex.reindexer import reindex
 from outbox.store import verifications
 from outbox.store.models import now_ms, version
-from tests.reindex.faults import Reading, Refusing
+from tests.reindex.faults import Refusing, after_reading
 from tests.reindex.world import FIRST, SECOND, World
 
 
@@ -151,9 +151,8 @@ def test_delete_between_reading_and_writing_whose_tombstone_is_forgotten(world: 
         world.deliver()
         world.place.forget_deletes(SECOND)
 
-    registry: Any = Reading(world.registry, delete)
-    for _ in reindex(world.store, world.place.destination, registry, entities=["contacts"]):
-        world.deliver()
+    with after_reading(delete):
+        world.rebuild()
     assert world.job.removed == 2
     world.assert_in_step()
 
@@ -201,9 +200,8 @@ def test_partial_update_reaches_an_index_that_has_not_got_the_document_yet(world
         world.outbox.update("contacts", "2:t1:1", {"name": "by hand"})
         world.deliver()
 
-    registry: Any = Reading(world.registry, update)
-    for _ in reindex(world.store, world.place.destination, registry, entities=["contacts"]):
-        world.deliver()
+    with after_reading(update):
+        world.rebuild()
     world.assert_in_step()
 
 

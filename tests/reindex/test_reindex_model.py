@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import create_engine
 
-from outbox import EntityRegistry, OutboxRepository, schema, sqlite
+from outbox import OutboxRepository, schema, sqlite
+from outbox.entities import loader
 from outbox.errors import ReindexFailed
 from outbox.reindex.reindexer import Progress, Selection, drop_old, roll_back
 from outbox.relay.requests import Answer, Request
@@ -44,24 +45,22 @@ numbers = st.integers(1, 5)
 Steps = Iterator[Progress]
 
 
-class Interrupted:
-    """The registry, with something that happens after the scan has read a page and before it sends it."""
+class Reading:
+    """Pages of the scan, with something that happens after one was read and before it is sent."""
 
-    def __init__(self, registry: EntityRegistry) -> None:
-        self._registry = registry
+    def __init__(self) -> None:
         self.then: list[Callable[[], None]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._registry, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._registry)
+        self._page, self._patch = loader.page, pytest.MonkeyPatch()
+        self._patch.setattr(loader, "page", self.page)
 
     def page(self, *arguments: Any) -> Any:
-        found = self._registry.page(*arguments)
+        found = self._page(*arguments)
         if self.then:
             self.then.pop()()
         return found
+
+    def end(self) -> None:
+        self._patch.undo()
 
 
 class Rebuilt(RuleBasedStateMachine):
@@ -83,7 +82,7 @@ class Rebuilt(RuleBasedStateMachine):
         self.clock[:] = [now_ms()]
         self.outbox, self.place = Outbox(engine), type(self).place_of(path)
         self.world = World(self.outbox, self.place)
-        self.registry = Interrupted(self.world.registry)
+        self.reading = Reading()
         self.sleeper = self.world.another_relay()
         self.asleep: list[Request] = []
         self.unrecorded: list[Answer] = []
@@ -170,10 +169,10 @@ class Rebuilt(RuleBasedStateMachine):
     )
     def reindex_begins_or_is_gone_on_with(self, keep_old: bool, in_place: bool, between: list[tuple[int, str]]) -> None:
         """`between`: what happens to contacts when a page of the scan has been read, and is not sent yet."""
-        self.registry.then = [partial(self._change_between, *each) for each in between]
+        self.reading.then = [partial(self._change_between, *each) for each in between]
         job = self.job
         chosen = Selection("contacts", (), in_place=in_place, keep_old=keep_old and not in_place)
-        reindexer = self.world.reindexer(registry=self.registry)  # type: ignore[arg-type]
+        reindexer = self.world.reindexer()
         self.steps = reindexer.resume(job) if job else reindexer.run(reindexed(self.world, chosen))
         self.reindex_takes_steps(1)
 
@@ -262,7 +261,7 @@ class Rebuilt(RuleBasedStateMachine):
 
     def _end(self) -> None:
         self.place.fail(times=0)
-        self.registry.then.clear()
+        self.reading.then.clear()
         for _ in range(8):
             self._all_awake()
             self.expired_leases_are_reaped()
@@ -293,6 +292,7 @@ class Rebuilt(RuleBasedStateMachine):
                 roll_back(self.world.store, self.place.destination, "contacts")
                 self.world.assert_in_step(kept[0])
         finally:
+            self.reading.end()
             self.world.store.close()
             self.outbox.close()
             self.outbox.engine.dispose()

@@ -9,7 +9,7 @@ import pytest
 
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.reindex.reindexer import reindex
-from tests.reindex.faults import Reading
+from tests.reindex.faults import after_reading
 from tests.reindex.world import FIRST, SECOND, World
 from tests.support.node import Node
 from tests.support.outbox import Outbox
@@ -44,12 +44,12 @@ def test_document_that_is_deleted_after_it_was_read_does_not_come_back(world: Wo
         time.sleep(GC_DELETES_S)
         node.restart()
 
-    registry = Reading(world.registry, delete_and_forget)
     seen = {}
-    for progress in reindex(world.store, world.place.destination, registry, entities=["contacts"]):  # type: ignore[arg-type]
-        world.deliver()
-        if progress.phase == "wait":
-            seen = node.documents(SECOND)
+    with after_reading(delete_and_forget):
+        for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
+            world.deliver()
+            if progress.phase == "wait":
+                seen = node.documents(SECOND)
     assert set(seen) == {"2:t1:1", "2:t1:2", "2:t1:3"}, "the page of the scan has brought it back"
     assert world.job.removed == 1
     world.assert_in_step()

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import EntityRegistry
 from outbox.destinations.base import Destination
-from outbox.entities.registry import Part
+from outbox.entities import loader
 from outbox.reindex.reindexer import Progress, Reindexer, reindex
 from outbox.relay.relay import Relay
 from outbox.store import jobs
@@ -97,7 +97,7 @@ class World:
     def expected(self) -> dict[str, Any]:
         found = {}
         for entity in self.registry.of_index("contacts"):
-            rows = self.registry.page(self.store.connection, entity, Part(), None, 10_000)
+            rows = loader.page(self.store.connection, entity, loader.Part(), None, 10_000)
             for row in rows:
                 if row.place and isinstance(row.document, bytes):
                     found[row.place.document_id] = json.loads(row.document)

@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import EntityRegistry
-from outbox.entities.registry import Entity
+from outbox.entities.entity import Entity
 from tests.support.watching import Rows
 from tests.write.models import Base, Contact
 

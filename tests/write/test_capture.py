@@ -10,6 +10,7 @@ from sqlalchemy import Engine, delete, event, insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import EntityRegistry, InvalidName
+from outbox.relay.load import from_database
 from tests.support.watching import Rows
 from tests.write.models import Contact, Engineer, Guest, Page, Person, Tag
 
@@ -293,7 +294,7 @@ def test_two_sessions_that_change_different_columns_of_a_row_both_reach_the_inde
         two.commit()
         assert (mine.email, theirs.name) == ("old", "Ada")
         events = new.events()
-        loaded = registry.load(one.connection(), events)
+        loaded = from_database(one.connection(), registry, events)
         assert {json.loads(each)["email"] for each in loaded.values() if isinstance(each, bytes)} == {"new"}  # type: ignore[index]
         assert json.loads(loaded[events[-1].id]) == {"name": "Grace", "email": "new"}  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, delete, insert, inspect, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import ConfigurationError, Dependency, EntityRegistry
+from outbox.relay.load import from_database
 from tests.support.watching import Rows, statements
 from tests.write.models import (
     Account,
@@ -159,7 +160,7 @@ def test_dependents_are_noted_by_one_statement_whatever_their_number(
         assert not [sql for sql in selects if "FROM deals" in sql]
         events = new.events()
         assert len({each.document_id for each in events}) == len(events) == 2_000
-        loaded = registry.load(session.connection(), events[:10])
+        loaded = from_database(session.connection(), registry, events[:10])
         assert [json.loads(each) for each in loaded.values() if isinstance(each, bytes)] == [{"name": "d"}] * 10
 
 

@@ -1,0 +1,162 @@
+"""One model that has documents: of which fields, under which index and `_id`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, inspect
+from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.interfaces import ORMOption
+
+from outbox.entities import keys
+from outbox.entities.keys import DocumentKey, Tenancy, TextForm
+from outbox.errors import InvalidName, shortened
+from outbox.settings import WriteSettings
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """How an entity's documents depend on rows of another model, see `EntityRegistry.add`."""
+
+    via: str | Sequence[str]
+    watch: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Entity:
+    """One model that has documents. Made by `EntityRegistry.add`, which says what each part means."""
+
+    name: str
+    mapper: Mapper[Any]
+    index: str
+    tenancy: Tenancy
+    fields: tuple[str, ...] | None
+    to_document: Callable[[Any], Mapping[str, Any]] | None
+    when: Callable[[Any], bool] | None
+    tenant: str | None
+    changed_at: str | None
+    watch: frozenset[str] | None
+    depends_on: Mapping[Mapper[Any], Dependency]
+    mappings: Mapping[str, Any] | None
+    settings: Mapping[str, Any] | None
+    load_options: tuple[ORMOption, ...] | None
+    key: tuple[str, ...]  # attributes of the primary key
+    key_forms: tuple[TextForm, ...]
+    tenant_form: TextForm | None
+    tree: Branch
+    limits: WriteSettings | None  # None: those of the environment
+
+    @property
+    def model(self) -> type[Any]:
+        return self.mapper.class_
+
+    def column(self, attribute: str) -> Any:
+        """The mapped attribute, as statements need it."""
+        return getattr(self.mapper.class_, attribute)
+
+    @property
+    def key_columns(self) -> list[Any]:
+        """The columns of the primary key, as statements need them."""
+        return [self.column(name) for name in self.key]
+
+    def key_of(self, identity: Sequence[Any], tenant: Any = None) -> DocumentKey:
+        """Where the document of a row stands, by primary key and tenant. Raises `InvalidName` for illegal ones."""
+        return self.place_of(identity, self.tenant_text(tenant))
+
+    def tenant_text(self, tenant: Any) -> str | None:
+        """A tenant as text."""
+        return None if self.tenant_form is None or tenant is None else self.tenant_form.to_text(tenant)
+
+    def place_of(self, identity: Sequence[Any], tenant_id: str | None) -> DocumentKey:
+        """The same, of a tenant that is text already."""
+        if len(identity) == len(self.key_forms) == 1:
+            form = self.key_forms[0]
+            return keys.place(self.index, self.tenancy, tenant_id, form.to_text(identity[0]), short=form.short)
+        return keys.place(self.index, self.tenancy, tenant_id, keys.join(self.key_text(identity)))
+
+    def key_text(self, identity: Sequence[Any]) -> list[str]:
+        """A primary key as text, each part by itself."""
+        return [form.to_text(value) for form, value in zip(self.key_forms, identity, strict=True)]
+
+    def key_of_object(self, instance: Any) -> DocumentKey:
+        """The same, of an object with a primary key."""
+        tenant = None if self.tenant is None else getattr(instance, self.tenant)
+        identity = [getattr(instance, name) for name in self.key]
+        if None in identity:
+            raise InvalidName(f"{shortened(instance)} has no primary key yet; add it to the session first")
+        return self.key_of(identity, tenant)
+
+    def has(self, mapper: object) -> bool:
+        """Whether objects of a mapped class are of this entity."""
+        return isinstance(mapper, Mapper) and mapper.isa(self.mapper)
+
+    def identity_of(self, document_id: str) -> tuple[Any, ...] | None:
+        """The primary key of the row that an `_id` belongs to; None if it is no `_id` of this entity."""
+        text = keys.id_text_of(self.tenancy, document_id)
+        parts = None if text is None else keys.split(text, len(self.key))
+        if parts is None:
+            return None
+        try:
+            return tuple([form.from_text(part) for form, part in zip(self.key_forms, parts, strict=True)])
+        except ValueError:
+            return None
+
+    def index_names(self, name: str) -> bool:
+        """Whether documents of this entity stand in the index `name`."""
+        if self.tenancy is Tenancy.INDEX:
+            return keys.is_tenant_index(name, self.index)
+        return name == self.index
+
+    # The same places in SQL, of the mapped columns; `tests/test_entities.py` holds both against each other.
+
+    def index_sql(self) -> ColumnElement[str]:
+        """The index name, made by the database. NULL for a tenant that must not become part of one."""
+        return keys.index_sql(self.index, self.tenancy, self.tenant_sql())
+
+    def document_id_sql(self) -> ColumnElement[str]:
+        """The `_id`, made by the database."""
+        parts = [form.sql(self.column(name)) for form, name in zip(self.key_forms, self.key, strict=True)]
+        return keys.document_id_sql(self.tenancy, self.tenant_sql(), keys.join_sql(parts))
+
+    def refused_sql(self) -> ColumnElement[bool]:
+        """Whether a row can have no place, so that it must not be written, asked of the database."""
+        return keys.refused_sql(
+            self.tenancy,
+            self.index_sql(),
+            self.document_id_sql(),
+            self.tenant_sql(),
+            short_key=all(form.short for form in self.key_forms),
+            short_tenant=self.tenant_form is None or self.tenant_form.short,
+        )
+
+    def tenant_sql(self) -> ColumnElement[str] | None:
+        """The tenant as text, made by the database."""
+        if self.tenant is None or self.tenant_form is None:
+            return None
+        return self.tenant_form.sql(self.column(self.tenant))
+
+
+@dataclass(slots=True)
+class Branch:
+    """Fields of one model: its own attributes, and relationships with fields of theirs."""
+
+    leaves: list[str] = field(default_factory=list)
+    branches: dict[str, Branch] = field(default_factory=dict)
+    many: bool = False
+    plain: bool = True  # nothing but columns, which need no objects
+    sorted_by_database: bool = False
+
+    def document(self, row: Any) -> dict[str, Any]:
+        made = {name: getattr(row, name) for name in self.leaves}
+        for name, branch in self.branches.items():
+            related = getattr(row, name)
+            if not branch.many:
+                made[name] = None if related is None else branch.document(related)
+                continue
+            members = list(related.values() if isinstance(related, Mapping) else related)
+            if not branch.sorted_by_database:
+                members.sort(key=lambda member: inspect(member).identity)
+            made[name] = [branch.document(member) for member in members]
+        return made
