@@ -7,21 +7,21 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine
 
 from outbox import schema, sqlite
-from outbox.admin.desk import Desk
-from outbox.admin.ledger import Ledger
+from outbox.admin.database import Database
 from outbox.admin.metrics import Metrics
-from outbox.admin.overview import Overviews, overview
-from outbox.destinations.embedded.destination import EmbeddedDestination
-from outbox.settings import load
-from outbox.store import jobs, operators
-from outbox.store.figures import DAY_MS, WEEK_MS, Figures
+from outbox.admin.overview import OverviewCache, overview
+from outbox.admin.statistics import StatisticsCache
+from outbox.store import figures, jobs, operators
+from outbox.store.figures import DAY_MS, WEEK_MS
 from outbox.store.models import LATENCY_BOUNDS_MS, State, now_ms
+from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
 
 DEAD, PENDING = 2_000, 10_000
@@ -101,60 +101,67 @@ def measure(path: Path) -> Iterator[tuple[str, float, float]]:
     """(what, milliseconds at first, median of the further times) of all that is looked at."""
     engine = create_engine(f"sqlite:///{path}")
     sqlite.prepare(engine)
-    settings = load(
-        database_url=str(engine.url), destination="embedded", embedded_path=str(path.with_name("search.db"))
-    )
-    desk = Desk(engine, settings, EmbeddedDestination(path.with_name("search.db")), None)
-    with closing(Figures(engine)) as figures:
+    with closing(Store(engine)) as store:
         # As of the end of what was made, so that a file that is used again says the same.
-        made = figures.connection.exec_driver_sql("SELECT max(minute) FROM outbox_stats").scalar_one()
-        now, ledger = made + MINUTE_MS - 1, Ledger()
-        statistics = ledger.read(figures, now)
-        newest = figures.highest_id()
-        some = figures.event(newest - 1)
-        assert some is not None
-        index, document = some["index_name"], some["document_id"]
-        for what, call in (
-            (
-                "overview(), its cache of a second apart",
-                lambda: overview(figures, ledger.read(figures, now), None, now, 1),
-            ),
-            ("ledger, first look", lambda: Ledger().read(figures, now)),
-            ("ledger, further looks", lambda: ledger.read(figures, now)),
-            ("statistics of a week", lambda: statistics.outcomes(now - WEEK_MS)),
-            ("backlog", lambda: figures.backlog(now)),
-            ("tenant_backlog", lambda: figures.tenant_backlog("tenant-1", now)),
-            ("outcomes_of_tenant, a day", lambda: figures.outcomes_of_tenant("tenant-1", now - DAY_MS)),
-            ("depths, three hours", lambda: figures.depths(now - 3 * HOUR_MS)),
-            ("lags", lambda: figures.lags(now)),
-            ("dead_types", figures.dead_types),
-            ("dead_number", figures.dead_number),
-            ("newest_jobs", lambda: jobs.newest(figures, 50)),
-            ("file_bytes", figures.file_bytes),
-            ("page", figures.page),
-            ("page, dead", lambda: figures.page(state=State.DEAD)),
-            ("page, pending", lambda: figures.page(state=State.PENDING)),
-            ("page, dead of a tenant", lambda: figures.page(state=State.DEAD, tenant="tenant-1")),
-            ("page, done", lambda: figures.page(state=State.DONE)),
-            ("page, one document", lambda: figures.page(index=index, document=document)),
-            ("page, no row is like that", lambda: figures.page(error_type="none", tenant="none")),
-            ("page, the same from the middle", lambda: figures.page(error_type="none", before=newest // 2)),
-            ("event", lambda: figures.event(newest // 2)),
-            ("dead rows to retry", lambda: operators.dead(figures, index=index, tenant="tenant-1")),
-            ("counts (status)", figures.counts),
-            ("unfinished", figures.unfinished),
-            ("oldest_unfinished", figures.oldest_unfinished),
-        ):
+        made = store.connection.exec_driver_sql("SELECT max(minute) FROM outbox_stats").scalar_one()
+        now = made + MINUTE_MS - 1
+        for what, call in (*_of_statistics(store, now), *_of_rows(store), *_of_operators(store)):
             yield (what, *milliseconds(call))
-    overviews = Overviews(desk, lambda: None)
+    overviews = OverviewCache(Database(engine), lambda: None, silent_ms=1)
     metrics = Metrics(overviews)
     overviews.newest()
 
     def anew(call: Callable[[], Any]) -> None:
-        overviews.outdated()
+        overviews.invalidate()
         call()
 
     yield ("status of the API", *milliseconds(lambda: anew(overviews.newest)))
     yield ("/metrics", *milliseconds(lambda: anew(metrics.text)))
-    desk.destination.close()
     engine.dispose()
+
+
+Calls = Iterator[tuple[str, Callable[[], Any]]]
+
+
+def _of_statistics(store: Store, now: int) -> Calls:
+    cache = StatisticsCache()
+    statistics = cache.read(store, now)
+    yield "overview(), its cache of a second apart", lambda: overview(store, cache.read(store, now), None, now, 1)
+    yield "statistics cache, first look", lambda: StatisticsCache().read(store, now)
+    yield "statistics cache, further looks", lambda: cache.read(store, now)
+    yield "statistics of a week", lambda: statistics.outcomes(now - WEEK_MS)
+    yield "backlog", lambda: figures.backlog(store, now)
+    yield "tenant_backlog", lambda: figures.tenant_backlog(store, "tenant-1", now)
+    yield "outcomes_of_tenant, a day", lambda: figures.outcomes_of_tenant(store, "tenant-1", now - DAY_MS)
+    yield "depths, three hours", lambda: figures.depths(store, now - 3 * HOUR_MS)
+    yield "lags", lambda: figures.lags(store, now)
+
+
+def _of_rows(store: Store) -> Calls:
+    newest = store.highest_id()
+    some = store.event(newest - 1)
+    assert some is not None
+    index, document = some["index_name"], some["document_id"]
+    for what, given in (
+        ("", {}),
+        (", dead", {"state": State.DEAD}),
+        (", pending", {"state": State.PENDING}),
+        (", dead of a tenant", {"state": State.DEAD, "tenant": "tenant-1"}),
+        (", done", {"state": State.DONE}),
+        (", one document", {"index": index, "document": document}),
+        (", no row is like that", {"error_type": "none", "tenant": "none"}),
+        (", the same from the middle", {"error_type": "none", "before": newest // 2}),
+    ):
+        yield f"newest_rows{what}", partial(figures.newest_rows, store, **given)
+    yield "event", lambda: store.event(newest // 2)
+    yield "dead rows to retry", lambda: operators.dead(store, index=index, tenant="tenant-1")
+
+
+def _of_operators(store: Store) -> Calls:
+    yield "dead_types", lambda: figures.dead_types(store)
+    yield "count_dead", lambda: figures.count_dead(store)
+    yield "newest jobs", lambda: jobs.newest(store, 50)
+    yield "sizes", store.sizes
+    yield "counts (status)", store.counts
+    yield "unfinished", store.unfinished
+    yield "oldest_unfinished", store.oldest_unfinished

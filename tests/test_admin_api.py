@@ -17,7 +17,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from outbox import EntityRegistry, schema, sqlite
-from outbox.admin import desk, watch
+from outbox.admin import poller, service
 from outbox.destinations.base import Destination
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
@@ -131,7 +131,7 @@ def is_problem(answer: Any, status: int) -> None:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy Elasticsearch takes longer to make an index than anybody waits for an answer."""
-    monkeypatch.setattr(desk, "LONGEST_START_S", LIMIT_S)
+    monkeypatch.setattr(service, "LONGEST_START_S", LIMIT_S)
 
 
 @pytest.fixture
@@ -534,7 +534,7 @@ def test_reindex_whose_destination_does_not_answer_in_time_does_not_begin_later(
         world.save(Contact(id=1, name="Ada"))
         world.delivered()
         with monkeypatch.context() as patched:
-            patched.setattr(desk, "LONGEST_START_S", 0.2)
+            patched.setattr(service, "LONGEST_START_S", 0.2)
             told = world.post("/reindex", {"entity": "Contact"}, 502)["detail"]
         assert "has not answered within 0.2 s" in told and "ask again when it answers" in told
         assert world.get("/reindex") == []
@@ -591,7 +591,7 @@ def test_reindex_waits_for_elasticsearch_that_goes_away_meanwhile(outbox: Outbox
 def test_gateway_that_answers_in_its_place_is_no_answer_and_ends_no_watch(
     outbox: Outbox, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(poller, "POLL_EVERY_S", 0.05)
     proxy.on(anything, reply(200, b"maintenance", {"Content-Type": "text/plain", "X-Elastic-Product": "Elasticsearch"}))
     destination, registry = ElasticsearchDestination([proxy.url], request_timeout=30), registered()
     with client_of(outbox.engine, destination, registry) as client:

@@ -25,7 +25,7 @@ from sqlalchemy import Engine, create_engine
 
 import outbox.admin
 from outbox import schema, sqlite
-from outbox.admin import guard
+from outbox.admin import guard, sessions
 from outbox.cli import main
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
@@ -168,12 +168,12 @@ def test_token_compared_in_a_time_that_tells_of_it(guarded: TestClient, monkeypa
         compared.append((given, token))
         return real(given, token)
 
-    monkeypatch.setattr(guard.hmac, "compare_digest", compare)
+    monkeypatch.setattr(sessions.hmac, "compare_digest", compare)
     pause(guarded, Authorization="Bearer wrong")
     assert compared.pop() == (b"wrong", TOKEN.encode())
     guarded.post("/login", data={"token": "wrong"})
     assert compared.pop() == (b"wrong", TOKEN.encode())
-    pause(guarded, Cookie=f"{guard.COOKIE}=9999999999.wrong")
+    pause(guarded, Cookie=f"{sessions.COOKIE}=9999999999.wrong")
     assert compared.pop()[0] == b"wrong"
     for path in ROOMS.glob("*.py"):  # and nowhere is one compared in another way
         for node in ast.walk(ast.parse(path.read_text())):
@@ -196,12 +196,12 @@ def test_login_gives_a_session_that_scripts_and_other_sites_do_not_get(guarded: 
 
 
 def forged() -> dict[str, str]:
-    good = guard.session(TOKEN)
+    good = sessions.session(TOKEN)
     ends, _, proof = good.partition(".")
     return {
         "later": f"{int(ends) + 1}.{proof}",
-        "over": guard.session(TOKEN, now=time.time() - guard.SESSION_S - 1),
-        "of another token": guard.session("another token that is long"),
+        "over": sessions.session(TOKEN, now=time.time() - sessions.SESSION_S - 1),
+        "of another token": sessions.session("another token that is long"),
         "without a proof": f"{ends}.",
         "without a key": f"{ends}.{hashlib.sha256(ends.encode()).hexdigest()}",
         "signed with nothing": f"{ends}.{hmac.new(b'', ends.encode(), hashlib.sha256).hexdigest()}",
@@ -215,10 +215,10 @@ def forged() -> dict[str, str]:
 
 def test_session_that_was_not_given_by_this_server_or_is_over(guarded: TestClient) -> None:
     for kind, session in forged().items():
-        cookie = f"{guard.COOKIE}={session}".encode("latin-1")
+        cookie = f"{sessions.COOKIE}={session}".encode("latin-1")
         answer = guarded.get("/api/v1/admin/status", headers={"Cookie": cookie})  # type: ignore[dict-item]
         assert answer.status_code == 401, kind
-    good = {"Cookie": f"{guard.COOKIE}={guard.session(TOKEN)}"}
+    good = {"Cookie": f"{sessions.COOKIE}={sessions.session(TOKEN)}"}
     assert guarded.get("/api/v1/admin/status", headers=good).status_code == 200
 
 
@@ -234,7 +234,7 @@ def test_session_that_was_not_given_by_this_server_or_is_over(guarded: TestClien
     ids=repr,
 )
 def test_session_alone_lets_no_other_page_act(guarded: TestClient, headers: dict[str, str], expected: int) -> None:
-    assert pause(guarded, Cookie=f"{guard.COOKIE}={guard.session(TOKEN)}", **headers) == expected
+    assert pause(guarded, Cookie=f"{sessions.COOKIE}={sessions.session(TOKEN)}", **headers) == expected
 
 
 # -- who sends it -----------------------------------------------------------------------------------------------------
@@ -481,7 +481,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 @pytest.fixture
 def hasty(tmp_path: Path) -> Iterator[Process]:
     """One for which a request has to be whole after a second."""
-    running = serving(tmp_path, "from outbox.admin import connections; connections.ASKED_WITHIN_S = 1.0; ")
+    running = serving(tmp_path, "from outbox.admin import protocol; protocol.REQUEST_WITHIN_S = 1.0; ")
     yield running
     assert running.end() == 0
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from outbox.admin import words
+from outbox.admin import formats
 from outbox.admin.alerts import alerts
-from outbox.admin.ledger import Ledger, Statistics
-from outbox.store import operators, upkeep
-from outbox.store.figures import DAY_MS, Backlog, Figures, Outcomes
+from outbox.admin.statistics import Statistics, StatisticsCache
+from outbox.store import figures, operators, upkeep
+from outbox.store.figures import DAY_MS, Backlog, Outcomes
 from outbox.store.models import LATENCY_BOUNDS_MS, State
+from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
 from tests.support.outbox import Outbox
 
@@ -21,8 +22,8 @@ NOW = 1_800_000_000_000 - 1_800_000_000_000 % HOUR_MS + 20 * 60_000
 
 
 @pytest.fixture
-def figures(engine: Engine) -> Iterator[Figures]:
-    made = Figures(engine)
+def store(engine: Engine) -> Iterator[Store]:
+    made = Store(engine)
     yield made
     made.close()
 
@@ -40,77 +41,77 @@ def finished(outbox: Outbox, minute: int, *, done: int = 0, dead: int = 0, tenan
     )
 
 
-def sums(figures: Figures, since: int) -> tuple[Outcomes, dict[str, Outcomes]]:
+def sums(store: Store, since: int) -> tuple[Outcomes, dict[str, Outcomes]]:
     """Of all, and by entity; of the first sight of somebody who looks now."""
-    seen = Ledger().read(figures, NOW)
+    seen = StatisticsCache().read(store, NOW)
     return seen.outcomes(since), seen.by_entity(since)
 
 
-def sum_up(figures: Figures, before: int) -> int:
+def sum_up(store: Store, before: int) -> int:
     """As a relay does. Returns the number of minutes that were added to their hours."""
-    return sum(1 for _ in iter(lambda: upkeep.compact_stats(figures, before), 0))
+    return sum(1 for _ in iter(lambda: upkeep.compact_stats(store, before), 0))
 
 
-def by_minute(figures: Figures) -> list[tuple[int, int]]:
+def by_minute(store: Store) -> list[tuple[int, int]]:
     """(minute, done) as it stands in the table."""
-    return [(each.minute, each.counts[0]) for each in figures.statistics(0)]
+    return [(each.minute, each.counts[0]) for each in figures.statistics(store, 0)]
 
 
 # -- statistics -------------------------------------------------------------------------------------------------------
 
 
-def test_sums_of_hours_are_what_their_minutes_were(outbox: Outbox, figures: Figures) -> None:
+def test_sums_of_hours_are_what_their_minutes_were(outbox: Outbox, store: Store) -> None:
     for ago in range(0, 30 * 60, 7):
         finished(outbox, NOW - ago * 60_000, done=ago + 1, dead=ago % 3, tenant=f"t{ago % 2}")
     spans = [NOW - hours * HOUR_MS - NOW % HOUR_MS for hours in (0, 3, 24, 40)]
-    before = [sums(figures, since) for since in spans]
+    before = [sums(store, since) for since in spans]
 
     for _ in range(10):  # at no step of it anything is missing, or counted twice
-        assert upkeep.compact_stats(figures, NOW - 3 * HOUR_MS) == 1
-        assert [sums(figures, since) for since in spans] == before
-    assert sum_up(figures, NOW - 3 * HOUR_MS) > 200
+        assert upkeep.compact_stats(store, NOW - 3 * HOUR_MS) == 1
+        assert [sums(store, since) for since in spans] == before
+    assert sum_up(store, NOW - 3 * HOUR_MS) > 200
 
-    assert [sums(figures, since) for since in spans] == before
-    assert {minute % HOUR_MS for minute, _ in by_minute(figures) if minute < NOW - 4 * HOUR_MS} == {0}
+    assert [sums(store, since) for since in spans] == before
+    assert {minute % HOUR_MS for minute, _ in by_minute(store) if minute < NOW - 4 * HOUR_MS} == {0}
 
 
-def test_hours_that_are_summed_up_already_or_not_over_stay_as_they_are(outbox: Outbox, figures: Figures) -> None:
+def test_hours_that_are_summed_up_already_or_not_over_stay_as_they_are(outbox: Outbox, store: Store) -> None:
     finished(outbox, NOW - 5 * HOUR_MS, done=3)
     finished(outbox, NOW - 60_000, done=4)
-    assert sum_up(figures, NOW - 3 * HOUR_MS) == 1
-    rows = by_minute(figures)
-    assert upkeep.compact_stats(figures, NOW - 3 * HOUR_MS) == 0
-    assert by_minute(figures) == rows
+    assert sum_up(store, NOW - 3 * HOUR_MS) == 1
+    rows = by_minute(store)
+    assert upkeep.compact_stats(store, NOW - 3 * HOUR_MS) == 0
+    assert by_minute(store) == rows
     assert rows[-1] == (NOW - 60_000, 4)
 
 
-def test_minutes_that_come_late_to_an_hour_of_sums_are_added(outbox: Outbox, figures: Figures) -> None:
+def test_minutes_that_come_late_to_an_hour_of_sums_are_added(outbox: Outbox, store: Store) -> None:
     hour = NOW - NOW % HOUR_MS - 5 * HOUR_MS
     finished(outbox, hour + 60_000, done=3)
-    sum_up(figures, NOW - 3 * HOUR_MS)
+    sum_up(store, NOW - 3 * HOUR_MS)
     finished(outbox, hour + 120_000, done=4)
-    sum_up(figures, NOW - 3 * HOUR_MS)
-    assert by_minute(figures) == [(hour, 7)]
+    sum_up(store, NOW - 3 * HOUR_MS)
+    assert by_minute(store) == [(hour, 7)]
 
 
-def test_the_most_of_a_minute_stays(outbox: Outbox, figures: Figures) -> None:
-    upkeep.note_depth(figures, NOW)
+def test_the_most_of_a_minute_stays(outbox: Outbox, store: Store) -> None:
+    upkeep.note_depth(store, NOW)
     for at in range(3):
         outbox.index("i", str(at), {})
-    upkeep.note_depth(figures, NOW + 1)
-    operators.purge(figures)
-    upkeep.note_depth(figures, NOW + 2)
-    assert [unfinished for _, unfinished, _ in figures.depths(NOW)] == [3]
+    upkeep.note_depth(store, NOW + 1)
+    operators.purge(store)
+    upkeep.note_depth(store, NOW + 2)
+    assert [unfinished for _, unfinished, _ in figures.depths(store, NOW)] == [3]
 
 
-def test_depths_are_pruned_with_the_statistics(figures: Figures) -> None:
-    upkeep.note_depth(figures, NOW)
-    upkeep.note_depth(figures, NOW + DAY_MS)
-    upkeep.prune_stats(figures, NOW + DAY_MS)
-    assert len(figures.depths(0)) == 1
+def test_depths_are_pruned_with_the_statistics(store: Store) -> None:
+    upkeep.note_depth(store, NOW)
+    upkeep.note_depth(store, NOW + DAY_MS)
+    upkeep.prune_stats(store, NOW + DAY_MS)
+    assert len(figures.depths(store, 0)) == 1
 
 
-def test_figures_of_a_tenant_are_of_nobody_else(outbox: Outbox, figures: Figures) -> None:
+def test_figures_of_a_tenant_are_of_nobody_else(outbox: Outbox, store: Store) -> None:
     ids = [outbox.index("i", f"d{number}", {}, tenant_id="ab"[number % 2]) for number in range(12)]
     states = ("pending", "pending", "claimed", "claimed", "dead", "dead", "done", "done")
     for row, state in zip(ids, states, strict=False):
@@ -123,27 +124,31 @@ def test_figures_of_a_tenant_are_of_nobody_else(outbox: Outbox, figures: Figures
     finished(outbox, NOW, done=4, tenant="a")
     finished(outbox, NOW, done=1, tenant="b")
 
-    assert figures.tenant_backlog("a", NOW) == Backlog(fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=1_000)
-    assert figures.tenant_backlog("b", NOW) == Backlog(fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=999)
-    assert figures.tenant_backlog("c", NOW) == Backlog(0, 0, 0, 0, None)
-    assert [figures.outcomes_of_tenant(tenant, 0).done for tenant in "abc"] == [4, 1, 0]
-    assert (figures.dead_number(), figures.dead_number(tenant="a"), figures.dead_number(error_type="x")) == (2, 1, 0)
+    assert figures.tenant_backlog(store, "a", NOW) == Backlog(fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=1_000)
+    assert figures.tenant_backlog(store, "b", NOW) == Backlog(fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=999)
+    assert figures.tenant_backlog(store, "c", NOW) == Backlog(0, 0, 0, 0, None)
+    assert [figures.outcomes_of_tenant(store, tenant, 0).done for tenant in "abc"] == [4, 1, 0]
+    assert (
+        figures.count_dead(store),
+        figures.count_dead(store, tenant="a"),
+        figures.count_dead(store, error_type="x"),
+    ) == (2, 1, 0)
 
 
 # -- what is kept of them ---------------------------------------------------------------------------------------------
 
 
-def test_whoever_looks_on_sees_what_a_first_look_sees(outbox: Outbox, figures: Figures) -> None:
+def test_whoever_looks_on_sees_what_a_first_look_sees(outbox: Outbox, store: Store) -> None:
     """Through a week and more, with minutes that become hours and are pruned, and with pauses of any length."""
-    looked_on, chance = Ledger(), random.Random(7)
+    looked_on, chance = StatisticsCache(), random.Random(7)
     now, began = NOW, NOW
     while now < began + 9 * DAY_MS:
         for _ in range(chance.randint(0, 3)):
             finished(outbox, now, done=chance.randint(1, 9), dead=chance.randint(0, 2), tenant=str(chance.random()))
         now += chance.choice((5_000, 60_000, 600_000, HOUR_MS, 5 * HOUR_MS, DAY_MS))
         for _ in range(chance.choice((0, 0, 1, 7, 500))):
-            upkeep.compact_stats(figures, now - 3 * HOUR_MS)
-        on, first = looked_on.read(figures, now), Ledger().read(figures, now)
+            upkeep.compact_stats(store, now - 3 * HOUR_MS)
+        on, first = looked_on.read(store, now), StatisticsCache().read(store, now)
         full_hour = now - now % HOUR_MS
         for since in (now - 15 * 60_000, now - HOUR_MS, full_hour - DAY_MS, full_hour - 6 * DAY_MS):
             assert on.outcomes(since) == first.outcomes(since)
@@ -152,95 +157,95 @@ def test_whoever_looks_on_sees_what_a_first_look_sees(outbox: Outbox, figures: F
     assert len(on.periods) <= 4 * 60 + 60 + 24 * 7 + 1  # memory does not grow with time
 
 
-def lane(seen: Statistics) -> int:
-    return seen.lanes[("i", "index")].done if seen.lanes else 0
+def counter(seen: Statistics) -> int:
+    return seen.by_index_and_action[("i", "index")].done if seen.by_index_and_action else 0
 
 
-def test_counter_counts_what_came_since_the_first_look_and_never_falls(outbox: Outbox, figures: Figures) -> None:
+def test_counter_counts_what_came_since_the_first_look_and_never_falls(outbox: Outbox, store: Store) -> None:
     finished(outbox, NOW - 60_000, done=1_000)
     finished(outbox, NOW, done=500)
-    ledger, now, counted = Ledger(), NOW, 0
-    assert lane(ledger.read(figures, now)) == 0
+    cache, now, counted = StatisticsCache(), NOW, 0
+    assert counter(cache.read(store, now)) == 0
     for minutes in (0, 1, 2, 7, 61, 60 * 5, 60 * 24 * 95, 3):
         now += minutes * 60_000
         finished(outbox, now + 1_000, done=7, tenant=f"at {now}, {counted} so far")
         counted += 7
-        assert lane(ledger.read(figures, now + 2_000)) == counted
-        sum_up(figures, now - 3 * HOUR_MS)
-        while upkeep.prune_stats(figures, now - 90 * DAY_MS):
+        assert counter(cache.read(store, now + 2_000)) == counted
+        sum_up(store, now - 3 * HOUR_MS)
+        while upkeep.prune_stats(store, now - 90 * DAY_MS):
             pass
-        assert lane(ledger.read(figures, now + 3_000)) == counted
+        assert counter(cache.read(store, now + 3_000)) == counted
 
 
-def test_outcome_that_is_noted_late_counts(outbox: Outbox, figures: Figures) -> None:
-    ledger = Ledger()
-    ledger.read(figures, NOW)
+def test_outcome_that_is_noted_late_counts(outbox: Outbox, store: Store) -> None:
+    cache = StatisticsCache()
+    cache.read(store, NOW)
     finished(outbox, NOW - 4 * 60_000, done=3)  # by a relay that had to wait for the write lock
-    seen = ledger.read(figures, NOW + 1_000)
-    assert (lane(seen), seen.outcomes(NOW - HOUR_MS).done) == (3, 3)
+    seen = cache.read(store, NOW + 1_000)
+    assert (counter(seen), seen.outcomes(NOW - HOUR_MS).done) == (3, 3)
     finished(outbox, NOW + 60_000, done=4)
-    seen = ledger.read(figures, NOW + 5 * 60_000)
-    assert (lane(seen), seen.outcomes(NOW - HOUR_MS).done) == (7, 7)
+    seen = cache.read(store, NOW + 5 * 60_000)
+    assert (counter(seen), seen.outcomes(NOW - HOUR_MS).done) == (7, 7)
 
 
-def test_counter_whose_minutes_were_summed_up_before_anybody_looked_again(outbox: Outbox, figures: Figures) -> None:
-    ledger = Ledger()
-    ledger.read(figures, NOW)
+def test_counter_whose_minutes_were_summed_up_before_anybody_looked_again(outbox: Outbox, store: Store) -> None:
+    cache = StatisticsCache()
+    cache.read(store, NOW)
     finished(outbox, NOW, done=9)
-    before = lane(ledger.read(figures, NOW + 1_000))
+    before = counter(cache.read(store, NOW + 1_000))
     finished(outbox, NOW + 7 * HOUR_MS, done=4)
-    sum_up(figures, NOW + 6 * HOUR_MS)  # the machine slept; a relay woke first
-    assert lane(ledger.read(figures, NOW + 7 * HOUR_MS + 1_000)) >= before == 9
+    sum_up(store, NOW + 6 * HOUR_MS)  # the machine slept; a relay woke first
+    assert counter(cache.read(store, NOW + 7 * HOUR_MS + 1_000)) >= before == 9
 
 
-def test_clock_that_was_ahead_for_a_moment_hides_nothing(outbox: Outbox, figures: Figures) -> None:
+def test_clock_that_was_ahead_for_a_moment_hides_nothing(outbox: Outbox, store: Store) -> None:
     for ahead in (20 * 60_000, 3 * HOUR_MS):
         outbox.raw("DELETE FROM outbox_stats")
-        ledger = Ledger()
-        ledger.read(figures, NOW)
+        cache = StatisticsCache()
+        cache.read(store, NOW)
         finished(outbox, NOW, done=5)
-        assert lane(ledger.read(figures, NOW + 1_000)) == 5
-        assert lane(ledger.read(figures, NOW + ahead)) == 5
+        assert counter(cache.read(store, NOW + 1_000)) == 5
+        assert counter(cache.read(store, NOW + ahead)) == 5
         finished(outbox, NOW + 3 * 60_000, done=7)
-        back = ledger.read(figures, NOW + 3 * 60_000)
+        back = cache.read(store, NOW + 3 * 60_000)
         assert back.outcomes(NOW).done == 12
         finished(outbox, NOW + 10 * 60_000, done=9)
-        later = ledger.read(figures, NOW + 11 * 60_000)
+        later = cache.read(store, NOW + 11 * 60_000)
         assert later.outcomes(NOW).done == 21
-        assert lane(later) >= 9 + 5  # what came before the clock was right again may be missing, and nothing falls
+        assert counter(later) >= 9 + 5  # what came before the clock was right again may be missing, and nothing falls
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
 def test_looking_for_what_is_not_there_ends_and_says_where_to_go_on(
-    outbox: Outbox, figures: Figures, monkeypatch: pytest.MonkeyPatch
+    outbox: Outbox, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("outbox.store.figures.MOST_LOOKED_AT", 10)
     rows = outbox.index_many("i", [(f"d{at}", {}) for at in range(35)])
     outbox.raw("UPDATE outbox_events SET state = 'done', finished_at = 1")
     found, at, looks = [], None, 0
     while looks == 0 or at is not None:
-        page = figures.page(document="d3", before=at)
+        page = figures.newest_rows(store, document="d3", before=at)
         found, at, looks = [*found, *(row["id"] for row in page.rows)], page.older, looks + 1
     assert (found, looks) == ([rows[3]], 4)
-    assert figures.page(document="d34") == (figures.page(limit=1).rows, rows[25])
-    assert figures.page(limit=50).older is None  # without a filter there is nothing to look for
+    assert figures.newest_rows(store, document="d34") == (figures.newest_rows(store, limit=1).rows, rows[25])
+    assert figures.newest_rows(store, limit=50).older is None  # without a filter there is nothing to look for
 
 
 @pytest.mark.parametrize("state", [State.PENDING, State.DEAD, State.CLAIMED])
 def test_few_rows_are_found_however_many_done_ones_are_newer(
-    outbox: Outbox, figures: Figures, monkeypatch: pytest.MonkeyPatch, state: State
+    outbox: Outbox, store: Store, monkeypatch: pytest.MonkeyPatch, state: State
 ) -> None:
     rows = outbox.index_many("i", [(f"d{at}", {}) for at in range(30)])
     outbox.raw("UPDATE outbox_events SET state = 'done', finished_at = 1")
     outbox.raw("UPDATE outbox_events SET state = :state, finished_at = NULL WHERE id = :id", state=state, id=rows[0])
     monkeypatch.setattr("outbox.store.figures.MOST_LOOKED_AT", 5)
-    assert [row["id"] for row in figures.page(state=state).rows] == [rows[0]]
+    assert [row["id"] for row in figures.newest_rows(store, state=state).rows] == [rows[0]]
     outbox.raw("UPDATE outbox_events SET state = :state, finished_at = NULL WHERE id > 10", state=state)
     walked, at = [], None
     while len(walked) < 21:  # so many that they are walked through as the others are
-        page = figures.page(state=state, before=at, limit=4)
+        page = figures.newest_rows(store, state=state, before=at, limit=4)
         walked, at = [*walked, *(row["id"] for row in page.rows)], page.older
         assert at is not None or len(walked) == 21
     assert walked == [*range(30, 10, -1), rows[0]]
@@ -274,7 +279,7 @@ def test_quantile_lies_within_its_bucket(outcomes: Outcomes, part: float, expect
 # -- who waits --------------------------------------------------------------------------------------------------------
 
 
-def test_tenant_that_waits_longest_comes_first_whatever_its_rows_wait_for(outbox: Outbox, figures: Figures) -> None:
+def test_tenant_that_waits_longest_comes_first_whatever_its_rows_wait_for(outbox: Outbox, store: Store) -> None:
     for at in range(5):
         outbox.index("i", f"a{at}", {}, tenant_id="many")
     old = outbox.index("i", "b", {}, tenant_id="old")
@@ -288,7 +293,7 @@ def test_tenant_that_waits_longest_comes_first_whatever_its_rows_wait_for(outbox
         later=NOW + 1_000,
         id=retrying,
     )
-    found = [(lag.tenant, lag.rows, lag.oldest_ms) for lag in figures.lags(NOW)]
+    found = [(lag.tenant, lag.rows, lag.oldest_ms) for lag in figures.lags(store, NOW)]
     assert found[:2] == [("old", 1, 9_000), ("retrying", 1, 5_000)]
     assert set(found[2:]) == {("many", 5, 1_000), (None, 1, 1_000)}
 
@@ -347,7 +352,7 @@ def test_idle_outbox_calls_for_nobody() -> None:
     ],
 )  # fmt: skip
 def test_span_has_units_and_no_more_digits_than_help(seconds: float | None, text: str) -> None:
-    assert words.span(seconds) == text
+    assert formats.span(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -355,7 +360,7 @@ def test_span_has_units_and_no_more_digits_than_help(seconds: float | None, text
     [(None, "–"), (0, "0 %"), (1, "100 %"), (0.0003, "0.03 %"), (0.25, "25.0 %"), (0.9999, "99.99 %")],
 )
 def test_small_part_is_not_shown_as_none(part: float | None, text: str) -> None:
-    assert words.percent(part) == text
+    assert formats.percent(part) == text
 
 
 @pytest.mark.parametrize(
@@ -363,4 +368,4 @@ def test_small_part_is_not_shown_as_none(part: float | None, text: str) -> None:
     [(0, "0 bytes"), (999_600, "1.0 MB"), (94_208, "94 KB"), (1_500_000, "1.5 MB"), (2 * 10**13, "20 TB")],
 )
 def test_size_has_a_unit(number: int, text: str) -> None:
-    assert words.size(number) == text
+    assert formats.size(number) == text

@@ -1,20 +1,28 @@
-"""The admin server: a JSON API, a dashboard, health and metrics, for whoever operates the relays.
+"""The admin server: a JSON API, a dashboard, health and metrics, for the people who operate the relays.
 
-    guard      what every request must pass: host, origin, token, size; what every answer carries
-    connections how long one may take
-    api        /api/v1/admin: JSON for programs          ┐
-    pages      /: the dashboard                          ├─ ask `figures`, and have `desk` act
-    health     /health…, /metrics                        ┘
-    desk       what an operator can have done, and the log of who did
-    figures    every SQL statement of what is shown
-    ledger     what became of rows, by time: read once, kept as sums
-    alerts     pure: which figures call for somebody
-    overview   what is to be seen at a glance, put together once a second at most
-    shapes     what goes over the wire
-    words      numbers and spans as people read them; charts: two of them drawn
-    metrics    figures in the words of Prometheus
-    watch      a thread that asks the destination how it is, and notes how full the outbox is
-    app        puts these together
+    app         puts the rooms together: one ASGI application
+    guard       what every request must pass: host, origin, token, size; what every answer carries
+    sessions    the cookie of a browser that has given the token
+    protocol    how long a connection may take
+
+    context     what the routes work with, and how each of them gets it
+    api         /api/v1/admin: JSON for programs              ┐
+    pages       /: the dashboard                              │ read `store.figures`,
+    forms       what is posted from there                     │ and act through `service`
+    login       where a browser gives the token               │
+    health      /health…, /metrics                            ┘
+
+    service     what an operator can do, and the log of who did it
+    background  work that goes on after its request was answered
+    database    the outbox tables, opened for each request
+    poller      a thread that asks the destination how it is, and records the depth of the queue
+
+    overview    everything at a glance, put together once a second at most
+    statistics  what became of rows, by time: read once, kept as sums
+    alerts      pure: which figures an operator must be told of
+    metrics     figures in the words of Prometheus
+    shapes      what goes over the wire
+    rendering   templates become pages; formats: numbers as people read them; charts: two of them drawn
 
 Needs the extra `admin`: `pip install 'outbox-relay[admin]'`.
 """

@@ -1,4 +1,4 @@
-"""Pure: which figures call for somebody. The README lists the limits."""
+"""Pure: which figures an operator must be told of. The documentation lists the limits."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Alert:
 
 
 def alerts(backlog: Backlog, recent: Outcomes, *, unreachable: str | None, relays: int, paused: bool) -> list[Alert]:
-    """What is beyond its limit, the causes before their effects. `unreachable`: why the cluster does not answer."""
+    """What is beyond its limit, the causes before their effects. `unreachable`: why the destination does not answer."""
     found = []
     if unreachable is not None:
         found.append(
             Alert(
-                "cluster_unreachable", f"the search engine does not answer: {unreachable}", "nothing is lost; rows wait"
+                "cluster_unreachable", f"the destination does not answer: {unreachable}", "nothing is lost; rows wait"
             )
         )
     if backlog.unfinished and not relays:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Path, Query
 
-from outbox.admin.desk import Desk, NotFound
-from outbox.admin.overview import Overviews
+from outbox.admin.context import Admin, Caller
+from outbox.admin.service import NotFound
 from outbox.admin.shapes import (
     Accepted,
     DeadSelection,
@@ -27,10 +27,9 @@ from outbox.admin.shapes import (
     VerifyRequest,
     content,
 )
-from outbox.store.jobs import find, newest
+from outbox.store import figures
+from outbox.store import jobs as reindexes
 from outbox.store.models import State
-
-# -- the routes -------------------------------------------------------------------------------------------------------
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": what}
@@ -42,114 +41,122 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         409: "not now: the state does not allow it",
         413: "the body is too large",
         422: "what was asked for makes no sense",
-        502: "the search engine does not answer",
+        502: "the destination does not answer",
         503: "the database does not answer, or has tables of another version",
     }.items()
 }
 
+Id = Annotated[int, Path(ge=1, le=10**12)]
+Limit = Annotated[int, Query(ge=1, le=500)]
 
-def who(request: Request) -> str:
-    """Who asks, for the log and the table."""
-    return f"admin at {request.client.host if request.client else '?'}"
+routes = APIRouter(prefix="/api/v1/admin", responses=PROBLEMS)
 
 
-def router(desk: Desk, overviews: Overviews) -> APIRouter:
-    routes = APIRouter(prefix="/api/v1/admin", responses=PROBLEMS)
+@routes.get("/status", tags=["look"], summary="How the relays and the index are")
+def status(admin: Admin) -> Overview:
+    return admin.overviews.newest()
 
-    @routes.get("/status", tags=["look"], summary="How the relays and the index are")
-    def status() -> Overview:
-        return overviews.newest()
 
-    @routes.get("/events", tags=["look"], summary="Rows of the outbox, newest first")
-    def events(
-        state: State | None = None,
-        index: Annotated[Text | None, Query()] = None,
-        tenant: Annotated[Text | None, Query()] = None,
-        document: Annotated[Text | None, Query(description="document id; with index: its whole history")] = None,
-        error_type: Annotated[Text | None, Query(alias="errorType")] = None,
-        cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,13}$")] = None,
-        limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    ) -> Page:
-        with desk.figures() as figures:
-            found = figures.page(
-                state=state,
-                index=index,
-                tenant=tenant,
-                document=document,
-                error_type=error_type,
-                before=None if cursor is None else int(cursor),
-                limit=limit,
-            )
-        return Page(
-            items=[Event.of(row) for row in found.rows],
-            next_cursor=None if found.older is None else str(found.older),
+@routes.get("/events", tags=["look"], summary="Rows of the outbox, newest first")
+def events(
+    admin: Admin,
+    state: State | None = None,
+    index: Annotated[Text | None, Query()] = None,
+    tenant: Annotated[Text | None, Query()] = None,
+    document: Annotated[Text | None, Query(description="document id; with index: its whole history")] = None,
+    error_type: Annotated[Text | None, Query(alias="errorType")] = None,
+    cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,13}$")] = None,
+    limit: Limit = 50,
+) -> Page:
+    with admin.database.store() as store:
+        found = figures.newest_rows(
+            store,
+            state=state,
+            index=index,
+            tenant=tenant,
+            document=document,
+            error_type=error_type,
+            before=None if cursor is None else int(cursor),
+            limit=limit,
         )
+    return Page(
+        items=[Event.of(row) for row in found.rows],
+        next_cursor=None if found.older is None else str(found.older),
+    )
 
-    @routes.get("/events/{id}", tags=["look"], summary="One row, with its document")
-    def event(id: Annotated[int, Path(ge=1, le=10**12)]) -> EventWithDocument:
-        with desk.figures() as figures:
-            row = figures.event(id)
-        if row is None:
-            raise NotFound(f"row {id} does not exist; finished rows are removed after OUTBOX_RETENTION_HOURS")
-        return EventWithDocument(**Event.columns(row), document=content(row["document"]))
 
-    @routes.post("/dead/retry", tags=["dead rows"], summary="Try dead rows again")
-    def retry(selection: DeadSelection, request: Request) -> Retried:
-        result = desk.retry(who(request), **selection.words())
-        overviews.outdated()
-        return Retried(
-            pending=result.pending,
-            superseded=result.superseded,
-            overtaken={str(row): later for row, later in result.overtaken.items()},
-        )
+@routes.get("/events/{id}", tags=["look"], summary="One row, with its document")
+def event(id: Id, admin: Admin) -> EventWithDocument:
+    with admin.database.store() as store:
+        row = store.event(id)
+    if row is None:
+        raise NotFound(f"row {id} does not exist; finished rows are removed after OUTBOX_RETENTION_HOURS")
+    return EventWithDocument(**Event.columns(row), document=content(row["document"]))
 
-    @routes.post("/dead/discard", tags=["dead rows"], summary="Remove dead rows for good; the index misses them then")
-    def discard(selection: DeadSelection, request: Request) -> Discarded:
-        removed = desk.discard(who(request), **selection.words())
-        overviews.outdated()
-        return Discarded(removed=removed)
 
-    @routes.post("/pause", tags=["relays"], summary="Keep all relays from claiming rows; nothing is lost")
-    def pause(asked: PauseRequest, request: Request) -> Paused:
-        desk.pause(asked.reason, who(request))
-        overviews.outdated()
-        return Paused(paused=True, changed=True)
+@routes.post("/dead/retry", tags=["dead rows"], summary="Try dead rows again")
+def retry(selection: DeadSelection, admin: Admin, caller: Caller) -> Retried:
+    result = admin.service.retry(caller, **selection.words())
+    admin.overviews.invalidate()
+    return Retried(
+        pending=result.pending,
+        superseded=result.superseded,
+        overtaken={str(row): later for row, later in result.overtaken.items()},
+    )
 
-    @routes.post("/resume", tags=["relays"], summary="Let relays claim rows again")
-    def resume(request: Request) -> Paused:
-        changed = desk.resume(who(request))
-        overviews.outdated()
-        return Paused(paused=False, changed=changed)
 
-    @routes.post("/reindex", tags=["reindex"], status_code=202, summary="Rebuild the index of an entity")
-    def reindex(asked: ReindexRequest, request: Request) -> ReindexStarted:
-        started = desk.reindex(who(request), asked.entity, tenant=asked.tenant_id, since=asked.from_date)
-        overviews.outdated()
-        return ReindexStarted(job_id=started.job.id, status=started.job.state, estimated_documents=started.estimated)
+@routes.post("/dead/discard", tags=["dead rows"], summary="Remove dead rows for good; the index misses them then")
+def discard(selection: DeadSelection, admin: Admin, caller: Caller) -> Discarded:
+    removed = admin.service.discard(caller, **selection.words())
+    admin.overviews.invalidate()
+    return Discarded(removed=removed)
 
-    @routes.get("/reindex", tags=["reindex"], summary="Rebuilds of indexes, newest first")
-    def jobs(limit: Annotated[int, Query(ge=1, le=500)] = 50) -> list[ReindexJob]:
-        with desk.figures() as figures:
-            return [ReindexJob.of(figures, each) for each in newest(figures, limit)]
 
-    @routes.get("/reindex/{id}", tags=["reindex"], summary="How far one is")
-    def job(id: Annotated[int, Path(ge=1, le=10**12)]) -> ReindexJob:
-        with desk.figures() as figures:
-            found = find(figures, id)
-            if found is None:
-                raise NotFound(f"there is no reindex {id}")
-            return ReindexJob.of(figures, found)
+@routes.post("/pause", tags=["relays"], summary="Keep all relays from claiming rows; nothing is lost")
+def pause(asked: PauseRequest, admin: Admin, caller: Caller) -> Paused:
+    admin.service.pause(asked.reason, caller)
+    admin.overviews.invalidate()
+    return Paused(paused=True, changed=True)
 
-    @routes.post("/reindex/{id}/cancel", tags=["reindex"], status_code=202, summary="Stop one, and remove its index")
-    def cancel(id: Annotated[int, Path(ge=1, le=10**12)], request: Request) -> ReindexJob:
-        cancelled = desk.cancel(who(request), id)
-        overviews.outdated()
-        with desk.figures() as figures:
-            return ReindexJob.of(figures, cancelled)
 
-    @routes.post("/verify", tags=["verify"], status_code=202, summary="Compare entities with their indexes")
-    def verify(asked: VerifyRequest, request: Request) -> Accepted:
-        desk.verify(who(request), entity=asked.entity, tenant=asked.tenant_id, sample=asked.sample, repair=asked.repair)
-        return Accepted()
+@routes.post("/resume", tags=["relays"], summary="Let relays claim rows again")
+def resume(admin: Admin, caller: Caller) -> Paused:
+    changed = admin.service.resume(caller)
+    admin.overviews.invalidate()
+    return Paused(paused=False, changed=changed)
 
-    return routes
+
+@routes.post("/reindex", tags=["reindex"], status_code=202, summary="Rebuild the index of an entity")
+def reindex(asked: ReindexRequest, admin: Admin, caller: Caller) -> ReindexStarted:
+    started = admin.service.reindex(caller, asked.entity, tenant=asked.tenant_id, since=asked.from_date)
+    admin.overviews.invalidate()
+    return ReindexStarted(job_id=started.job.id, status=started.job.state, estimated_documents=started.estimated)
+
+
+@routes.get("/reindex", tags=["reindex"], summary="Rebuilds of indexes, newest first")
+def jobs(admin: Admin, limit: Limit = 50) -> list[ReindexJob]:
+    with admin.database.store() as store:
+        return [ReindexJob.of(store, each) for each in reindexes.newest(store, limit)]
+
+
+@routes.get("/reindex/{id}", tags=["reindex"], summary="How far one is")
+def job(id: Id, admin: Admin) -> ReindexJob:
+    with admin.database.store() as store:
+        found = reindexes.find(store, id)
+        if found is None:
+            raise NotFound(f"there is no reindex {id}")
+        return ReindexJob.of(store, found)
+
+
+@routes.post("/reindex/{id}/cancel", tags=["reindex"], status_code=202, summary="Stop one, and remove its index")
+def cancel(id: Id, admin: Admin, caller: Caller) -> ReindexJob:
+    cancelled = admin.service.cancel(caller, id)
+    admin.overviews.invalidate()
+    with admin.database.store() as store:
+        return ReindexJob.of(store, cancelled)
+
+
+@routes.post("/verify", tags=["verify"], status_code=202, summary="Compare entities with their indexes")
+def verify(asked: VerifyRequest, admin: Admin, caller: Caller) -> Accepted:
+    admin.service.verify(caller, entity=asked.entity, tenant=asked.tenant_id, sample=asked.sample, repair=asked.repair)
+    return Accepted()

@@ -19,12 +19,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from outbox import __version__, logs
-from outbox.admin import api, health, pages
-from outbox.admin.desk import Desk, NotFound
+from outbox.admin import api, forms, health, login, pages
+from outbox.admin.context import AdminContext
+from outbox.admin.database import Database
 from outbox.admin.guard import PROBLEM, Guard, problem
 from outbox.admin.metrics import Metrics
-from outbox.admin.overview import Overviews
-from outbox.admin.watch import Watch
+from outbox.admin.overview import OverviewCache
+from outbox.admin.poller import Poller
+from outbox.admin.rendering import error_page
+from outbox.admin.service import AdminService, NotFound
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import (
@@ -56,17 +59,19 @@ def create_app(engine: Engine, settings: Settings, destination: Destination, reg
     `engine`: prepared, of a database at the revision that this version needs. `registry`: without one, reindex and
     verify answer that they need it. Closes none of what it is given.
     """
-    desk = Desk(engine, settings, destination, registry)
-    watch = Watch(desk, destination)
-    overviews = Overviews(desk, lambda: watch.seen)
-    watch.also(overviews.keep_up)
+    database = Database(engine)
+    service = AdminService(database, settings, destination, registry)
+    poller = Poller(database, destination)
+    overviews = OverviewCache(database, lambda: poller.destination, silent_ms=settings.silent_ms)
+    poller.add(overviews.read_statistics)
+    context = AdminContext(settings, registry, database, service, overviews, Metrics(overviews))
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        watch.start()
+        poller.start()
         yield
-        watch.stop()
-        desk.stop()
+        poller.stop()
+        service.stop()
 
     app = FastAPI(
         title="outbox-relay",
@@ -77,17 +82,16 @@ def create_app(engine: Engine, settings: Settings, destination: Destination, reg
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(api.router(desk, overviews))
-    app.include_router(health.router(desk, overviews, Metrics(overviews)))
-    app.include_router(pages.router(app, desk, overviews))
+    app.state.context = context
+    for room in (api, health, pages, forms, login):
+        app.include_router(room.routes)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     app.openapi = partial(_described, app)  # type: ignore[method-assign]
     app.add_exception_handler(OutboxError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _crashed)
-    token = settings.admin_token.get_secret_value() if settings.admin_token else None
-    return Guard(app, token=token, secure=settings.admin_tls_certificate is not None)
+    return Guard(app, token=context.token, secure=settings.admin_tls_certificate is not None)
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
@@ -105,7 +109,7 @@ async def _failed(request: Request, error: Exception) -> Response:
     status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), None)
     if status is None:
         return await _crashed(request, error)
-    return pages.error(request, status, str(error)) or _problem(status, str(error))
+    return error_page(request, status, str(error)) or _problem(status, str(error))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -115,20 +119,25 @@ async def _invalid(request: Request, error: Exception) -> Response:
     malformed = any(each["type"] == "json_invalid" for each in error.errors())
     status = HTTPStatus.BAD_REQUEST if malformed else HTTPStatus.UNPROCESSABLE_ENTITY
     detail = "; ".join(f"{each['at']}: {each['message']}" for each in errors)
-    return pages.error(request, status, detail) or _problem(status, detail, errors=errors)
+    return error_page(request, status, detail) or _problem(status, detail, errors=errors)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     detail = status.description or status.phrase
-    return pages.error(request, status, detail) or _problem(status, detail, headers=error.headers)
+    return error_page(request, status, detail) or _problem(status, detail, headers=error.headers)
 
 
 async def _crashed(request: Request, error: Exception) -> Response:
-    logger.opt(exception=error).error(logs.safe(f"admin: {request.method} {request.url.path} failed: {error!r}"))
+    logger.opt(exception=error).error(
+        "admin: {method} {path} failed: {error}",
+        method=logs.safe(request.method),
+        path=logs.safe(request.url.path),
+        error=logs.safe(repr(error)),
+    )
     status, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "a defect of the admin server: its log says more"
-    return pages.error(request, status, detail) or _problem(status, detail)
+    return error_page(request, status, detail) or _problem(status, detail)
 
 
 def _problem(status: HTTPStatus, detail: str, headers: Any = None, **more: Any) -> Response:

@@ -5,11 +5,8 @@ Pure ASGI, around the application: a route that is added later cannot forget it.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import json
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -18,6 +15,7 @@ from urllib.parse import quote, urlsplit
 from loguru import logger
 
 from outbox import logs
+from outbox.admin import sessions
 from outbox.errors import shortened
 
 Scope = MutableMapping[str, Any]
@@ -30,8 +28,6 @@ MOST_PATH_BYTES: Final = 8_192
 MOST_HEADER_BYTES: Final = 16_384
 MOST_BODY_BYTES: Final = 65_536
 PROBLEM: Final = "application/problem+json"
-COOKIE: Final = "outbox_admin"
-SESSION_S: Final = 12 * 3_600
 
 OPEN_PATHS: Final = frozenset({"/health/live", "/health/ready", "/login"})
 """What is answered without the token: probes, which say nothing but yes or no, and the place to give it."""
@@ -60,8 +56,8 @@ class Refused(Exception):
         self.status, self.detail, self.to_login = status, detail, to_login
 
 
-class Left(Exception):
-    """Whoever asked is gone before all was said: a part of it must not be taken for the whole."""
+class ClientGone(Exception):
+    """The client hung up before its request was complete: a part of it must not be taken for the whole."""
 
 
 class Guard:
@@ -75,7 +71,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # a WebSocket: closed by the server, since nobody accepts it
+            return  # a WebSocket: closed by the server, since nothing accepts it
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path: str = scope["path"]
 
@@ -90,10 +86,16 @@ class Guard:
         except Refused as refused:
             if refused.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                 client = (scope.get("client") or ("?",))[0]
-                logger.warning(logs.safe(f"admin: refused {scope['method']} {path} of {client}: {refused.detail}"))
+                logger.warning(
+                    "admin: refused {method} {path} of {client}: {reason}",
+                    method=logs.safe(scope["method"]),
+                    path=logs.safe(path),
+                    client=logs.safe(client),
+                    reason=logs.safe(refused.detail),
+                )
             await _answer(scope, send_with_headers, refused)
             return
-        except Left:
+        except ClientGone:
             return
         if scope["method"] == "HEAD":  # as GET; the server sends what belongs before the body and leaves that out
             scope = {**scope, "method": "GET"}
@@ -132,10 +134,10 @@ class Guard:
     def _check_token(self, token: str, scope: Scope, headers: dict[str, str]) -> None:
         given = headers.get("authorization", "")
         if given[:7].lower() == "bearer ":
-            if not same(given[7:].encode("latin-1").strip(), token):  # the bytes as they were sent
+            if not sessions.same(given[7:].encode("latin-1").strip(), token):  # the bytes as they were sent
                 raise Refused(HTTPStatus.UNAUTHORIZED, "the token is not the one of OUTBOX_ADMIN_TOKEN")
             return
-        if not is_session(_cookie(headers), token):
+        if not sessions.is_session(_cookie(headers), token):
             raise Refused(
                 HTTPStatus.UNAUTHORIZED,
                 "give the token of OUTBOX_ADMIN_TOKEN: Authorization: Bearer …",
@@ -155,7 +157,7 @@ def _check_origin(headers: dict[str, str]) -> None:
 
 
 def is_local(name: str) -> bool:
-    """Whether a host is this machine, whoever asks: a name that could lead elsewhere is not."""
+    """Whether a host is this machine for any client: a name that could lead elsewhere is not."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -176,53 +178,19 @@ def _netloc(origin: str) -> str:
         return ""
 
 
-# -- sessions ---------------------------------------------------------------------------------------------------------
-
-
-def same(given: bytes, token: str) -> bool:
-    """Takes as long whatever the first character that differs."""
-    return hmac.compare_digest(given, token.encode())
-
-
-def session(token: str, now: float | None = None) -> str:
-    """The cookie of somebody who knew the token: when it ends, and a proof that we have written this."""
-    ends = str(int((time.time() if now is None else now) + SESSION_S))
-    return f"{ends}.{_proof(ends, token)}"
-
-
-def is_session(cookie: str, token: str, now: float | None = None) -> bool:
-    """Whether it was made for this token and is not over."""
-    ends, _, proof = cookie.partition(".")
-    return (
-        same(proof.encode(), _proof(ends, token))
-        and ends.isascii()
-        and ends.isdigit()
-        and int(ends) > (time.time() if now is None else now)
-    )
-
-
-def _proof(ends: str, token: str) -> str:
-    return hmac.new(token.encode(), f"outbox-relay admin session until {ends}".encode(), hashlib.sha256).hexdigest()
-
-
 def _cookie(headers: dict[str, str]) -> str:
     for part in headers.get("cookie", "").split(";"):
         name, _, value = part.strip().partition("=")
-        if name == COOKIE:
+        if name == sessions.COOKIE:
             return value
     return ""
 
 
-def log_wrong_token(client: str) -> None:
-    """For whoever looks into who tried to get in."""
-    logger.warning(logs.safe(f"admin: a wrong token was given at the login by {client}"))
-
-
-# -- the plumbing -----------------------------------------------------------------------------------------------------
+# -- ASGI --------------------------------------------------------------------------------------------------------------
 
 
 async def _body(receive: Receive, headers: dict[str, str]) -> bytes:
-    """The whole body, which is small. Raises `Left` if it ends before it is whole."""
+    """The whole body, which is small. Raises `ClientGone` if it ends before it is whole."""
     too_large = Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MOST_BODY_BYTES:,} bytes")
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and (len(length) > 9 or int(length) > MOST_BODY_BYTES):
@@ -231,7 +199,7 @@ async def _body(receive: Receive, headers: dict[str, str]) -> bytes:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise Left
+            raise ClientGone
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > MOST_BODY_BYTES:
@@ -256,7 +224,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 async def _answer(scope: Scope, send: Send, refused: Refused) -> None:
     status, headers = int(refused.status), {"content-type": PROBLEM}
     if refused.to_login:
-        back = "/"  # a form is sent again by whoever wants it
+        back = "/"  # a form is not sent again by itself
         if scope["method"] == "GET":
             back = scope["path"] + ("?" + scope["query_string"].decode("latin-1") if scope["query_string"] else "")
         status, headers = 303, {"location": f"/login?next={quote(back)}"}

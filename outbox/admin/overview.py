@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from outbox.admin import alerts, shapes
-from outbox.admin.desk import Desk
-from outbox.admin.ledger import Lane, Ledger, Statistics
+from outbox.admin.database import Database
+from outbox.admin.poller import DestinationStatus
 from outbox.admin.shapes import moment
-from outbox.admin.watch import Seen
-from outbox.store import jobs, verifications
-from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures, Outcomes
+from outbox.admin.statistics import IndexAction, Statistics, StatisticsCache
+from outbox.store import figures, jobs, verifications
+from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Outcomes
 from outbox.store.models import now_ms
+from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
 from outbox.verify import Kind
 
@@ -22,14 +23,20 @@ FRESH_FOR_MS: Final = 1_000
 """However many look, the tables are asked once a second."""
 
 
-class Overviews:
-    """The newest overview, never older than a second. `seen`: how the destination was at the last look."""
+class OverviewCache:
+    """The newest overview, never older than a second.
 
-    def __init__(self, desk: Desk, seen: Callable[[], Seen | None]) -> None:
-        self._desk, self._seen = desk, seen
+    `destination`: how the destination was at the last poll. `silent_ms`: a relay without a sign of life for so long
+    counts as gone.
+    """
+
+    def __init__(
+        self, database: Database, destination: Callable[[], DestinationStatus | None], *, silent_ms: int
+    ) -> None:
+        self._database, self._destination, self._silent_ms = database, destination, silent_ms
         self._lock = threading.Lock()
-        self._ledger = Ledger()
-        self._lanes: Mapping[Lane, Outcomes] = {}
+        self._statistics = StatisticsCache()
+        self._by_index_and_action: Mapping[IndexAction, Outcomes] = {}
         self._newest: shapes.Overview | None = None
         self._made_at = 0
 
@@ -38,37 +45,39 @@ class Overviews:
         with self._lock:
             now = now_ms()
             if self._newest is None or not 0 <= now - self._made_at < FRESH_FOR_MS:
-                with self._desk.figures() as figures:
-                    statistics = self._ledger.read(figures, now)
-                    self._newest = overview(figures, statistics, self._seen(), now, self._desk.settings.silent_ms)
-                self._made_at, self._lanes = now, statistics.lanes
+                with self._database.store() as store:
+                    statistics = self._statistics.read(store, now)
+                    self._newest = overview(store, statistics, self._destination(), now, self._silent_ms)
+                self._made_at, self._by_index_and_action = now, statistics.by_index_and_action
             return self._newest
 
-    def lanes(self) -> Mapping[Lane, Outcomes]:
-        """What has become of rows since this process began, by index and action, as of the newest overview."""
+    def by_index_and_action(self) -> Mapping[IndexAction, Outcomes]:
+        """What has become of rows since this process began, as of the newest overview."""
         with self._lock:
-            return self._lanes
+            return self._by_index_and_action
 
-    def keep_up(self) -> None:
-        """Read what minutes have come to. If nobody looked for hours, they would be summed up by then."""
-        with self._desk.figures() as figures:
-            self._ledger.read(figures, now_ms())
+    def read_statistics(self) -> None:
+        """Read the newest minutes. If no one looked for hours, a relay would have summed them up by then."""
+        with self._database.store() as store:
+            self._statistics.read(store, now_ms())
 
-    def outdated(self) -> None:
-        """Somebody has acted: the next look is a new one."""
+    def invalidate(self) -> None:
+        """After an operator has acted: the next look is a new one."""
         with self._lock:
             self._newest = None
 
 
-def overview(figures: Figures, statistics: Statistics, seen: Seen | None, now: int, silent_ms: int) -> shapes.Overview:
+def overview(
+    store: Store, statistics: Statistics, destination: DestinationStatus | None, now: int, silent_ms: int
+) -> shapes.Overview:
     """`silent_ms`: a relay without a sign of life for so long counts as gone."""
-    backlog, control, relays = figures.backlog(now), figures.control(), figures.relays()
+    backlog, control, relays = figures.backlog(store, now), store.control(), store.relays()
     running = [relay for relay in relays if now - relay["heartbeat_at"] < silent_ms]
     full_hour = now - now % HOUR_MS
     found = alerts.alerts(
         backlog,
         statistics.outcomes(now - alerts.WINDOW_MS),
-        unreachable=_unreachable(seen, running),
+        unreachable=_unreachable(destination, running),
         relays=len(running),
         paused=control.paused_at is not None,
     )
@@ -87,7 +96,7 @@ def overview(figures: Figures, statistics: Statistics, seen: Seen | None, now: i
         paused=None
         if control.paused_at is None
         else shapes.PausedSince(since=moment(control.paused_at), by=control.paused_by, reason=control.pause_reason),
-        destination=None if seen is None else _destination(seen),
+        destination=None if destination is None else _destination(destination),
         relays=[_relay(each, now, running=each in running) for each in relays],
         periods=shapes.Periods(
             hour=shapes.Period.of(statistics.outcomes(now - HOUR_MS)),
@@ -100,34 +109,35 @@ def overview(figures: Figures, statistics: Statistics, seen: Seen | None, now: i
         ],
         tenants=[
             shapes.TenantLag(tenant_id=lag.tenant, rows=lag.rows, oldest_seconds=lag.oldest_ms / 1000)
-            for lag in figures.lags(now)
+            for lag in figures.lags(store, now)
         ],
-        history=_history(figures, statistics, now),
+        history=_history(store, statistics, now),
         dead_types=[
-            shapes.DeadType(index=index, error_type=type_, rows=rows) for index, type_, rows in figures.dead_types()
+            shapes.DeadType(index=index, error_type=type_, rows=rows)
+            for index, type_, rows in figures.dead_types(store)
         ],
-        reindexes=[shapes.ReindexJob.of(figures, job) for job in jobs.open_jobs(figures)],
-        verification=_verified(verifications.last(figures)),
-        database_bytes=figures.sizes().used,
+        reindexes=[shapes.ReindexJob.of(store, job) for job in jobs.open_jobs(store)],
+        verification=_verified(verifications.last(store)),
+        database_bytes=store.sizes().used,
     )
 
 
-def _unreachable(seen: Seen | None, relays: list[dict[str, Any]]) -> str | None:
-    """Why the destination does not answer: us, or a relay that has paused it."""
-    if seen is not None and seen.unreachable is not None:
-        return seen.unreachable
+def _unreachable(destination: DestinationStatus | None, relays: list[dict[str, Any]]) -> str | None:
+    """Why the destination does not answer: this process, or a relay that has paused it."""
+    if destination is not None and destination.unreachable is not None:
+        return destination.unreachable
     paused = (breaker["reason"] for relay in relays for breaker in relay["breakers"] if breaker["index"] is None)
     return next(paused, None)
 
 
-def _destination(seen: Seen) -> shapes.DestinationSeen:
+def _destination(status: DestinationStatus) -> shapes.DestinationSeen:
     return shapes.DestinationSeen(
-        reachable=seen.unreachable is None,
-        product=seen.product,
-        version=seen.version,
-        status=seen.status,
-        error=seen.unreachable,
-        as_of=moment(seen.at),
+        reachable=status.unreachable is None,
+        product=status.product,
+        version=status.version,
+        status=status.status,
+        error=status.unreachable,
+        as_of=moment(status.at),
     )
 
 
@@ -147,9 +157,9 @@ def _relay(row: dict[str, Any], now: int, *, running: bool) -> shapes.Relay:
     )
 
 
-def _history(figures: Figures, statistics: Statistics, now: int) -> list[shapes.Minute]:
+def _history(store: Store, statistics: Statistics, now: int) -> list[shapes.Minute]:
     since = now - HISTORY_MS
-    depths = {minute: unfinished for minute, unfinished, _ in figures.depths(since)}
+    depths = {minute: unfinished for minute, unfinished, _ in figures.depths(store, since)}
     finished, none = statistics.history(since), Outcomes()
     first = since - since % MINUTE_MS
     return [

@@ -20,7 +20,7 @@ Number = Annotated[int, Field(ge=1, le=10**12)]
 
 
 class Model(BaseModel):
-    """snake_case here, camelCase on the wire; a member that nobody knows is an error, not silence."""
+    """snake_case here, camelCase on the wire; a member that is unknown is an error, not silence."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
 
@@ -103,7 +103,7 @@ class ReindexJob(Model):
     total_documents: int
     removed: int
     refused: int
-    abandoned: bool = Field(description="open, and nobody works on it")
+    abandoned: bool = Field(description="open, and no process works on it")
     error: str | None
     created_at: datetime
     updated_at: datetime
@@ -295,7 +295,7 @@ class TenantLag(Model):
 
 class Minute(Model):
     at: datetime
-    unfinished: int | None = Field(description="the most that were seen; null: nobody looked")
+    unfinished: int | None = Field(description="the highest that was recorded; null: none was")
     done: int
     dead: int
 

@@ -124,7 +124,7 @@ def _server(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
         import prometheus_client  # noqa: F401
         import uvicorn
 
-        from outbox.admin.connections import Hurried
+        from outbox.admin.protocol import TimeLimitedProtocol
     except ImportError as error:
         raise ConfigurationError(f"the admin server needs {error.name}: pip install 'outbox-relay[admin]'") from None
     if not is_local(loaded.admin_host):
@@ -141,7 +141,7 @@ def _server(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
     _check_certificate(loaded)
     config = uvicorn.Config(
         "",
-        http=Hurried,
+        http=TimeLimitedProtocol,
         h11_max_incomplete_event_size=32_768,
         ws="none",
         lifespan="on",

@@ -1,16 +1,18 @@
-"""Every SQL statement of what the admin server shows. None walks through finished rows, however many there are."""
+"""What operators look at: every SQL statement of what the dashboard, the admin API and the metrics show.
+
+None walks through all finished rows, however many there are.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from outbox.store import claims
 from outbox.store.malformed import MalformedRows
 from outbox.store.models import COUNTERS, FRESH, HELD, LATENCY_BOUNDS_MS, STATISTICS, TENANT, WAITING, State
-from outbox.store.store import Store
+from outbox.store.store import Store, narrowed
 from outbox.store.upkeep import HOUR_MS
 
 MINUTE_MS: Final = 60_000
@@ -76,11 +78,11 @@ class Outcomes:
         """Within its bucket as if spread evenly, as Prometheus does; at most the last bound."""
         if not self.done:
             return None
-        wanted, seen, lower = part * self.done, 0, 0
+        wanted, below, lower = part * self.done, 0, 0
         for bound, number in zip(LATENCY_BOUNDS_MS, self.latency, strict=True):
-            if number and seen + number >= wanted:
-                return lower + (bound - lower) * (wanted - seen) / number
-            seen, lower = seen + number, bound
+            if number and below + number >= wanted:
+                return lower + (bound - lower) * (wanted - below) / number
+            below, lower = below + number, bound
         return float(LATENCY_BOUNDS_MS[-1])
 
 
@@ -110,168 +112,187 @@ class Lag:
     oldest_ms: int
 
 
-class Figures(Store):
-    """The outbox tables with what operators look at. For one thread at a time, as the store."""
+def backlog(store: Store, now: int) -> Backlog:
+    """What waits of all rows."""
+    fresh, retrying, claimed, dead = store.counted("fresh", "waiting", "leases", "dead")
+    return Backlog(fresh, retrying, claimed, dead, _age(store.oldest_unfinished(), now))
 
-    def backlog(self, now: int) -> Backlog:
-        fresh, retrying, claimed, dead = self.counted("fresh", "waiting", "leases", "dead")
-        oldest = self.oldest_unfinished()
-        return Backlog(fresh, retrying, claimed, dead, None if oldest is None else max(0, now - oldest))
 
-    def tenant_backlog(self, tenant: str, now: int) -> Backlog:
-        """The same of one tenant."""
-        mine = f"{TENANT} = :tenant"
-        fresh, first, retrying, claimed, held_since, dead = self.run(
-            "SELECT fresh.*, held.*, (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_dead"
-            f" WHERE state = 'dead' AND {mine})"
-            f" FROM (SELECT count(*), min(id) FROM outbox_events INDEXED BY ix_outbox_events_fresh"
-            f" WHERE {FRESH} AND {mine}) AS fresh,"
-            " (SELECT coalesce(sum(state = 'pending'), 0), coalesce(sum(state = 'claimed'), 0), min(created_at)"
-            f" FROM outbox_events INDEXED BY ix_outbox_events_held WHERE ({HELD}) AND {mine}) AS held",
-            {"tenant": tenant},
+def tenant_backlog(store: Store, tenant: str, now: int) -> Backlog:
+    """The same of one tenant."""
+    mine, indexed = f"{TENANT} = :tenant", store.dialect.indexed
+    fresh, first, retrying, claimed, held_since, dead = store.run(
+        "SELECT fresh.*, held.*,"
+        f" (SELECT count(*) FROM outbox_events {indexed('dead')} WHERE state = 'dead' AND {mine})"
+        f" FROM (SELECT count(*), min(id) FROM outbox_events {indexed('fresh')} WHERE {FRESH} AND {mine}) AS fresh,"
+        " (SELECT count(*) FILTER (WHERE state = 'pending'), count(*) FILTER (WHERE state = 'claimed'),"
+        f" min(created_at) FROM outbox_events {indexed('held')} WHERE ({HELD}) AND {mine}) AS held",
+        tenant=tenant,
+    ).one()
+    written = store.run("SELECT created_at FROM outbox_events WHERE id = :id", id=first).scalar_one_or_none()
+    oldest = min((since for since in (written, held_since) if since is not None), default=None)
+    return Backlog(fresh, retrying, claimed, dead, _age(oldest, now))
+
+
+def _age(since: int | None, now: int) -> int | None:
+    return None if since is None else max(0, now - since)
+
+
+# -- by time ----------------------------------------------------------------------------------------------------
+
+
+def statistics(store: Store, since: int) -> list[Statistic]:
+    """Sums of the tenants, from that minute on."""
+    found = store.run(
+        "SELECT minute, index_name, action, CASE WHEN entity = '' THEN index_name ELSE entity END,"
+        f" {_SUMS} FROM outbox_stats WHERE minute >= :since GROUP BY minute, index_name, entity, action",
+        since=since,
+    )
+    return [Statistic(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in found]
+
+
+def outcomes_of_tenant(store: Store, tenant: str, since: int) -> Outcomes:
+    """Of all rows of a tenant from the minute of that instant on, or from its hour where hours are summed up."""
+    found = store.run(
+        f"SELECT {_SUMS} FROM outbox_stats WHERE minute >= :since AND tenant_id = :tenant",
+        since=since - since % MINUTE_MS,
+        tenant=tenant,
+    ).one()
+    return Outcomes.of(tuple(found))
+
+
+def depths(store: Store, since: int) -> list[tuple[int, int, int]]:
+    """(minute, unfinished rows, age of the oldest) of the minutes in which a relay or an admin server looked."""
+    found = store.run(
+        "SELECT minute, unfinished, oldest_ms FROM outbox_depths WHERE minute >= :since ORDER BY minute",
+        since=since - since % MINUTE_MS,
+    )
+    return [(row[0], row[1], row[2]) for row in found]
+
+
+# -- by tenant --------------------------------------------------------------------------------------------------
+
+
+def lags(store: Store, now: int) -> list[Lag]:
+    """Tenants that wait, the one that waits longest first; at most 50."""
+    rows: dict[str, int] = {}
+    oldest: dict[str, int] = {}
+    for tenant, number, since in (*_fresh_by_tenant(store), *_held_by_tenant(store)):
+        rows[tenant] = rows.get(tenant, 0) + number
+        oldest[tenant] = min(oldest.get(tenant, since), since)
+    found = [Lag(tenant or None, rows[tenant], max(0, now - oldest[tenant])) for tenant in rows]
+    return sorted(found, key=lambda lag: -lag.oldest_ms)[:MOST_TENANTS]
+
+
+def _fresh_by_tenant(store: Store) -> Iterator[tuple[str, int, int]]:
+    """(tenant, rows, when the oldest was written) of the lanes whose fresh rows wait longest."""
+    try:
+        lanes = claims.fresh_lanes(store)[: 2 * MOST_TENANTS]
+    except MalformedRows:  # the next claim of a relay ends them
+        return
+    for index, tenant in lanes:
+        number, since = store.run(
+            "SELECT number, (SELECT created_at FROM outbox_events WHERE id = oldest) FROM (SELECT count(*) AS number,"
+            f" min(id) AS oldest FROM outbox_events {store.dialect.indexed('fresh')} WHERE {FRESH}"
+            f" AND index_name = :index AND {TENANT} = :tenant) AS lane",
+            index=index,
+            tenant=tenant,
         ).one()
-        written = self.run("SELECT created_at FROM outbox_events WHERE id = ?", first).scalar_one_or_none()
-        oldest = min((since for since in (written, held_since) if since is not None), default=None)
-        return Backlog(fresh, retrying, claimed, dead, None if oldest is None else max(0, now - oldest))
+        if since is not None:  # else all of the lane was claimed meanwhile
+            yield tenant, number, since
 
-    def statistics(self, since: int) -> list[Statistic]:
-        """Sums of the tenants, from that minute on."""
-        found = self.run(
-            f"SELECT minute, index_name, action, iif(entity = '', index_name, entity), {_SUMS} FROM outbox_stats"
-            " WHERE minute >= ? GROUP BY minute, index_name, entity, action",
-            since,
+
+def _held_by_tenant(store: Store) -> Iterator[tuple[str, int, int]]:
+    """The same of rows that are claimed or wait for another attempt."""
+    found = store.run(
+        f"SELECT tenant, count(*), min(created_at) FROM (SELECT {TENANT} AS tenant, created_at FROM outbox_events"
+        f" {store.dialect.indexed('held')} WHERE {HELD} LIMIT {MOST_HELD}) AS held GROUP BY tenant"
+    )
+    return ((row[0], row[1], row[2]) for row in found)
+
+
+# -- rows -------------------------------------------------------------------------------------------------------
+
+
+def newest_rows(
+    store: Store,
+    *,
+    state: State | None = None,
+    index: str | None = None,
+    tenant: str | None = None,
+    document: str | None = None,
+    error_type: str | None = None,
+    before: int | None = None,
+    limit: int = 50,
+) -> Rows:
+    """Rows without their documents, newest first, narrowed by what is given; `before`: only with a lower id.
+
+    Looks at `MOST_LOOKED_AT` rows at most, and then says where to go on: it may find fewer than there are, or none.
+    Of a state that few rows are in it finds all.
+    """
+    condition, parameters = narrowed(
+        state=state, index_name=index, tenant_id=tenant, document_id=document, error_type=error_type
+    )
+    first, last = MOST_ID if before is None else before, 0
+    if (few := _ids_in(store, state)) and _are_few(store, few):
+        # Otherwise the database walks from the newest row on, past all that are done, to find one that is not.
+        condition += f" AND id IN ({few})"
+    elif parameters:
+        last = store.run(
+            "SELECT coalesce((SELECT id FROM outbox_events WHERE id < :before"
+            " ORDER BY id DESC LIMIT 1 OFFSET :most), 0)",
+            before=first,
+            most=MOST_LOOKED_AT - 1,
+        ).scalar_one()
+    found = store.run(
+        f"SELECT * FROM outbox_events WHERE id < :before AND id >= :last AND {condition} ORDER BY id DESC LIMIT :limit",
+        parameters | {"before": first, "last": last, "limit": limit + 1},
+    )
+    rows = [dict(row) for row in found.mappings()]
+    if len(rows) > limit:
+        return Rows(rows[:limit], rows[limit - 1]["id"])
+    return Rows(rows, last or None)
+
+
+def _ids_in(store: Store, state: State | None) -> str:
+    """A query for the ids of all rows in a state; empty if there may be many, since they are done."""
+    indexed = store.dialect.indexed
+    if state is State.PENDING:
+        return (
+            f"SELECT id FROM outbox_events {indexed('fresh')} WHERE {FRESH}"
+            f" UNION ALL SELECT id FROM outbox_events {indexed('waiting')} WHERE {WAITING}"
         )
-        return [Statistic(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in found]
-
-    def outcomes_of_tenant(self, tenant: str, since: int) -> Outcomes:
-        """Of all rows of a tenant from the minute of that instant on, or from its hour where hours are summed up."""
-        found = self.run(
-            f"SELECT {_SUMS} FROM outbox_stats WHERE minute >= ? AND tenant_id = ?", since - since % MINUTE_MS, tenant
-        ).one()
-        return Outcomes.of(tuple(found))
-
-    def depths(self, since: int) -> list[tuple[int, int, int]]:
-        """(minute, unfinished rows, age of the oldest) of the minutes in which somebody looked."""
-        return [
-            (row[0], row[1], row[2])
-            for row in self.run(
-                "SELECT minute, unfinished, oldest_ms FROM outbox_depths WHERE minute >= ? ORDER BY minute",
-                since - since % MINUTE_MS,
-            )
-        ]
-
-    def lags(self, now: int) -> list[Lag]:
-        """Tenants that wait, the one that waits longest first; at most 50."""
-        rows: dict[str, int] = {}
-        oldest: dict[str, int] = {}
-
-        def note(tenant: str, number: int, since: int) -> None:
-            rows[tenant] = rows.get(tenant, 0) + number
-            oldest[tenant] = min(oldest.get(tenant, since), since)
-
-        try:
-            lanes = claims.fresh_lanes(self)[: 2 * MOST_TENANTS]
-        except MalformedRows:  # the next claim of a relay ends them
-            lanes = []
-        mine = f"{FRESH} AND index_name = json_extract(value, '$[0]') AND {TENANT} = json_extract(value, '$[1]')"
-        for tenant, number, since in self.run(
-            "SELECT tenant, rows, created_at FROM (SELECT json_extract(value, '$[1]') AS tenant,"
-            f" (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {mine}) AS rows,"
-            f" (SELECT min(id) FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {mine}) AS oldest"
-            " FROM json_each(?)) JOIN outbox_events ON id = oldest",
-            json.dumps(lanes),
-        ):
-            note(tenant, number, since)
-        for tenant, number, since in self.run(
-            f"SELECT tenant, count(*), min(created_at) FROM (SELECT {TENANT} AS tenant, created_at FROM outbox_events"
-            f" INDEXED BY ix_outbox_events_held WHERE {HELD} LIMIT {MOST_HELD}) GROUP BY tenant"
-        ):
-            note(tenant, number, since)
-        found = [Lag(tenant or None, rows[tenant], max(0, now - oldest[tenant])) for tenant in rows]
-        return sorted(found, key=lambda lag: -lag.oldest_ms)[:MOST_TENANTS]
-
-    def page(
-        self,
-        *,
-        state: State | None = None,
-        index: str | None = None,
-        tenant: str | None = None,
-        document: str | None = None,
-        error_type: str | None = None,
-        before: int | None = None,
-        limit: int = 50,
-    ) -> Rows:
-        """Rows without their documents, newest first, narrowed by what is given; `before`: only with a lower id.
-
-        Looks at `MOST_LOOKED_AT` rows at most, and then says where to go on: it may find fewer than there are, or none.
-        Of a state that few rows are in it finds all.
-        """
-        conditions, parameters = _narrowed(
-            state=state, index_name=index, tenant_id=tenant, document_id=document, error_type=error_type
-        )
-        parameters |= {"limit": limit + 1, "before": MOST_ID if before is None else before, "last": 0}
-        if state in _FEW and self._are_few(state):
-            # Else SQLite walks from the newest row on, past all that are done, to find one that is not.
-            conditions.append(f"id IN ({_FEW[state]})")
-        elif len(conditions) > 1:
-            parameters["last"] = self.run(
-                "SELECT coalesce((SELECT id FROM outbox_events WHERE id < ? ORDER BY id DESC LIMIT 1 OFFSET ?), 0)",
-                parameters["before"],
-                MOST_LOOKED_AT - 1,
-            ).scalar_one()
-        found = self.run(
-            f"SELECT * FROM outbox_events WHERE id < :before AND id >= :last AND {' AND '.join(conditions)}"
-            " ORDER BY id DESC LIMIT :limit",
-            parameters,
-        )
-        rows = [dict(row) for row in found.mappings()]
-        if len(rows) > limit:
-            return Rows(rows[:limit], rows[limit - 1]["id"])
-        return Rows(rows, parameters["last"] or None)
-
-    def _are_few(self, state: State) -> bool:
-        number: int = self.run(f"SELECT count(*) FROM ({_FEW[state]} LIMIT {MOST_LOOKED_AT})").scalar_one()
-        return number < MOST_LOOKED_AT
-
-    def dead_number(
-        self,
-        *,
-        index: str | None = None,
-        tenant: str | None = None,
-        document: str | None = None,
-        error_type: str | None = None,
-    ) -> int:
-        """How many rows are dead, narrowed by what is given."""
-        conditions, parameters = _narrowed(
-            index_name=index, tenant_id=tenant, document_id=document, error_type=error_type
-        )
-        return int(
-            self.run(
-                "SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_dead"
-                f" WHERE state = 'dead' AND {' AND '.join(conditions)}",
-                parameters,
-            ).scalar_one()
-        )
-
-    def dead_types(self) -> Sequence[tuple[str, str, int]]:
-        """(index, type of error, number) of the dead rows, most first; looks at 10,000 of them at most."""
-        found = self.run(
-            "SELECT index_name, type, count(*) FROM (SELECT index_name, coalesce(error_type, '') AS type"
-            f" FROM outbox_events INDEXED BY ix_outbox_events_dead WHERE state = 'dead' LIMIT {MOST_HELD})"
-            " GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 20"
-        )
-        return [(row[0], row[1], row[2]) for row in found]
+    index = {State.CLAIMED: "leases", State.DEAD: "dead"}.get(state) if state else None
+    return f"SELECT id FROM outbox_events {indexed(index)} WHERE state = '{state}'" if index else ""
 
 
-def _narrowed(**given: str | None) -> tuple[list[str], dict[str, Any]]:
-    """Conditions for the columns that are given, and their parameters."""
-    parameters: dict[str, Any] = {column: str(value) for column, value in given.items() if value is not None}
-    return ["1", *(f"{column} = :{column}" for column in parameters)], parameters
+def _are_few(store: Store, query: str) -> bool:
+    number: int = store.run(f"SELECT count(*) FROM ({query} LIMIT :most) AS few", most=MOST_LOOKED_AT).scalar_one()
+    return number < MOST_LOOKED_AT
 
 
-_FEW = {
-    State.PENDING: f"SELECT id FROM outbox_events INDEXED BY ix_outbox_events_fresh WHERE {FRESH}"
-    f" UNION ALL SELECT id FROM outbox_events INDEXED BY ix_outbox_events_waiting WHERE {WAITING}",
-    State.CLAIMED: "SELECT id FROM outbox_events INDEXED BY ix_outbox_events_leases WHERE state = 'claimed'",
-    State.DEAD: "SELECT id FROM outbox_events INDEXED BY ix_outbox_events_dead WHERE state = 'dead'",
-}
+def count_dead(
+    store: Store,
+    *,
+    index: str | None = None,
+    tenant: str | None = None,
+    document: str | None = None,
+    error_type: str | None = None,
+) -> int:
+    """How many rows are dead, narrowed by what is given."""
+    condition, parameters = narrowed(index_name=index, tenant_id=tenant, document_id=document, error_type=error_type)
+    indexed = store.dialect.indexed("dead")
+    dead: int = store.run(
+        f"SELECT count(*) FROM outbox_events {indexed} WHERE state = 'dead' AND {condition}", parameters
+    ).scalar_one()
+    return dead
+
+
+def dead_types(store: Store) -> Sequence[tuple[str, str, int]]:
+    """(index, type of error, number) of the dead rows, most first; looks at 10,000 of them at most."""
+    found = store.run(
+        "SELECT index_name, type, count(*) FROM (SELECT index_name, coalesce(error_type, '') AS type"
+        f" FROM outbox_events {store.dialect.indexed('dead')} WHERE state = 'dead' LIMIT {MOST_HELD}) AS dead"
+        " GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 20"
+    )
+    return [(row[0], row[1], row[2]) for row in found]

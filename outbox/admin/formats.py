@@ -19,7 +19,7 @@ LONGEST_QUERY: Final = 6_000
 
 
 def visible(value: Any) -> Any:
-    """What a template shows, whatever it is: what cannot be seen, or turns the text around, stands there escaped.
+    """What a template shows, whatever it is: what cannot be seen, or turns the text around, is escaped.
 
     Text that is HTML already is left alone.
     """
@@ -36,7 +36,7 @@ def number(value: float | None) -> str:
 
 
 def unit_of_rows(value: int) -> str:
-    """Where the number stands by itself."""
+    """Where the number is written apart from it."""
     return "row" if value == 1 else "rows"
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from operator import add, sub
 from typing import Final, TypeVar
 
-from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Figures, Outcomes, Statistic
+from outbox.store import figures
+from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Outcomes, Statistic
 from outbox.store.models import STATISTICS
+from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
 
 OPEN_MS: Final = 5 * MINUTE_MS
@@ -19,14 +21,14 @@ MINUTES_MS: Final = 4 * HOUR_MS
 """Of that time each minute is kept, before it each hour."""
 
 PAUSE_MS: Final = 2 * HOUR_MS
-"""After a longer one (a machine that slept) minutes may have been summed up before anybody looked again."""
+"""After a longer one (a machine that slept) minutes may have been summed up before the next look."""
 
 ENTITIES_MS: Final = DAY_MS + 2 * HOUR_MS
 """Of that time the sums are kept by entity."""
 
 Counts = tuple[int, ...]  # in the order of STATISTICS
 Names = Mapping[str, Counts]  # by entity, or by index where the rows name none
-Lane = tuple[str, str]  # index, action
+IndexAction = tuple[str, str]
 K = TypeVar("K")
 
 NOTHING: Final[Counts] = (0,) * len(STATISTICS)
@@ -34,10 +36,13 @@ NOTHING: Final[Counts] = (0,) * len(STATISTICS)
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What became of rows in the last week. `lanes`: since the first look, by index and action; none ever falls."""
+    """What became of rows in the last week.
+
+    `by_index_and_action`: since the first look; none of its counts ever falls.
+    """
 
     periods: Mapping[int, Names]
-    lanes: Mapping[Lane, Outcomes]
+    by_index_and_action: Mapping[IndexAction, Outcomes]
 
     def outcomes(self, since: int) -> Outcomes:
         """Of all rows from the minute of that instant on; from more than four hours ago on, of full hours."""
@@ -59,50 +64,48 @@ class Statistics:
         return {at: names for at, names in self.periods.items() if at >= since - since % MINUTE_MS}
 
 
-class Ledger:
-    """Reads on from where it was, whoever asks. The first look reads a week, each further one some minutes."""
+class StatisticsCache:
+    """Reads on from where the last look ended. The first look reads a week, each further one some minutes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._looked_at: int | None = None  # the last time
         self._until = 0  # minutes before it are over, and have been read
         self._periods: dict[int, Names] = {}
-        self._lanes: dict[Lane, Counts] = {}  # of the minutes that came to their end since the first look
-        self._before: dict[Lane, Counts] = {}  # what stood in some of these at the first look already
-        self._told: dict[Lane, Counts] = {}
+        self._finished: dict[IndexAction, Counts] = {}  # of the minutes that came to their end since the first look
+        self._uncounted: dict[IndexAction, Counts] = {}  # what some of these held at the first look already
+        self._reported: dict[IndexAction, Counts] = {}
 
-    def read(self, figures: Figures, now: int) -> Statistics:
+    def read(self, store: Store, now: int) -> Statistics:
         """What is so by now. Raises `DatabaseUnavailable`."""
         with self._lock:
-            first, back = (
-                self._looked_at is None,
-                self._until > now,
-            )  # the clock was set back: nothing ahead of it is over
+            first = self._looked_at is None
+            back = self._until > now  # the clock was set back: nothing ahead of it is over
             anew = back or now - (self._looked_at or 0) > PAUSE_MS
             since = now - now % HOUR_MS - WEEK_MS if anew else self._until
             over = max(since, now - now % MINUTE_MS - OPEN_MS)
-            found = figures.statistics(since)
+            found = figures.statistics(store, since)
             closed = [each for each in found if each.minute < over]
             growing = [each for each in found if each.minute >= over]
             if first:
-                self._before = _by_lane(growing)
+                self._uncounted = _by_index_and_action(growing)
             elif back:
-                self._lanes, self._before = self._told, _by_lane(growing)
-            elif anew:  # what was told of last may stand in an hour by now
-                self._before = {}
+                self._finished, self._uncounted = self._reported, _by_index_and_action(growing)
+            elif anew:  # what was reported last may be part of an hour's sum by now
+                self._uncounted = {}
                 later = (each for each in closed if each.minute > (self._looked_at or 0))
-                self._lanes = _added(self._told, _by_lane(later))
+                self._finished = _added(self._reported, _by_index_and_action(later))
             else:
-                self._lanes = _added(self._lanes, _by_lane(closed))
+                self._finished = _added(self._finished, _by_index_and_action(closed))
             self._periods = ({} if anew else self._periods) | _by_minute(closed)
             self._looked_at, self._until = now, over
             self._shorten(now)
-            total = _added(self._lanes, _by_lane(growing))
-            self._told = {
-                lane: tuple(map(sub, counts, self._before.get(lane, NOTHING))) for lane, counts in total.items()
+            total = _added(self._finished, _by_index_and_action(growing))
+            self._reported = {
+                key: tuple(map(sub, counts, self._uncounted.get(key, NOTHING))) for key, counts in total.items()
             }
-            lanes = {lane: Outcomes.of(counts) for lane, counts in self._told.items()}
-            return Statistics({**self._periods, **_by_minute(growing)}, lanes)
+            by_index_and_action = {key: Outcomes.of(counts) for key, counts in self._reported.items()}
+            return Statistics({**self._periods, **_by_minute(growing)}, by_index_and_action)
 
     def _shorten(self, now: int) -> None:
         hour = now - now % HOUR_MS
@@ -121,8 +124,8 @@ def _sum(counts: Iterable[Counts]) -> Counts:
     return tuple(map(sum, zip(*counts, strict=True))) or NOTHING
 
 
-def _by_lane(found: Iterable[Statistic]) -> dict[Lane, Counts]:
-    sums: dict[Lane, Counts] = {}
+def _by_index_and_action(found: Iterable[Statistic]) -> dict[IndexAction, Counts]:
+    sums: dict[IndexAction, Counts] = {}
     for each in found:
         _add(sums, (each.index_name, each.action), each.counts)
     return sums

@@ -1,4 +1,4 @@
-"""How long a connection may take: nobody keeps one busy by sending slowly, or by not reading."""
+"""How long a connection may take: no client keeps one busy by sending slowly, or by not reading."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-ASKED_WITHIN_S: Final = 10.0
-ANSWERED_WITHIN_S: Final = 60.0
+REQUEST_WITHIN_S: Final = 10.0
+ANSWER_WITHIN_S: Final = 60.0
 
 
-class Hurried(H11Protocol):
+class TimeLimitedProtocol(H11Protocol):
     """HTTP/1.1 as uvicorn speaks it with h11, which bounds what it reads before a request is complete.
 
     A connection is closed if a request is not whole after ten seconds, or its answer not taken after a minute more.
@@ -21,7 +21,7 @@ class Hurried(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait(ASKED_WITHIN_S)
+        self._allow(REQUEST_WITHIN_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._limit is not None:
@@ -30,16 +30,16 @@ class Hurried(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._wait(ASKED_WITHIN_S)
+        self._allow(REQUEST_WITHIN_S)
 
-    def _wait(self, seconds: float) -> None:
+    def _allow(self, seconds: float) -> None:
         if self._limit is not None:
             self._limit.cancel()
-        self._limit = self.loop.call_later(seconds, self._late, seconds)
+        self._limit = self.loop.call_later(seconds, self._expired, seconds)
 
-    def _late(self, waited: float) -> None:
-        asked = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
-        if asked and waited == ASKED_WITHIN_S:
-            self._wait(ANSWERED_WITHIN_S)
+    def _expired(self, allowed: float) -> None:
+        answering = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        if answering and allowed == REQUEST_WITHIN_S:
+            self._allow(ANSWER_WITHIN_S)
         else:
             self.transport.abort()

@@ -1,0 +1,122 @@
+"""What an operator does on the dashboard: forms that are posted here.
+
+The answer leads back to a page (303), with what was done in its query, so that a reload does nothing again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import parse_qs, parse_qsl, urlencode
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import RedirectResponse, Response
+
+from outbox import logs
+from outbox.admin import formats
+from outbox.admin.context import Admin, AdminContext, Caller
+from outbox.errors import InvalidInput
+from outbox.store.models import State
+
+routes = APIRouter(include_in_schema=False)
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The fields of a posted form. The guard has bounded its size."""
+    try:
+        fields = parse_qs((await request.body()).decode(), keep_blank_values=True, max_num_fields=100)
+    except ValueError:
+        raise InvalidInput("this is no form") from None
+    return {name: values[-1].strip() for name, values in fields.items()}
+
+
+Form = Annotated[dict[str, str], Depends(_form)]
+
+
+@routes.post("/pause")
+def pause(form: Form, admin: Admin, caller: Caller) -> Response:
+    if not (reason := form.get("reason", "")):
+        raise InvalidInput("say why: the next operator wants to know")
+    admin.service.pause(reason[:500], caller)
+    return _done(admin, "Paused. Applications go on writing, nothing is lost.")
+
+
+@routes.post("/resume")
+def resume(admin: Admin, caller: Caller) -> Response:
+    return _done(admin, "Resumed." if admin.service.resume(caller) else "It was not paused.")
+
+
+@routes.post("/dead/retry")
+def retry(form: Form, admin: Admin, caller: Caller) -> Response:
+    result = admin.service.retry(caller, **_selected(form))
+    return _done(admin, formats.retried(result.pending, result.superseded, result.overtaken), _back(form))
+
+
+@routes.post("/dead/discard")
+def discard(form: Form, admin: Admin, caller: Caller) -> Response:
+    if form.get("sure") != "yes":
+        raise InvalidInput("tick that the index may miss what is discarded")
+    removed = admin.service.discard(caller, **_selected(form))
+    return _done(admin, f"{logs.rows(removed)} removed for good.", _back(form))
+
+
+@routes.post("/reindex")
+def reindex(form: Form, admin: Admin, caller: Caller) -> Response:
+    started = admin.service.reindex(
+        caller, form.get("entity", ""), tenant=form.get("tenant") or None, since=form.get("from_date") or None
+    )
+    job = started.job
+    return _done(admin, f"Reindex {job.id} of {job.index_name} has begun: {logs.rows(started.estimated)}.")
+
+
+@routes.post("/reindex/cancel")
+def cancel(form: Form, admin: Admin, caller: Caller) -> Response:
+    job = admin.service.cancel(caller, _number(form, "job"))
+    return _done(admin, f"Reindex {job.id} of {job.index_name} is being cancelled.")
+
+
+@routes.post("/verify")
+def verify(form: Form, admin: Admin, caller: Caller) -> Response:
+    admin.service.verify(caller, entity=form.get("entity") or None, repair=form.get("repair") == "yes")
+    return _done(admin, "A verification has begun; what it finds is shown here when it is over.")
+
+
+def _done(admin: AdminContext, what: str, back: str = "/") -> Response:
+    """To the page `back`, which says what was done."""
+    admin.overviews.invalidate()
+    return RedirectResponse(f"{back}{'&' if '?' in back else '?'}{urlencode({'done': what})}", 303)
+
+
+def local(address: str) -> str:
+    """An address of this server, whatever was given: no page leads elsewhere."""
+    plain = address.startswith("/") and not address.startswith("//") and "\\" not in address
+    return address if plain and address.isprintable() else "/"
+
+
+def narrowed(given: dict[str, str]) -> dict[str, str]:
+    """A filter of the page of rows, but for the state, as the tables are asked."""
+    names = {"index": "index", "tenant": "tenant", "document": "document", "errorType": "error_type"}
+    return {name: given[field] for field, name in names.items() if field in given}
+
+
+def _selected(form: dict[str, str]) -> dict[str, Any]:
+    """Which dead rows a form means: one by its id, or all that a filter showed when the form was made, and no other."""
+    if "id" in form:
+        return {"ids": [_number(form, "id")]}
+    given = dict(parse_qsl(form.get("of", "")))
+    if given.get("state") != State.DEAD:
+        raise InvalidInput("say which rows: one, or those of a filter of dead ones")
+    return {**narrowed(given), "died_by": _number(form, "seen")}
+
+
+def _number(form: dict[str, str], field: str) -> int:
+    text = form.get(field, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 14):
+        raise InvalidInput(f"{field} must be a number")
+    return int(text)
+
+
+def _back(form: dict[str, str]) -> str:
+    """The page that a form was on."""
+    if "of" in form:
+        return formats.rows_page(dict(parse_qsl(form["of"])))
+    return local(form.get("back", "/events?state=dead"))

@@ -1,0 +1,42 @@
+"""Templates become pages."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse, Response
+
+from outbox.admin import formats
+from outbox.admin.context import AdminContext
+
+_environment = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=formats.visible,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.filters |= formats.FILTERS
+
+
+def page(request: Request, admin: AdminContext, template: str, status: int = 200, **shown: Any) -> HTMLResponse:
+    """A page of the dashboard."""
+    return _render(request, template, status, with_token=admin.token is not None, **shown)
+
+
+def error_page(request: Request, status: int, detail: str) -> Response | None:
+    """An error as a browser gets it; None for programs, which get JSON."""
+    if request.url.path.startswith("/api/v1/") or "text/html" not in request.headers.get("accept", ""):
+        return None
+    return _render(request, "error.html", status, with_token=False, title=HTTPStatus(status).phrase, detail=detail)
+
+
+def _render(request: Request, template: str, status: int, **shown: Any) -> HTMLResponse:
+    done = request.query_params.get("done", "")[:500]
+    made = _environment.get_template(template).render(path=request.url.path, done=done, **shown)
+    return HTMLResponse(made, status)

@@ -1,0 +1,269 @@
+"""What an operator can do from the API and the dashboard, and the log of who did it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from loguru import logger
+
+from outbox import logs
+from outbox.admin.background import BackgroundTasks
+from outbox.admin.database import Database
+from outbox.destinations.base import Destination
+from outbox.entities.registry import EntityRegistry
+from outbox.errors import ConfigurationError, DestinationError, OutboxError, ReindexFailed
+from outbox.reindex import reindexer as reindex
+from outbox.reindex.reindexer import Reindexer, Selection
+from outbox.settings import Settings
+from outbox.store import jobs, operators
+from outbox.store.jobs import Job
+from outbox.store.models import State, now_ms
+from outbox.store.operators import Retried
+from outbox.store.store import Store
+from outbox.verify import Checked, Verification
+
+LONGEST_START_S: Final = 10.0
+"""A request for a reindex is answered within that time, whether the destination answers or not."""
+
+
+class NotFound(OutboxError):
+    """What was asked for does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A reindex that has begun. `estimated`: documents that it will write, about."""
+
+    job: Job
+    estimated: int
+
+
+class AdminService:
+    """Acts for operators. May be used from several threads. `by`, everywhere: who asked, for the log and the tables.
+
+    Raises `DatabaseUnavailable` and `SchemaError` as `Database.store` says.
+    """
+
+    def __init__(
+        self, database: Database, settings: Settings, destination: Destination, registry: EntityRegistry | None
+    ) -> None:
+        self._database, self._settings = database, settings
+        self._destination, self._registry = destination, registry
+        self._background = BackgroundTasks()
+
+    def stop(self) -> None:
+        """Have what runs in the background end where it is."""
+        self._background.stop()
+
+    # -- pausing ------------------------------------------------------------------------------------------------
+
+    def pause(self, reason: str, by: str) -> None:
+        with self._database.store() as store:
+            operators.pause(store, reason, by, now_ms())
+        logger.warning("paused by {by}: {reason}", by=logs.safe(by), reason=logs.safe(reason))
+
+    def resume(self, by: str) -> bool:
+        """False if it was not paused."""
+        with self._database.store() as store:
+            resumed = operators.resume(store)
+        if resumed:
+            logger.info("resumed by {by}", by=logs.safe(by))
+        return resumed
+
+    # -- dead rows ----------------------------------------------------------------------------------------------
+
+    def retry(self, by: str, **selection: Any) -> Retried:
+        """Put dead rows back to pending, see `operators.retry_dead`. Raises `NotFound` if none of the named is dead."""
+        with self._database.store() as store:
+            result = operators.retry_dead(store, _dead(store, selection), now_ms())
+        logger.info(
+            "{counted} retried by {by}; selection: {selection}",
+            counted=logs.rows(result.pending),
+            rows=result.pending,
+            by=logs.safe(by),
+            selection=logs.safe(_described(selection)),
+        )
+        return result
+
+    def discard(self, by: str, **selection: Any) -> int:
+        """Remove dead rows for good. Returns their number. Raises `NotFound` if none of the named is dead."""
+        with self._database.store() as store:
+            removed = operators.discard_dead(store, _dead(store, selection))
+        logger.warning(
+            "discarded: {counted} removed for good by {by}; selection: {selection}",
+            counted=logs.rows(removed, kind="dead"),
+            rows=removed,
+            by=logs.safe(by),
+            selection=logs.safe(_described(selection)),
+        )
+        return removed
+
+    # -- reindex ------------------------------------------------------------------------------------------------
+
+    def reindex(self, by: str, entity: str, *, tenant: str | None = None, since: str | None = None) -> Started:
+        """Begin to rebuild the indexes of an entity, one after another. Returns the first job.
+
+        Raises `ConfigurationError` for what does not exist, `ReindexFailed` if it cannot begin, and `DestinationError`
+        if the destination does not answer in time: nothing has begun then, and nothing will.
+        """
+        registry = self._required_registry()
+        with self._database.store() as store:
+            chosen = reindex.select(store, registry, entities=[entity], tenant=tenant, since=since)
+            estimated = sum(reindex.rows_of(store, each) for each in chosen)
+            for each in chosen:
+                if (job := jobs.open_job(store, each.index)) and not jobs.is_abandoned(store, job, now_ms()):
+                    raise ReindexFailed(f"{job} is running already, at step '{job.phase}'")
+        start = _StartReport()
+        self._background.start(lambda: self._rebuild(registry, chosen, start), f"reindex of {entity}, begun by {by}")
+        if not start.wait(LONGEST_START_S):
+            raise DestinationError(
+                f"the destination has not answered within {LONGEST_START_S:g} s: the reindex of {entity} does not "
+                "begin; ask again when it answers"
+            )
+        if start.error is not None:
+            raise start.error
+        logger.info("reindex of {entity} begun by {by}", entity=logs.safe(entity), by=logs.safe(by))
+        with self._database.store() as store:
+            job = jobs.find(store, start.job)
+        if job is None:
+            raise NotFound(f"nothing of {entity} has an index so far: there is nothing to rebuild")
+        return Started(job, estimated)
+
+    def _rebuild(self, registry: EntityRegistry, chosen: Sequence[Selection], start: _StartReport) -> None:
+        try:
+            with self._database.store() as store:
+                store.pin()
+                reindexer = self._reindexer(store, registry)
+                for each in chosen:
+                    number = 0
+                    with closing(reindexer.run(each)) as steps:
+                        for step in steps:
+                            number = step.job
+                            if not start.report(number):
+                                break
+                    if start.given_up and number:
+                        logger.warning("{outcome}", outcome=logs.safe(reindexer.cancel(number)), job=number)
+                        return
+        except OutboxError as error:
+            if not start.report(0, error) or start.job:
+                raise
+        finally:
+            start.report(0)
+
+    def cancel(self, by: str, number: int) -> Job:
+        """Have a reindex stopped and its new index removed. Raises `NotFound`, or `ReindexFailed` if it is too late."""
+        with self._database.store() as store:
+            job = jobs.find(store, number)
+        if job is None:
+            raise NotFound(f"there is no reindex {number}")
+        if not job.is_open:
+            raise ReindexFailed(f"{job} has ended already: {job.state}")
+
+        def work() -> None:
+            with self._database.store() as store:
+                self._reindexer(store, self._registry or EntityRegistry()).cancel(number)
+
+        logger.warning(
+            "{reindex} cancelled by {by}",
+            reindex=logs.safe(str(job)),
+            by=logs.safe(by),
+            job=job.id,
+            index=job.index_name,
+        )
+        self._background.start(work, f"cancelling of {job}")
+        return job
+
+    def _reindexer(self, store: Store, registry: EntityRegistry) -> Reindexer:
+        settings = self._settings
+        return Reindexer(
+            store,
+            self._destination,
+            registry,
+            requests=settings.concurrency,
+            interrupt=self._background.raise_if_stopping,
+            lease_s=settings.lease,
+            request_timeout_s=settings.request_timeout,
+        )
+
+    # -- verify -------------------------------------------------------------------------------------------------
+
+    def verify(
+        self,
+        by: str,
+        *,
+        entity: str | None = None,
+        tenant: str | None = None,
+        sample: float = 1.0,
+        repair: bool = False,
+    ) -> None:
+        """Begin to compare entities with their indexes; what is found is recorded as the last verification.
+
+        Raises `ConfigurationError` for what does not exist.
+        """
+        registry = self._required_registry()
+        entities = [] if entity is None else [entity]
+
+        def verification(store: Store) -> Verification:
+            return Verification(
+                store, self._destination, registry, entities=entities, tenant_id=tenant, sample=sample, repair=repair
+            )
+
+        with self._database.store() as store:
+            verification(store)  # raises for what does not exist, before the request is answered
+
+        def work() -> None:
+            with self._database.store() as store, closing(verification(store).recorded(by)) as steps:
+                for step in steps:
+                    if self._background.stopping and isinstance(step, Checked):
+                        return
+
+        compared = entity or "all entities"
+        logger.info("verification of {entity} begun by {by}", entity=logs.safe(compared), by=logs.safe(by))
+        self._background.start(work, f"verification begun by {by}")
+
+    def _required_registry(self) -> EntityRegistry:
+        if self._registry is None:
+            raise ConfigurationError("no registry of entities: set OUTBOX_ENTITIES, e.g. myapp.search:registry")
+        return self._registry
+
+
+class _StartReport:
+    """How the thread of a reindex reports that it has begun, or why not; the first report counts."""
+
+    def __init__(self) -> None:
+        self._reported = threading.Event()
+        self._lock = threading.Lock()
+        self.given_up = False
+        self.job = 0
+        self.error: OutboxError | None = None
+
+    def report(self, job: int, error: OutboxError | None = None) -> bool:
+        """False if the request has given up waiting: the reindex must not go on."""
+        with self._lock:
+            if not self._reported.is_set() and not self.given_up:
+                self.job, self.error = job, error
+                self._reported.set()
+            return not self.given_up
+
+    def wait(self, seconds: float) -> bool:
+        """False if nothing was reported in time."""
+        self._reported.wait(seconds)
+        with self._lock:
+            self.given_up = not self._reported.is_set()
+            return not self.given_up
+
+
+def _dead(store: Store, selection: dict[str, Any]) -> list[int]:
+    ids = [row["id"] for row in operators.dead(store, **selection)]
+    if not ids and selection.get("ids"):
+        numbers = ", ".join(map(str, selection["ids"]))
+        raise NotFound(f"no dead row {numbers}: it was retried or discarded meanwhile, or is not {State.DEAD.value}")
+    return ids
+
+
+def _described(selection: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(selection.items()) if value) or "all"
