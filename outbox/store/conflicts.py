@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from outbox.store.models import EPOCH_STEP, HELD, Action, Event, Role
+from outbox.store.models import EPOCH_STEP, Action, Event, Role, held
 from outbox.store.store import Store, printable
 
 
@@ -59,16 +58,13 @@ def _rows(store: Store, versions: dict[Event, int]) -> dict[tuple[int, str, str]
     own = {event for event, version in versions.items() if version % EPOCH_STEP == event.id}
     found = {(event.id, event.index_name, event.document_id): (event.action, event.deliveries) for event in own}
     if others := {event: version for event, version in versions.items() if event not in own}:
+        among = store.dialect.among
         listed = store.run(
             "SELECT id, index_name, document_id, action, deliveries FROM outbox_events"
-            " WHERE id IN (SELECT value FROM json_each(:ids))"
-            " AND index_name IN (SELECT value FROM json_each(:indexes))"
-            " AND document_id IN (SELECT value FROM json_each(:documents))",
-            {
-                "ids": json.dumps(sorted({version % EPOCH_STEP for version in others.values()})),
-                "indexes": json.dumps(sorted({event.index_name for event in others})),
-                "documents": json.dumps(sorted({event.document_id for event in others})),
-            },
+            f" WHERE id {among('ids')} AND index_name {among('indexes')} AND document_id {among('documents')}",
+            ids=sorted({version % EPOCH_STEP for version in others.values()}),
+            indexes=sorted({event.index_name for event in others}),
+            documents=sorted({event.document_id for event in others}),
         )
         found |= {(row.id, row.index_name, row.document_id): (row.action, row.deliveries) for row in listed}
     return found
@@ -77,9 +73,8 @@ def _rows(store: Store, versions: dict[Event, int]) -> dict[tuple[int, str, str]
 def _watermarks(store: Store, versions: set[int]) -> set[tuple[str, int]]:
     """Which of the versions are those of a reindex, and of what index."""
     found = store.run(
-        "SELECT index_name, watermark FROM outbox_reindex_jobs"
-        " WHERE watermark IN (SELECT value FROM json_each(:versions))",
-        {"versions": json.dumps(sorted(versions))},
+        f"SELECT index_name, watermark FROM outbox_reindex_jobs WHERE watermark {store.dialect.among('versions')}",
+        versions=sorted(versions),
     )
     return {(row.index_name, row.watermark) for row in found}
 
@@ -88,12 +83,13 @@ def _removed_since(store: Store, ids: Sequence[int]) -> list[int]:
     """Those of the rows after which another one that removes their document, or may, was delivered."""
     if not ids:
         return []
+    dialect = store.dialect
     found = store.run(
-        "SELECT e.id FROM outbox_events AS e WHERE e.id IN (SELECT value FROM json_each(:ids)) AND EXISTS ("
-        f" SELECT 1 FROM outbox_events AS h INDEXED BY ix_outbox_events_held WHERE ({HELD})"
+        f"SELECT e.id FROM outbox_events AS e WHERE e.id {dialect.among('ids')} AND EXISTS ("
+        f" SELECT 1 FROM outbox_events AS h {dialect.indexed('held')} WHERE ({held('h')})"
         " AND h.index_name = e.index_name AND h.document_id = e.document_id AND h.id > e.id"
         " AND h.action IN ('delete', 'refresh') AND h.deliveries > 0)",
-        {"ids": json.dumps(ids)},
+        ids=ids,
     )
     return [row.id for row in found]
 
@@ -108,26 +104,30 @@ def record_refusal(
     """
     with store.write(durable=True):
         store.run(
-            "UPDATE outbox_reindex_jobs SET state = 'failing', error = ?, updated_at = ?"
-            " WHERE new_index = ? AND state = 'running' AND phase NOT IN ('swap', 'drop')",
-            printable(error),
-            now,
-            target,
+            "UPDATE outbox_reindex_jobs SET state = 'failing', error = :error, updated_at = :now"
+            " WHERE new_index = :target AND state = 'running' AND phase NOT IN ('swap', 'drop')",
+            error=printable(error),
+            now=now,
+            target=target,
         )
         store.run(
             "DELETE FROM outbox_indexes WHERE index_name = :index AND physical_index = :target"
             " AND (role = 'old' AND :blocked OR role = 'new' AND EXISTS (SELECT 1 FROM outbox_reindex_jobs"
             "      WHERE new_index = :target AND state = 'failing'))",
-            {"index": index, "target": target, "blocked": blocked},
+            index=index,
+            target=target,
+            blocked=blocked,
         )
         store.run(
-            "UPDATE outbox_indexes SET refused = refused + ?"
-            " WHERE index_name = ? AND physical_index = ? AND role = 'old'",
-            documents,
-            index,
-            target,
+            "UPDATE outbox_indexes SET refused = refused + :documents"
+            " WHERE index_name = :index AND physical_index = :target AND role = 'old'",
+            documents=documents,
+            index=index,
+            target=target,
         )
         role = store.run(
-            "SELECT role FROM outbox_indexes WHERE index_name = ? AND physical_index = ?", index, target
+            "SELECT role FROM outbox_indexes WHERE index_name = :index AND physical_index = :target",
+            index=index,
+            target=target,
         ).scalar_one_or_none()
     return role in (Role.LIVE, Role.NEW)
