@@ -198,13 +198,8 @@ class Verification:
         """Where documents of the entities are, or may have been when there were some."""
         known = {*self._indexes, *self._store.index_names(), *(entity.index for entity in self._entities)}
         for name in sorted(known):
-            if any(self._may_be_in(entity, name) for entity in self._entities) and self._is_there(name):
+            if any(_may_be_in(entity, name, self._tenant_id) for entity in self._entities) and self._is_there(name):
                 yield name
-
-    def _may_be_in(self, entity: Entity, index: str) -> bool:
-        if self._tenant_id is not None and entity.tenancy is Tenancy.INDEX:
-            return tenant_of(entity.tenancy, entity.index, index, "") == self._tenant_id
-        return entity.index_names(index)
 
     def _index(self, index: str) -> Iterator[Checked | Drift]:
         shares = round(1 / self._sample)
@@ -221,7 +216,7 @@ class Verification:
             # A document with a row was compared with that row; unless the row is another tenant's by now.
             yield from self._settle(
                 {
-                    (index, each): self._owner(index, each)
+                    (index, each): _owner(self._entities, index, each)
                     for each in asked
                     if each not in holders or self._tenant_id not in (None, holders[each])
                 }
@@ -233,13 +228,10 @@ class Verification:
     def _is_asked_for(self, index: str, document_id: str, listed: Listed) -> bool:
         if self._tenant_id is None:
             return True
-        return tenant_named(self._owner(index, document_id), index, document_id, listed.tenant_id) == self._tenant_id
-
-    def _owner(self, index: str, document_id: str) -> Entity:
-        """The entity that a document without a row belongs to: one that could have such an `_id`, if any."""
-        candidates = [entity for entity in self._entities if entity.index_names(index)]
-        likely = (entity for entity in candidates if entity.identity_of(document_id) is not None)
-        return next(likely, candidates[0])
+        return (
+            tenant_named(_owner(self._entities, index, document_id), index, document_id, listed.tenant_id)
+            == self._tenant_id
+        )
 
     # -- what looks wrong ---------------------------------------------------------------------------------------
 
@@ -329,6 +321,20 @@ class Verification:
                 )
             self._indexes[index] = bool(readers)
         return self._indexes[index]
+
+
+def _may_be_in(entity: Entity, index: str, tenant_id: str | None) -> bool:
+    """Whether documents of the entity, and of the tenant if given, can be in the index."""
+    if tenant_id is not None and entity.tenancy is Tenancy.INDEX:
+        return tenant_of(entity.tenancy, entity.index, index, "") == tenant_id
+    return entity.index_names(index)
+
+
+def _owner(entities: Sequence[Entity], index: str, document_id: str) -> Entity:
+    """The entity that a document without a row belongs to: one that could have such an `_id`, if any."""
+    candidates = [entity for entity in entities if entity.index_names(index)]
+    likely = (entity for entity in candidates if entity.identity_of(document_id) is not None)
+    return next(likely, candidates[0])
 
 
 def _parts(documents: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:
