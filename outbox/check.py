@@ -1,4 +1,4 @@
-"""The doctor: what is as it should be, what is not, and what to do about it. It changes nothing."""
+"""What is as it should be, what is not, and what to do about it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def database(engine: Engine, *, silent_ms: int = SILENT_MS, limits: Limits = DEF
         what, _, remedy = str(error).rpartition(": ")
         return [*found, Finding("schema", "fail", what, remedy)]
     except DatabaseUnavailable as error:
-        return [*found, Finding("tables", "fail", str(error), "see who keeps the database locked, then check again")]
+        return [
+            *found,
+            Finding("tables", "fail", str(error), "see which process keeps the database locked, then check again"),
+        ]
 
 
 def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
@@ -77,7 +80,7 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
             "pause",
             control.paused_at is None,
             "not paused" if control.paused_at is None else f"paused by {control.paused_by}: {control.pause_reason}",
-            "run 'outbox-relay resume' when the reason is gone",
+            "run 'outbox-relay resume' once the reason no longer holds",
             "warn",
         ),
         _verification(verification, now),
@@ -105,7 +108,7 @@ def _verification(last: dict[str, Any] | None, now: int) -> Finding:
     when = f"{days:,} d ago" if days else f"{hours} h ago"
     if last["error"]:
         return Finding(
-            "verification", "warn", f"the last, {when}, did not end: {last['error']}", "run 'outbox-relay verify'"
+            "verification", "warn", f"the last, {when}, did not finish: {last['error']}", "run 'outbox-relay verify'"
         )
     drift = {kind: last[kind] for kind in DRIFT if last[kind]}
     whole = "" if last["sample"] == 1 and last["tenant_id"] is None else ", of a part"
@@ -132,7 +135,7 @@ def _relays(relays: Sequence[dict[str, Any]], now: int, silent_ms: int) -> list[
                 "waiting",
                 "warn",
                 f"relay {relay['id']} waits for {breaker['index'] or 'the destination'}: {breaker['reason']}",
-                "mend what the reason names; the relay goes on by itself",
+                "fix what the reason names; the relay resumes by itself",
             )
             for relay in alive
             for breaker in relay["breakers"]
@@ -140,15 +143,15 @@ def _relays(relays: Sequence[dict[str, Any]], now: int, silent_ms: int) -> list[
         finding(
             "clock",
             ahead <= CLOCK_MS,
-            f"the last heartbeat lies {ahead / 1000:,.0f} s in the future" if ahead > CLOCK_MS else "not set back",
-            "the clock was set back: have it kept by NTP",
+            f"the last heartbeat is {ahead / 1000:,.0f} s in the future" if ahead > CLOCK_MS else "not set back",
+            "the clock was set back: let NTP set it",
             "warn",
         ),
     ]
 
 
 def triggers(engine: Engine, registry: EntityRegistry | None) -> list[Finding]:
-    """Whether the triggers that were once installed still stand, and are those of the registry.
+    """Whether the triggers that were once installed are still there, and as the registry says.
 
     Nothing where none were installed, or the database cannot be read: `database` says so.
     """
@@ -158,22 +161,22 @@ def triggers(engine: Engine, registry: EntityRegistry | None) -> list[Finding]:
                 return []
             if registry is None:
                 remedy = "set OUTBOX_ENTITIES here as well, so that they can be compared with the registry"
-                return [Finding("triggers", "warn", "triggers stand, of an unknown registry", remedy)]
-            standing = database_triggers.status(connection, registry)
+                return [Finding("triggers", "warn", "triggers are installed, of an unknown registry", remedy)]
+            installed = database_triggers.status(connection, registry)
             unseen = database_triggers.unseen_keys(connection, registry)
     except ConfigurationError as error:
         return [
-            Finding("triggers", "fail", str(error), "leave that entity to the sessions' capture, or move its table")
+            Finding("triggers", "fail", str(error), "leave that entity to the capture of sessions, or move its table")
         ]
     except DBAPIError:
         return []
-    wrong = [each for each in standing if each.state != "ok"]
+    wrong = [each for each in installed if each.state != "ok"]
     first = f", e.g. {wrong[0].name} on {wrong[0].table} is {wrong[0].state}: {wrong[0].detail}" if wrong else ""
     return [
         finding(
             "triggers",
             not wrong,
-            f"{len(standing) - len(wrong):,} of {len(standing):,} stand as the registry says{first}",
+            f"{len(installed) - len(wrong):,} of {len(installed):,} are as the registry says{first}",
             "run 'outbox-relay triggers install', and again after each migration that rebuilds a table",
         ),
         *(
@@ -190,7 +193,7 @@ def triggers(engine: Engine, registry: EntityRegistry | None) -> list[Finding]:
 
 
 def destination(to: Destination, *, at: str = "") -> list[Finding]:
-    """Whether the search engine answers, is one we know, and is well. `at`: where it is asked, to be told to people."""
+    """Whether the search engine answers, is one we know, and is healthy. `at`: its address, for the message."""
     try:
         health = to.health()
     except DestinationError as error:

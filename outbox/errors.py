@@ -8,14 +8,14 @@
     │   └── SchemaError         the outbox tables are missing or at another revision
     ├── SyncFailed              `wait_until_synced`: a row is dead, or there is no committed transaction to wait for
     │   └── SyncTimeout         … or not delivered in time
-    ├── ReindexFailed           an index was not rebuilt, and is as it was; or is being rebuilt by somebody else
+    ├── ReindexFailed           an index was not rebuilt, and is as it was; or another process rebuilds it
     ├── DatabaseUnavailable     the database cannot be opened, is locked for too long or is full
     └── DestinationError        the search engine refused or did not answer a search or an administrative call
         ├── IndexMissing        … a search: there is no such index (yet)
         └── DestinationUnanswered   … it did not answer in time: what was asked may be done all the same
 
 The text of each says what happened, names the value (shortened) and ends with what to do. A destination that
-is away, or that refuses a document, raises nothing: that is an `Outcome` (see `outbox.destinations.base`).
+does not answer, or that refuses a document, raises nothing: that is an `Outcome` (see `outbox.destinations.base`).
 """
 
 
@@ -44,7 +44,7 @@ class SchemaError(ConfigurationError):
 
 
 class ReindexFailed(OutboxError):
-    """An index was not rebuilt: readers have what they had, rows go where they went."""
+    """An index was not rebuilt: readers get what they got before, and rows go where they went."""
 
 
 class DatabaseUnavailable(OutboxError):

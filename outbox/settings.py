@@ -1,4 +1,4 @@
-"""Every knob, once: its unit, range, default and the reason for it. The only reader of the environment.
+"""Every setting, once: its unit, range, default and meaning. The only reader of the environment.
 
 A setting `batch_rows` is the variable `OUTBOX_BATCH_ROWS`, or a line of the same name in a file `.env` in the
 working directory. Times are seconds (fractions allowed) unless the name says otherwise.
@@ -42,9 +42,11 @@ class WriteSettings(BaseSettings):
         frozen=True,
     )
 
-    enabled: bool = Field(True, description="false: repository calls check nothing and store nothing")
+    enabled: bool = Field(
+        True, description="false turns the outbox off: repository calls check nothing and store nothing"
+    )
     max_document_bytes: int = Field(
-        5_000_000, ge=1_000, le=90_000_000, description="largest document that is stored, bytes of JSON"
+        5_000_000, ge=1_000, le=90_000_000, description="largest document that is accepted, in bytes of JSON"
     )
 
 
@@ -56,37 +58,37 @@ class Settings(WriteSettings):
         None, description="SQLAlchemy URL of the application's database, e.g. sqlite:///app.db"
     )
     destination: Literal["elasticsearch", "embedded"] = Field(
-        "elasticsearch", description="what documents are delivered to; embedded: one SQLite file, no cluster"
+        "elasticsearch", description="where documents are delivered; embedded is one SQLite file, without a cluster"
     )
     elasticsearch_url: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         validation_alias=AliasChoices("OUTBOX_ELASTICSEARCH_URL", "ELASTICSEARCH_URL"),
-        description="address of Elasticsearch; several nodes of one cluster, separated by commas",
+        description="address of Elasticsearch, or of several nodes of one cluster, separated by commas",
     )
     elasticsearch_api_key: SecretStr | None = Field(None, description="API key (base64 form)")
     elasticsearch_username: str | None = Field(None, description="user name, if no API key is given")
     elasticsearch_password: SecretStr | None = Field(None, description="password of that user")
     elasticsearch_ca_certs: Path | None = Field(
-        None, description="file with the certificate authority of the cluster; default: the system's"
+        None, description="file with the certificate authority of the cluster; without it, the system's are trusted"
     )
     embedded_path: Path | None = Field(
-        None, description="file of the embedded destination, e.g. search.db; not the application's database"
+        None, description="file of the embedded destination, e.g. search.db; never the application's database"
     )
 
     entities: str | None = Field(
         None,
-        description="where the registry of entities is, module:name, e.g. myapp.search:registry; its rows wait without",
+        description="registry of entities as module:name, e.g. myapp.search:registry; without it their rows wait",
     )
 
     # Throughput
-    batch_rows: int = Field(1_000, ge=1, le=10_000, description="rows in one claim and one request, at most")
+    batch_rows: int = Field(1_000, ge=1, le=10_000, description="most rows in one claim and one request")
     batch_bytes: int = Field(
-        5_000_000, ge=10_000, le=90_000_000, description="bytes of documents in one request, about"
+        5_000_000, ge=10_000, le=90_000_000, description="about how many bytes of documents one request carries at most"
     )
     concurrency: int = Field(4, ge=1, le=50, description="requests in flight at the same time")
 
     tenant_rate: float = Field(
-        0.0, ge=0, le=1_000_000, description="rows a second of one tenant that a relay delivers, at most; 0: no limit"
+        0.0, ge=0, le=1_000_000, description="most rows a second that a relay delivers for one tenant; 0: no limit"
     )
 
     # Leases and timeouts: a request must be over before its lease is
@@ -94,84 +96,101 @@ class Settings(WriteSettings):
         60.0,
         gt=LEASE_MARGIN_S,
         le=LONGEST_LEASE_S,
-        description="s for which a claim holds, then others may take it; longer than OUTBOX_REQUEST_TIMEOUT + 5",
+        description="s after which other relays may take over a claim; must be longer than OUTBOX_REQUEST_TIMEOUT + 5",
     )
     request_timeout: float = Field(20.0, gt=0, le=600, description="s to wait for one answer")
     bulk_timeout: float = Field(
-        5.0, gt=0, le=300, description="s that Elasticsearch itself waits for a shard that is away"
+        5.0, gt=0, le=300, description="s that Elasticsearch itself waits for a shard that is not available"
     )
     shutdown_timeout: float = Field(
-        25.0, ge=0, le=600, description="s after SIGTERM to finish requests in flight; the rest is released"
+        25.0, ge=0, le=600, description="s after SIGTERM for requests in flight to finish; other rows are released"
     )
     poll_interval: float = Field(
-        1.0, ge=0.01, le=60, description="s between looks that nothing announced: due retries, missed signals"
+        1.0,
+        ge=0.01,
+        le=60,
+        description="s between looks for work that nothing announced: retries that are due, missed signals",
     )
 
     # Retries of a document's own failures (outages spend none)
-    max_retries: int = Field(3, ge=0, le=20, description="retries before a row is dead; 0: none")
+    max_retries: int = Field(3, ge=0, le=20, description="retries after which a row is dead; 0: none")
     retry_backoff: float = Field(
-        2.0, gt=0, le=600, description="s before the first retry; doubled for each further one"
+        2.0, gt=0, le=600, description="s before the first retry; doubled for each one after it"
     )
     lone_after: int = Field(
-        10, ge=2, le=1_000, description="deliveries without an answer after which a row is claimed alone"
+        10, ge=2, le=1_000, description="deliveries without an answer after which a row is delivered alone"
     )
 
-    # Breakers: pauses of a destination or an index that is away
-    breaker_first_pause: float = Field(1.0, gt=0, le=60, description="s before the first probe")
-    breaker_longest_pause: float = Field(30.0, gt=0, le=600, description="s between probes, at most")
+    # Breakers: pauses while a destination or an index does not answer
+    breaker_first_pause: float = Field(
+        1.0, gt=0, le=60, description="s before a destination or an index that failed is tried again"
+    )
+    breaker_longest_pause: float = Field(30.0, gt=0, le=600, description="longest pause between such tries, in s")
 
     # Housekeeping
     retention_hours: float = Field(24.0, ge=0, le=8_760, description="h for which finished rows are kept")
     stats_retention_days: float = Field(90.0, ge=1, le=3_650, description="d for which statistics are kept")
     heartbeat_interval: float = Field(
-        5.0, ge=0.1, le=300, description="s between signs of life; 6 missed ones: listed as gone"
+        5.0, ge=0.1, le=300, description="s between heartbeats of a relay; after 6 missed ones it is listed as gone"
     )
-    reap_interval: float = Field(2.0, ge=0.1, le=300, description="s between looks for expired leases")
+    reap_interval: float = Field(2.0, ge=0.1, le=300, description="s between looks for leases that have expired")
     gc_deletes: str = Field(
         "24h",
-        description="how long Elasticsearch remembers deletes of an index (index.gc_deletes)",
+        description="how long Elasticsearch remembers the deletes of an index (its setting index.gc_deletes)",
     )
 
-    # Growth: a relay says once that one of these is reached, and once that it is well again; 0 means never
-    warn_oldest: float = Field(  # far more than any restart takes, and soon enough for a person to do something
+    # Growth: a relay warns once when one of these limits is reached, and says once that it is back below it.
+    # Far more seconds than any restart takes, and few enough for a person to do something in time. Rows: some 2 GB with
+    # documents of 0.4 KB, or a day of 58 rows a second. Log: three times the size at which a relay empties it, so that
+    # something keeps it from doing so.
+    warn_oldest: float = Field(
         600.0, ge=0, le=31_536_000, description="s that the oldest row may wait before a relay warns; 0: never"
     )
-    warn_rows: int = Field(  # some 2 GB with documents of 0.4 KB, or a day of 58 rows a second
+    warn_rows: int = Field(
         5_000_000, ge=0, le=10**12, description="rows in outbox_events, finished ones too, at which it warns; 0: never"
     )
-    warn_wal_bytes: int = Field(  # three times what the relay empties it at: then somebody keeps it from doing so
+    warn_wal_bytes: int = Field(
         500_000_000, ge=0, le=10**15, description="bytes of the database's write-ahead log at which it warns; 0: never"
     )
 
     # Reindex
     resume_reindex: bool = Field(
-        True, description="a relay that knows the entities goes on with a reindex whose process was killed"
+        True, description="whether a relay that knows the entities continues a reindex whose process was killed"
     )
 
     # Verification
     verify_schedule: str | None = Field(
         None, description="when a relay compares a sample with the index: five fields of cron, in UTC, e.g. 0 3 * * *"
     )
-    verify_sample: float = Field(1.0, ge=0.1, le=100, description="% of the documents that such a comparison draws")
+    verify_sample: float = Field(
+        1.0, ge=0.1, le=100, description="% of the documents that a scheduled comparison draws at random"
+    )
 
     # Admin server: API, dashboard, health, metrics
     admin_host: str = Field("127.0.0.1", min_length=1, description="address that the admin server listens on")
-    admin_port: int = Field(8321, ge=0, le=65_535, description="its port; 0: any that is free")
+    admin_port: int = Field(8321, ge=0, le=65_535, description="port of the admin server; 0: any that is free")
     admin_token: SecretStr | None = Field(
         None,
-        description="what its callers must know, 16 characters or more; needed for any address but this machine's own",
+        description="secret that callers of the admin server send, 16 characters or more; "
+        "required unless it listens on this machine only",
     )
-    admin_tls_certificate: Path | None = Field(None, description="file with its certificate (PEM), for https")
-    admin_tls_key: Path | None = Field(None, description="file with the private key of the certificate (PEM)")
+    admin_tls_certificate: Path | None = Field(
+        None, description="file with the certificate of the admin server (PEM), for https"
+    )
+    admin_tls_key: Path | None = Field(None, description="file with the private key of that certificate (PEM)")
 
     # Logs
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
-    log_format: Literal["text", "json"] = Field("text", description="one line of text or of JSON an entry")
-    log_operations: bool = Field(True, description="one '[ES] …' line for every operation that was answered")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="form of the log: one line of text, or one of JSON, for each entry"
+    )
+    log_operations: bool = Field(
+        True, description="whether to log a line '[ES] …' for every operation that was answered"
+    )
 
     @property
     def silent_ms(self) -> int:
-        """After so long without a sign of life a relay counts as gone."""
+        """Without a heartbeat for so long a relay counts as gone."""
         return int(self.heartbeat_interval * HEARTBEATS_MISSED * 1_000)
 
     @field_validator("elasticsearch_url", mode="before")
@@ -219,7 +238,7 @@ class Settings(WriteSettings):
     @classmethod
     def _is_cron(cls, value: str | None) -> str | None:
         if value is not None:
-            from apscheduler.triggers.cron import CronTrigger  # not above: only who has a schedule loads it
+            from apscheduler.triggers.cron import CronTrigger  # not above: loaded only where there is a schedule
 
             try:
                 CronTrigger.from_crontab(value)
@@ -282,7 +301,7 @@ def variable(name: str) -> str:
 
 
 SECRET: Final = {variable(name) for name, info in Settings.model_fields.items() if "SecretStr" in str(info.annotation)}
-"""Variables whose values must be shown to nobody."""
+"""Variables whose values must never be shown."""
 
 PATHS: Final = {variable(name) for name, info in Settings.model_fields.items() if info.annotation == Path | None}
 """Variables that name files."""

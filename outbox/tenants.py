@@ -1,4 +1,4 @@
-"""Removing a tenant: its rows in the outbox, its documents, and the indexes that are its alone."""
+"""Remove a tenant: its rows in the outbox, its documents, and the indexes that only it uses."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Holdings:
 def holdings(store: Store, destination: Destination, registry: EntityRegistry | None, tenant: str) -> Holdings:
     """What `drop` would remove. Changes nothing.
 
-    Of the indexes that rows go to, a tenant owns those that the registry names after it; in all others its documents
-    are those whose `tenantId` says so, and those that rows of the tenant speak of.
+    Of the indexes that rows go to, a tenant owns those that the registry names after it. In all others its documents
+    are those with its `tenantId`, and those without one that have rows of the tenant.
     Raises `InvalidName` for what is no tenant id, and `DestinationError`.
     """
     documents.check_tenant_id(tenant)
@@ -46,7 +46,7 @@ def holdings(store: Store, destination: Destination, registry: EntityRegistry | 
         ids = of_rows.get(name, set())
         for page in destination.pages(target, PAGE, tenants=True):
             ids |= {document_id for document_id, listed in page.items() if listed.tenant_id == tenant}
-            # What rows speak of may be another tenant's by now.
+            # A document with rows of this tenant may be another tenant's by now.
             ids -= {document_id for document_id, listed in page.items() if listed.tenant_id not in (None, tenant)}
         if ids:
             found[name] = sorted(ids)
@@ -56,9 +56,10 @@ def holdings(store: Store, destination: Destination, registry: EntityRegistry | 
 def drop(store: Store, destination: Destination, held: Holdings, tenant: str, *, timeout: float = 60.0) -> int:
     """Remove what was found. Returns the number of delete rows that a relay has to deliver now.
 
-    Documents in shared indexes are removed by `delete` rows, in the order of all rows, so that nothing of the tenant
-    that a relay has in its hands comes back. An index of its own goes as soon as no relay delivers to it; raises
-    `OutboxError` if that takes longer than `timeout` seconds. The application must have stopped writing for the tenant.
+    Documents in shared indexes are removed by `delete` rows, in the order of all rows, so that no document of the
+    tenant that a relay is just delivering comes back. An index of its own is removed as soon as no relay delivers to
+    it. The application must have stopped writing for the tenant.
+    Raises `OutboxError` if a relay still delivers to such an index after `timeout` seconds.
     """
     operators.remove_rows_of_tenant(store, tenant)
     written = 0
@@ -70,8 +71,8 @@ def drop(store: Store, destination: Destination, held: Holdings, tenant: str, *,
         while (forgotten := operators.forget_index(store, name)) is None:
             if time.monotonic() > deadline:
                 raise OutboxError(
-                    f"index {name}: a relay still delivers rows to it after {timeout:g} s; see 'outbox-relay status' "
-                    "and run the command again"
+                    f"index {name} was not removed: a relay still delivers rows to it after {timeout:g} s; see "
+                    "'outbox-relay status' and run the command again"
                 )
             time.sleep(LOOK_EVERY_S)
         for target in forgotten:

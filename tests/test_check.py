@@ -287,4 +287,4 @@ def test_last_verification_is_told_and_its_drift_is_a_warning(outbox: Outbox) ->
     verified(missing=2, repaired=2)
     assert (found().level, found().found.endswith("2 rows written to repair it")) == ("ok", True)
     verified("stopped before its end")
-    assert (found().level, "end: stopped" in found().found) == ("warn", True)
+    assert (found().level, "not finish: stopped" in found().found) == ("warn", True)

@@ -881,7 +881,7 @@ def test_triggers_that_a_rebuilt_table_lost_are_missed(unenforced: Engine) -> No
     assert (found.level, found.found) == (
         "fail",
         (
-            "0 of 5 stand as the registry says, e.g. outbox_contacts_contact_replace on contacts is missing: changes "
+            "0 of 5 are as the registry says, e.g. outbox_contacts_contact_replace on contacts is missing: changes "
             "of contacts are not noted for contact"
         ),
     )

@@ -13,10 +13,10 @@ from outbox.errors import IndexMissing
 
 @dataclass(slots=True)
 class Operation:
-    """What one document shall be.
+    """What one document is to become.
 
-    `document`, JSON on one line; or, where there are `patches`, the stored document with these merged into it one
-    after another (see `outbox.merge`); or gone, where there is neither.
+    It becomes `document`, JSON on one line; or, where there are `patches`, the stored document with these merged into
+    it one after another (see `outbox.destinations.merge`); or it is deleted, where there is neither.
     """
 
     index: str  # the alias, for messages and breakers
@@ -41,7 +41,7 @@ class OutcomeKind(enum.StrEnum):
     FAILED = "failed"  # the document's failure, a retry may help
     OVERLOADED = "overloaded"  # not now
     BLOCKED = "blocked"  # the index takes nothing at present
-    UNAVAILABLE = "unavailable"  # no answer for this operation
+    UNAVAILABLE = "unavailable"  # no answer about this operation
     SPLIT = "split"  # the request as a whole was refused; smaller ones may pass
 
 
@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A document as a destination holds it."""
+    """A document as a destination has it."""
 
     version: int
     source: dict[str, Any]
@@ -112,7 +112,7 @@ class Destination(Protocol):
     """A search engine that keeps the highest version of each document. Used from several threads at once."""
 
     def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """Carry out the operations, of different documents, together. Returns one outcome for each, in their order.
+        """Carry out the operations, each of another document, together. Returns one outcome for each, in their order.
 
         Raises nothing. An operation is applied if its version is higher (`or_equal`: not lower) than the one the
         destination holds, or remembers of a deleted document; else it is a conflict that reports that version. Patches
@@ -124,8 +124,8 @@ class Destination(Protocol):
     ) -> str:
         """The physical index for `name`, created (with `name` as alias) if nothing has that name.
 
-        `mappings` and `settings`, in the words of Elasticsearch, count only when it is created: what is there is
-        used as it is. Raises `DestinationError`.
+        `mappings` and `settings`, in the form of Elasticsearch, are used only when it is created: an index that is
+        there stays as it is. Raises `DestinationError`.
         """
 
     def read(self, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
@@ -137,7 +137,7 @@ class Destination(Protocol):
         """What an index holds, page by page, each document once; nothing if there is no such index.
 
         A document that is there from the first page to the last is listed; one that comes or goes meanwhile may be.
-        `tenants`: say also whose each is, for which the documents are looked into.
+        `tenants`: also the tenant of each, for which the documents themselves are read.
         `share` is (k, n): about every n-th document, the k-th such part of `n` that have none in common. Closing the
         iterator early is fine. Raises `DestinationError`.
         """
@@ -167,7 +167,7 @@ class Destination(Protocol):
         """How many documents are there. Raises `DestinationError`."""
 
     def create_index(self, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """A physical index that no reader reaches, ready to be filled, and no faster to search than needed for that.
+        """Create a physical index that no reader reaches yet, cheap to fill; it need not be fit for searches.
 
         Raises `DestinationError`, also where something has that name already.
         """
@@ -182,7 +182,7 @@ class Destination(Protocol):
         """Lead the readers of `name` to the index `new` instead of `old`, in one step.
 
         `adopt`: `name` is no alias, but the index `old` itself, which is removed in the same step. Raises
-        `DestinationError` and changes nothing if `name` does not lead to `old` (any more).
+        `DestinationError` and changes nothing if `name` does not lead to `old`, or no longer does.
         """
 
     def drop_index(self, target: str) -> None:
@@ -201,7 +201,7 @@ def apply_halved(destination: Destination, operations: Sequence[Operation]) -> l
 
 
 def unsendable(operation: Operation) -> Outcome | None:
-    """What a destination knows before it looks at what it holds. One such would spoil or forge its request."""
+    """Why an operation is rejected without being sent, if it is: it would spoil the whole request, or forge another."""
     try:
         size = len(operation.document_id.encode())
     except UnicodeEncodeError:
@@ -223,5 +223,5 @@ def index_missing(name: str) -> IndexMissing:
 
 
 def rejected(error_type: str, error: str) -> Outcome:
-    """The document's fault."""
+    """An outcome that is the document's fault."""
     return Outcome(OutcomeKind.REJECTED, error_type, error)

@@ -67,7 +67,7 @@ def send(
 ) -> list[Outcome]:
     """The outcome of each operation, all sent in one request to the first of `nodes` that gives a connection.
 
-    `client` makes no second attempt of its own. `timeout` is how long Elasticsearch may wait for shards, in its words;
+    `client` must not try twice: see `_answer`. `timeout` is how long Elasticsearch may wait for shards, in its words;
     `answers_others` is asked when it refuses the request as a whole.
     """
     targets = {target: orjson.dumps(target) for target in {operation.target for operation in operations}}

@@ -151,7 +151,9 @@ class ElasticsearchDestination:
             # Not `info()`: a node of the core alone has no such page.
             nodes = self._client.nodes.info(node_id="_local", filter_path="nodes.*.version").body
         if not isinstance(status, dict) or not isinstance(nodes, dict):
-            raise DestinationError(f"elasticsearch does not answer: {shortened(status)} is no answer of its own")
+            raise DestinationError(
+                f"elasticsearch does not answer: {shortened(status)} is not an answer of Elasticsearch"
+            )
         versions = [node.get("version", "?") for node in nodes.get("nodes", {}).values()]
         return Health("elasticsearch", versions[0] if versions else "?", status.get("status", "?"))
 

@@ -76,7 +76,7 @@ def create(
 ) -> None:
     """A physical index without an alias, cheap to fill.
 
-    `client` makes no second attempt of its own: the first one may have made the index.
+    `client` must not try twice: the first attempt may have made the index.
     """
     what = f"index {target} cannot be created"
     held_back = {"index.refresh_interval": "-1", "index.number_of_replicas": 0}

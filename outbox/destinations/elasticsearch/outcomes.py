@@ -42,20 +42,20 @@ INDEX_FAULTS: Final = frozenset(
         "index_primary_shard_not_allocated_exception",
     }
 )
-"""Error types that speak of the index: every row of it would meet the same."""
+"""Error types that are about the index: every row of it would meet the same."""
 
 _NOT_NOW = frozenset({429, 502, 503, 504})
 _TOO_LARGE_OR_MALFORMED = frozenset({400, 413})
 
-# One error type stands for many faults here; only its text tells a document's from an index's.
+# One error type for many faults: only its text tells a document's from an index's.
 _VAGUE = "illegal_argument_exception"
 _OF_AN_INDEX = re.compile(r"\b(alias|write index|index \[)", re.IGNORECASE)
 _OF_A_DOCUMENT = re.compile(r"\b(field|fields|mapper|mapping|_id|term|object|malformed content)\b", re.IGNORECASE)
 
-_CURRENT_VERSION = re.compile(r".*\bcurrent version \[(\d+)\]", re.DOTALL)  # the last: before it stands the _id
+_CURRENT_VERSION = re.compile(r".*\bcurrent version \[(\d+)\]", re.DOTALL)  # the last one: the _id comes before it
 
 APPLIED: Final = Outcome(OutcomeKind.APPLIED)
-UNANSWERED: Final = Outcome(OutcomeKind.UNAVAILABLE, "unanswered", "the answer does not speak of this row")
+UNANSWERED: Final = Outcome(OutcomeKind.UNAVAILABLE, "unanswered", "the answer says nothing about this row")
 NOT_ELASTICSEARCH: Final = Outcome(OutcomeKind.UNAVAILABLE, "not_elasticsearch", "the answer has no list of items")
 
 

@@ -67,7 +67,7 @@ def _page(
 ) -> tuple[str, list[Any]]:
     """The hits behind `after`, and the point in time to ask with next."""
     part, parts = share
-    # Not by _id: sorting by it is refused unless the cluster was told to allow it.
+    # Not by _id: sorting by it is refused unless the cluster is configured to allow it.
     answer = client.search(
         size=size,
         version=True,

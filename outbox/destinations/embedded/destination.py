@@ -52,7 +52,7 @@ class EmbeddedDestination:
                 return found
             target = f"{name}-000001"
             if indexes.find(connection, target):
-                raise DestinationError(f"index {target} cannot be created: something else has that name")
+                raise DestinationError(f"index {target} cannot be created: its name is taken")
             indexes.make(connection, target, mappings, settings)
             indexes.lead(connection, name, target)
             return target
@@ -141,7 +141,7 @@ class EmbeddedDestination:
         what = f"index {target} cannot be created"
         with self._file.failing_as(what), self._file.writing(create=True) as connection:
             if indexes.find(connection, target):
-                raise DestinationError(f"{what}: something else has that name")
+                raise DestinationError(f"{what}: its name is taken")
             indexes.make(connection, target, mappings, settings)
 
     def finish_index(self, target: str, settings: Mapping[str, Any]) -> None:  # noqa: ARG002  (none was held back)

@@ -176,7 +176,9 @@ def _prepare(connection: sqlite3.Connection, *, create: bool) -> None:
         connection.execute("COMMIT")
         application, _ = _identified(connection)
     if application != APPLICATION_ID:
-        raise sqlite3.DatabaseError("it is another database; let OUTBOX_EMBEDDED_PATH name a file of its own")
+        raise sqlite3.DatabaseError(
+            "it is another database; set OUTBOX_EMBEDDED_PATH to a file that is not used for anything else"
+        )
     # Readers and the writer do not wait for each other then. A process that finds the file busy leaves it to the next:
     # this switch does not wait, and the file remembers it.
     with suppress(sqlite3.OperationalError):
