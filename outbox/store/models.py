@@ -24,6 +24,8 @@ from sqlalchemy import (
     text,
 )
 
+from outbox.store.ddl import KEPT_BY_KEY, NEVER_REUSED, Now, some_rows
+
 VERSION_TABLE: Final = "outbox_alembic_version"
 """Not Alembic's default name: two sets of migrations in one database must not share it."""
 
@@ -84,9 +86,6 @@ metadata = MetaData()
 
 _INSTANT = BigInteger().with_variant(Integer, "sqlite")
 
-# Works on every SQLite since 3.8, where unixepoch('subsec') needs 3.42.
-_NOW = text("(CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))")
-
 
 def _one_of(column: str, words: type[enum.StrEnum]) -> CheckConstraint:
     # Not IN (…): SQLite builds a table of the list for each row, which doubles the cost of an insert.
@@ -137,7 +136,7 @@ events = Table(
     Column("claim_token", Text, comment="fence: whoever lost it may not write the outcome"),
     Column("claimed_by", Integer, comment="outbox_relays.id"),
     Column("lease_expires_at", _INSTANT, comment="until then the claim holds"),
-    Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
+    Column("created_at", _INSTANT, nullable=False, server_default=Now()),
     Column("finished_at", _INSTANT),
     Column("outcome", Text, comment="how a done row ended: applied, deleted, superseded, coalesced, retried"),
     Column("error_type", Text),
@@ -145,13 +144,13 @@ events = Table(
     _one_of("action", Action),
     _one_of("state", State),
     # One index for each question that is asked often; none of them holds a done row but the one that prunes it.
-    Index("ix_outbox_events_fresh", "index_name", text(tenant()), "id", sqlite_where=text(fresh())),
-    Index("ix_outbox_events_waiting", "available_at", "id", sqlite_where=text(waiting())),
-    Index("ix_outbox_events_held", "index_name", "document_id", "id", sqlite_where=text(held())),
-    Index("ix_outbox_events_leases", "lease_expires_at", sqlite_where=text("state = 'claimed'")),
-    Index("ix_outbox_events_dead", "index_name", "document_id", "id", sqlite_where=text("state = 'dead'")),
-    Index("ix_outbox_events_done", "finished_at", sqlite_where=text("state = 'done'")),
-    sqlite_autoincrement=True,  # without it SQLite gives the id of a deleted row to the next one
+    Index("ix_outbox_events_fresh", "index_name", text(tenant()), "id", **some_rows(fresh())),
+    Index("ix_outbox_events_waiting", "available_at", "id", **some_rows(waiting())),
+    Index("ix_outbox_events_held", "index_name", "document_id", "id", **some_rows(held())),
+    Index("ix_outbox_events_leases", "lease_expires_at", **some_rows("state = 'claimed'")),
+    Index("ix_outbox_events_dead", "index_name", "document_id", "id", **some_rows("state = 'dead'")),
+    Index("ix_outbox_events_done", "finished_at", **some_rows("state = 'done'")),
+    **NEVER_REUSED,
     comment="one row for each change that the search index has to follow",
 )
 
@@ -168,7 +167,7 @@ indexes = Table(
     metadata,
     Column("index_name", Text, nullable=False, comment="the name that rows and readers use"),
     Column("physical_index", Text, nullable=False, comment="where its rows are sent"),
-    Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
+    Column("created_at", _INSTANT, nullable=False, server_default=Now()),
     Column("role", Text, nullable=False, server_default=Role.LIVE.value, comment="live, new or old; one is live"),
     Column("refused", Integer, nullable=False, server_default="0", comment="documents that an old one did not take"),
     PrimaryKeyConstraint("index_name", "physical_index"),
@@ -198,11 +197,11 @@ reindex_jobs = Table(
     Column("lease_token", Text, comment="fence: who lost it may not go on"),
     Column("lease_holder", Text),
     Column("lease_expires_at", _INSTANT),
-    Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
-    Column("updated_at", _INSTANT, nullable=False, server_default=_NOW),
+    Column("created_at", _INSTANT, nullable=False, server_default=Now()),
+    Column("updated_at", _INSTANT, nullable=False, server_default=Now()),
     Column("finished_at", _INSTANT),
-    Index("ix_outbox_reindex_jobs_open", "index_name", unique=True, sqlite_where=text(OPEN_JOBS)),
-    sqlite_autoincrement=True,
+    Index("ix_outbox_reindex_jobs_open", "index_name", unique=True, **some_rows(OPEN_JOBS)),
+    **NEVER_REUSED,
     comment="rebuilds of indexes; a watermark explains versions, so finished jobs stay",
 )
 
@@ -216,7 +215,7 @@ relays = Table(
     Column("started_at", _INSTANT, nullable=False),
     Column("heartbeat_at", _INSTANT, nullable=False),
     Column("breakers", Text, nullable=False, server_default="[]", comment="JSON: what is paused, why, since"),
-    sqlite_autoincrement=True,
+    **NEVER_REUSED,
     comment="running relays; one that ends takes its row away, one that was killed stops its heartbeat",
 )
 
@@ -253,7 +252,7 @@ stats = Table(
     Column("action", Text, nullable=False),
     *(Column(name, _INSTANT, nullable=False, server_default="0") for name in STATISTICS),
     PrimaryKeyConstraint("minute", "index_name", "entity", "tenant_id", "action"),
-    sqlite_with_rowid=False,
+    **KEPT_BY_KEY,
     comment="what became of the rows, by minute; kept when the rows are gone",
 )
 
@@ -285,7 +284,7 @@ verifications = Table(
     Column("sample", Float, nullable=False, comment="part of the documents, 1: all"),
     *(Column(name, _INSTANT, nullable=False, server_default="0") for name in FOUND),
     Column("error", Text, comment="why it did not come to its end"),
-    sqlite_autoincrement=True,
+    **NEVER_REUSED,
     comment="what comparisons of index and database have found, the newest hundred",
 )
 

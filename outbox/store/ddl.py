@@ -1,0 +1,38 @@
+"""What the tables need beyond columns: an index of some rows, a clock, ids that never come back.
+
+SQLAlchemy takes such options for all databases at once, and each database uses its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import BigInteger
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from outbox.store.sqlite import ddl as of_sqlite
+
+
+class Now(FunctionElement[int]):
+    """The clock of the database: milliseconds since 1970-01-01 UTC."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(Now, "sqlite")
+def _now(*_: Any, **__: Any) -> str:
+    return of_sqlite.NOW
+
+
+def some_rows(condition: str) -> dict[str, Any]:
+    """Options of an `Index` on the rows of a condition alone."""
+    return {**of_sqlite.some_rows(condition)}
+
+
+NEVER_REUSED: Final[dict[str, Any]] = {**of_sqlite.NEVER_REUSED}
+"""Options of a `Table` whose ids do not come back when their rows are deleted."""
+
+KEPT_BY_KEY: Final[dict[str, Any]] = {**of_sqlite.KEPT_BY_KEY}
+"""Options of a `Table` that is read by its primary key alone."""
