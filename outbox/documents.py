@@ -11,9 +11,11 @@ import enum
 import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -42,7 +44,7 @@ def serialise(document: Mapping[str, Any], *, max_bytes: int) -> bytes:
     """The document as JSON on one line, in UTF-8, in the form the relay will send it.
 
     Accepts mappings, sequences, `str`, `int` (64 bits), `float`, `bool`, `None`, `datetime` and `date` (as ISO
-    8601), `UUID`, `Decimal` (as a number, all digits kept) and `Enum` (its value).
+    8601), `time`, `UUID`, `Decimal` (as a number, all digits kept) and `Enum` (its value), and their subclasses.
     Raises `InvalidDocument` that names the field, for NaN and infinities, NUL, lone surrogates, keys that are no
     strings, anything else, and for more than `max_bytes` bytes.
     """
@@ -125,7 +127,7 @@ def _check(value: Any, depth: int) -> None:
             except _Unfit as unfit:
                 unfit.path.append(str(position))
                 raise
-    elif type(value).__module__ not in ("datetime", "uuid"):
+    elif not isinstance(value, (date, time, UUID)):  # a datetime is a date
         raise _Unfit(
             f"is of type {type(value).__name__}, which has no JSON form; convert it to str, int, float, list or dict"
         )
@@ -145,6 +147,12 @@ def _default(value: Any) -> Any:
         return int(value)
     if isinstance(value, float):
         return float(value)
+    if isinstance(value, date) or (
+        isinstance(value, time) and value.tzinfo is None
+    ):  # subclasses, as orjson writes them
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
         return list(value)
     raise TypeError(f"type is not JSON serializable: {type(value).__name__}")
