@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from apscheduler.triggers.combining import OrTrigger
+from apscheduler.triggers.cron import CronTrigger
 
 from outbox import settings
 from outbox.errors import ConfigurationError
@@ -74,3 +77,39 @@ def test_env_file_that_cannot_be_read_is_one_line_without_its_content(tmp_path: 
     with pytest.raises(ConfigurationError) as raised:
         settings.load()
     assert str(raised.value) == "the file .env in the working directory cannot be read: it is no UTF-8 text"
+
+
+SUNDAY = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("expression", "days"),
+    [
+        ("0 3 * * 0", [1, 8, 15]),
+        ("0 3 * * 7", [1, 8, 15]),
+        ("0 3 * * sun", [1, 8, 15]),
+        ("0 3 * * 1", [2, 9, 16]),
+        ("0 3 * * 5-7", [1, 6, 7]),
+        ("0 3 * * 1-5", [2, 3, 4]),
+        ("0 3 * * 0,3", [1, 4, 8]),
+        ("0 3 * * */2", [1, 3, 5]),
+        ("0 3 13 * *", [13]),
+        ("0 3 13 * 5", [6, 13, 20]),  # either will do, and both are one
+        ("0 3 */10 * 3", [11]),  # a step is no day of its own: both have to do
+    ],
+)
+def test_days_of_a_schedule_are_those_of_cron(expression: str, days: list[int]) -> None:
+    trigger = OrTrigger([CronTrigger(**fields, timezone="UTC") for fields in settings.cron_fields(expression)])
+    found, last = [], None
+    for _ in days:
+        last = trigger.get_next_fire_time(last, last or SUNDAY)
+        found.append(last.day)
+    assert found == days
+
+
+@pytest.mark.parametrize(
+    "expression", ["0 3 * *", "0 3 * * 8", "0 3 * * mo", "0 3 * * 5-1", "0 3 * * 1/0", "0 3 * * x-y"]
+)
+def test_schedule_that_cron_would_refuse_names_the_setting(expression: str) -> None:
+    with pytest.raises(ConfigurationError, match="OUTBOX_VERIFY_SCHEDULE"):
+        settings.load(verify_schedule=expression)

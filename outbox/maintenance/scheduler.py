@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from loguru import logger
 from sqlalchemy import Engine
@@ -21,7 +22,7 @@ from outbox.maintenance.pruner import prune_all
 from outbox.maintenance.reaper import reap
 from outbox.reindex.reindexer import Reindexer
 from outbox.reindex.work import LeftToRelays
-from outbox.settings import Settings
+from outbox.settings import Settings, cron_fields
 from outbox.store import upkeep
 from outbox.store.models import now_ms
 from outbox.store.store import Store
@@ -70,7 +71,9 @@ class Maintenance:
         self._every(DEPTH_EVERY_S, self.depth)
         self._every(PRUNE_EVERY_S, self.prune, thread="prune")  # after a flood it takes minutes: heartbeats go on
         if settings.verify_schedule is not None and verification is not None:
-            schedule = CronTrigger.from_crontab(settings.verify_schedule, timezone="UTC")
+            schedule = OrTrigger(
+                [CronTrigger(**each, timezone="UTC") for each in cron_fields(settings.verify_schedule)]
+            )
             self._scheduler.add_job(self.verify, schedule, executor="verify", id="verify")
         if reindexer is not None:
             every = settings.reap_interval
