@@ -12,7 +12,9 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
+from loguru import logger
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
@@ -36,6 +38,7 @@ class WriteSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_file=".env",
+        env_ignore_empty=True,  # a variable that is set to nothing, as compose files do, is not set
         extra="ignore",
         hide_input_in_errors=True,  # the input of a failed validation may be a URL with a password
         populate_by_name=True,
@@ -201,10 +204,7 @@ class Settings(WriteSettings):
     @field_validator("elasticsearch_url")
     @classmethod
     def _with_scheme(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for url in urls:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError("each address must start with http:// or https://")
-        return urls
+        return tuple(map(_address, urls))
 
     @field_validator("admin_token")
     @classmethod
@@ -306,13 +306,49 @@ def _weekday(text: str) -> int:
     raise ValueError(f"{text!r} is no weekday: 0 to 7 (0 and 7 are Sunday) or sun, mon, …")
 
 
+def _address(url: str) -> str:
+    """An address with its port. Raises `ValueError` that shows no part of it: a password may stand anywhere."""
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(
+            "each address must start with http:// or https://; addresses are separated by commas, so write a comma in "
+            "a password as %2C, or set OUTBOX_ELASTICSEARCH_USERNAME and OUTBOX_ELASTICSEARCH_PASSWORD"
+        )
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("it is no address: a '[' outside of an IPv6 address? write it as %5B in a password") from None
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        raise ValueError(
+            "its password contains '/', '?' or '#', which end the host's part of an address: write them as %2F, %3F "
+            "and %23, or set OUTBOX_ELASTICSEARCH_USERNAME and OUTBOX_ELASTICSEARCH_PASSWORD"
+        )
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("the port is no number from 0 to 65535; e.g. http://localhost:9200") from None
+    if not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("it is no address; e.g. http://localhost:9200, or https://user:password@search.example:9243")
+    if port is not None:
+        return url
+    netloc = f"{parts.netloc.removesuffix(':')}:{443 if parts.scheme == 'https' else 80}"
+    return parts._replace(netloc=netloc).geturl()
+
+
 @lru_cache(maxsize=1)
 def write_settings() -> WriteSettings:
     """The write side's settings, read once a process.
 
-    Raises `ConfigurationError` that names the variable; never its value.
+    A mistake in them never fails an application's write: what cannot be read is left at its default, with a warning
+    that names the variable; never its value.
     """
-    return _read(WriteSettings)
+    try:
+        return _read(WriteSettings)
+    except ConfigurationError as error:
+        logger.warning("{error}; the outbox goes on without it", error=str(error))
+    try:
+        return WriteSettings(_env_file=None)  # type: ignore[call-arg]
+    except ValidationError:
+        return WriteSettings.model_construct()
 
 
 def load(**overrides: object) -> Settings:

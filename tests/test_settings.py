@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
+from loguru import logger
 
 from outbox import settings
 from outbox.errors import ConfigurationError
@@ -77,6 +78,73 @@ def test_env_file_that_cannot_be_read_is_one_line_without_its_content(tmp_path: 
     with pytest.raises(ConfigurationError) as raised:
         settings.load()
     assert str(raised.value) == "the file .env in the working directory cannot be read: it is no UTF-8 text"
+
+
+@pytest.mark.parametrize("content", [b"GREETING=caf\xe9\n", b"OUTBOX_ENABLED=perhaps\n", None])
+def test_mistake_in_settings_fails_no_write_and_is_one_warning(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if content is None:
+        monkeypatch.setenv("OUTBOX_MAX_DOCUMENT_BYTES", "s3cret")
+    else:
+        (tmp_path / ".env").write_bytes(content)
+    said: list[str] = []
+    settings.write_settings.cache_clear()
+    sink = logger.add(said.append, format="{message}")
+    try:
+        found = [settings.write_settings() for _ in range(2)]
+    finally:
+        logger.remove(sink)
+        settings.write_settings.cache_clear()
+    assert [(each.enabled, each.max_document_bytes) for each in found] == [(True, 5_000_000)] * 2
+    assert len(said) == 1
+    assert "s3cret" not in said[0]
+
+
+def test_variable_that_is_set_to_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("OUTBOX_BATCH_ROWS=\n")
+    for name in settings.Settings.model_fields:
+        monkeypatch.setenv(settings.variable(name), "")
+    assert settings.load() == settings.Settings(_env_file=None)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("http://localhost", "http://localhost:80"),
+        ("https://ada:pass@search.example/prefix", "https://ada:pass@search.example:443/prefix"),
+        ("http://[::1]", "http://[::1]:80"),
+        ("http://localhost:9200", "http://localhost:9200"),
+    ],
+)
+def test_address_without_a_port_means_that_of_its_scheme(
+    given: str, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_ELASTICSEARCH_URL", given)
+    assert settings.load().elasticsearch_url == (read,)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://elastic:S3cret#9@es.example:9200",
+        "https://elastic:S3/cret@es:9200",
+        "https://elastic:S3?x@es:9200",
+        "https://elastic:S3,x@es:9200",
+        "https://elastic:S3[x@es:9200",
+        "https://es:S3cret",
+        "elastic:S3cret@es:9200",
+        "http://",
+    ],
+)
+def test_address_that_cannot_be_read_is_one_line_without_the_password(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_ELASTICSEARCH_URL", url)
+    with pytest.raises(ConfigurationError, match=r"^OUTBOX_ELASTICSEARCH_URL: ") as raised:
+        settings.load()
+    assert "S3" not in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 SUNDAY = datetime(2026, 11, 1, tzinfo=UTC)
