@@ -21,7 +21,8 @@ from outbox.admin import poller, service
 from outbox.destinations.base import Destination
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
-from outbox.reindex.reindexer import Reindexer, Selection
+from outbox.reindex import Reindexer
+from outbox.reindex.selection import Selection
 from outbox.store import jobs
 from outbox.store.models import now_ms
 from outbox.store.store import Store

@@ -11,7 +11,7 @@ from loguru import logger
 
 from outbox import logs
 from outbox.errors import OutboxError
-from outbox.reindex.reindexer import LeftToRelays
+from outbox.reindex.work import LeftToRelays
 
 LONGEST_END_S: Final = 20.0
 

@@ -16,8 +16,8 @@ from outbox.admin.database import Database
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DestinationError, OutboxError, ReindexFailed
-from outbox.reindex import reindexer as reindex
-from outbox.reindex.reindexer import Reindexer, Selection
+from outbox.reindex.reindexer import Reindexer
+from outbox.reindex.selection import Selection, rows_of, select
 from outbox.settings import Settings
 from outbox.store import jobs, operators
 from outbox.store.jobs import Job
@@ -112,8 +112,8 @@ class AdminService:
         """
         registry = self._required_registry()
         with self._database.store() as store:
-            chosen = reindex.select(store, registry, entities=[entity], tenant=tenant, since=since)
-            estimated = sum(reindex.rows_of(store, each) for each in chosen)
+            chosen = select(store, registry, entities=[entity], tenant=tenant, since=since)
+            estimated = sum(rows_of(store, each) for each in chosen)
             for each in chosen:
                 if (job := jobs.open_job(store, each.index)) and not jobs.is_abandoned(store, job, now_ms()):
                     raise ReindexFailed(f"{job} is running already, at step '{job.phase}'")

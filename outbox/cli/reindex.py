@@ -27,8 +27,10 @@ from outbox.cli.wiring import (
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, ReindexFailed
-from outbox.reindex import reindexer as reindex
-from outbox.reindex.reindexer import Progress, Reindexer, Selection
+from outbox.reindex.reindexer import Reindexer
+from outbox.reindex.rollback import drop_old, roll_back
+from outbox.reindex.selection import Selection, rows_of, select
+from outbox.reindex.work import Progress
 from outbox.settings import Settings
 from outbox.store import jobs
 from outbox.store.jobs import Job
@@ -44,15 +46,15 @@ LINE_EVERY_S = 5.0
 @click.option("--tenant", metavar="TENANT", help="Only documents of this tenant.")
 @click.option("--from-date", "since", metavar="DATE", help="Only rows whose changed_at is not before that.")
 @click.option("--in-place", is_flag=True, help="Write to the live index instead of a new one.")
-@click.option("--keep-old", is_flag=True, help="Go on sending rows to the old index too, for --rollback.")
+@click.option("--keep-old", is_flag=True, help="Keep sending rows to the old index too, for --rollback.")
 @click.option("--adopt", is_flag=True, help="A physical index has the name: remove it for an alias to the new one.")
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Documents a second, at most; to be said again with --resume.",
+    help="Documents a second, at most; repeat it with --resume.",
 )
 @click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
-@click.option("--resume", is_flag=True, help="Go on with what was left unfinished.")
+@click.option("--resume", is_flag=True, help="Resume what was left unfinished.")
 @click.option("--cancel", type=int, metavar="JOB", help="Stop a reindex and remove its new index.")
 @click.option("--rollback", is_flag=True, help="Back to the index that --keep-old kept, which missed nothing.")
 @click.option("--drop-old", is_flag=True, help="Remove the index that --keep-old kept.")
@@ -63,9 +65,9 @@ def command(**given: Any) -> None:
     """Rebuild indexes from the database while rows keep flowing.
 
     A new index is filled beside the live one, rows go to both, and readers get the new one in one step when it is
-    complete. Killed anywhere, the same command goes on. With --tenant, --from-date or --in-place the documents are
-    written to the live index instead. --rate is not stored: a relay that goes on by itself sends one request at a time
-    in its place.
+    complete. Killed at any point, the same command resumes it. With --tenant, --from-date or --in-place the documents
+    are written to the live index instead. --rate is not stored: a relay that resumes a reindex sends one request at a
+    time instead.
 
     \b
     Examples:
@@ -120,14 +122,14 @@ def _act(
         request_timeout_s=loaded.request_timeout,
     )
     if given["cancel"] is not None:
-        said = reindexer.cancel(given["cancel"])
+        outcome = reindexer.cancel(given["cancel"])
         cancelled = jobs.find(store, given["cancel"])
-        click.echo(json.dumps(facts(store, cancelled)) if given["as_json"] and cancelled else said)
+        click.echo(json.dumps(facts(store, cancelled)) if given["as_json"] and cancelled else outcome)
         return
     if given["resume"]:
         _resume(store, reindexer, registry, given)
         return
-    selections = reindex.select(
+    selections = select(
         store,
         registry,
         **{
@@ -137,48 +139,47 @@ def _act(
     if given["everything"]:
         name_unregistered(store, registry, "stays as it is")
     if given["rollback"] or given["drop_old"]:
-        _back_or_drop(store, destination, selections, given)
+        _use_old_index(store, destination, selections, given)
     elif given["dry_run"]:
         _dry_run(store, selections, given["as_json"])
     else:
         for selection in selections:
-            _show(store, reindexer.run(selection), selection.index, given["as_json"])
+            _follow(store, reindexer.run(selection), selection.index, given["as_json"])
 
 
 def _resume(store: Store, reindexer: Reindexer, registry: EntityRegistry, given: dict[str, Any]) -> None:
-    wanted = {index for name in given["entities"] for index in (registry[name].index, *_of(store, registry, name))}
-    left = [
+    wanted = {index for name in given["entities"] for index in _indexes_of(store, registry, name)}
+    unfinished = [
         job
         for job in jobs.open_jobs(store)
         if jobs.is_abandoned(store, job, now_ms()) and (not wanted or job.index_name in wanted)
     ]
-    if not left:
+    if not unfinished:
         running = len(jobs.open_jobs(store))
-        seen = f"; {running} running: see 'outbox-relay reindex --list'" if running else ""
-        click.echo(f"nothing to resume{seen}", err=given["as_json"])
-    for job in left:
-        _show(store, reindexer.resume(job), job.index_name, given["as_json"])
+        others = f"; {running} running: see 'outbox-relay reindex --list'" if running else ""
+        click.echo(f"nothing to resume{others}", err=given["as_json"])
+    for job in unfinished:
+        _follow(store, reindexer.resume(job), job.index_name, given["as_json"])
 
 
-def _of(store: Store, registry: EntityRegistry, name: str) -> list[str]:
-    return [index for index in store.targets() if registry[name].index_names(index)]
+def _indexes_of(store: Store, registry: EntityRegistry, name: str) -> list[str]:
+    return [registry[name].index, *(index for index in store.targets() if registry[name].index_names(index))]
 
 
-def _back_or_drop(
+def _use_old_index(
     store: Store, destination: Destination, selections: Iterable[Selection], given: dict[str, Any]
 ) -> None:
     for each in selections:
         if given["everything"] and not jobs.kept_index(store, each.index):
             continue
         if given["drop_old"]:
-            removed = reindex.drop_old(store, destination, each.index)
-            said = f"index {each.index}: {removed} is removed"
-            click.echo(json.dumps({"index": each.index, "removed": removed}) if given["as_json"] else said)
+            removed = drop_old(store, destination, each.index)
+            answer = {"index": each.index, "removed": removed}
+            _show(given["as_json"], answer, f"index {each.index}: {removed} is removed")
             continue
-        live, refused = reindex.roll_back(store, destination, each.index)
-        said = f"index {each.index}: readers and rows have {live} again"
-        told = json.dumps({"index": each.index, "live": live, "refused": refused})
-        click.echo(told if given["as_json"] else said)
+        live, refused = roll_back(store, destination, each.index)
+        restored = {"index": each.index, "live": live, "refused": refused}
+        _show(given["as_json"], restored, f"index {each.index}: readers and rows have {live} again")
         if refused:
             click.echo(
                 f"it had refused {logs.rows(refused)} since the reindex: "
@@ -189,12 +190,14 @@ def _back_or_drop(
 
 def _dry_run(store: Store, selections: Iterable[Selection], as_json: bool) -> None:
     for each in selections:
-        rows, names = reindex.rows_of(store, each), [entity.name for entity in each.entities]
-        if as_json:
-            click.echo(json.dumps({"index": each.index, "entities": names, "rows": rows, "in_place": each.in_place}))
-        else:
-            where = "in place" if each.in_place else "into a new index"
-            click.echo(f"index {each.index}: {logs.rows(rows)} of {', '.join(names)}, {where}")
+        rows, names = rows_of(store, each), [entity.name for entity in each.entities]
+        counted = {"index": each.index, "entities": names, "rows": rows, "in_place": each.in_place}
+        where = "in place" if each.in_place else "into a new index"
+        _show(as_json, counted, f"index {each.index}: {logs.rows(rows)} of {', '.join(names)}, {where}")
+
+
+def _show(as_json: bool, answer: dict[str, Any], text: str) -> None:
+    click.echo(json.dumps(answer) if as_json else text)
 
 
 def _list(store: Store, as_json: bool) -> None:
@@ -225,11 +228,11 @@ def line(store: Store, job: Job) -> str:
     return logs.safe(where + (f": {job.error}" if job.error else f", {job.documents:,} documents"))
 
 
-def _show(store: Store, steps: Generator[Progress, None, None], index: str, as_json: bool) -> None:
+def _follow(store: Store, steps: Generator[Progress, None, None], index: str, as_json: bool) -> None:
     """Follow a job to its end."""
     began = time.monotonic()
     bar = not as_json and sys.stderr.isatty()
-    with closing(steps):  # given up in the middle, the job is given back while there is a database to say so
+    with closing(steps):  # interrupted, the job is released while the database is open
         last = _with_bar(steps) if bar else _with_lines(steps, as_json)
     job = jobs.find(store, last.job) if last else None
     if job is None:
@@ -249,11 +252,11 @@ def _show(store: Store, steps: Generator[Progress, None, None], index: str, as_j
 
 
 def _with_lines(steps: Iterator[Progress], as_json: bool) -> Progress | None:
-    last, said, phase = None, 0.0, ""
+    last, shown_at, phase = None, 0.0, ""
     for last in steps:
-        if last.phase == phase and time.monotonic() - said < LINE_EVERY_S:
+        if last.phase == phase and time.monotonic() - shown_at < LINE_EVERY_S:
             continue
-        said, phase = time.monotonic(), last.phase
+        shown_at, phase = time.monotonic(), last.phase
         click.echo(json.dumps(asdict(last)) if as_json else _line(last), err=not as_json)
     return last
 
@@ -296,7 +299,7 @@ def _with_bar(steps: Iterator[Progress]) -> Progress | None:
 
 
 def _leave(number: int, _frame: Any) -> None:
-    """On SIGTERM as on Ctrl-C: the lease is let go, and the job waits for whoever resumes it."""
+    """On SIGTERM as on Ctrl-C: the lease is released, and the job waits to be resumed."""
     sys.exit(128 + number)
 
 

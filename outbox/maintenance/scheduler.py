@@ -182,7 +182,7 @@ class Maintenance:
             if name not in self._failing:
                 logger.warning("{task} suspended until the database answers: {reason}", task=name, reason=str(error))
             self._failing.add(name)
-        except Exception:  # a damaged page of the database, say; the scheduler would tell nobody
+        except Exception:  # a damaged page of the database, say; the scheduler itself logs nothing
             if name not in self._failing:
                 logger.opt(exception=True).error("{task} failed unexpectedly, and runs again when it is due", task=name)
             self._failing.add(name)

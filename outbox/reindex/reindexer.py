@@ -1,6 +1,6 @@
 """Rebuild an index from the database while rows keep flowing, without downtime, lost updates or resurrected deletes.
 
-What a rebuild does, step by step, is told in `outbox.reindex.steps`; here is which job is worked on, and how it ends.
+`outbox.reindex.steps` says what a rebuild does; here is which job is worked on, and how it ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from outbox.destinations.base import Destination
 from outbox.entities.entity import Entity
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, ReindexFailed, SchemaError
-from outbox.reindex.rollback import drop_old, roll_back
 from outbox.reindex.selection import Selection, rows_of, select
 from outbox.reindex.steps import STEPS
 from outbox.reindex.work import LOOK_EVERY_S, LeftToRelays, Progress, Resources, Work, until_claims_end
@@ -26,18 +25,6 @@ from outbox.store import jobs
 from outbox.store.jobs import Job, JobLost
 from outbox.store.models import JobState, now_ms
 from outbox.store.store import Store
-
-__all__ = [
-    "LeftToRelays",
-    "Progress",
-    "Reindexer",
-    "Selection",
-    "drop_old",
-    "reindex",
-    "roll_back",
-    "rows_of",
-    "select",
-]
 
 REQUESTS: Final = 4
 
@@ -107,7 +94,7 @@ class Reindexer:
         to_relays = False
         try:
             yield from _run(work)
-        except (LeftToRelays, DatabaseUnavailable, SchemaError):  # nobody has given it up on purpose
+        except (LeftToRelays, DatabaseUnavailable, SchemaError):  # not given up on purpose
             to_relays = True
             raise
         finally:

@@ -2,13 +2,13 @@
 
 Each step is entered by a commit, so that a process that takes over a job resumes it where it was:
 
-    create   the new physical index, which nobody reads; then commit: rows go to both
+    create   the new physical index, without readers; then commit: rows go to both
     scan     all rows in the order of their key; documents carry the watermark, the highest row id issued until then
-    wait     until no row up to the watermark is unfinished: what it says might still overtake nothing it should
+    wait     until no row up to the watermark is unfinished: some of them go to the old index only
     sweep    remove what the new index holds and the database does not
     check    restore the settings, count, compare a sample
     swap     readers get the new index, in one step; then commit: rows go to it
-    drop     the old one, when nobody sends to it any more
+    drop     the old one, once no relay sends to it any more
 
 In place there is no new index: the documents go into the live one, and it ends after the sweep.
 """
@@ -79,7 +79,7 @@ def create(work: Work) -> Iterator[Progress]:
 
 
 class _Mark(NamedTuple):
-    """What a page of the scan stands for."""
+    """How far the scan is once a page of it is settled."""
 
     position: str
     read: int
@@ -92,6 +92,7 @@ def scan(work: Work) -> Iterator[Progress]:
     entities = work.selection.entities
     first = next((number for number, entity in enumerate(entities) if entity.name == at.get("entity")), 0)
     read = int(at.get("read", 0))
+    work.store.watermark()  # no row with an id up to the job's watermark appears later: the scan sees what it says
     pace, rate_since = Pace(work.rate or math.inf), (time.monotonic(), work.job.documents)
     with work.writer() as writer:
         for entity in entities[first:]:

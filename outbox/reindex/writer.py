@@ -187,7 +187,7 @@ class Pace:
 
 @dataclass(slots=True)
 class Traffic:
-    """Whether the application is writing rows, told by the highest id that was issued. Instants as for `Pace`."""
+    """Whether the application is writing rows, seen from the highest id that was issued. Instants as for `Pace`."""
 
     last_id: int
     _flowed_at: float = -inf

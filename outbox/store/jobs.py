@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,8 +136,7 @@ def is_orphan(store: Store, job: Job, now: int) -> bool:
 def kept_index(store: Store, index: str) -> tuple[str, int] | None:
     """The old physical index that rows still go to, and how many documents it refused."""
     row = store.run(
-        "SELECT physical_index, refused FROM outbox_indexes WHERE index_name = :index AND role = 'old'",
-        {"index": index},
+        "SELECT physical_index, refused FROM outbox_indexes WHERE index_name = :index AND role = 'old'", index=index
     ).one_or_none()
     return (row[0], row[1]) if row else None
 
@@ -149,20 +147,22 @@ def names_used(store: Store, index: str) -> set[str]:
         "SELECT physical_index FROM outbox_indexes WHERE index_name = :index UNION"
         " SELECT old_index FROM outbox_reindex_jobs WHERE index_name = :index UNION"
         " SELECT new_index FROM outbox_reindex_jobs WHERE index_name = :index AND new_index IS NOT NULL",
-        {"index": index},
+        index=index,
     )
     return {row[0] for row in rows}
 
 
 def unfinished_up_to(store: Store, index: str, last: int) -> int:
     """How many rows of the index, up to that id, are pending or claimed."""
+    indexed = store.dialect.indexed
     return int(
         store.run(
-            "SELECT (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_fresh"
+            f"SELECT (SELECT count(*) FROM outbox_events {indexed('fresh')}"
             f" WHERE {FRESH} AND index_name = :index AND id <= :last)"
-            " + (SELECT count(*) FROM outbox_events INDEXED BY ix_outbox_events_held"
+            f" + (SELECT count(*) FROM outbox_events {indexed('held')}"
             f" WHERE ({HELD}) AND index_name = :index AND id <= :last)",
-            {"index": index, "last": last},
+            index=index,
+            last=last,
         ).scalar_one()
     )
 
@@ -171,8 +171,9 @@ def unsettled(store: Store, index: str, document_ids: Sequence[str]) -> set[str]
     """Those documents that have a row which is not done: the index may hold an older state of them."""
     rows = store.run(
         "SELECT document_id FROM outbox_events WHERE state <> 'done' AND index_name = :index"
-        " AND document_id IN (SELECT value FROM json_each(:ids))",
-        {"index": index, "ids": json.dumps(list(document_ids))},
+        f" AND document_id {store.dialect.among('ids')}",
+        index=index,
+        ids=list(document_ids),
     )
     return {row[0] for row in rows}
 
@@ -180,9 +181,10 @@ def unsettled(store: Store, index: str, document_ids: Sequence[str]) -> set[str]
 def claims_on(store: Store, index: str, now: int) -> set[str]:
     """The tokens of the claims that hold rows of the index."""
     rows = store.run(
-        "SELECT DISTINCT claim_token FROM outbox_events INDEXED BY ix_outbox_events_held"
+        f"SELECT DISTINCT claim_token FROM outbox_events {store.dialect.indexed('held')}"
         f" WHERE ({HELD}) AND state = 'claimed' AND index_name = :index AND lease_expires_at > :now",
-        {"index": index, "now": now},
+        index=index,
+        now=now,
     )
     return {row[0] for row in rows}
 
@@ -209,16 +211,14 @@ def begin(
                 "INSERT INTO outbox_reindex_jobs"
                 " (index_name, old_index, new_index, phase, tenant_id, since, keep_old, adopt, total)"
                 " VALUES (:index, :old, :new, 'create', :tenant, :since, :keep_old, :adopt, :total) RETURNING id",
-                {
-                    "index": index,
-                    "old": old,
-                    "new": new,
-                    "tenant": tenant,
-                    "since": since,
-                    "keep_old": int(keep_old),
-                    "adopt": int(adopt),
-                    "total": total,
-                },
+                index=index,
+                old=old,
+                new=new,
+                tenant=tenant,
+                since=since,
+                keep_old=int(keep_old),
+                adopt=int(adopt),
+                total=total,
             ).scalar_one()
     except IntegrityError:
         raise ReindexFailed(f"{open_job(store, index) or f'another reindex of {index}'} has just begun") from None
@@ -232,7 +232,11 @@ def take(store: Store, job: Job, holder: str, now: int, lease_ms: int) -> Job | 
         taken = store.run(
             "UPDATE outbox_reindex_jobs SET lease_token = :token, lease_holder = :holder, lease_expires_at = :until"
             f" WHERE id = :job AND coalesce(lease_token, '') = coalesce(:before, '') AND ({OPEN_JOBS})",
-            {"token": token, "holder": holder, "until": now + lease_ms, "job": job.id, "before": job.lease_token},
+            token=token,
+            holder=holder,
+            until=now + lease_ms,
+            job=job.id,
+            before=job.lease_token,
         ).rowcount
     if not taken:
         return None
@@ -247,7 +251,9 @@ def release(store: Store, job: Job, now: int, *, to_relays: bool = False) -> Non
     with store.write(durable=False):
         store.run(
             f"UPDATE outbox_reindex_jobs SET {token}lease_expires_at = :now WHERE id = :job AND lease_token = :token",
-            {"now": now, "job": job.id, "token": job.lease_token},
+            now=now,
+            job=job.id,
+            token=job.lease_token,
         )
 
 
@@ -273,15 +279,15 @@ def _update(store: Store, job: Job, now: int, lease_ms: int, **columns: Any) -> 
 def send_rows_to_both(store: Store, job: Job, now: int, lease_ms: int) -> Job:
     """From the next claim on, rows go to the new index too; and the watermark is fixed, in the same transaction.
 
-    Rows that were claimed before know the old index only; their ids are not above the watermark, for they were
-    committed before this transaction, beside which nobody writes: so the job waits for them before it swaps. What
-    commits after it has a higher id, and goes to both.
+    Rows that were claimed before go to the old index only. Their ids are not above the watermark, so that the job waits
+    for them before it swaps. Rows with higher ids go to both.
     """
     with store.write(durable=True):
         store.run(
             "INSERT INTO outbox_indexes (index_name, physical_index, role) SELECT :index, :new, 'new' WHERE NOT EXISTS"
             " (SELECT 1 FROM outbox_indexes WHERE index_name = :index AND physical_index = :new)",
-            {"index": job.index_name, "new": job.new_index},
+            index=job.index_name,
+            new=job.new_index,
         )
         _fix_watermark(store, job, now, lease_ms)
     return reread(store, job)
@@ -322,7 +328,11 @@ def stop(store: Store, job: Job, state: JobState, error: str, now: int, *, own: 
         stopped = store.run(
             "UPDATE outbox_reindex_jobs SET state = :state, error = :error, updated_at = :now"
             f" WHERE id = :job AND state = 'running' AND phase <> 'drop' AND {unless_swapped}",
-            {"state": state.value, "error": printable(error), "now": now, "job": job.id, "token": job.lease_token},
+            state=state.value,
+            error=printable(error),
+            now=now,
+            job=job.id,
+            token=job.lease_token,
         ).rowcount
         if stopped and job.new_index:
             _remove_target(store, job.index_name, job.new_index, role="new")
@@ -335,7 +345,10 @@ def finish(store: Store, job: Job, state: JobState, now: int) -> Job:
         finished = store.run(
             "UPDATE outbox_reindex_jobs SET state = :state, updated_at = :now, finished_at = :now, lease_token = NULL,"
             f" lease_expires_at = NULL WHERE id = :job AND lease_token = :token AND ({OPEN_JOBS})",
-            {"state": state.value, "now": now, "job": job.id, "token": job.lease_token},
+            state=state.value,
+            now=now,
+            job=job.id,
+            token=job.lease_token,
         ).rowcount
     if not finished:
         raise JobLost
@@ -362,7 +375,9 @@ def _set_role(store: Store, index: str, target: str, role: str) -> None:
     """Inside `write`. What an old index refuses is counted from here on."""
     store.run(
         "UPDATE outbox_indexes SET role = :role, refused = 0 WHERE index_name = :index AND physical_index = :target",
-        {"role": role, "index": index, "target": target},
+        role=role,
+        index=index,
+        target=target,
     )
 
 
@@ -371,5 +386,7 @@ def _remove_target(store: Store, index: str, target: str, role: str | None = Non
     store.run(
         "DELETE FROM outbox_indexes WHERE index_name = :index AND physical_index = :target"
         " AND role = coalesce(:role, role)",
-        {"role": role, "index": index, "target": target},
+        role=role,
+        index=index,
+        target=target,
     )

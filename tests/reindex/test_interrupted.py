@@ -11,8 +11,8 @@ from sqlalchemy.exc import IntegrityError
 from outbox import EntityRegistry
 from outbox.errors import DatabaseUnavailable, DestinationError, ReindexFailed
 from outbox.maintenance.scheduler import Maintenance
-from outbox.reindex import reindexer as rebuilding
-from outbox.reindex.reindexer import Reindexer, Selection
+from outbox.reindex.reindexer import Reindexer
+from outbox.reindex.selection import Selection
 from outbox.store import jobs, operators
 from outbox.store.jobs import Job, JobLost
 from outbox.store.models import JobState, now_ms
@@ -35,7 +35,7 @@ def test_swap_that_comes_when_the_job_has_failed_is_taken_back(world: World, mon
         yield
 
     monkeypatch.setattr(world.place.destination, "swap", refused)
-    monkeypatch.setattr(rebuilding, "until_claims_end", wait)
+    monkeypatch.setattr("outbox.reindex.reindexer.until_claims_end", wait)
     with pytest.raises(ReindexFailed, match="not now"):
         world.rebuild()
     world.save(1, "after")

@@ -11,7 +11,8 @@ import pytest
 from outbox import EntityRegistry
 from outbox.destinations.base import Operation, OutcomeKind
 from outbox.errors import DestinationError, DestinationUnanswered, ReindexFailed
-from outbox.reindex.reindexer import Selection, reindex
+from outbox.reindex import reindex
+from outbox.reindex.selection import Selection
 from outbox.store import jobs, operators
 from outbox.store.models import now_ms
 from outbox.store.store import Store

@@ -27,7 +27,9 @@ from sqlalchemy import create_engine
 from outbox import OutboxRepository, schema, sqlite
 from outbox.entities import loader
 from outbox.errors import ReindexFailed
-from outbox.reindex.reindexer import Progress, Selection, drop_old, roll_back
+from outbox.reindex import drop_old, roll_back
+from outbox.reindex.selection import Selection
+from outbox.reindex.work import Progress
 from outbox.relay.requests import Answer, Request
 from outbox.store import jobs, operators, upkeep
 from outbox.store.models import now_ms

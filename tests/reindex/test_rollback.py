@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from outbox.errors import DestinationError, ReindexFailed
-from outbox.reindex import reindexer as rebuilding
+from outbox.reindex import drop_old, roll_back
 from outbox.store import jobs
 from tests.reindex.faults import Refusing
 from tests.reindex.world import FIRST, SECOND, World
@@ -21,17 +21,17 @@ def test_kept_old_index_misses_nothing_and_a_rollback_after_traffic_is_a_true_sw
     world.deliver()
     with pytest.raises(ReindexFailed, match="still keeps contacts-000001"):
         world.rebuild()
-    assert rebuilding.roll_back(world.store, world.place.destination, "contacts") == (FIRST, 0)
+    assert roll_back(world.store, world.place.destination, "contacts") == (FIRST, 0)
     world.assert_in_step(FIRST)
     world.save(3, "after the rollback")
     world.assert_in_step(FIRST)
-    assert rebuilding.roll_back(world.store, world.place.destination, "contacts") == (SECOND, 0)  # and forth
+    assert roll_back(world.store, world.place.destination, "contacts") == (SECOND, 0)  # and forth
     world.assert_in_step(SECOND)
-    assert rebuilding.drop_old(world.store, world.place.destination, "contacts") == FIRST
+    assert drop_old(world.store, world.place.destination, "contacts") == FIRST
     world.save(3, "after the drop")
     world.assert_in_step()
     assert world.place.indexes() == [SECOND]
-    for back in (rebuilding.roll_back, rebuilding.drop_old):
+    for back in (roll_back, drop_old):
         with pytest.raises(ReindexFailed, match="keeps no old one"):
             back(world.store, world.place.destination, "contacts")
 
@@ -42,7 +42,7 @@ def test_rollback_that_was_killed_in_the_middle_is_finished_by_the_next(world: W
     world.place.destination.swap("contacts", SECOND, FIRST)  # and here it was killed
     world.save(1, "meanwhile")
     world.deliver()
-    rebuilding.roll_back(world.store, world.place.destination, "contacts")
+    roll_back(world.store, world.place.destination, "contacts")
     world.assert_in_step(FIRST)
 
 

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from outbox import EntityRegistry
 from outbox.destinations.base import Destination
 from outbox.entities import loader
-from outbox.reindex.reindexer import Progress, Reindexer, reindex
+from outbox.reindex import Reindexer, reindex
+from outbox.reindex.work import Progress
 from outbox.relay.relay import Relay
 from outbox.store import jobs
 from outbox.store.jobs import Job
