@@ -75,11 +75,3 @@ def shortened(value: object, limit: int = 60) -> str:
     """`repr(value)`, cut to `limit` characters, for use in error texts."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def is_no_text(error: BaseException | None) -> bool:
-    """Whether the driver of SQLite fails by what stands in a row, and not by the database.
-
-    SQLite takes any bytes for text, also those of a program that does not write UTF-8.
-    """
-    return str(error).startswith("Could not decode to UTF-8")

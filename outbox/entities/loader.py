@@ -16,8 +16,9 @@ from outbox import documents
 from outbox.documents import TENANT_FIELD
 from outbox.entities.entity import Branch, Entity
 from outbox.entities.keys import DocumentKey, Tenancy, among, portions
-from outbox.errors import DatabaseUnavailable, InvalidDocument, InvalidName, is_no_text
+from outbox.errors import DatabaseUnavailable, InvalidDocument, InvalidName
 from outbox.settings import write_settings
+from outbox.store.store import dialect_of
 
 PAGE_BYTES = 5_000_000
 """A page of documents ends when it is as large as that, however few they are."""
@@ -176,7 +177,7 @@ def _page_of_columns(
                 if size >= PAGE_BYTES:
                     break
     except Exception as error:
-        _refuse_if_unavailable(entity, error)
+        _refuse_if_unavailable(connection, entity, error)
         raise _Unreadable from error
     return rows
 
@@ -244,7 +245,7 @@ def _found(connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, .
         try:
             found |= _query(connection, entity, part)
         except Exception as error:
-            _refuse_if_unavailable(entity, error)
+            _refuse_if_unavailable(connection, entity, error)
             # A row that driver, types of columns or a loader cannot read: find it, so that only it fails.
             if len(part) == 1:
                 said = (isinstance(error, DBAPIError) and error.orig) or error
@@ -363,9 +364,9 @@ def _unavailable(entity: Entity, error: DBAPIError) -> DatabaseUnavailable:
     return DatabaseUnavailable(f"entity {entity.name!r} cannot be loaded: {error.orig}")
 
 
-def _refuse_if_unavailable(entity: Entity, error: Exception) -> None:
+def _refuse_if_unavailable(connection: Connection, entity: Entity, error: Exception) -> None:
     """Raises `DatabaseUnavailable` for a failure of the database: one of a row is that row's alone."""
-    if isinstance(error, DBAPIError) and not is_no_text(error.orig):
+    if isinstance(error, DBAPIError) and not dialect_of(connection).is_row_fault(error.orig):
         raise _unavailable(entity, error) from error
 
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 
-from outbox.errors import is_no_text
 from outbox.store.dialect import Finding, Row, Run, Sizes
 from outbox.store.sqlite import engine as engines
 from outbox.store.sqlite import malformed
@@ -137,7 +136,8 @@ class SQLite:
         malformed.mend_numbers(run, now)
 
     def is_row_fault(self, error: BaseException | None) -> bool:
-        return is_no_text(error)
+        # SQLite takes any bytes for text, also those of a program that does not write UTF-8.
+        return str(error).startswith("Could not decode to UTF-8")
 
     def findings(self, engine: Engine) -> list[Finding]:
         return findings(engine)
