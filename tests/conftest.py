@@ -13,6 +13,7 @@ from sqlalchemy import Engine, create_engine
 
 from outbox import schema, sqlite
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support.node import VERSION, VERSION_9, Node, unavailable_reason
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace, EmbeddedPlace, Place
@@ -104,6 +105,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 
 @pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[EmbeddedDestination]:
+    """The embedded destination alone, for what does not depend on it."""
+    made = EmbeddedDestination(tmp_path / "search.db")
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """A prepared engine on a file with the outbox tables."""
     made = create_engine(f"sqlite:///{tmp_path / 'app.db'}")
@@ -118,6 +127,14 @@ def outbox(engine: Engine) -> Iterator[Outbox]:
     made = Outbox(engine)
     yield made
     made.close()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """What is logged from now on, each line with its level."""
+    lines: list[str] = []
+    logger.add(lambda line: lines.append(str(line).strip()), format="{level} {message}")
+    return lines
 
 
 @pytest.fixture

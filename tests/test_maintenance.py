@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from loguru import logger
 from sqlalchemy import Engine
 
 from outbox import check
@@ -25,13 +24,6 @@ from tests.support.outbox import Outbox, settings
 from tests.support.relays import until
 
 HOUR = 3_600_000
-
-
-@pytest.fixture
-def said() -> list[str]:
-    lines: list[str] = []
-    logger.add(lambda line: lines.append(str(line).strip()), format="{level} {message}")
-    return lines
 
 
 @pytest.fixture

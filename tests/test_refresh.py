@@ -4,41 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 from outbox import EntityRegistry, OutboxRepository
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store.models import now_ms
 from tests.support import LIMIT_S
+from tests.support.models import Base, Contact
 from tests.support.outbox import Outbox
 from tests.support.relays import Relays
 
 SECOND = 1_000
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Contact(Base):
-    __tablename__ = "contacts"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    phone: Mapped[str | None]
-    tenant: Mapped[str] = mapped_column(default="t1")
-    archived: Mapped[bool] = mapped_column(default=False)
-
-
-@pytest.fixture
-def embedded(tmp_path: Path) -> Iterator[EmbeddedDestination]:
-    made = EmbeddedDestination(tmp_path / "search.db")
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -195,7 +175,7 @@ def test_illegal_index_name_of_another_program_reaches_no_other_index(
 APPLICATION = """
 import os, signal
 from outbox import EntityRegistry
-from tests.test_refresh import Contact
+from tests.support.models import Contact
 
 def to_document(contact):
     if contact.id == 2:

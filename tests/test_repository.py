@@ -11,22 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import InvalidDocument, InvalidInput, InvalidName, OutboxRepository, sqlite
 from outbox.settings import WriteSettings
 from outbox.store import operators
+from tests.support.models import Base, Contact
 from tests.support.outbox import Outbox
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Contact(Base):
-    __tablename__ = "contacts"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
 
 
 @pytest.fixture

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from outbox import EntityRegistry, InvalidName, OutboxError, OutboxRepository, tenants
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store import claims
 from outbox.store.models import now_ms
+from tests.support.models import Base, Contact
 from tests.support.outbox import Outbox
 from tests.support.relays import Relays
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Contact(Base):
-    __tablename__ = "contacts"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    tenant: Mapped[str]
 
 
 def registered(tenancy: str) -> EntityRegistry:
     made = EntityRegistry()
     made.add(Contact, index="contacts", fields=["name"], tenant="tenant", tenancy=tenancy)
     return made
-
-
-@pytest.fixture
-def embedded(tmp_path: Path) -> Iterator[EmbeddedDestination]:
-    made = EmbeddedDestination(tmp_path / "search.db")
-    yield made
-    made.close()
 
 
 def write(outbox: Outbox, registry: EntityRegistry) -> None:

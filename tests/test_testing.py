@@ -7,23 +7,14 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from outbox import EntityRegistry, OutboxRepository, sqlite
 from outbox.testing import OutboxTester
+from tests.support.models import Base, Contact
 
 pytest_plugins = ["pytester"]
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Contact(Base):
-    __tablename__ = "contacts"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
 
 
 @pytest.fixture

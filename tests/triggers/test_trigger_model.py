@@ -11,7 +11,19 @@ from sqlalchemy import Executable, Table, text
 from sqlalchemy.orm import Session
 
 from outbox.triggers import installer as triggers
-from tests.test_capture_model import Account, History, Owner, Phone, Tag, contact_tags, ids, maybe, names, run, tenants
+from tests.write.test_capture_model import (
+    Account,
+    History,
+    Owner,
+    Phone,
+    Tag,
+    contact_tags,
+    ids,
+    maybe,
+    names,
+    run,
+    tenants,
+)
 
 pytestmark = pytest.mark.slow
 
