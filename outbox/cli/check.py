@@ -12,15 +12,10 @@ from sqlalchemy import Engine, create_engine
 from outbox import check as doctor
 from outbox import logs
 from outbox.check import Finding
-from outbox.cli.wiring import (
-    addresses,
-    database_option,
-    destination_of,
-    engine_of,
-    json_option,
-    load_settings,
-    registry_of,
-)
+from outbox.cli.entities import registry_of
+from outbox.cli.options import database_option, json_option
+from outbox.cli.wiring import engine_of, load_settings
+from outbox.destinations import address_of, destination_of
 from outbox.errors import ConfigurationError
 from outbox.maintenance.growth import Limits
 from outbox.settings import Settings
@@ -75,7 +70,7 @@ def _findings(loaded: Settings) -> list[Finding]:
         what, _, remedy = str(error).partition(": ")
         findings.append(Finding("destination", "fail", what, remedy))
     else:
-        answers = doctor.destination(to, at=addresses(loaded))
+        answers = doctor.destination(to, at=address_of(loaded))
         findings += answers
         if engine and all(finding.level != "fail" for finding in answers if finding.name == "destination"):
             findings += doctor.indexes(engine, to, loaded.gc_deletes)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import click
 
 from outbox import logs
-from outbox.cli.wiring import database_option, destination_of, load_settings, log_removal, open_store, who, yes_option
+from outbox.cli.audit import log_removal, operator_name
+from outbox.cli.options import database_option, yes_option
+from outbox.cli.wiring import load_settings, open_store
+from outbox.destinations import destination_of
 from outbox.destinations.base import Destination
 from outbox.documents import check_index_name
 from outbox.errors import InvalidName
@@ -28,7 +31,7 @@ def pause(reason: str, database_url: str | None) -> None:
     if not reason.strip():
         raise click.UsageError("say why: whoever looks next wants to know")
     with open_store(load_settings(database_url=database_url)) as store:
-        operators.pause(store, reason, who(), now_ms())
+        operators.pause(store, reason, operator_name(), now_ms())
     click.echo("paused; 'outbox-relay resume' lets the relays go on")
 
 

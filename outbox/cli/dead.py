@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from outbox import logs
+from outbox.cli.audit import log_removal
 from outbox.cli.look import show
-from outbox.cli.wiring import database_option, json_option, load_settings, log_removal, open_store, yes_option
+from outbox.cli.options import database_option, json_option, yes_option
+from outbox.cli.wiring import load_settings, open_store
 from outbox.store import operators
 from outbox.store.models import now_ms
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
 from outbox import logs
-from outbox.cli.reindex import facts as reindex_facts
-from outbox.cli.reindex import line as reindex_line
-from outbox.cli.wiring import database_option, json_option, load_settings, open_store
+from outbox.cli.jobs import job_facts, job_line
+from outbox.cli.options import database_option, json_option
+from outbox.cli.wiring import load_settings, open_store
 from outbox.errors import OutboxError
 from outbox.maintenance.growth import Limits, Sizes, growth
 from outbox.settings import Settings, variable
 from outbox.store import jobs, verifications
 from outbox.store.models import now_ms
+from outbox.store.store import Store
 from outbox.verify import Kind
 
 
@@ -33,59 +35,72 @@ def status(as_json: bool, database_url: str | None) -> None:
     """
     loaded = load_settings(database_url=database_url)
     with open_store(loaded) as store:
-        now, reindexes = now_ms(), jobs.open_jobs(store)
-        counts, oldest, control, relays = store.counts(), store.oldest_unfinished(), store.control(), store.relays()
-        age = None if oldest is None else max(0.0, (now - oldest) / 1000)
-        used, free, wal = store.sizes()
-        grown = [each for each in growth(Sizes(age or 0, sum(counts.values()), wal), Limits.of(loaded)) if each.over]
-        facts: dict[str, Any] = {
-            **counts,
-            "oldest_pending_seconds": age,
-            "database": {"bytes": used, "free_bytes": free, "wal_bytes": wal},
-            "warnings": [{"name": each.name, "found": each.found, "remedy": each.remedy} for each in grown],
-            "paused": None
-            if control.paused_at is None
-            else {"since": iso(control.paused_at), "by": control.paused_by, "reason": control.pause_reason},
-            "epoch": control.epoch,
-            "breakers": [breaker for relay in relays for breaker in relay["breakers"]],
-            "verification": verified(verifications.last(store)),
-            "reindexes": [reindex_facts(store, job) for job in reindexes],
-            "relays": [
-                {**relay, "silent_seconds": silent / 1000, "running": silent < loaded.silent_ms}
-                for relay in relays
-                for silent in [max(0, now - relay["heartbeat_at"])]
-            ],
-        }
-        reindex_lines = [reindex_line(store, job) for job in reindexes]
+        facts = _facts(store, loaded)
+        reindexes = [job_line(store, job) for job in jobs.open_jobs(store)]
     if as_json:
         click.echo(json.dumps(facts))
         return
+    for line in (*_of_rows(facts), *_of_what_holds_them(facts), *reindexes, *_of_relays(facts)):
+        click.echo(line)
+
+
+def _facts(store: Store, loaded: Settings) -> dict[str, Any]:
+    """All that is shown, for other programs."""
+    now, oldest, control = now_ms(), store.oldest_unfinished(), store.control()
+    counts, relays = store.counts(), store.relays()
+    age = None if oldest is None else max(0.0, (now - oldest) / 1000)
+    used, free, wal = store.sizes()
+    grown = [each for each in growth(Sizes(age or 0, sum(counts.values()), wal), Limits.of(loaded)) if each.over]
+    return {
+        **counts,
+        "oldest_pending_seconds": age,
+        "database": {"bytes": used, "free_bytes": free, "wal_bytes": wal},
+        "warnings": [{"name": each.name, "found": each.found, "remedy": each.remedy} for each in grown],
+        "paused": None
+        if control.paused_at is None
+        else {"since": iso(control.paused_at), "by": control.paused_by, "reason": control.pause_reason},
+        "epoch": control.epoch,
+        "breakers": [breaker for relay in relays for breaker in relay["breakers"]],
+        "verification": verified(verifications.last(store)),
+        "reindexes": [job_facts(store, job) for job in jobs.open_jobs(store)],
+        "relays": [
+            {**relay, "silent_seconds": silent / 1000, "running": silent < loaded.silent_ms}
+            for relay in relays
+            for silent in [max(0, now - relay["heartbeat_at"])]
+        ],
+    }
+
+
+def _of_rows(facts: dict[str, Any]) -> Iterator[str]:
+    age, database = facts["oldest_pending_seconds"], facts["database"]
     since = "" if age is None else f", the oldest for {age:,.1f} s"
-    click.echo(f"{facts['pending'] + facts['claimed']:>12,} waiting{since} ({facts['claimed']:,} in flight)")
-    click.echo(f"{facts['done']:>12,} done and not yet pruned")
-    click.echo(f"{facts['dead']:>12,} dead" + ("  → outbox-relay dead list" if facts["dead"] else ""))
-    click.echo(
-        f"{used / 1e6:>12,.1f} MB database, {free / 1e6:,.1f} MB of it free; {wal / 1e6:,.1f} MB write-ahead log"
-    )
-    for each in grown:
-        click.echo(f"GROWN: {each.found}  → {each.remedy}")
-    if facts["paused"]:
-        paused = facts["paused"]
+    used, free, wal = (database[name] / 1e6 for name in ("bytes", "free_bytes", "wal_bytes"))
+    yield f"{facts['pending'] + facts['claimed']:>12,} waiting{since} ({facts['claimed']:,} in flight)"
+    yield f"{facts['done']:>12,} done and not yet pruned"
+    yield f"{facts['dead']:>12,} dead" + ("  → outbox-relay dead list" if facts["dead"] else "")
+    yield f"{used:>12,.1f} MB database, {free:,.1f} MB of it free; {wal:,.1f} MB write-ahead log"
+
+
+def _of_what_holds_them(facts: dict[str, Any]) -> Iterator[str]:
+    for each in facts["warnings"]:
+        yield f"GROWN: {each['found']}  → {each['remedy']}"
+    if paused := facts["paused"]:
         why = logs.safe(paused["reason"] or "?")
-        click.echo(f"PAUSED since {paused['since']} by {paused['by']}: {why}  → outbox-relay resume")
+        yield f"PAUSED since {paused['since']} by {paused['by']}: {why}  → outbox-relay resume"
     for breaker in facts["breakers"]:
         name = breaker["index"] or "destination"
-        click.echo(logs.safe(f"WAITING for {name} since {iso(breaker['since'])}: {breaker['reason']}"))
-    for line in reindex_lines:
-        click.echo(line)
+        yield logs.safe(f"WAITING for {name} since {iso(breaker['since'])}: {breaker['reason']}")
+
+
+def _of_relays(facts: dict[str, Any]) -> Iterator[str]:
     for relay in facts["relays"]:
         where = logs.safe(f"relay {relay['id']} on {relay['host']}, pid {relay['pid']}")
-        gone = "" if relay["running"] else ": killed, or hangs"
-        click.echo(f"{where}, last sign of life {relay['silent_seconds']:.0f} s ago{gone}")
+        state = "" if relay["running"] else ": killed, or hangs"
+        yield f"{where}, last sign of life {relay['silent_seconds']:.0f} s ago{state}"
     if facts["verification"]:
-        click.echo(logs.safe(_verification_line(facts["verification"])))
+        yield logs.safe(_verification_line(facts["verification"]))
     if not any(relay["running"] for relay in facts["relays"]):
-        click.echo("no relay runs  → outbox-relay run")
+        yield "no relay runs  → outbox-relay run"
 
 
 def verified(row: dict[str, Any] | None) -> dict[str, Any] | None:

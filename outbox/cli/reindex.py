@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -14,26 +13,22 @@ from typing import Any
 import click
 
 from outbox import logs
-from outbox.cli.wiring import (
-    database_option,
-    destination_of,
-    imports_kept,
-    json_option,
-    load_settings,
-    name_unregistered,
-    open_store,
-    registry_of,
-)
+from outbox.cli.entities import registry_of, required_registry, warn_of_unregistered
+from outbox.cli.garbage import imports_frozen
+from outbox.cli.jobs import job_facts, job_line
+from outbox.cli.options import database_option, json_option
+from outbox.cli.signals import unwound_on_sigterm
+from outbox.cli.wiring import load_settings, open_store
+from outbox.destinations import destination_of
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
-from outbox.errors import ConfigurationError, ReindexFailed
+from outbox.errors import ReindexFailed
 from outbox.reindex.reindexer import Reindexer
 from outbox.reindex.rollback import drop_old, roll_back
 from outbox.reindex.selection import Selection, rows_of, select
 from outbox.reindex.work import Progress
 from outbox.settings import Settings
 from outbox.store import jobs
-from outbox.store.jobs import Job
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 
@@ -96,17 +91,12 @@ def command(**given: Any) -> None:
         if given["list"]:
             _list(store, given["as_json"])
             return
-        registry = registry_of(loaded)
-        if registry is None and given["cancel"] is None:
-            raise ConfigurationError("no registry of entities: set OUTBOX_ENTITIES, e.g. myapp.search:registry")
-        destination = destination_of(loaded)
-        before = signal.signal(signal.SIGTERM, _leave)
-        try:
-            with imports_kept():
-                _act(store, destination, registry or EntityRegistry(), loaded, given)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-            destination.close()
+        if given["cancel"] is None:
+            registry = required_registry(loaded, "no registry of entities")
+        else:
+            registry = registry_of(loaded) or EntityRegistry()
+        with closing(destination_of(loaded)) as destination, unwound_on_sigterm(), imports_frozen():
+            _act(store, destination, registry, loaded, given)
 
 
 def _act(
@@ -124,7 +114,7 @@ def _act(
     if given["cancel"] is not None:
         outcome = reindexer.cancel(given["cancel"])
         cancelled = jobs.find(store, given["cancel"])
-        click.echo(json.dumps(facts(store, cancelled)) if given["as_json"] and cancelled else outcome)
+        click.echo(json.dumps(job_facts(store, cancelled)) if given["as_json"] and cancelled else outcome)
         return
     if given["resume"]:
         _resume(store, reindexer, registry, given)
@@ -137,7 +127,7 @@ def _act(
         },
     )
     if given["everything"]:
-        name_unregistered(store, registry, "stays as it is")
+        warn_of_unregistered(store, registry, "stays as it is")
     if given["rollback"] or given["drop_old"]:
         _use_old_index(store, destination, selections, given)
     elif given["dry_run"]:
@@ -203,29 +193,12 @@ def _show(as_json: bool, answer: dict[str, Any], text: str) -> None:
 def _list(store: Store, as_json: bool) -> None:
     found = jobs.every(store)
     if as_json:
-        click.echo(json.dumps([facts(store, job) for job in found]))
+        click.echo(json.dumps([job_facts(store, job) for job in found]))
         return
     for job in found:
-        click.echo(line(store, job))
+        click.echo(job_line(store, job))
     if not found:
         click.echo("no reindex so far")
-
-
-def facts(store: Store, job: Job) -> dict[str, Any]:
-    """A job for other programs."""
-    shown = {name: value for name, value in asdict(job).items() if name != "lease_token"}
-    return {**shown, "abandoned": job.is_open and jobs.is_abandoned(store, job, now_ms())}
-
-
-def line(store: Store, job: Job) -> str:
-    """A job for people."""
-    where = f"{job}: {job.state}"
-    if job.is_open:
-        where += f" at step '{job.phase}', {job.documents:,} of {logs.rows(job.total)}"
-        if jobs.is_abandoned(store, job, now_ms()):
-            return logs.safe(f"{where}, ABANDONED  → outbox-relay reindex --resume, or --cancel {job.id}")
-        return logs.safe(f"{where}, by {job.lease_holder}")
-    return logs.safe(where + (f": {job.error}" if job.error else f", {job.documents:,} documents"))
 
 
 def _follow(store: Store, steps: Generator[Progress, None, None], index: str, as_json: bool) -> None:
@@ -238,7 +211,7 @@ def _follow(store: Store, steps: Generator[Progress, None, None], index: str, as
     if job is None:
         return
     if as_json:
-        click.echo(json.dumps(facts(store, job)))
+        click.echo(json.dumps(job_facts(store, job)))
     else:
         where = f"readers get {job.new_index}" if job.new_index else f"written to {job.old_index}"
         removed = f", {job.removed:,} removed" if job.removed else ""
@@ -296,11 +269,6 @@ def _with_bar(steps: Iterator[Progress]) -> Progress | None:
             described = f"{last.index} {last.phase}"
             bar.update(task, description=described, completed=last.rows, total=last.total, rate=rate)
     return last
-
-
-def _leave(number: int, _frame: Any) -> None:
-    """On SIGTERM as on Ctrl-C: the lease is released, and the job waits to be resumed."""
-    sys.exit(128 + number)
 
 
 commands = [command]

@@ -5,25 +5,20 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 
 import click
 from loguru import logger
 
 from outbox import __version__, logs, schema
+from outbox.cli.entities import registry_of
+from outbox.cli.garbage import imports_frozen
+from outbox.cli.options import database_option
 from outbox.cli.serve import beside, insecure_option, prepare
-from outbox.cli.wiring import (
-    addresses,
-    database_option,
-    destination_of,
-    engine_of,
-    imports_kept,
-    load_settings,
-    on_signals,
-    registry_of,
-)
+from outbox.cli.signals import on_stop_signals
+from outbox.cli.wiring import engine_of, load_settings, open_store
+from outbox.destinations import address_of, destination_of
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError
@@ -32,7 +27,7 @@ from outbox.reindex.reindexer import Reindexer
 from outbox.relay import Relay, Totals
 from outbox.settings import Settings
 from outbox.store.models import now_ms
-from outbox.store.store import Store
+from outbox.store.store import Control, Store
 from outbox.verify import Verification
 
 
@@ -46,7 +41,7 @@ def migrate(sql: bool, database_url: str | None) -> None:
     Examples:
       outbox-relay migrate
       outbox-relay migrate --database-url sqlite:////srv/app/app.db
-      outbox-relay migrate --sql > outbox.sql  # for whoever runs it by hand
+      outbox-relay migrate --sql > outbox.sql  # for a DBA to run
     """
     if sql:
         click.echo(schema.upgrade_sql())
@@ -91,69 +86,99 @@ def run(
     destination, registry = destination_of(loaded), registry_of(loaded)
     if loaded.verify_schedule is not None and registry is None:
         raise ConfigurationError("OUTBOX_VERIFY_SCHEDULE needs to know the entities: set OUTBOX_ENTITIES")
-    engine = engine_of(loaded)
-    store = Store(engine)
-    store.pin()  # first: a migration that comes between is noticed by one or the other
-    schema.require_head(engine)
-    control = store.control()
-    if drain and control.paused_at is not None:
-        why = logs.safe(control.pause_reason or "?")
-        raise ConfigurationError(f"the outbox is paused ({why}): run 'outbox-relay resume' first")
-    prepared = prepare(loaded, insecure=insecure) if admin else None
-    relay_id = store.register_relay(socket.gethostname(), os.getpid(), __version__, now_ms())
-    presence = store.presence.hold("relay", relay_id)
-    relay = Relay(store, destination, loaded, relay_id=relay_id, registry=registry)
-    verification = None if registry is None else partial(_sample, loaded, destination, registry)
-    reindexer = None
-    if registry is not None and loaded.resume_reindex and not drain:
-        reindexer = partial(_reindexer, loaded, destination, registry)
-    maintenance = Maintenance(engine, relay_id, loaded, relay.breakers, verification, reindexer)
-    on_signals(relay.stop, maintenance.request_stop)
-    maintenance.start()
-    at_a_time = "1 request" if loaded.concurrency == 1 else f"{loaded.concurrency} requests"
-    logger.info(
-        f"outbox-relay {__version__}: relay {relay_id} delivers {logs.rows(store.unfinished())} of "
-        f"{engine.url.database} to {addresses(loaded)}, {at_a_time} at a time"
-    )
-    if control.paused_at is not None:
-        paused = logs.safe(f"paused by {control.paused_by} ({control.pause_reason})")
-        logger.warning(f"{paused}; 'outbox-relay resume' lets it go on")
-    try:
-        with imports_kept(), beside(prepared, loaded, destination, registry) if prepared else nullcontext():
-            totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
-    finally:
-        maintenance.stop()
-        store.deregister_relays([relay_id])
-        presence.end()
-        store.close()
-        destination.close()
-    logger.info(f"relay {relay_id} ends: {totals.done:,} done, {totals.dead:,} dead")
+    with closing(destination), open_store(loaded) as store:
+        control = store.control()
+        if drain and control.paused_at is not None:
+            why = logs.safe(control.pause_reason or "?")
+            raise ConfigurationError(f"the outbox is paused ({why}): run 'outbox-relay resume' first")
+        admin_server = prepare(loaded, insecure=insecure) if admin else None
+        with _registered(store) as relay_id:
+            relay = Relay(store, destination, loaded, relay_id=relay_id, registry=registry)
+            maintenance = _maintenance(store, relay, relay_id, loaded, destination, registry, drain=drain)
+            on_stop_signals(relay.stop, maintenance.request_stop)
+            with _running(maintenance):
+                _log_start(store, control, relay_id, loaded)
+                beside_it = beside(admin_server, loaded, destination, registry) if admin_server else nullcontext()
+                with imports_frozen(), beside_it:
+                    totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
+    logger.info("relay {relay} ends: {done:,} done, {dead:,} dead", relay=relay_id, done=totals.done, dead=totals.dead)
     if drain and totals.dead:
         click.echo(f"{logs.rows(totals.dead, 'is', 'are')} dead: see 'outbox-relay dead list'", err=True)
         sys.exit(1)
 
 
-def _sample(loaded: Settings, destination: Destination, registry: EntityRegistry, store: Store) -> Verification:
-    return Verification(store, destination, registry, sample=loaded.verify_sample / 100)
+@contextmanager
+def _registered(store: Store) -> Iterator[int]:
+    """This process in the list of relays, and shown to the others as long as it is there: the id of its relay."""
+    relay_id = store.register_relay(socket.gethostname(), os.getpid(), __version__, now_ms())
+    presence = store.presence.hold("relay", relay_id)
+    try:
+        yield relay_id
+    finally:
+        store.deregister_relays([relay_id])
+        presence.end()
 
 
-def _reindexer(
+@contextmanager
+def _running(maintenance: Maintenance) -> Iterator[None]:
+    try:
+        maintenance.start()
+        yield
+    finally:
+        maintenance.stop()
+
+
+def _log_start(store: Store, control: Control, relay_id: int, loaded: Settings) -> None:
+    unfinished = store.unfinished()
+    logger.info(
+        "outbox-relay {version}: relay {relay} delivers {waiting} of {database} to {destination}, {requests} at a time",
+        version=__version__,
+        relay=relay_id,
+        waiting=logs.rows(unfinished),
+        rows=unfinished,
+        database=logs.safe(str(store.connection.engine.url.database)),
+        destination=logs.safe(address_of(loaded)),
+        requests="1 request" if loaded.concurrency == 1 else f"{loaded.concurrency} requests",
+    )
+    if control.paused_at is not None:
+        logger.warning(
+            "paused by {by} ({reason}); 'outbox-relay resume' lets it go on",
+            by=logs.safe(str(control.paused_by)),
+            reason=logs.safe(str(control.pause_reason)),
+        )
+
+
+def _maintenance(
+    store: Store,
+    relay: Relay,
+    relay_id: int,
     loaded: Settings,
     destination: Destination,
-    registry: EntityRegistry,
-    store: Store,
-    interrupt: Callable[[], None],
-) -> Reindexer:
-    """One request at a time: nobody has asked this relay to hurry."""
-    return Reindexer(
-        store,
-        destination,
-        registry,
-        requests=1,
-        interrupt=interrupt,
-        lease_s=loaded.lease,
-        request_timeout_s=loaded.request_timeout,
-    )
+    registry: EntityRegistry | None,
+    *,
+    drain: bool,
+) -> Maintenance:
+    """What the relay does beside delivering: it verifies and resumes reindexes where it knows the entities."""
+    engine = store.connection.engine
+    if registry is None:
+        return Maintenance(engine, relay_id, loaded, relay.breakers)
+
+    def verification(store: Store) -> Verification:
+        return Verification(store, destination, registry, sample=loaded.verify_sample / 100)
+
+    def reindexer(store: Store, interrupt: Callable[[], None]) -> Reindexer:
+        return Reindexer(
+            store,
+            destination,
+            registry,
+            requests=1,  # no operator waits for it, and rows of others do
+            interrupt=interrupt,
+            lease_s=loaded.lease,
+            request_timeout_s=loaded.request_timeout,
+        )
+
+    resumes = loaded.resume_reindex and not drain
+    return Maintenance(engine, relay_id, loaded, relay.breakers, verification, reindexer if resumes else None)
 
 
 def _with_progress(relay: Relay, store: Store) -> Totals:

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from outbox import logs
-from outbox.cli.wiring import destination_of, json_option, load_settings
+from outbox.cli.options import json_option
+from outbox.cli.wiring import load_settings
+from outbox.destinations import destination_of
 from outbox.destinations.base import Hit
 from outbox.destinations.embedded.words import edits, errors_allowed, folded, words_of
 

@@ -16,7 +16,11 @@ from sqlalchemy import Engine
 
 from outbox import logs, schema
 from outbox.admin.guard import is_local
-from outbox.cli.wiring import database_option, destination_of, engine_of, load_settings, on_signals, registry_of
+from outbox.cli.entities import registry_of
+from outbox.cli.options import database_option
+from outbox.cli.signals import on_stop_signals
+from outbox.cli.wiring import engine_of, load_settings
+from outbox.destinations import destination_of
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, OutboxError
@@ -63,7 +67,7 @@ def serve(host: str | None, port: int | None, insecure: bool, database_url: str 
     engine.dispose()
     prepared = prepare(loaded, insecure=insecure)
     stopped = threading.Event()
-    on_signals(stopped.set)
+    on_stop_signals(stopped.set)
     with beside(prepared, loaded, destination, registry) as running:
         while running.is_alive() and not stopped.wait(LOOK_EVERY_S):
             pass

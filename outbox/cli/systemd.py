@@ -17,8 +17,9 @@ import click
 from sqlalchemy.engine import make_url
 
 from outbox import __version__, settings
+from outbox.cli.options import database_option
 from outbox.cli.serve import STOPPED_WITHIN_S
-from outbox.cli.wiring import database_option, engine_of, load_settings
+from outbox.cli.wiring import engine_of, load_settings
 from outbox.errors import ConfigurationError
 from outbox.settings import Settings
 from outbox.store.sqlite.engine import BUSY_TIMEOUT_S

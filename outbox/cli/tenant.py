@@ -5,15 +5,11 @@ from __future__ import annotations
 import click
 
 from outbox import logs, tenants
-from outbox.cli.wiring import (
-    database_option,
-    destination_of,
-    load_settings,
-    log_removal,
-    open_store,
-    registry_of,
-    yes_option,
-)
+from outbox.cli.audit import log_removal
+from outbox.cli.entities import registry_of
+from outbox.cli.options import database_option, yes_option
+from outbox.cli.wiring import load_settings, open_store
+from outbox.destinations import destination_of
 
 
 @click.group()

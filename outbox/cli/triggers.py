@@ -13,18 +13,21 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from outbox import logs, schema
-from outbox.cli.wiring import database_option, engine_of, json_option, load_settings, registry_of
-from outbox.entities.registry import EntityRegistry
-from outbox.errors import ConfigurationError, DatabaseUnavailable
+from outbox.cli.entities import required_registry
+from outbox.cli.options import database_option, json_option
+from outbox.cli.wiring import engine_of, load_settings
+from outbox.errors import DatabaseUnavailable
 from outbox.settings import Settings
 from outbox.triggers import installer as database_triggers
+
+NEEDED_FOR = "triggers are made of the registry"
 
 
 @click.group()
 def triggers() -> None:
     """Triggers that note every change of an entity.
 
-    Whoever makes it: plain SQL, cascades, other programs.
+    Also those by plain SQL, cascades and other programs.
     """
 
 
@@ -42,7 +45,7 @@ def install(database_url: str | None) -> None:
       outbox-relay triggers install
     """
     loaded = load_settings(database_url=database_url)
-    registry = _registry(loaded)
+    registry = required_registry(loaded, NEEDED_FOR)
     with _connection(loaded) as connection:
         changed = database_triggers.install(connection, registry)
         number = len(database_triggers.status(connection, registry))
@@ -54,7 +57,7 @@ def install(database_url: str | None) -> None:
 @triggers.command()
 @database_option
 def remove(database_url: str | None) -> None:
-    """Remove all triggers that outbox-relay made. Captured sessions note their changes again, nobody else's are.
+    """Remove all triggers that outbox-relay made. From then on only captured sessions note changes.
 
     \b
     Examples:
@@ -79,7 +82,7 @@ def status(as_json: bool, database_url: str | None) -> None:
       outbox-relay triggers status --json | jq '.[] | select(.state != "ok")'
     """
     loaded = load_settings(database_url=database_url)
-    registry = _registry(loaded)
+    registry = required_registry(loaded, NEEDED_FOR)
     with _connection(loaded) as connection:
         found = database_triggers.status(connection, registry)
     wrong = [each for each in found if each.state != "ok"]
@@ -100,13 +103,6 @@ def status(as_json: bool, database_url: str | None) -> None:
 
 def _of(number: int) -> str:
     return f"{number:,} trigger{'' if number == 1 else 's'}"
-
-
-def _registry(loaded: Settings) -> EntityRegistry:
-    registry = registry_of(loaded)
-    if registry is None:
-        raise ConfigurationError("triggers are made of the registry: set OUTBOX_ENTITIES, e.g. myapp.search:registry")
-    return registry
 
 
 @contextmanager

@@ -13,17 +13,11 @@ from typing import Any
 import click
 
 from outbox import logs
-from outbox.cli.wiring import (
-    database_option,
-    destination_of,
-    json_option,
-    load_settings,
-    name_unregistered,
-    open_store,
-    registry_of,
-    who,
-)
-from outbox.errors import ConfigurationError
+from outbox.cli.audit import operator_name
+from outbox.cli.entities import required_registry, warn_of_unregistered
+from outbox.cli.options import database_option, json_option
+from outbox.cli.wiring import load_settings, open_store
+from outbox.destinations import destination_of
 from outbox.verify import MOST_SHARES, Checked, Drift, Kind, Totals, Verification
 
 LINE_EVERY_S = 5.0
@@ -77,9 +71,7 @@ def verify(
       outbox-relay verify --json | jq -r 'select(.kind == "extra").id'
     """
     loaded = load_settings(database_url=database_url)
-    registry = registry_of(loaded)
-    if registry is None:
-        raise ConfigurationError("verify needs to know the entities: set OUTBOX_ENTITIES, e.g. myapp.search:registry")
+    registry = required_registry(loaded, "verify needs to know the entities")
     destination = destination_of(loaded)
     started = time.monotonic()
     try:
@@ -88,8 +80,8 @@ def verify(
                 store, destination, registry, entities=entities, tenant_id=tenant, sample=sample, repair=repair
             )
             if not entities:
-                name_unregistered(store, registry, "is not compared")
-            with _progress() as show, closing(verification.recorded(who())) as steps:
+                warn_of_unregistered(store, registry, "is not compared")
+            with _progress() as show, closing(verification.recorded(operator_name())) as steps:
                 for step in steps:
                     if isinstance(step, Checked):
                         show(step)

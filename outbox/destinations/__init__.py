@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from outbox.destinations.base import Destination
 from outbox.errors import ConfigurationError
 from outbox.settings import Settings
@@ -36,3 +38,14 @@ def destination_of(loaded: Settings) -> Destination:
         connections=loaded.concurrency + 2,  # a reindex and a verification go on beside the rows
         gc_deletes=loaded.gc_deletes,
     )
+
+
+def address_of(loaded: Settings) -> str:
+    """Where documents go, for people: without the credentials that a URL may hold."""
+    if loaded.destination == "embedded":
+        return str(loaded.embedded_path)
+    shown = []
+    for url in loaded.elasticsearch_url:
+        parts = urlsplit(url)
+        shown.append(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+    return ", ".join(shown)
