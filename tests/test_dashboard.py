@@ -221,7 +221,7 @@ def test_paused_with_a_reason_rows_gather_and_drain_when_resumed(
     visit = look(dashboard(relays, "--admin"))
     visit.time_stands_still()
     page = visit.open("/")
-    assert visit.text("#verdict h2") == "The index is in step: nothing waits"
+    assert visit.text("#verdict h2") == "The index is up to date: nothing waits"
     page.get_by_label("Pause all relays, because").fill("the cluster is upgraded")
     visit.click(page.get_by_role("button", name="Pause"))
     assert visit.text("#reason") == "the cluster is upgraded"
@@ -392,7 +392,7 @@ def test_discarding_asks_for_a_tick(site: Site, look: Look) -> None:
     one, *others = [dead_row(site.outbox, f"c{number}") for number in range(3)]
     visit = look(site.url)
     visit.open("/")
-    assert visit.text("#verdict h2") == "3 rows died, and wait for somebody"
+    assert visit.text("#verdict h2") == "3 rows died and need a decision"
     page = visit.open(f"/events/{one}")
     page.get_by_role("button", name="Discard").click()
     assert site.outbox.state(one) == "dead"

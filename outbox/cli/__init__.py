@@ -1,4 +1,13 @@
-"""`outbox-relay`: the command line. One file for each group of commands; `wiring` puts the parts together."""
+"""`outbox-relay`: the command line. One file for each group of commands, and what they share:
+
+wiring    settings become parts: the log, the database's engine, the outbox tables
+entities  the application's registry of entities, as OUTBOX_ENTITIES names it
+options   options that several commands have
+signals   how a command ends when it is told to
+audit     who acted, and the log of what was removed for good
+jobs      a job of a reindex, as status and reindex show it
+garbage   what the garbage collector need not look at
+"""
 
 from __future__ import annotations
 
@@ -33,19 +42,19 @@ def main() -> None:
                  outbox-relay migrate            create or update the tables
                  outbox-relay run                deliver, until stopped
                  outbox-relay check              is everything as it should be?
-    For good:    outbox-relay systemd            a unit that keeps a relay running
+    Production:  outbox-relay systemd            a unit that keeps a relay running
                  outbox-relay serve              dashboard, admin API, metrics
                  outbox-relay monitoring export  alerts, a dashboard for Grafana
     Look:        outbox-relay status             what waits and why, and relays
                  outbox-relay show               one row, and what became of it
                  outbox-relay search             what does an index find?
-    Entities:    outbox-relay verify             is an index as the database says?
+    Entities:    outbox-relay verify             does an index match the database?
                  outbox-relay reindex            rebuild it, under traffic
-                 outbox-relay triggers install   note what no session sees, too
-                 outbox-relay tenant drop        remove all that is one tenant's
+                 outbox-relay triggers install   note changes past the ORM, too
+                 outbox-relay tenant drop        remove everything of one tenant
     In trouble:  outbox-relay dead list          what was given up, and why
-                 outbox-relay pause|resume       hold all relays, let them go on
-                 outbox-relay purge              drop what waits, for good
+                 outbox-relay pause|resume       stop delivery, start it again
+                 outbox-relay purge              remove pending rows for good
                  outbox-relay epoch advance      after a restore from a backup
 
     Settings are environment variables OUTBOX_… or lines of a file .env.

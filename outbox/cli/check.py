@@ -57,7 +57,7 @@ def _findings(loaded: Settings) -> list[Finding]:
     findings: list[Finding] = []
     engine = None
     try:
-        # Not the prepared engine itself, which switches the file to WAL before anybody has looked.
+        # Not the prepared engine itself, which switches the file to WAL before this command has looked.
         engine = create_engine(engine_of(loaded).url)
     except ConfigurationError as error:
         findings.append(Finding("database", "fail", str(error), "set OUTBOX_DATABASE_URL to the application's file"))

@@ -29,7 +29,7 @@ def pause(reason: str, database_url: str | None) -> None:
       outbox-relay pause --reason "reindexing by hand until 14:00"
     """
     if not reason.strip():
-        raise click.UsageError("say why: whoever looks next wants to know")
+        raise click.UsageError("say why: the next operator wants to know")
     with open_store(load_settings(database_url=database_url)) as store:
         operators.pause(store, reason, operator_name(), now_ms())
     click.echo("paused; 'outbox-relay resume' lets the relays go on")

@@ -71,7 +71,7 @@ def list_(limit: int, as_json: bool, database_url: str | None, **selection: Any)
 def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
     """Put dead rows back to pending, at their old place in the order.
 
-    Mend first what they died of. A row whose document has a later row that is done stays history: it is done as
+    Fix the cause first. A row whose document has a later row that is done stays history: it is done as
     superseded, or, where the later one did not say all of the document, still dead as overtaken. Exits 1 then, and
     where a row that was named is not dead.
 
@@ -145,7 +145,7 @@ def _chosen(rows: list[dict[str, Any]], everything: bool, selection: dict[str, A
 
 
 def _name_others(ids: Sequence[int], chosen: Sequence[int]) -> bool:
-    """Say which rows somebody named in vain: a slip of the pen, or one that is not dead any more."""
+    """Say which of the named rows are not dead, or not any more. Returns whether there are any."""
     others = sorted({*ids}.difference(chosen))
     for each in others:
         click.echo(f"row {each} is not dead, or not of this selection: see 'outbox-relay show {each}'", err=True)

@@ -84,7 +84,7 @@ def _line(path: str, text: str, at: int, width: int) -> str:
 
 
 def fields_with(source: dict[str, Any], words: Sequence[str]) -> list[tuple[str, str, int]]:
-    """The fields that hold the words: path, text, and where in it the first one stands.
+    """The fields that hold the words: path, text, and where the first one is in it.
 
     If none does (a number was found, or a word that only the destination understands), the first text there is.
     """

@@ -1,4 +1,4 @@
-"""serve: the admin server by itself; and what `run --admin` needs to have it beside a relay."""
+"""serve: the admin server alone; and what `run --admin` needs to have it beside a relay."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ if TYPE_CHECKING:
 
 ANSWERED_WITHIN_S = 5
 STOPPED_WITHIN_S = 30.0
-"""With what works in the background: a reindex ends after the documents that it is just writing."""
+"""With what works in the background: a reindex ends after the documents that it is writing."""
 
 LOOK_EVERY_S = 1.0
 THREADS = 40
 """Requests that are worked on at a time, each with a connection to the database."""
 
 insecure_option = click.option(
-    "--insecure", is_flag=True, help="Answer other machines without TLS: a proxy in front adds it, or nobody listens."
+    "--insecure",
+    is_flag=True,
+    help="Answer other machines without TLS: a proxy in front adds it, or the network is trusted.",
 )
 
 
@@ -52,7 +54,7 @@ def serve(host: str | None, port: int | None, insecure: bool, database_url: str 
 
     Until stopped (SIGTERM, Ctrl-C). Answers only this machine, unless there is a token (OUTBOX_ADMIN_TOKEN) and TLS
     (OUTBOX_ADMIN_TLS_CERTIFICATE and OUTBOX_ADMIN_TLS_KEY) or --insecure. Needs the extra 'admin': pip install
-    'outbox-relay[admin]'. To be restarted after an upgrade: it answers 503 when the tables were migrated beneath it.
+    'outbox-relay[admin]'. Restart it after an upgrade: it answers 503 once the tables were migrated.
 
     \b
     Examples:
@@ -73,7 +75,7 @@ def serve(host: str | None, port: int | None, insecure: bool, database_url: str 
             pass
     destination.close()
     if not stopped.is_set():
-        raise OutboxError("the admin server has ended by itself: its log says why")
+        raise OutboxError("the admin server stopped unexpectedly: its log says why")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def beside(
         try:
             server.run(sockets=[prepared.listening])
         except Exception as error:
-            logger.opt(exception=error).error(logs.safe(f"the admin server has ended: {error!r}"))
+            logger.opt(exception=error).error("the admin server has ended: {error}", error=logs.safe(repr(error)))
 
     thread = threading.Thread(target=run, name="outbox-admin", daemon=True)
     thread.start()
@@ -183,7 +185,7 @@ def _give_app(
 
     app: Any = create_app(engine, loaded, destination, registry)
     prepared.server.config.app = app
-    logger.info(f"dashboard at {prepared.address}")
+    logger.info("dashboard at {address}", address=prepared.address)
 
 
 def _listen(loaded: Settings) -> socket.socket:

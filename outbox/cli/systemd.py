@@ -118,7 +118,7 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
     """Print a hardened systemd unit for this installation. Writes no file, starts nothing.
 
     Settings that the environment holds here are repeated in the unit; passwords are not, they belong into the file of
-    settings. What is still to be done before it can start is said on standard error.
+    settings. What is still to be done before it can start is printed on standard error.
 
     \b
     Examples:
@@ -280,7 +280,9 @@ def _closed_to_others(path: Path, user: str) -> Path | None:
 def _escaped(text: str) -> str:
     """As systemd reads it. Raises `ConfigurationError` for what no line can hold."""
     if not text.isprintable():
-        raise ConfigurationError(f"{text!r} cannot stand in a unit: it holds a line break or another control character")
+        raise ConfigurationError(
+            f"{text!r} cannot be written in a unit: it holds a line break or another control character"
+        )
     return text.replace("%", "%%")
 
 

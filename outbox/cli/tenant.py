@@ -1,4 +1,4 @@
-"""tenant drop: everything of one tenant goes."""
+"""tenant drop: remove everything of one tenant."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def tenant() -> None:
 @yes_option
 @database_option
 def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> None:
-    """Remove a tenant: rows, documents, indexes that are its alone.
+    """Remove a tenant: rows, documents, indexes of its own.
 
     Its rows in the application's own tables are the application's to delete, first; and it must write for the tenant
-    no more. OUTBOX_ENTITIES tells which indexes are one tenant's alone. Documents in indexes that it shares are removed
+    no more. OUTBOX_ENTITIES tells which indexes belong to one tenant only. Documents in indexes that it shares are removed
     by delete rows, which a relay delivers. Those rows, statistics and notes of past reindexes keep the tenant's name
     for as long as they are kept.
 

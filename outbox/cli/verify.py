@@ -57,9 +57,9 @@ def verify(
 ) -> None:
     """Compare entities with their indexes, both ways, under traffic.
 
-    Says which documents are missing, different or extra, which hold a version that lets no change in, and of which
-    rows no document can be made. Documents with rows on their way are not judged. Changes nothing without --repair,
-    which has the relay deliver them anew. With --json: a line for each document, and a last one with the totals.
+    Reports documents that are missing, different or extra, or whose version is too high for any change, and rows that
+    no document can be made of. Documents with rows on their way are not judged. Changes nothing without --repair, which
+    writes rows for a relay to deliver. With --json: a line for each document, and a last one with the totals.
 
     Exits 1 if anything is not as the database says, also if it has been repaired.
 
@@ -134,7 +134,7 @@ def _summary(totals: Totals, took: float, repair: bool) -> Iterator[str]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Checked], None]]:
-    """A bar on a terminal, else a line now and then; both on standard error."""
+    """A bar on a terminal, otherwise a line now and then; both on standard error."""
     if not sys.stderr.isatty():
         yield _Lines()
         return

@@ -1,18 +1,18 @@
 // Renews what a page shows, in place and every five seconds: the parts marked data-renew, which have an id each.
 // Without this script a reload does the same. Only what differs is touched, so that focus, selection, scrolling and
-// what somebody has typed stay as they are.
+// what the user has typed stay as they are.
 "use strict";
 const EVERY_MS = 5000;
-const PATIENCE_MS = 10000; // a server that hangs is gone, too
+const PATIENCE_MS = 10000; // a server that hangs does not answer either
 const parts = () => document.querySelectorAll("[data-renew]");
 
-// What is marked or has the focus is in somebody's hands: it is not taken away.
+// What is marked or has the focus is in use: it is not taken away.
 function held(node) {
   const selection = getSelection();
   return (!selection.isCollapsed && selection.containsNode(node, true)) || node.contains(document.activeElement);
 }
 
-// Rows and forms have a key: one of them never turns into another under somebody's finger.
+// Rows and forms have a key: one of them never turns into another under the pointer.
 const key = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.dataset.key : undefined);
 
 function renewText(old, newer) {
