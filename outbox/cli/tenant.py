@@ -25,10 +25,10 @@ def tenant() -> None:
 def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> None:
     """Remove a tenant: rows, documents, indexes of its own.
 
-    Its rows in the application's own tables are the application's to delete, first; and it must write for the tenant
-    no more. OUTBOX_ENTITIES tells which indexes belong to one tenant only. Documents in indexes that it shares are removed
-    by delete rows, which a relay delivers. Those rows, statistics and notes of past reindexes keep the tenant's name
-    for as long as they are kept.
+    First have the application delete the tenant's rows in its own tables, and stop writing for the tenant.
+    OUTBOX_ENTITIES tells which indexes belong to one tenant only. Documents in shared indexes are removed by delete
+    rows, which a relay delivers. Those rows, statistics and records of past reindexes keep the tenant's name for as
+    long as they are kept.
 
     \b
     Examples:
