@@ -1,0 +1,112 @@
+"""What is measured with: documents, raw `_bulk` requests, and how much memory a process takes."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+from elasticsearch import Elasticsearch
+from rich.console import Console
+
+from outbox.store.models import EPOCH_STEP
+
+BATCH = 1_000
+INDEX = "bench"
+COMMAND = Path(sys.executable).with_name("outbox-relay")
+console = Console()
+
+SYLLABLES = [consonant + vowel for consonant in "bcdfghklmnprstv" for vowel in "aeiou"]
+
+
+def documents(number: int, seed: int = 7) -> list[tuple[str, dict[str, Any]]]:
+    """Contacts of about 0.9 KB with varied text."""
+    chance = random.Random(seed)
+    words = ["".join(chance.choices(SYLLABLES, k=chance.randint(2, 4))) for _ in range(2_000)]
+    made = []
+    for n in range(number):
+        first, last, company = (word.title() for word in chance.sample(words, 3))
+        made.append(
+            (
+                f"contact-{n}",
+                {
+                    "first_name": first,
+                    "last_name": last,
+                    "email": f"{first}.{last}@{company}.example".lower(),
+                    "company": f"{company} Ltd",
+                    "city": chance.choice(words).title(),
+                    "tags": chance.sample(words, 3),
+                    "score": chance.randint(0, 1_000),
+                    "created_at": f"2026-{chance.randint(1, 12):02}-{chance.randint(1, 28):02}T10:00:00Z",
+                    "notes": " ".join(chance.choices(words, k=90)),
+                },
+            )
+        )
+    return made
+
+
+def fresh_index(url: str, name: str = INDEX, **settings: Any) -> None:
+    """The same empty index for both sides."""
+    client = Elasticsearch(url)
+    client.options(ignore_status=404).indices.delete(index=f"{name}-000001")
+    client.indices.create(index=f"{name}-000001", aliases={name: {}}, settings={"index.gc_deletes": "24h", **settings})
+    client.close()
+
+
+def prepared(contents: list[tuple[str, dict[str, Any]]], name: str = INDEX) -> list[bytes]:
+    """The bodies of `_bulk` requests with these documents."""
+    return [
+        b"".join(
+            b'{"index":{"_index":"%s-000001","_id":"%s","version":%d,"version_type":"external"}}\n%s\n'
+            % (name.encode(), document_id.encode(), EPOCH_STEP + start + at, orjson.dumps(document))
+            for at, (document_id, document) in enumerate(contents[start : start + BATCH])
+        )
+        for start in range(0, len(contents), BATCH)
+    ]
+
+
+def raw(url: str, bodies: list[bytes], connections: int) -> float:
+    """Seconds that prepared `_bulk` requests take over so many connections."""
+    client = Elasticsearch(url, connections_per_node=connections, max_retries=0, request_timeout=60)
+    waiting = list(reversed(bodies))
+
+    def send() -> None:
+        while True:
+            try:
+                body = waiting.pop()
+            except IndexError:
+                return
+            client.bulk(operations=body, filter_path="errors")
+
+    threads = [threading.Thread(target=send) for _ in range(connections)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = time.perf_counter() - start
+    client.close()
+    return took
+
+
+def best_raw(url: str, bodies: list[bytes]) -> tuple[float, int]:
+    """The least seconds, each time into an empty index, and over how many connections."""
+    taken = []
+    for connections in (1, 2, 4):
+        fresh_index(url)
+        taken.append((raw(url, bodies, connections), connections))
+    return min(taken)
+
+
+def peak_memory(pid: int) -> int:
+    """Kilobytes. Not `ru_maxrss`: after a fork that starts with the size of the parent."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    return 0
