@@ -189,8 +189,6 @@ BEHIND_THE_SEAM = (
 )
 UNCONVERTED = {
     "check.py",
-    "store/conflicts.py",
-    "store/jobs.py",
     "triggers/installer.py",
     "write/capture.py",
     "write/journal.py",

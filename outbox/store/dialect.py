@@ -23,7 +23,9 @@ Name = TypeVar("Name", int, str)
 class Run(Protocol):
     """`Store.run`."""
 
-    def __call__(self, sql: str, /, *parameters: Any, **named: Any) -> CursorResult[*tuple[Any, ...]]: ...
+    def __call__(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, /, **named: Any
+    ) -> CursorResult[*tuple[Any, ...]]: ...
 
 
 class Sizes(NamedTuple):
@@ -128,8 +130,8 @@ class Dialect(Protocol):
         """The highest id that was issued so far; rows with lower ones may still be uncommitted."""
 
     def watermark(self, run: Run) -> int:
-        """The same once that is over: no row with an id up to it appears any more. Outside a transaction of a caller
-        that has written, or it waits for itself."""
+        """The same once that is over: no row with an id up to it appears any more. Not in a transaction that has
+        written rows itself."""
 
     def raise_ids(self, run: Run, last: int) -> None:
         """Have all further ids be higher than `last`. Inside a write transaction."""

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from outbox.store import claims
+from outbox.store import claims, models
 from outbox.store.malformed import MalformedRows
-from outbox.store.models import COUNTERS, FRESH, HELD, LATENCY_BOUNDS_MS, STATISTICS, TENANT, WAITING, State
+from outbox.store.models import COUNTERS, LATENCY_BOUNDS_MS, STATISTICS, State
 from outbox.store.store import Store, narrowed
 from outbox.store.upkeep import HOUR_MS
 
@@ -120,13 +120,14 @@ def backlog(store: Store, now: int) -> Backlog:
 
 def tenant_backlog(store: Store, tenant: str, now: int) -> Backlog:
     """The same of one tenant."""
-    mine, indexed = f"{TENANT} = :tenant", store.dialect.indexed
+    mine, indexed = f"{models.tenant()} = :tenant", store.dialect.indexed
     fresh, first, retrying, claimed, held_since, dead = store.run(
         "SELECT fresh.*, held.*,"
         f" (SELECT count(*) FROM outbox_events {indexed('dead')} WHERE state = 'dead' AND {mine})"
-        f" FROM (SELECT count(*), min(id) FROM outbox_events {indexed('fresh')} WHERE {FRESH} AND {mine}) AS fresh,"
+        f" FROM (SELECT count(*), min(id) FROM outbox_events {indexed('fresh')}"
+        f" WHERE {models.fresh()} AND {mine}) AS fresh,"
         " (SELECT count(*) FILTER (WHERE state = 'pending'), count(*) FILTER (WHERE state = 'claimed'),"
-        f" min(created_at) FROM outbox_events {indexed('held')} WHERE ({HELD}) AND {mine}) AS held",
+        f" min(created_at) FROM outbox_events {indexed('held')} WHERE ({models.held()}) AND {mine}) AS held",
         tenant=tenant,
     ).one()
     written = store.run("SELECT created_at FROM outbox_events WHERE id = :id", id=first).scalar_one_or_none()
@@ -193,8 +194,8 @@ def _fresh_by_tenant(store: Store) -> Iterator[tuple[str, int, int]]:
     for index, tenant in lanes:
         number, since = store.run(
             "SELECT number, (SELECT created_at FROM outbox_events WHERE id = oldest) FROM (SELECT count(*) AS number,"
-            f" min(id) AS oldest FROM outbox_events {store.dialect.indexed('fresh')} WHERE {FRESH}"
-            f" AND index_name = :index AND {TENANT} = :tenant) AS lane",
+            f" min(id) AS oldest FROM outbox_events {store.dialect.indexed('fresh')} WHERE {models.fresh()}"
+            f" AND index_name = :index AND {models.tenant()} = :tenant) AS lane",
             index=index,
             tenant=tenant,
         ).one()
@@ -205,8 +206,9 @@ def _fresh_by_tenant(store: Store) -> Iterator[tuple[str, int, int]]:
 def _held_by_tenant(store: Store) -> Iterator[tuple[str, int, int]]:
     """The same of rows that are claimed or wait for another attempt."""
     found = store.run(
-        f"SELECT tenant, count(*), min(created_at) FROM (SELECT {TENANT} AS tenant, created_at FROM outbox_events"
-        f" {store.dialect.indexed('held')} WHERE {HELD} LIMIT {MOST_HELD}) AS held GROUP BY tenant"
+        f"SELECT tenant, count(*), min(created_at) FROM (SELECT {models.tenant()} AS tenant, created_at"
+        f" FROM outbox_events {store.dialect.indexed('held')} WHERE {models.held()} LIMIT {MOST_HELD}) AS held"
+        " GROUP BY tenant"
     )
     return ((row[0], row[1], row[2]) for row in found)
 
@@ -259,8 +261,8 @@ def _ids_in(store: Store, state: State | None) -> str:
     indexed = store.dialect.indexed
     if state is State.PENDING:
         return (
-            f"SELECT id FROM outbox_events {indexed('fresh')} WHERE {FRESH}"
-            f" UNION ALL SELECT id FROM outbox_events {indexed('waiting')} WHERE {WAITING}"
+            f"SELECT id FROM outbox_events {indexed('fresh')} WHERE {models.fresh()}"
+            f" UNION ALL SELECT id FROM outbox_events {indexed('waiting')} WHERE {models.waiting()}"
         )
     index = {State.CLAIMED: "leases", State.DEAD: "dead"}.get(state) if state else None
     return f"SELECT id FROM outbox_events {indexed(index)} WHERE state = '{state}'" if index else ""

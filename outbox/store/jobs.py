@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 
 from outbox.errors import ReindexFailed
-from outbox.store.models import EPOCH_STEP, FRESH, HELD, OPEN_JOBS, JobState, version
+from outbox.store.models import EPOCH_STEP, OPEN_JOBS, JobState, fresh, held, version
 from outbox.store.store import Store, printable
 
 BEGUN_MS = 10_000
@@ -158,9 +158,9 @@ def unfinished_up_to(store: Store, index: str, last: int) -> int:
     return int(
         store.run(
             f"SELECT (SELECT count(*) FROM outbox_events {indexed('fresh')}"
-            f" WHERE {FRESH} AND index_name = :index AND id <= :last)"
+            f" WHERE {fresh()} AND index_name = :index AND id <= :last)"
             f" + (SELECT count(*) FROM outbox_events {indexed('held')}"
-            f" WHERE ({HELD}) AND index_name = :index AND id <= :last)",
+            f" WHERE ({held()}) AND index_name = :index AND id <= :last)",
             index=index,
             last=last,
         ).scalar_one()
@@ -182,7 +182,7 @@ def claims_on(store: Store, index: str, now: int) -> set[str]:
     """The tokens of the claims that hold rows of the index."""
     rows = store.run(
         f"SELECT DISTINCT claim_token FROM outbox_events {store.dialect.indexed('held')}"
-        f" WHERE ({HELD}) AND state = 'claimed' AND index_name = :index AND lease_expires_at > :now",
+        f" WHERE ({held()}) AND state = 'claimed' AND index_name = :index AND lease_expires_at > :now",
         index=index,
         now=now,
     )
@@ -301,7 +301,7 @@ def fix_watermark(store: Store, job: Job, now: int, lease_ms: int, *, at_least: 
 
 
 def _fix_watermark(store: Store, job: Job, now: int, lease_ms: int, at_least: int = 0) -> None:
-    last = max(store.highest_id(), at_least)
+    last = max(store.watermark(), at_least)
     store.raise_ids(last)
     _update(store, job, now, lease_ms, watermark=version(store.control().epoch, last), phase="scan")
 

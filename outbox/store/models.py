@@ -112,8 +112,6 @@ def tenant(of: str = "") -> str:
     return f"coalesce({of and f'{of}.'}tenant_id, '')"
 
 
-FRESH, WAITING, HELD, TENANT = fresh(), waiting(), held(), tenant()
-
 events = Table(
     "outbox_events",
     metadata,

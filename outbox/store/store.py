@@ -87,13 +87,12 @@ class Store:
     def close(self) -> None:
         self._connection.close()
 
-    def run(self, sql: str, *parameters: Any, **named: Any) -> CursorResult[*tuple[Any, ...]]:
+    def run(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, /, **named: Any
+    ) -> CursorResult[*tuple[Any, ...]]:
         """One statement with `:name` parameters, given as a mapping or by name. A list or tuple is one parameter, for
         `dialect.among` and `dialect.table`."""
-        if parameters and not isinstance(parameters[0], Mapping):
-            prepared, given = sql, parameters  # `?`, until nobody uses it any more
-        else:
-            prepared, given = self.dialect.prepared(sql, parameters[0] if parameters else named)
+        prepared, given = self.dialect.prepared(sql, named if parameters is None else parameters)
         try:
             return self._connection.exec_driver_sql(prepared, given)
         except OperationalError as error:
