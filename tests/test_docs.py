@@ -27,7 +27,7 @@ from outbox.settings import Settings, load, variable
 from outbox.store import models
 from outbox.store.models import Action, Result, State
 from tests.support.outbox import Outbox
-from tests.support.pages import EVERYTHING, PAGES, README, ROOT, anchors, built, first
+from tests.support.pages import EVERYTHING, PAGES, README, ROOT, anchors, blocks, built, first
 
 SOURCES = {path.relative_to(ROOT / "outbox").as_posix(): path.read_text() for path in (ROOT / "outbox").rglob("*.py")}
 
@@ -140,6 +140,17 @@ def test_command_that_does_not_exist(page: str) -> None:
     for words in named:
         command = f"outbox-relay {words}"
         assert command in groups or any(command == each or command.startswith(f"{each} ") for each in COMMANDS), command
+
+
+@pytest.mark.parametrize("page", sorted(EVERYTHING))
+def test_command_line_that_does_not_parse(page: str) -> None:
+    for block in blocks(EVERYTHING[page]):
+        for line in re.split(r"\n| && |; |\| ", block.content) if block.language in ("sh", "console") else ():
+            words = shlex.split(re.split(r" > |  #", line.strip())[0], comments=True) if "outbox-relay " in line else []
+            if words[:1] != ["outbox-relay"] or words[1:] == ["--version"]:
+                continue
+            command = next(each for each in COMMANDS if words[: len(each.split())] == each.split())
+            COMMANDS[command].make_context(command, words[len(command.split()) :])  # fails for what it does not know
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OutcomeKind if kind is not OutcomeKind.CONFLICT])

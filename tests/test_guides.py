@@ -352,6 +352,23 @@ def test_rows_that_another_language_inserts_are_delivered(engine: Engine) -> Non
         assert tester.document("contacts", "contact-123") == {"name": "Ada"}
 
 
+def test_rows_are_delivered_and_found_without_a_cluster(engine: Engine, tmp_path: Path) -> None:
+    outbox = Outbox(engine)
+    outbox.index("contacts", "c1", {"name": "Ada Lovelace"})
+    outbox.close()
+    done = subprocess.run(
+        ["bash", "-e", "-c", first(EVERYTHING["docs/how-to/embedded.md"], "sh")],
+        cwd=tmp_path,
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Ada Lovelace" in done.stdout
+
+
 @pytest.mark.elasticsearch
 def test_moving_over_from_a_worker_that_writes_to_an_index_of_its_own(
     guide: Callable[[str], Path], clean_node: Node
