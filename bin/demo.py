@@ -43,7 +43,7 @@ SEARCHES = [
 MEANING = {
     "applied": "the index took them",
     "deleted": "the document is gone",
-    "coalesced": "a later row of the same document spoke for them",
+    "coalesced": "merged into a later row of the same document",
     "superseded": "came again after the kill; the index had them already",
     "dead": "[red]given up[/]",
 }
@@ -165,7 +165,7 @@ def show(destination: str, *, foreign_tool: bool) -> bool:
         pid, held = relay.kill_while_it_delivers()
         step(f"{IMPORTED} contacts are imported. While it delivers them, with {held:,} rows in hand,")
         console.print(f"   [red]relay {pid} is killed[/] (SIGKILL).")
-        with watching(relay, "[red]no relay[/]: the CRM goes on") as tick:
+        with watching(relay, "[red]no relay[/]: the CRM continues") as tick:
             slowest = day.work(CHANGES, tick)
         step(
             f"{CHANGES} changes without a relay: the slowest took {slowest * 1000:.0f} ms, "
@@ -195,7 +195,7 @@ def step(what: str) -> None:
 
 
 def search(what: str, index: str, query: str, options: str) -> None:
-    """As anybody would do it: the command, and what it prints."""
+    """As a user would do it: the command, and what it prints."""
     console.print(f"\n[bold]{what}[/]")
     console.print(f"$ outbox-relay search {index} {shlex.quote(query)} {options}", soft_wrap=True)
     sys.stdout.flush()
@@ -243,7 +243,7 @@ def say_what_to_try(started_in: Path, directory: Path, in_the_way: list[str], *,
     lines += [
         f"cd {shlex.quote(os.path.relpath(directory, started_in))}",
         "less crm.py       # the application",
-        "less relay.log    # what both relays said",
+        "less relay.log    # what both relays logged",
         f"{bin_}/outbox-relay status",
     ]
     if node_is_gone:

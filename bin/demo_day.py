@@ -151,7 +151,7 @@ class Day:
         self._any(session, Account).employees = MISTYPED
 
     def _mistake_is_noticed(self, session: Session) -> None:
-        """The document gets on. The row that is dead stays, until somebody has looked at it."""
+        """The document is written again. The dead row stays until an operator retries or discards it."""
         for account in session.scalars(select(Account).where(Account.employees == MISTYPED)):
             account.employees = 12
 

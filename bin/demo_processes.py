@@ -65,7 +65,7 @@ class Process:
         """Raises `ClickException` with its last words if it has ended."""
         if self._process and self._process.poll() is not None:
             last = self.log.read_text().strip().splitlines()[-1:]
-            raise click.ClickException(f"the {self.name} ended by itself: {' '.join(last)}")
+            raise click.ClickException(f"the {self.name} ended unexpectedly: {' '.join(last)}")
 
 
 class Relay(Process):

@@ -30,7 +30,7 @@ def on_any_signal(handler: Handler) -> None:
 
 
 def serve(console: Console) -> None:
-    """Until Ctrl-C. Raises `ClickException` when one of the processes ends by itself."""
+    """Until Ctrl-C. Raises `ClickException` when one of the processes ends unexpectedly."""
     from demo_day import Day  # not above: the CRM opens the database of the working directory
     from node import free_port  # not above: it loads the client of Elasticsearch
 
@@ -51,7 +51,7 @@ def serve(console: Console) -> None:
                 f"Dashboard    http://127.0.0.1:{dashboard_port}/",
                 f"A search     curl -H 'X-Tenant: acme' 'http://127.0.0.1:{api_port}/search?q=tanaka'",
                 "",
-                "People change something a few times a second. Now and then somebody mistypes a",
+                "People change something a few times a second. Now and then someone mistypes a",
                 "number that the index refuses: that row is dead, and the dashboard shows it.",
                 "Ctrl-C ends it all.",
             ):

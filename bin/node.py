@@ -51,9 +51,9 @@ def node(console: Console) -> Iterator[str]:
 
 
 def free_port(preferred: int | None = None) -> int:
-    """The preferred one; or another, if somebody has it.
+    """The preferred one; or another, if it is in use.
 
-    Below the range from which the system takes ports for outgoing connections: nobody gets it meanwhile.
+    Below the range from which the system takes ports for outgoing connections: none of them takes it meanwhile.
     """
     port = preferred or random.randint(20_000, 32_767)
     while True:

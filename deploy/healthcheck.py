@@ -9,11 +9,11 @@ import sys
 MISSED = 12  # heartbeats
 MOST_SILENT_S = 60.0  # at least
 
-said = subprocess.run(["outbox-relay", "status", "--json"], capture_output=True, text=True, check=False)
-if said.returncode:
-    sys.exit(said.stderr.strip() or "outbox-relay status failed")
+answer = subprocess.run(["outbox-relay", "status", "--json"], capture_output=True, text=True, check=False)
+if answer.returncode:
+    sys.exit(answer.stderr.strip() or "outbox-relay status failed")
 most_silent = max(MOST_SILENT_S, MISSED * float(os.environ.get("OUTBOX_HEARTBEAT_INTERVAL", 5)))
-here = [relay for relay in json.loads(said.stdout)["relays"] if relay["host"] == socket.gethostname()]
+here = [relay for relay in json.loads(answer.stdout)["relays"] if relay["host"] == socket.gethostname()]
 silent = min((relay["silent_seconds"] for relay in here), default=None)
 if silent is None or silent > most_silent:
     sys.exit("no relay runs here" if silent is None else f"the last sign of life is {silent:.0f} s old")

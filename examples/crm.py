@@ -1,9 +1,9 @@
 """A small CRM: an example of an application whose contacts, accounts and deals can be searched.
 
-Two ways to use the outbox stand side by side. Both write their rows in the transaction of the change itself.
+Two ways to use the outbox, side by side. Both write their rows in the transaction of the change itself.
 
 * Accounts and contacts are *registered*: the registry says what their documents hold, and every change that a
-  session makes is noted by itself. The code that changes them knows nothing of search.
+  session makes is noted automatically. The code that changes them knows nothing of search.
 * Deals are written by *explicit calls*: `index`, `update` and `delete`, one beside each change.
 
 `bin/demo` runs this file, and so does its relay, which finds the registry by `OUTBOX_ENTITIES=crm:registry`.
@@ -47,7 +47,7 @@ class Account(Base):
 
 
 class Contact(Base):
-    """Somebody who works there."""
+    """A person who works there."""
 
     __tablename__ = "contacts"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -108,7 +108,7 @@ registry.capture(Sessions)  # for what other programs write there are triggers: 
 
 
 def hire(session: Session, account: Account, **person: str) -> Contact:
-    """Somebody new at an account. Nothing here speaks of search: the session's change is noted."""
+    """A new person at an account. Nothing here mentions search: the session notes the change."""
     contact = Contact(account=account, tenant_id=account.tenant_id, **person)
     session.add(contact)
     return contact
@@ -151,7 +151,7 @@ def drop_deal(session: Session, deal: Deal) -> None:
 
 
 def change_account(session: Session, account: Account, **changes: Any) -> None:
-    """Documents of the account and of all its contacts follow by themselves; those of its deals have to be told."""
+    """Documents of the account and its contacts follow automatically; its deals need a call."""
     for name, value in changes.items():
         setattr(account, name, value)
     outbox = OutboxRepository(session)

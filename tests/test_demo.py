@@ -156,7 +156,7 @@ def test_served_demo_whose_relay_is_killed_says_so_and_ends(served: Path) -> Non
                 os.kill(each, signal.SIGKILL)
         _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
-    assert "the relay ended by itself" in errors
+    assert "the relay ended unexpectedly" in errors
     assert processes_in(served) == []
 
 

@@ -224,7 +224,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 async def _answer(scope: Scope, send: Send, refused: Refused) -> None:
     status, headers = int(refused.status), {"content-type": PROBLEM}
     if refused.to_login:
-        back = "/"  # a form is not sent again by itself
+        back = "/"  # a form is not sent again
         if scope["method"] == "GET":
             back = scope["path"] + ("?" + scope["query_string"].decode("latin-1") if scope["query_string"] else "")
         status, headers = 303, {"location": f"/login?next={quote(back)}"}

@@ -1,4 +1,4 @@
-"""All that is to be seen at a glance, for the API, the dashboard and the health page."""
+"""Everything at a glance, for the API, the dashboard and the health page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from outbox.admin.poller import DestinationStatus
 from outbox.admin.shapes import moment
 from outbox.admin.statistics import IndexAction, Statistics, StatisticsCache
 from outbox.store import figures, jobs, verifications
-from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Outcomes
+from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Backlog, Outcomes
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
@@ -85,14 +85,7 @@ def overview(
     return shapes.Overview(
         as_of=moment(now),
         alerts=[shapes.Alert(name=each.name, text=each.text, remedy=each.remedy) for each in found],
-        queue=shapes.Queue(
-            unfinished=backlog.unfinished,
-            fresh=backlog.fresh,
-            retrying=backlog.retrying,
-            claimed=backlog.claimed,
-            dead=backlog.dead,
-            oldest_seconds=None if backlog.oldest_ms is None else backlog.oldest_ms / 1000,
-        ),
+        queue=_queue(backlog),
         paused=None
         if control.paused_at is None
         else shapes.PausedSince(since=moment(control.paused_at), by=control.paused_by, reason=control.pause_reason),
@@ -128,6 +121,17 @@ def _unreachable(destination: DestinationStatus | None, relays: list[dict[str, A
         return destination.unreachable
     paused = (breaker["reason"] for relay in relays for breaker in relay["breakers"] if breaker["index"] is None)
     return next(paused, None)
+
+
+def _queue(backlog: Backlog) -> shapes.Queue:
+    return shapes.Queue(
+        unfinished=backlog.unfinished,
+        fresh=backlog.fresh,
+        retrying=backlog.retrying,
+        claimed=backlog.claimed,
+        dead=backlog.dead,
+        oldest_seconds=None if backlog.oldest_ms is None else backlog.oldest_ms / 1000,
+    )
 
 
 def _destination(status: DestinationStatus) -> shapes.DestinationSeen:

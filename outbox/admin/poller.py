@@ -21,7 +21,7 @@ POLL_EVERY_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DestinationStatus:
-    """What the destination said last, and when. `unreachable`: why it said nothing."""
+    """The last answer of the destination, and when. `unreachable`: why there was none."""
 
     at: int
     product: str = ""

@@ -327,7 +327,7 @@ class Verified(Model):
 
 
 class Overview(Model):
-    """All that is to be seen at a glance."""
+    """Everything at a glance."""
 
     as_of: datetime
     alerts: list[Alert]

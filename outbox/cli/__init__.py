@@ -1,12 +1,14 @@
 """`outbox-relay`: the command line. One file for each group of commands, and what they share:
 
-wiring    settings become parts: the log, the database's engine, the outbox tables
-entities  the application's registry of entities, as OUTBOX_ENTITIES names it
-options   options that several commands have
-signals   how a command ends when it is told to
-audit     who acted, and the log of what was removed for good
-jobs      a job of a reindex, as status and reindex show it
-garbage   what the garbage collector need not look at
+    wiring    settings become parts: the log, the database's engine, the outbox tables
+    entities  the application's registry of entities, as OUTBOX_ENTITIES names it
+    options   options that several commands have
+    signals   what SIGTERM and Ctrl-C do
+    audit     who acted, and the log of what was removed for good
+    jobs      a job of a reindex, as status and reindex show it
+    garbage   what the garbage collector need not look at
+
+Errors become one line and an exit code here, see `Main`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationUn
 
 
 class Main(click.Group):
-    """Turns errors into one line: exit 2 for what must be set right first, 1 for what failed."""
+    """Turns errors into one line: exit 2 for what must be corrected first, 1 for what failed."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:

@@ -60,8 +60,8 @@ def list_(limit: int, as_json: bool, database_url: str | None, **selection: Any)
         click.echo("no dead rows")
         return
     _print_table(rows)
-    said = logs.rows(len(rows), kind="dead")
-    click.echo(f"the first {said}; --limit shows more" if more else said)
+    shown = logs.rows(len(rows), kind="dead")
+    click.echo(f"the first {shown}; --limit shows more" if more else shown)
 
 
 @dead.command()

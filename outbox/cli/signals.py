@@ -1,4 +1,4 @@
-"""How a command ends when it is told to."""
+"""What SIGTERM and Ctrl-C do."""
 
 from __future__ import annotations
 

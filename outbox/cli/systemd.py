@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -144,24 +144,11 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
         unit=UNIT,
         database=_escaped(str(database)),
         after="After=local-fs.target" if offline else "Wants=network-online.target\nAfter=network-online.target",
-        command=" ".join(
-            _quoted(word).replace("$", "$$")
-            for word in (
-                str(command),
-                "run",
-                *(["--admin"] if admin else []),
-                "--database-url",
-                f"sqlite:///{database}",
-            )
-        ),
+        command=_command_line(command, database, admin=admin),
         user=_escaped(user),
         directory=_escaped(str(directory)),
         env_file=f"{'' if env_file else '-'}{_escaped(str(chosen))}",
-        environment="".join(
-            f"Environment={_quoted(f'{name}={_absolute(name, value)}')}\n"
-            for name, value in exported.items()
-            if name not in secret and name != settings.variable("database_url")
-        ),
+        environment=_environment({name: value for name, value in exported.items() if name not in secret}),
         steps="" if _systemd_version() >= KNOWS_RESTART_STEPS else "#",
         stop=math.ceil(loaded.shutdown_timeout + BUSY_TIMEOUT_S + (STOPPED_WITHIN_S if admin else 0)) + EXIT_MARGIN_S,
         writable=" ".join(dict.fromkeys(_quoted(str(file.parent)) for file in files)),
@@ -174,6 +161,20 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
     click.echo(unit, nl=False)
     for line in _to_do(loaded, database, needed, user, chosen, secret, admin=admin, required=env_file is not None):
         click.echo(f"note: {line}", err=True)
+
+
+def _command_line(command: Path, database: Path, *, admin: bool) -> str:
+    words = (str(command), "run", *(["--admin"] if admin else []), "--database-url", f"sqlite:///{database}")
+    return " ".join(_quoted(word).replace("$", "$$") for word in words)
+
+
+def _environment(exported: Mapping[str, str]) -> str:
+    """The settings of this environment as lines of the unit, but for the database: the command names it."""
+    return "".join(
+        f"Environment={_quoted(f'{name}={_absolute(name, value)}')}\n"
+        for name, value in exported.items()
+        if name != settings.variable("database_url")
+    )
 
 
 def _to_do(
@@ -250,13 +251,13 @@ def _systemd_version() -> int:
     """0 without systemd."""
     if (systemctl := shutil.which("systemctl")) is None:
         return 0
-    said = subprocess.run([systemctl, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.match(r"systemd (\d+)", said)
+    answer = subprocess.run([systemctl, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.match(r"systemd (\d+)", answer)
     return int(found[1]) if found else 0
 
 
 def _absolute(name: str, value: str) -> str:
-    """Files are said from the root on: the unit may work in another directory."""
+    """Files with their absolute paths: the unit may work in another directory."""
     return str(Path(value).absolute()) if name in settings.PATHS else value
 
 
