@@ -1,11 +1,10 @@
-"""The application's database, as a server that runs for months must read it: the file and the tables of this moment."""
+"""The application's database, for a server that runs for months: it may be replaced or migrated meanwhile."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 from loguru import logger
 from sqlalchemy import Engine
@@ -14,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outbox import logs, schema
 from outbox.errors import DatabaseUnavailable
-from outbox.store.store import Store
+from outbox.store.store import Store, dialect_of
 
 
 class Database:
@@ -23,18 +22,18 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._file: tuple[int, int] | None = None
+        self._identity: object = None
         self._known_layout: int | None = None
 
     @contextmanager
     def store(self) -> Iterator[Store]:
-        """The outbox tables, for one request: of the file that has the database's name now.
+        """The outbox tables, for one request: of the database that has the address now.
 
         Raises `DatabaseUnavailable` if the database cannot be read or written, inside the context too, and
         `SchemaError` if its tables have come to another revision than this version needs: requests are served again as
         soon as they are at that one.
         """
-        self._check_file()
+        self._check_identity()
         try:
             self._check_tables()
             with closing(Store(self._engine)) as opened:
@@ -42,19 +41,16 @@ class Database:
         except (DatabaseError, PoolTimeout) as error:
             raise DatabaseUnavailable(f"database {self._engine.url.database}: {error}") from error
 
-    def _check_file(self) -> None:
-        """Open connections would go on reading a file that was removed, and new ones would create an empty one."""
-        path = str(self._engine.url.database)
-        try:
-            found = Path(path).stat()
-        except OSError as error:
-            raise DatabaseUnavailable(
-                f"database {path} cannot be opened: {error.strerror}; check OUTBOX_DATABASE_URL"
-            ) from error
+    def _check_identity(self) -> None:
+        """After the database was replaced, nothing may be read from the one before."""
+        found = dialect_of(self._engine).identity(self._engine)
         with self._lock:
-            before, self._file = self._file, (found.st_dev, found.st_ino)
-        if before is not None and before != self._file:
-            logger.warning("database {database} is another file now; it is opened anew", database=logs.safe(path))
+            before, self._identity = self._identity, found
+        if before is not None and before != found:
+            logger.warning(
+                "database {database} is another file now; it is opened anew",
+                database=logs.safe(str(self._engine.url.database)),
+            )
             self._known_layout = None
             self._engine.dispose()
 

@@ -142,6 +142,11 @@ class Dialect(Protocol):
     def schema_token(self, run: Run) -> int:
         """A number that changes whenever a table is made or altered. Cheap as well."""
 
+    def identity(self, engine: Engine) -> object:
+        """What tells the database from another one that has taken its address, such as a file that was replaced.
+
+        Raises `DatabaseUnavailable` if there is none at that address."""
+
     def presence(self, engine: Engine) -> Presence: ...
 
     def sizes(self, run: Run, engine: Engine) -> Sizes: ...

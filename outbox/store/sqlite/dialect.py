@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 
+from outbox.errors import DatabaseUnavailable
 from outbox.store.dialect import Finding, Row, Run, Sizes
 from outbox.store.sqlite import engine as engines
 from outbox.store.sqlite import malformed
@@ -101,6 +102,16 @@ class SQLite:
     def schema_token(self, run: Run) -> int:
         """One look into the file's header."""
         return int(run("PRAGMA schema_version").scalar_one())
+
+    def identity(self, engine: Engine) -> object:
+        """Open connections go on reading a file that was removed, and new ones would create an empty one."""
+        try:
+            found = path_of(engine).stat()
+        except OSError as error:
+            raise DatabaseUnavailable(
+                f"database {engine.url.database} cannot be opened: {error.strerror}; check OUTBOX_DATABASE_URL"
+            ) from error
+        return found.st_dev, found.st_ino
 
     def presence(self, engine: Engine) -> LockFiles:
         return LockFiles(path_of(engine))
