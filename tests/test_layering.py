@@ -43,7 +43,6 @@ FLOORS: dict[str, set[str]] = {
 
 UPWARDS = {
     ("entities.registry", "write.capture"),  # `registry.capture(Session)` is what users call; imported when called
-    ("triggers.installer", "write.journal"),  # until its watcher is a room of the write side
 }
 """The arrows that run up, each named."""
 

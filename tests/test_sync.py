@@ -284,7 +284,7 @@ def test_waiting_in_an_async_session_lets_others_run(
     def block(_seconds: float) -> None:
         raise AssertionError("the event loop stands still")
 
-    monkeypatch.setattr("outbox.write.repository.time.sleep", block)
+    monkeypatch.setattr("outbox.write.sync.time.sleep", block)
 
     async def write() -> Any:
         async_engine = create_async_engine(f"sqlite+aiosqlite:///{engine.url.database}")

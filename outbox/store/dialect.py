@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Engine
+from sqlalchemy import Connection, CursorResult, Engine, Insert
 
 Row = tuple[str, str, str, str | None, str | None, int, int]
 """A row to insert: `action, index_name, document_id, tenant_id, entity, document_bytes, created_at`."""
@@ -118,11 +118,6 @@ class Dialect(Protocol):
         """Begin a write transaction. `durable`: on disk when its commit returns, with everything committed before.
         `alone`: beside no other transaction that asks for it."""
 
-    def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
-        """Insert rows, and their documents if any, in the transaction of an application. Returns their ids, in order.
-
-        Raises `DatabaseUnavailable` or `SchemaError`."""
-
     def temporary(self, run: Run, name: str, **columns: str) -> None:
         """Make an empty table of this connection's own; all of its columns are the key."""
 
@@ -167,3 +162,24 @@ class Dialect(Protocol):
         """Whether the database itself is as the outbox needs it, for `check`. Changes nothing.
 
         The last one is called "database" if that cannot be read, and is about something else otherwise."""
+
+    # -- in the transaction of an application, through its own connection, and as cheap as can be ----------------
+
+    def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
+        """Insert rows of one `created_at`, and their documents if any. Returns their ids, ascending, in the order of
+        the rows. Raises `DatabaseUnavailable` or `SchemaError`, and `ConfigurationError` in AUTOCOMMIT."""
+
+    def insert_selected(
+        self, connection: Connection, statement: Insert, parameters: Mapping[str, Any]
+    ) -> Sequence[int]:
+        """Insert the rows that a SELECT finds. Returns their ids, ascending."""
+
+    def schema_token_in(self, connection: Connection) -> int:
+        """`schema_token`, as the transaction sees it. Raises `DatabaseUnavailable`."""
+
+    def highest_id_in(self, connection: Connection) -> int:
+        """`highest_id`, as the transaction sees it. Raises `DatabaseUnavailable`."""
+
+    def written_since(self, connection: Connection, highest_id: int) -> Sequence[int]:
+        """Ids of the rows above that one which the transaction has written, whether by statements or triggers;
+        ascending. Raises `DatabaseUnavailable`."""

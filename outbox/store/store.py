@@ -46,6 +46,11 @@ def dialect_of(engine: Engine | Connection) -> Dialect:
         ) from None
 
 
+def is_supported(connection: Connection) -> bool:
+    """Whether the outbox works on a database. A session may have others beside its own."""
+    return connection.dialect.name in _DIALECTS
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """What holds for all relays."""

@@ -1,7 +1,6 @@
 """Database triggers that write outbox rows for changes that no session sees."""
 
 from outbox.triggers.installer import (
-    VIEW,
     Standing,
     create,
     create_sql,
@@ -13,6 +12,7 @@ from outbox.triggers.installer import (
     status,
     unseen_keys,
 )
+from outbox.triggers.sqlite import VIEW
 
 __all__ = [
     "VIEW",

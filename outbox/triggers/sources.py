@@ -1,18 +1,15 @@
-"""The SQL of the triggers of a registry: what each table means to the documents of each entity.
+"""What each table means to the documents of each entity: which of its columns matter, and which documents those are.
 
-A document is made of rows of one or several tables. For each of them there is a trigger for each way to change it,
-which inserts a row for every document that was made of the changed row, or is now. No other row has changed at that
-moment, so the rest of a path can be read from the tables as they stand.
+A document is made of rows of one or several tables. Each of them is a source: it selects the documents that were made
+of a changed row, or are now. No other row has changed at the moment of a trigger, so the rest of a path can be read
+from the tables as they are.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Final, NamedTuple
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     ColumnElement,
@@ -20,12 +17,9 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     and_,
-    insert,
     inspect,
-    literal,
     literal_column,
     null,
-    or_,
     select,
     text,
 )
@@ -39,133 +33,37 @@ from sqlalchemy.sql.util import ClauseAdapter
 from outbox.entities.entity import Entity
 from outbox.entities.keys import Tenancy
 from outbox.entities.links import Link, counted, joined, links_of, selected
-from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError
-from outbox.store import models
-from outbox.store.models import Action
 
-PREFIX: Final = "outbox_"
-MARK: Final = "/* outbox-relay "
-"""Begins the comment by which a trigger is known as ours; its fingerprint follows."""
-
-NEW, OLD, STANDING = "NEW", "OLD", "standing"
+NEW, OLD, REPLACED = "NEW", "OLD", "standing"
 """The row of a table that a statement is about: as it is now, as it was, or one that REPLACE is about to remove."""
 
-_OPERATIONS: Final = {
-    # SQLite fires no DELETE trigger for a row that REPLACE removes, so those rows are looked for before.
-    "replace": "BEFORE INSERT",
-    "insert": "AFTER INSERT",
-    "update_replace": "BEFORE UPDATE",
-    "update": "AFTER UPDATE",
-    "delete": "AFTER DELETE",
-}
-_DIALECT: Final = sqlite.dialect()
-quoted: Final = _DIALECT.identifier_preparer.quote
+DIALECT: Final = sqlite.dialect()
+"""Says which names need quotes, and writes values as literals."""
+
+quoted: Final = DIALECT.identifier_preparer.quote
 
 _Name = tuple[str, str]  # of a column: its table and its own
-_Twins = dict[_Name, Column[Any]]
+_Equated = dict[_Name, Column[Any]]
 
 
-class Trigger(NamedTuple):
-    """A trigger: its name, the table and the entity it is for, and the whole of its SQL."""
-
-    name: str
-    table: str
-    entity: str
-    sql: str
+def compiled(statement: Any) -> str:
+    """The text of a statement, its values in it."""
+    return str(statement.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True}))
 
 
-_made: WeakKeyDictionary[EntityRegistry, tuple[int, list[Trigger]]] = WeakKeyDictionary()
+class Refusal(NamedTuple):
+    """A new row that can have no place must not be written: why, and by which conditions it is known."""
 
-
-def triggers_of(registry: EntityRegistry) -> list[Trigger]:
-    """All triggers of a registry. Raises `ConfigurationError` for what triggers cannot follow."""
-    known = _made.get(registry)
-    if known is None or known[0] != registry.generation:
-        known = _made[registry] = (registry.generation, list(_triggers(registry)))
-    return known[1]
-
-
-def _triggers(registry: EntityRegistry) -> Iterator[Trigger]:
-    names: list[str] = []
-    for entity in registry:
-        by_table: dict[str, list[Source]] = {}
-        for source in sources_of(entity):
-            if source.table.schema:
-                raise ConfigurationError(
-                    f"entity {entity.name!r}: {source.table.fullname} is in an attached database, whose triggers "
-                    "cannot write to outbox_events"
-                )
-            by_table.setdefault(source.table.name, []).append(source)
-        for table, sources in by_table.items():
-            for operation, when in _OPERATIONS.items():
-                if statements := [each for source in sources for each in source.statements(operation)]:
-                    names.append(_unused(f"{PREFIX}{table}_{entity.name}_{operation}", names))
-                    yield _trigger(names[-1], table, entity, when, statements)
-
-
-def _unused(name: str, taken: Iterable[str]) -> str:
-    """Tables and entities may have such names that two triggers would have the same."""
-    used = {each.lower() for each in taken}
-    names = (name if number == 1 else f"{name}_{number}" for number in count(1))
-    return next(each for each in names if each.lower() not in used)
-
-
-def _trigger(name: str, table: str, entity: Entity, when: str, statements: Sequence[_Statement]) -> Trigger:
-    columns: tuple[str, ...] | None = None
-    if when.endswith("UPDATE"):
-        columns = tuple(dict.fromkeys(each for statement in statements for each in statement.columns or ()))
-    condition = "" if columns is None else f"WHEN {_changed(columns)}\n"
-    head = f"CREATE TRIGGER {quoted(name)} {when} ON {quoted(table)}\n{condition}BEGIN\n"
-    rest = "".join(f"{statement.sql(columns)};\n" for statement in statements) + "END"
-    fingerprint = hashlib.sha256((head + rest).encode()).hexdigest()[:12]
-    return Trigger(name, table, entity.name, f"{head}{MARK}{fingerprint} */\n{rest}")
-
-
-class _Statement(NamedTuple):
-    """A statement of a trigger: rows to insert, or a refusal. `columns`: whose change calls for it; None: always."""
-
-    rows: Select[Any]
-    columns: tuple[str, ...] | None
-    entity: Entity | None  # None: a refusal, which inserts nothing
-
-    def sql(self, among: tuple[str, ...] | None) -> str:
-        """`among`: the columns of which one has changed, as the trigger's own condition says."""
-        rows = self.rows
-        if self.columns is not None and self.columns != among:
-            rows = rows.where(literal_column(f"({_changed(self.columns)})"))
-        if self.entity is None:
-            return _compiled(rows)
-        rows = rows.add_columns(
-            literal(Action.REFRESH.value, Text).label("action"),
-            literal(self.entity.name, Text).label("entity"),
-            literal(0).label("document_bytes"),
-        )
-        return _compiled(insert(models.events).from_select([each["name"] for each in rows.column_descriptions], rows))
-
-
-def _changed(columns: Iterable[str]) -> str:
-    # Where a column compares without regard to case, 'ada' is not distinct from 'Ada'; in a document it is.
-    return " OR ".join(f"OLD.{quoted(name)} COLLATE BINARY IS NOT NEW.{quoted(name)}" for name in columns)
-
-
-def _compiled(statement: Any) -> str:
-    return str(statement.compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True}))
-
-
-def text_literal(value: str) -> str:
-    """A string as SQL writes it."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-# -- what a document is made of ---------------------------------------------------------------------------------
+    text: str
+    conditions: tuple[ColumnElement[bool], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
     """Rows of a table that documents of an entity are made of.
 
-    `documents(row)` selects the places of the documents that are made of a row: NEW, OLD, or one STANDING in the table.
+    `documents(row)` selects the places of the documents that are made of a row: NEW, OLD, or a REPLACED one.
     """
 
     entity: Entity
@@ -173,32 +71,11 @@ class Source:
     counts: tuple[str, ...]  # columns whose change makes the documents anew
     places: tuple[str, ...]  # columns that say which documents those are
     documents: Callable[[str], Select[Any]]
-    refusal: Select[Any] | None = None
-
-    def statements(self, operation: str) -> Iterator[_Statement]:
-        """What a trigger has to do."""
-        counts = self.counts if operation == "update" else None
-        if operation in ("insert", "update"):
-            if self.refusal is not None:
-                yield _Statement(self.refusal, counts, None)
-            if operation == "update":
-                yield _Statement(self.documents(OLD), self.places, self.entity)
-            yield _Statement(self.documents(NEW), counts, self.entity)
-        elif operation == "delete":
-            yield _Statement(self.documents(OLD), None, self.entity)
-        else:
-            for key in unique_keys(self.table):
-                if not key.settles(self.places):
-                    moved = [
-                        _named(STANDING, name).collate("BINARY").is_distinct_from(_named(NEW, name))
-                        for name in self.places
-                    ]
-                    rows = self.documents(STANDING).where(key.meets, or_(*moved))
-                    yield _Statement(rows, key.columns if operation == "update_replace" else None, self.entity)
+    refusal: Refusal | None = None
 
 
 def sources_of(entity: Entity) -> list[Source]:
-    """Whatever documents of an entity are made of. Raises `ConfigurationError`."""
+    """All that documents of an entity are made of. Raises `ConfigurationError`."""
     found = [_own(entity, mapper, table) for mapper, table in _tables(entity.mapper, all_=counted(entity) is None)]
     paths: set[tuple[Any, ...]] = set()
     for link in links_of(entity):
@@ -227,27 +104,26 @@ def _tables(mapper: Mapper[Any], *, all_: bool) -> list[tuple[Mapper[Any], Table
 
 def _own(entity: Entity, mapper: Mapper[Any], table: Table) -> Source:
     """In joined inheritance each table of the entity has a part of its rows."""
-    twins = _twins(mapper, table)
+    equated = _equated_columns(mapper, table)
     tenant, kind = entity.tenant_sql(), _kind(entity.mapper)
     place = [entity.index_sql(), entity.document_id_sql(), null() if tenant is None else tenant]
 
     def documents(row: str) -> Select[Any]:
-        seen = _Seen(entity.mapper, table, twins, row)
-        named = [seen.say(each).label(name) for each, name in zip(place, _PLACE, strict=True)]
+        own = _Row(entity.mapper, table, equated, row)
+        named = [own.value(each).label(name) for each, name in zip(place, _PLACE, strict=True)]
         statement = select(*named)
         if row != NEW:  # what is new and has no place is refused
             statement = statement.where(*(each.element.is_not(None) for each in named[:2]))
         # A row that is gone may have taken its parts in other tables along: it says what it can by itself.
-        if kind is not None and (row == NEW or _read(kind) <= twins.keys()):
-            statement = statement.where(seen.say(kind))
-        statement = statement.where(*seen.conditions(whole=row == NEW))
-        return statement.select_from(table.alias(STANDING)) if row == STANDING else statement
+        if kind is not None and (row == NEW or _read(kind) <= equated.keys()):
+            statement = statement.where(own.value(kind))
+        statement = statement.where(*own.conditions(whole=row == NEW))
+        return statement.select_from(table.alias(REPLACED)) if row == REPLACED else statement
 
-    new = _Seen(entity.mapper, table, twins, NEW)
-    refused = [new.say(entity.refused_sql()), *([] if kind is None else [new.say(kind)])]
-    message: ColumnElement[Any] = literal_column(f"RAISE(ABORT, {text_literal(_refusal(entity))})")
+    new = _Row(entity.mapper, table, equated, NEW)
+    refused = [new.value(entity.refused_sql()), *([] if kind is None else [new.value(kind)])]
     telling = [*place[:2], *([] if kind is None else [kind])]
-    reads = {twins[name].name for each in telling for name in _read(each) if name in twins}
+    reads = {equated[name].name for each in telling for name in _read(each) if name in equated}
     counts = {*_columns_of(mapper, table, counted(entity)), *reads}
     return Source(
         entity,
@@ -255,7 +131,7 @@ def _own(entity: Entity, mapper: Mapper[Any], table: Table) -> Source:
         _in_order(table, counts),
         _in_order(table, reads),
         documents,
-        select(message).where(*refused, *new.conditions(whole=True)),
+        Refusal(_refusal(entity), (*refused, *new.conditions(whole=True))),
     )
 
 
@@ -282,24 +158,24 @@ def _kind(mapper: Mapper[Any]) -> ColumnElement[bool] | None:
     return mapper.polymorphic_on.in_([each for each in kinds if each is not None])
 
 
-class _Seen:
-    """A model seen from one row of one of its tables: expressions said of that row, the other tables joined to it."""
+class _Row:
+    """One row of one of a model's tables: the values that expressions have for it, the other tables joined to it."""
 
-    def __init__(self, mapper: Mapper[Any], table: Table, twins: _Twins, row: str) -> None:
-        self._row, self._twins = row, twins
+    def __init__(self, mapper: Mapper[Any], table: Table, equated: _Equated, row: str) -> None:
+        self._row, self._equated = row, equated
         self._others = {each.key: each for each in mapper.tables if isinstance(each, Table) and each.key != table.key}
         self._joined: dict[str, Any] = {}
 
-    def say(self, expression: Any) -> Any:
-        """The expression, of the values that this row has."""
+    def value(self, expression: Any) -> Any:
+        """The expression, with the values that this row has."""
         return visitors.replacement_traverse(expression, {}, self._replaced)
 
     def conditions(self, *, whole: bool) -> list[ColumnElement[bool]]:
-        """What joins the other tables that were spoken of; with `whole` all, as there is no document without them."""
+        """What joins the other tables that values came from; with `whole` all: there is no document without them."""
         for key in self._others if whole else ():
             self._alias(key)
         return [
-            alias.c[column.key] == _value(self._row, self._twins[key, column.name])
+            alias.c[column.key] == _value(self._row, self._equated[key, column.name])
             for key, alias in self._joined.items()
             for column in self._others[key].primary_key
         ]
@@ -307,9 +183,9 @@ class _Seen:
     def _replaced(self, element: Any, **_: Any) -> Any:
         if not isinstance(element, Column) or not isinstance(element.table, Table):
             return None
-        twin = self._twins.get((element.table.key, element.name))
-        if twin is not None:
-            return _value(self._row, twin)
+        own = self._equated.get((element.table.key, element.name))
+        if own is not None:
+            return _value(self._row, own)
         return self._alias(element.table.key).c[element.key] if element.table.key in self._others else None
 
     def _alias(self, key: str) -> Any:
@@ -318,7 +194,7 @@ class _Seen:
         return self._joined[key]
 
 
-def _twins(mapper: Mapper[Any], table: Table) -> _Twins:
+def _equated_columns(mapper: Mapper[Any], table: Table) -> _Equated:
     """The columns of a table, also by the names of those in the model's other tables that hold the same."""
     pairs = [
         ((element.left.table.key, element.left.name), (element.right.table.key, element.right.name))
@@ -327,14 +203,14 @@ def _twins(mapper: Mapper[Any], table: Table) -> _Twins:
         for element in visitors.iterate(each.inherit_condition)
         if isinstance(element, BinaryExpression) and element.operator is operators.eq
     ]
-    twins: _Twins = {(table.key, column.name): column for column in table.c}
+    equated: _Equated = {(table.key, column.name): column for column in table.c}
     for _ in pairs:  # as far as a chain of subclasses may lead
         for one, other in pairs:
-            if one in twins:
-                twins.setdefault(other, twins[one])
-            elif other in twins:
-                twins[one] = twins[other]
-    return twins
+            if one in equated:
+                equated.setdefault(other, equated[one])
+            elif other in equated:
+                equated[one] = equated[other]
+    return equated
 
 
 # -- the rows of other models -----------------------------------------------------------------------------------
@@ -342,19 +218,19 @@ def _twins(mapper: Mapper[Any], table: Table) -> _Twins:
 
 def _linked(link: Link, mapper: Mapper[Any], table: Table) -> Source:
     """`mapper`: the link's target, or a subclass that has the table."""
-    entity, twins = link.entity, _twins(mapper, table)
-    key = [twins[column.table.key, column.name] for column in link.target.primary_key]
+    entity, equated = link.entity, _equated_columns(mapper, table)
+    key = [equated[column.table.key, column.name] for column in link.target.primary_key]
     places = {*_columns_of(mapper, table, link.linking), *(column.name for column in key)}
 
     def by_columns(row: str) -> Select[Any]:
         same = [entity.column(name) == _value(row, column) for name, column in zip(link.columns, key, strict=True)]
         statement = selected(entity).where(*same)
-        return statement.select_from(table.alias(STANDING)) if row == STANDING else statement
+        return statement.select_from(table.alias(REPLACED)) if row == REPLACED else statement
 
     def by_path(row: str) -> Select[Any]:
-        draft = _compiled(_through(link, mapper, table, twins, row, list(table.c)))
-        used = [column for column in table.c if f"{STANDING}.{quoted(column.name)}" in draft]
-        return _through(link, mapper, table, twins, row, used)
+        draft = compiled(_through(link, mapper, table, equated, row, list(table.c)))
+        used = [column for column in table.c if f"{REPLACED}.{quoted(column.name)}" in draft]
+        return _through(link, mapper, table, equated, row, used)
 
     return Source(
         entity,
@@ -366,18 +242,18 @@ def _linked(link: Link, mapper: Mapper[Any], table: Table) -> Source:
 
 
 def _through(
-    link: Link, mapper: Mapper[Any], table: Table, twins: _Twins, row: str, columns: Sequence[Column[Any]]
+    link: Link, mapper: Mapper[Any], table: Table, equated: _Equated, row: str, columns: Sequence[Column[Any]]
 ) -> Select[Any]:
     """The documents at the other end of the relationships, with one row in the place of the table at this end."""
-    only: Any = table.alias(STANDING)
-    if row != STANDING:
+    only: Any = table.alias(REPLACED)
+    if row != REPLACED:
         values = ", ".join(f"{row}.{quoted(column.name)} AS {quoted(column.name)}" for column in columns)
-        only = text(f"SELECT {values}".replace(":", "\\:")).columns(*columns).subquery(STANDING)
+        only = text(f"SELECT {values}".replace(":", "\\:")).columns(*columns).subquery(REPLACED)
     whole = only
     for other in mapper.tables:
         if isinstance(other, Table) and other.key != table.key:
             alias = other.alias()
-            same = [alias.c[column.key] == only.c[twins[other.key, column.name].key] for column in other.primary_key]
+            same = [alias.c[column.key] == only.c[equated[other.key, column.name].key] for column in other.primary_key]
             whole = whole.outerjoin(alias, and_(*same))
     return joined(link.entity, link.path, aliased(mapper, whole))[0].distinct()
 
@@ -394,7 +270,7 @@ def _secondary(entity: Entity, above: Sequence[RelationshipProperty[Any]], prop:
         if above:
             condition = ClauseAdapter(inspect(at).selectable).traverse(condition)
         statement = statement.where(condition).distinct()
-        return statement.select_from(table.alias(STANDING)) if row == STANDING else statement
+        return statement.select_from(table.alias(REPLACED)) if row == REPLACED else statement
 
     def columns(*conditions: Any) -> tuple[str, ...]:
         return _in_order(table, {name for each in conditions for key, name in _read(each) if key == table.key})
@@ -407,15 +283,15 @@ def _secondary(entity: Entity, above: Sequence[RelationshipProperty[Any]], prop:
 
 
 class Key(NamedTuple):
-    """A unique key of a table. `meets`: the condition that a standing row has the one of the new row."""
+    """A unique key of a table. `condition`: that a row which is there already has the key of the new one."""
 
     index_name: str | None  # its name, if it is an index
     columns: tuple[str, ...]
     alike: frozenset[str]  # columns that are equal to the letter in two rows with the same key
-    meets: ColumnElement[bool]
+    condition: ColumnElement[bool]
 
-    def settles(self, places: Sequence[str]) -> bool:
-        """Whether a row that takes the place of another one has the same documents, by all these columns."""
+    def determines(self, places: Sequence[str]) -> bool:
+        """Whether a row that replaces another one has the same documents, by all these columns."""
         return self.alike.issuperset(places)
 
 
@@ -432,15 +308,15 @@ def unique_keys(table: Table) -> list[Key]:
     for name, expressions, where in members:
         if not expressions or any(isinstance(each, TextClause) for each in (*expressions, where)):
             continue
-        same = [_in_row(table, STANDING, each) == _in_row(table, NEW, each) for each in expressions]
+        same = [_in_row(table, REPLACED, each) == _in_row(table, NEW, each) for each in expressions]
         if where is not None:
-            same.append(_in_row(table, STANDING, where))
+            same.append(_in_row(table, REPLACED, where))
         names = _in_order(table, {name for each in expressions for _, name in _read(each)})
         alike = frozenset(
             each.name for each in expressions if isinstance(each, Column) and not getattr(each.type, "collation", None)
         )
         key = Key(name, names, alike, and_(*same))
-        found[_compiled(key.meets)] = key
+        found[compiled(key.condition)] = key
     return [found[each] for each in sorted(found)]  # constraints and indexes are sets
 
 
@@ -491,5 +367,6 @@ def _value(row: str, column: Column[Any]) -> ColumnElement[Any]:
     return literal_column(f"{row}.{quoted(column.name)}", column.type)
 
 
-def _named(row: str, name: str) -> ColumnElement[Any]:
+def named(row: str, name: str) -> ColumnElement[Any]:
+    """A column of a row, as text."""
     return literal_column(f"{row}.{quoted(name)}", Text)

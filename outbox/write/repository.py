@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from sqlalchemy import Connection, Engine, inspect, select
+from sqlalchemy import inspect
 from sqlalchemy.orm import Session
-from sqlalchemy.util import await_only
 
 from outbox import documents
 from outbox.entities.entity import Entity
@@ -19,17 +17,13 @@ from outbox.errors import (
     InvalidDocument,
     InvalidInput,
     InvalidName,
-    SyncFailed,
-    SyncTimeout,
     shortened,
 )
-from outbox.settings import WriteSettings, load, write_settings
-from outbox.store import models
-from outbox.store.models import Action, State, now_ms
-from outbox.write import journal as rows
-
-FIRST_PAUSE_S: Final = 0.002
-LONGEST_PAUSE_S: Final = 0.05
+from outbox.settings import WriteSettings, write_settings
+from outbox.store.dialect import Row
+from outbox.store.models import Action, now_ms
+from outbox.write import sync
+from outbox.write.journal import journal_of
 
 
 class OutboxRepository:
@@ -123,7 +117,7 @@ class OutboxRepository:
         name = entity.name if entity else None
         action = Action.REFRESH.value if entity else Action.INDEX.value
         limit, created_at = self._settings.max_document_bytes, now_ms()
-        ready: list[rows.Row] = []
+        ready: list[Row] = []
         contents: list[str] = []
         for document_id, document in documents_by_id:
             documents.check_document_id(document_id)
@@ -141,7 +135,7 @@ class OutboxRepository:
         if not ready:
             return []
         self._session.flush()
-        return list(rows.insert_many(rows.journal_of(self._session), ready, contents))
+        return list(journal_of(self._session).insert(ready, contents))
 
     def refresh(self, entity: object, key: object = None, *, tenant_id: str | None = None) -> list[int]:
         """Have the document of a row made anew of what the database says. Returns the ids of the outbox rows.
@@ -171,7 +165,7 @@ class OutboxRepository:
                 ) from None
         else:
             places = [(each, each.key_of_object(entity)) for each in self._entities_of(entity)]
-        return list(rows.insert_many(rows.journal_of(self._session), refresh_rows(places)))
+        return list(journal_of(self._session).insert(_refresh_rows(places)))
 
     def wait_until_synced(self, timeout: float = 10.0, *, searchable: bool = False) -> dict[int, str]:
         """Wait until the rows that the last transaction of this session wrote are delivered; call it after `commit`.
@@ -182,28 +176,10 @@ class OutboxRepository:
         Raises `SyncFailed` when a row is dead, or the transaction is not committed; `SyncTimeout` after `timeout`
         seconds; with `searchable` also `ConfigurationError` and `DestinationError`.
         """
-        journal = rows.last_journal(self._session)
-        if self._session.in_transaction() or (journal and journal.root.is_active):
-            raise SyncFailed(
-                "the transaction is not committed, or the session has begun another one, which keeps the relay from "
-                "the write lock; call wait_until_synced() right after session.commit()"
-            )
-        if journal is None or not journal.written:
-            return {}
-        outcomes, indexes = _Waiting(self._session, journal).until(time.monotonic() + timeout, timeout)
-        if searchable and indexes:
-            from outbox import destinations  # not above: the write side loads no search engine's client
-
-            destination = destinations.destination_of(load())
-            try:
-                for name in sorted(indexes):
-                    destination.refresh(name)
-            finally:
-                destination.close()
-        return outcomes
+        return sync.wait_until_synced(self._session, timeout, searchable=searchable)
 
     def _entity_of(self, index: str) -> Entity | None:
-        """The registered entity whose documents stand in an index."""
+        """The registered entity that has documents in an index."""
         assert self._registry is not None
         found = self._registry.of_index(index)
         if len(found) > 1:
@@ -233,71 +209,14 @@ class OutboxRepository:
         text, size = (None, 0) if content is None else (content.decode(), len(content))
         return self._store((action.value, index, document_id, tenant_id, None, size, now_ms()), text)
 
-    def _store(self, row: rows.Row, content: str | None = None) -> int:
-        return rows.insert(rows.journal_of(self._session), row, content)
+    def _store(self, row: Row, content: str | None = None) -> int:
+        return journal_of(self._session).insert([row], [] if content is None else [content])[0]
 
 
-def refresh_rows(places: Iterable[tuple[Entity, DocumentKey]]) -> list[rows.Row]:
+def _refresh_rows(places: Iterable[tuple[Entity, DocumentKey]]) -> list[Row]:
     """A `refresh` row for each place of an entity's document."""
     at = now_ms()
     return [(Action.REFRESH.value, key[0], key[1], key[2], entity.name, 0, at) for entity, key in places]
-
-
-class _Waiting:
-    """Looks at the rows of a journal, on a connection of its own that takes no write lock."""
-
-    def __init__(self, session: Session, journal: rows.Journal) -> None:
-        bind: Engine | Connection = rows.bind_of(session)
-        self._engine = bind.engine.execution_options(outbox_begin="DEFERRED")
-        self._ranges = [(range(first, first + number), created_at) for first, number, created_at in journal.written]
-        self._written = {(at, created_at) for ids, created_at in self._ranges if created_at is not None for at in ids}
-        self._by_triggers = [ids for ids, created_at in self._ranges if created_at is None]
-        self._number = len({at for ids, _ in self._ranges for at in ids})
-
-    def until(self, deadline: float, timeout: float) -> tuple[dict[int, str], set[str]]:
-        """The outcomes of the rows, and the indexes they went to."""
-        pause = FIRST_PAUSE_S
-        with self._engine.connect() as connection:
-            while waiting := self._unfinished(connection):
-                if time.monotonic() >= deadline:
-                    raise SyncTimeout(
-                        f"{len(waiting):,} of {self._number:,} rows are not delivered after {timeout:g} s; is a "
-                        "relay running? 'outbox-relay status' says what waits and why"
-                    )
-                self._sleep(min(pause, max(0.0, deadline - time.monotonic())))
-                pause = min(pause * 2, LONGEST_PAUSE_S)
-            done = self._look(connection)
-        return {row.id: row.outcome for row in done}, {row.index_name for row in done}
-
-    def _unfinished(self, connection: Connection) -> Sequence[Any]:
-        rows_ = self._look(connection, models.events.c.state != State.DONE.value)
-        dead = [row for row in rows_ if row.state == State.DEAD]
-        if dead:
-            first = dead[0]
-            raise SyncFailed(
-                f"{len(dead):,} of {self._number:,} rows are dead, the first is {first.id} of "
-                f"{first.index_name}/{shortened(first.document_id)} ({first.error_type}: {first.error}); "
-                "see 'outbox-relay dead list'"
-            )
-        return rows_
-
-    def _look(self, connection: Connection, *conditions: Any) -> Sequence[Any]:
-        table = models.events
-        first, last = min(ids[0] for ids, _ in self._ranges), max(ids[-1] for ids, _ in self._ranges)
-        found = connection.execute(select(table).where(table.c.id.between(first, last), *conditions)).all()
-        connection.rollback()  # the next look shall see what was committed meanwhile
-        return [row for row in found if (row.id, row.created_at) in self._written or self._is_by_trigger(row.id)]
-
-    def _is_by_trigger(self, event_id: int) -> bool:
-        return any(event_id in ids for ids in self._by_triggers)
-
-    def _sleep(self, seconds: float) -> None:
-        if self._engine.dialect.is_async:
-            import asyncio  # not above: only such applications load it
-
-            await_only(asyncio.sleep(seconds))
-        else:
-            time.sleep(seconds)
 
 
 def _check_belongs(entity: Entity, document_id: str) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Insert
 
 from outbox.errors import DatabaseUnavailable
 from outbox.store.dialect import Finding, Row, Run, Sizes
 from outbox.store.sqlite import engine as engines
-from outbox.store.sqlite import malformed
+from outbox.store.sqlite import inserts, malformed
 from outbox.store.sqlite.findings import findings
 from outbox.store.sqlite.presence import LockFiles
 
@@ -74,9 +74,6 @@ class SQLite:
         """Takes the write lock at once: who reads first and then writes fails when another one wrote in between."""
         run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         run("BEGIN IMMEDIATE")
-
-    def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
-        raise NotImplementedError
 
     def temporary(self, run: Run, name: str, **columns: str) -> None:
         typed = ", ".join(f"{column} {kind}" for column, kind in columns.items())
@@ -152,6 +149,26 @@ class SQLite:
 
     def findings(self, engine: Engine) -> list[Finding]:
         return findings(engine)
+
+    # -- in the transaction of an application ---------------------------------------------------------------------
+
+    def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
+        return inserts.insert(connection, rows, contents)
+
+    def insert_selected(
+        self, connection: Connection, statement: Insert, parameters: Mapping[str, Any]
+    ) -> Sequence[int]:
+        return inserts.insert_selected(connection, statement, parameters)
+
+    def schema_token_in(self, connection: Connection) -> int:
+        return inserts.schema_token(connection)
+
+    def highest_id_in(self, connection: Connection) -> int:
+        return inserts.highest_id(connection)
+
+    def written_since(self, connection: Connection, highest_id: int) -> Sequence[int]:
+        """There is one writer, so all of them are its own."""
+        return range(highest_id + 1, inserts.highest_id(connection) + 1)
 
 
 def _log_bytes(engine: Engine) -> int:

@@ -1,0 +1,130 @@
+"""Which documents a change is about, and one row for each of them.
+
+A document has one row a transaction and savepoint; a second one, if it changes after it was noted as made of another
+row that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from sqlalchemy import Insert, select
+from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, Session
+
+from outbox.entities.entity import Entity
+from outbox.entities.keys import DocumentKey, among, portions
+from outbox.entities.links import Link
+from outbox.errors import InvalidName
+from outbox.store.models import EPOCH_STEP, Action, now_ms
+from outbox.write.journal import journal_of
+
+UNLOADED: Final = PassiveFlag.PASSIVE_NO_INITIALIZE
+"""Of an attribute's history, what is known without asking the database."""
+
+_REFRESH: Final = Action.REFRESH.value
+Identity = tuple[Any, ...]
+Place = tuple[Entity, DocumentKey]
+
+
+def note(session: Session, places: Sequence[Place]) -> None:
+    """A row for each document that has none yet in this transaction, or in the savepoint that is open."""
+    if not places:
+        return
+    journal, created_at = journal_of(session), now_ms()
+    wanted = {
+        (entity.name, key[0], key[1]): (_REFRESH, key[0], key[1], key[2], entity.name, 0, created_at)
+        for entity, key in places
+    }
+    journal.insert([wanted[each] for each in journal.fresh(wanted)])
+
+
+def note_dependents(session: Session, statement: Insert, link: Link, identities: Iterable[Identity]) -> None:
+    """Rows for all documents that are made of these rows, found by the database itself: see `Known.insert_of`."""
+    journal = journal_of(session)
+    fresh = journal.fresh(dict.fromkeys([(link, identity) for identity in identities]))
+    for part in _portions(link.target, [identity for _, identity in fresh]):
+        created_at = now_ms()
+        since = min((ids[0] for ids, _ in journal.written), default=EPOCH_STEP)
+        parameters = {"identities": _flat(part), "created_at": created_at, "since": since}
+        journal.insert_selected(statement, parameters, created_at)
+
+
+def former_identity(state: InstanceState[Any]) -> Identity:
+    """The primary key of an object as the database knew it before the flush."""
+    return () if state.key is None else state.key[1]
+
+
+def current_identity(values: Mapping[str, Any], key: Sequence[str]) -> Identity:
+    """The primary key that an object has now."""
+    return tuple([values.get(name) for name in key])
+
+
+def tenant_of(entity: Entity, values: Mapping[str, Any]) -> Any:
+    """The tenant that an object has now."""
+    return None if entity.tenant is None else values.get(entity.tenant)
+
+
+def former_place(entity: Entity, identity: Identity, tenant: Any) -> list[Place]:
+    """The place that a document leaves; none, if it cannot have been there. An illegal tenant may be a later one."""
+    for each in (tenant, None):
+        with suppress(InvalidName):
+            return [(entity, entity.key_of(identity, each))]
+    return []
+
+
+def remembered_places(state: InstanceState[Any], entity: Entity) -> list[Place]:
+    """The places of an object's row, by the tenants that the session remembers."""
+    history = state.get_history(entity.tenant, UNLOADED) if entity.tenant else None
+    tenants = (history.deleted or history.unchanged or ()) if history else ()
+    return [place for tenant in tenants for place in former_place(entity, former_identity(state), tenant)]
+
+
+def places_of(
+    session: Session, entity: Entity, identities: Sequence[Identity], refused: list[InvalidName] | None = None
+) -> list[Place]:
+    """Where the documents of these rows belong, by what the database says at this moment.
+
+    `refused` gets the reasons why rows can have no place. Without it, the places are those that documents leave.
+    """
+    connection = session.connection(bind_arguments={"mapper": entity.mapper})
+    tenant = [] if entity.tenant is None else [entity.column(entity.tenant)]
+    columns, width = entity.key_columns, len(entity.key)
+    found: list[Place] = []
+    for part in _portions(entity.mapper, identities):
+        statement = select(*columns, *tenant).select_from(entity.model).where(among(columns, part))
+        for row in connection.execute(statement):
+            tenant_id = row[width] if tenant else None
+            if refused is None:
+                found += former_place(entity, row[:width], tenant_id)
+                continue
+            try:
+                found.append((entity, entity.key_of(row[:width], tenant_id)))
+            except InvalidName as error:
+                refused.append(error)
+    return found
+
+
+def dependents_of(session: Session, link: Link, identities: Sequence[Identity]) -> list[Place]:
+    """The documents that are made of these rows."""
+    connection = session.connection(bind_arguments={"mapper": link.entity.mapper})
+    return [
+        (link.entity, DocumentKey(*row))
+        for part in _portions(link.target, identities)
+        for row in connection.execute(link.documents, {"identities": _flat(part)})
+    ]
+
+
+def key_names(mapper: Mapper[Any]) -> list[str]:
+    """The attributes of the primary key."""
+    return [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+
+
+def _portions(mapper: Mapper[Any], identities: Sequence[Identity]) -> Iterable[Sequence[Identity]]:
+    """As many at a time as one statement takes, each once."""
+    return portions(list(dict.fromkeys(identities)), len(mapper.primary_key))
+
+
+def _flat(identities: Sequence[Identity]) -> list[Any]:
+    return [identity[0] if len(identity) == 1 else identity for identity in identities]

@@ -1,0 +1,172 @@
+"""What a change of an object of some class means: found out once from the registry, for all sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from sqlalchemy import Insert, Text, bindparam, insert, inspect, literal, select, tuple_
+from sqlalchemy.orm import Mapper, RelationshipProperty
+
+from outbox.entities.entity import Entity
+from outbox.entities.keys import SHARED
+from outbox.entities.links import Link, counted, links
+from outbox.entities.registry import EntityRegistry
+from outbox.store import models
+from outbox.store.models import Action
+
+
+class Own(NamedTuple):
+    """An entity, as its own objects see it."""
+
+    entity: Entity
+    counts: frozenset[str] | None  # attributes whose change makes the document anew; None: all
+    moves: frozenset[str]  # attributes that say where the document belongs
+
+
+@dataclass(eq=False)
+class Plan:
+    """What a change of an object of some class means."""
+
+    own: tuple[Own, ...]
+    links: tuple[Link, ...]
+    collections: tuple[tuple[str, Link], ...]  # whose new members may leave another object
+    orphans: tuple[str, ...]  # relationships whose former members a flush may delete
+    parents: frozenset[str]  # relationships without which it is deleted itself
+    relationships: frozenset[str]
+    equal: Mapping[str, Callable[[Any, Any], bool]]  # of each attribute that is a column
+
+    @cached_property
+    def is_empty(self) -> bool:
+        return not (self.own or self.links or self.collections or self.orphans or self.parents)
+
+    @cached_property
+    def looks_before(self) -> bool:
+        """Whether a flush may overwrite what says where documents are."""
+        return bool(self.links or self.collections or self.orphans or self.parents or any(o.moves for o in self.own))
+
+
+class Memo(dict[type[Any], Plan | None]):
+    """What a change of an object of a class means, found out once. None: nothing."""
+
+    def __init__(self, find: Callable[[type[Any]], Plan | None]) -> None:
+        self._find = find
+
+    def __missing__(self, class_: type[Any]) -> Plan | None:
+        found = self[class_] = self._find(class_)
+        return found
+
+
+class Known:
+    """What follows from a registry as it is: made anew when an entity is added, never changed under a thread."""
+
+    def __init__(self, registry: EntityRegistry) -> None:
+        self.generation = registry.generation
+        self.own = [Own(entity, counted(entity), _moves(entity)) for entity in registry]
+        self.links = links(registry)
+        self.looks_before = bool(self.links) or any(own.moves for own in self.own)
+        self.has_collections = any(link.children for link in self.links)
+        self.plans = Memo(self._plan)
+        self._reduced: dict[frozenset[Entity], Memo] = {}
+        self._inserts: dict[Link, Insert] = {}
+
+    def _plan(self, class_: type[Any]) -> Plan | None:
+        mapper: Mapper[Any] = inspect(class_)
+        relationships = mapper.relationships
+        plan = Plan(
+            tuple(own for own in self.own if mapper.isa(own.entity.mapper)),
+            tuple(link for link in self.links if mapper.isa(link.target)),
+            tuple((link.children[1], link) for link in self.links if link.children and mapper.isa(link.children[0])),
+            tuple(each.key for each in relationships if each.cascade.delete_orphan and self._looks_at(each.mapper)),
+            frozenset(each.key for each in relationships if deletes_orphans(each))
+            if self._looks_at(mapper)
+            else frozenset(),
+            frozenset(relationships.keys()),
+            {each.key: each.columns[0].type.compare_values for each in mapper.column_attrs},
+        )
+        return None if plan.is_empty else plan
+
+    def _looks_at(self, mapper: Mapper[Any]) -> bool:
+        """Whether the deletion of such an object takes away what says where documents are."""
+        looked = [own.entity.mapper for own in self.own if own.moves] + [link.target for link in self.links]
+        return any(related(gone, each) for gone in cascade_deleted(mapper) for each in looked)
+
+    def plans_without(self, aside: frozenset[Entity]) -> Memo:
+        """The plans where triggers note the changes of these entities."""
+        if not aside:
+            return self.plans
+        found = self._reduced.get(aside)
+        if found is None:
+            found = self._reduced[aside] = Memo(lambda class_: without(self.plans[class_], aside))
+        return found
+
+    def insert_of(self, link: Link) -> Insert:
+        """The statement that notes all documents of a link."""
+        found = self._inserts.get(link)
+        if found is None:
+            found = self._inserts[link] = _insert_of(link)
+        return found
+
+
+def without(plan: Plan | None, aside: frozenset[Entity]) -> Plan | None:
+    """A plan without what concerns these entities."""
+    if plan is None:
+        return None
+    reduced = replace(
+        plan,
+        own=tuple(own for own in plan.own if own.entity not in aside),
+        links=tuple(link for link in plan.links if link.entity not in aside),
+        collections=tuple((name, link) for name, link in plan.collections if link.entity not in aside),
+    )
+    return None if reduced.is_empty else reduced
+
+
+def _moves(entity: Entity) -> frozenset[str]:
+    """What says where a document belongs, beside what the identity map knows by itself."""
+    if entity.tenancy is SHARED or entity.tenant is None:
+        return frozenset()
+    return frozenset((*entity.key, entity.tenant))
+
+
+def intersects(counts: frozenset[str] | None, names: frozenset[str] | None) -> bool:
+    """Whether one of the attributes counts; None stands for all."""
+    return counts is None or names is None or not counts.isdisjoint(names)
+
+
+def deletes_orphans(relationship: RelationshipProperty[Any]) -> bool:
+    """Whether the other end of a relationship deletes what leaves it."""
+    name = relationship.back_populates
+    return bool(name) and relationship.mapper.relationships[name].cascade.delete_orphan
+
+
+def cascade_deleted(mapper: Mapper[Any]) -> set[Mapper[Any]]:
+    """What a session deletes with an object."""
+    found, new = set[Mapper[Any]](), [mapper]
+    while new:
+        found.add(each := new.pop())
+        below = [*each.self_and_descendants, *(prop.mapper for prop in each.relationships if prop.cascade.delete)]
+        new += [other for other in below if other not in found]
+    return found
+
+
+def related(mapper: Mapper[Any], other: Mapper[Any]) -> bool:
+    """Whether an object of one may be one of the other."""
+    return mapper.isa(other) or other.isa(mapper)
+
+
+def _insert_of(link: Link) -> Insert:
+    """A row for each document that has none of this transaction, whose rows begin with the id `:since`."""
+    columns: dict[str, Any] = {
+        "action": literal(Action.REFRESH.value, Text),
+        "entity": literal(link.entity.name, Text),
+        "document_bytes": literal(0),
+        "created_at": bindparam("created_at"),
+    }
+    noted = select(models.events.c.index_name, models.events.c.document_id).where(
+        models.events.c.id >= bindparam("since"), models.events.c.entity == link.entity.name
+    )
+    place = tuple_(link.entity.index_sql(), link.entity.document_id_sql())
+    documents = link.documents.add_columns(*columns.values()).where(place.not_in(noted))
+    return insert(models.events).from_select(["index_name", "document_id", "tenant_id", *columns], documents)

@@ -1,0 +1,152 @@
+"""What `insert()`, `update()` and `delete()` of mapped classes change, as statements of a session, becomes rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Result, select
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session
+
+from outbox.entities.links import Link
+from outbox.errors import InvalidName
+from outbox.write.changes import Identity, Place, dependents_of, key_names, note, note_dependents, places_of
+from outbox.write.coverage import Coverage
+from outbox.write.plans import Known, Own, intersects, related
+
+
+def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> Result[Any] | None:
+    """Carry out an `insert()`, `update()` or `delete()` of a mapped class and note what it changes.
+
+    None: nothing that matters here, and it is not carried out yet.
+    """
+    mapper = state.bind_mapper
+    if mapper is None:
+        return None
+    names = _assigned(state, mapper) if state.is_update else None
+    own = [each for each in known.own if related(mapper, each.entity.mapper) and intersects(each.counts, names)]
+    touched = [link for link in known.links if related(mapper, link.target) and intersects(link.counts, names)]
+    if not own and not touched:
+        return None
+    session = state.session
+    if aside := coverage.of(session):
+        own = [each for each in own if each.entity not in aside]
+        touched = [link for link in touched if link.entity not in aside]
+        if not own and not touched:
+            return None
+    session._autoflush()  # as SQLAlchemy is about to: not in a flush, whose listeners may execute statements
+    if state.is_insert:
+        identities, result = _with_keys(state, mapper)
+        _note_rows(known, session, own, touched, identities, [])
+        return result
+    identities = _targets(state, mapper)
+    leaving = state.is_delete
+    before: list[Place] = []
+    for each in own:
+        if leaving or intersects(each.moves | frozenset(each.entity.key), names):
+            before += places_of(session, each.entity, identities)
+    for link in touched:
+        if leaving or intersects(link.linking, names):
+            before += dependents_of(session, link, identities)
+    if leaving:
+        result = state.invoke_statement()
+        note(session, before)
+        return result
+    if intersects(frozenset(key_names(mapper)), names) and not _is_bulk(state):
+        identities, result = _with_keys(state, mapper)
+    else:
+        result = state.invoke_statement()
+    _note_rows(known, session, own, touched, identities, before)
+    return result
+
+
+def _note_rows(
+    known: Known,
+    session: Session,
+    own: Iterable[Own],
+    touched: Iterable[Link],
+    identities: Sequence[Identity],
+    before: Sequence[Place],
+) -> None:
+    places, refused = list(before), list[InvalidName]()
+    for each in own:
+        places += places_of(session, each.entity, identities, refused)
+    note(session, places)
+    for link in touched:
+        note_dependents(session, known.insert_of(link), link, identities)
+    if refused:
+        raise refused[0]  # what is not at fault is noted, should the application go on
+
+
+def _is_bulk(state: ORMExecuteState) -> bool:
+    """One `update()` with many dicts, each with the primary key of its row."""
+    return isinstance(state.parameters, list)
+
+
+def _assigned(state: ORMExecuteState, mapper: Mapper[Any]) -> frozenset[str] | None:
+    """The attributes that an `update()` sets; None if that cannot be told."""
+    statement: Any = state.statement
+    given = [*(statement._values or ()), *(pair[0] for pair in getattr(statement, "_ordered_values", None) or ())]
+    names = set()
+    for each in given:
+        name = each if isinstance(each, str) else getattr(each, "key", None)
+        prop = None if name is None else _property_named(mapper, name, each)
+        if prop is None:
+            return None
+        names.add(prop)
+    parameters: Any = state.parameters if _is_bulk(state) else [state.parameters or {}]
+    for name in {name for each in parameters for name in each}:
+        if prop := _property_named(mapper, name, name):
+            names.add(prop)
+    return frozenset(names - (set(key_names(mapper)) if _is_bulk(state) else set()))
+
+
+def _property_named(mapper: Mapper[Any], name: str, given: Any) -> str | None:
+    """The mapped attribute of a name, or of a column."""
+    if not isinstance(given, str):
+        for prop in mapper.column_attrs:
+            if any(column.shares_lineage(given) for column in prop.columns):
+                return prop.key
+    if name in mapper.synonyms:
+        return mapper.synonyms[name].name
+    if name in mapper.column_attrs:
+        return name
+    return next((prop.key for prop in mapper.column_attrs if any(c.key == name for c in prop.columns)), None)
+
+
+def _targets(state: ORMExecuteState, mapper: Mapper[Any]) -> list[Identity]:
+    """The primary keys of the rows that an `update()` or `delete()` is about, asked with its own criteria."""
+    names = key_names(mapper)
+    if _is_bulk(state):
+        parameters: Any = state.parameters
+        return [tuple(each[name] for name in names) for each in parameters]
+    statement: Any = state.statement
+    keys = [getattr(mapper.class_, name) for name in names]
+    # As SQLAlchemy's own synchronize_session="fetch" does it; past the session, whose listeners may leave rows out.
+    targets = select(*keys).select_from(mapper).options(*statement._with_options)
+    if statement.whereclause is not None:
+        targets = targets.where(statement.whereclause)
+    connection = state.session.connection(bind_arguments=dict(state.bind_arguments))
+    found = connection.execute(targets, state.parameters or {})
+    return list(dict.fromkeys(tuple(row) for row in found))
+
+
+def _with_keys(state: ORMExecuteState, mapper: Mapper[Any]) -> tuple[list[Identity], Result[Any]]:
+    """Carry out an `insert()` or `update()` that returns the primary keys too; its caller sees nothing of them."""
+    statement: Any = state.statement
+    names = key_names(mapper)
+    keys = [getattr(mapper.class_, name).label(f"outbox_key_{at}") for at, name in enumerate(names)]
+    result = state.invoke_statement(statement=statement.returning(*keys))
+    own = len(result.keys()) - len(keys)
+    frozen = result.freeze()
+    found = [tuple(row) for row in frozen().all()]
+    identities = [row[own:] for row in found]
+    if own:
+        returned = frozen()
+        return identities, returned.columns(*range(own))
+    said: Any = result  # it has no rows left, as if there had been none
+    said.rowcount = len(found)
+    if state.is_insert:
+        said.inserted_primary_key_rows = identities
+        said.inserted_primary_key = identities[0] if identities else None
+    return identities, result

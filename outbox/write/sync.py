@@ -1,0 +1,99 @@
+"""Waiting, after a commit, until what the transaction wrote is delivered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
+
+from outbox.errors import SyncFailed, SyncTimeout, shortened
+from outbox.settings import load
+from outbox.store import models
+from outbox.store.models import State
+from outbox.write.journal import Journal, bind_of, last_journal
+
+FIRST_PAUSE_S: Final = 0.002
+LONGEST_PAUSE_S: Final = 0.05
+
+
+def wait_until_synced(session: Session, timeout: float, *, searchable: bool) -> dict[int, str]:
+    """See `OutboxRepository.wait_until_synced`."""
+    journal = last_journal(session)
+    if session.in_transaction() or (journal and journal.root.is_active):
+        raise SyncFailed(
+            "the transaction is not committed, or the session has begun another one, which keeps the relay from "
+            "the write lock; call wait_until_synced() right after session.commit()"
+        )
+    if journal is None or not journal.written:
+        return {}
+    outcomes, indexes = _Written(session, journal).wait(time.monotonic() + timeout, timeout)
+    if searchable and indexes:
+        from outbox import destinations  # not above: the write side loads no search engine's client
+
+        destination = destinations.destination_of(load())
+        try:
+            for name in sorted(indexes):
+                destination.refresh(name)
+        finally:
+            destination.close()
+    return outcomes
+
+
+class _Written:
+    """The rows of a journal, looked at over a connection of their own that takes no write lock."""
+
+    def __init__(self, session: Session, journal: Journal) -> None:
+        bind: Engine | Connection = bind_of(session)
+        self._engine = bind.engine.execution_options(outbox_begin="DEFERRED")
+        self._first = min(ids[0] for ids, _ in journal.written)
+        self._last = max(ids[-1] for ids, _ in journal.written)
+        self._by_session = {
+            (at, created_at) for ids, created_at in journal.written if created_at is not None for at in ids
+        }
+        self._by_triggers = {at for ids, created_at in journal.written if created_at is None for at in ids}
+        self._number = len(self._by_triggers | {at for at, _ in self._by_session})
+
+    def wait(self, deadline: float, timeout: float) -> tuple[dict[int, str], set[str]]:
+        """The outcomes of the rows, once all are delivered, and the indexes they went to."""
+        pause = FIRST_PAUSE_S
+        with self._engine.connect() as connection:
+            while waiting := self._unfinished(connection):
+                if time.monotonic() >= deadline:
+                    raise SyncTimeout(
+                        f"{len(waiting):,} of {self._number:,} rows are not delivered after {timeout:g} s; is a "
+                        "relay running? 'outbox-relay status' says what waits and why"
+                    )
+                self._sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                pause = min(pause * 2, LONGEST_PAUSE_S)
+            done = self._look(connection)
+        return {row.id: row.outcome for row in done}, {row.index_name for row in done}
+
+    def _unfinished(self, connection: Connection) -> Sequence[Any]:
+        unfinished = self._look(connection, models.events.c.state != State.DONE.value)
+        dead = [row for row in unfinished if row.state == State.DEAD]
+        if dead:
+            first = dead[0]
+            raise SyncFailed(
+                f"{len(dead):,} of {self._number:,} rows are dead, the first is {first.id} of "
+                f"{first.index_name}/{shortened(first.document_id)} ({first.error_type}: {first.error}); "
+                "see 'outbox-relay dead list'"
+            )
+        return unfinished
+
+    def _look(self, connection: Connection, *conditions: Any) -> Sequence[Any]:
+        table = models.events
+        found = connection.execute(select(table).where(table.c.id.between(self._first, self._last), *conditions)).all()
+        connection.rollback()  # the next look shall see what was committed meanwhile
+        return [row for row in found if (row.id, row.created_at) in self._by_session or row.id in self._by_triggers]
+
+    def _sleep(self, seconds: float) -> None:
+        if self._engine.dialect.is_async:
+            import asyncio  # not above: only such applications load it
+
+            await_only(asyncio.sleep(seconds))
+        else:
+            time.sleep(seconds)
