@@ -33,7 +33,7 @@ class Operation:
 
 
 class OutcomeKind(enum.StrEnum):
-    """What a destination can say of an operation; the README's outcome table says what follows from each."""
+    """What a destination can say of an operation; `docs/reference/outcomes.md` says what follows from each."""
 
     APPLIED = "applied"
     CONFLICT = "conflict"  # it holds `Outcome.version`, which is not lower than the operation's

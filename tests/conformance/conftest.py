@@ -13,6 +13,7 @@ import pytest
 from outbox.destinations.base import Destination
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
+from tests.conformance.index import MAPPINGS, Index
 from tests.support.node import Node
 
 Opener = Callable[[], Destination]
@@ -54,3 +55,15 @@ def destination(opener: Opener) -> Iterator[Destination]:
 def name() -> str:
     """A name that nothing has: tests share the nodes."""
     return f"contract-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def index(destination: Destination, name: str) -> Index:
+    destination.ensure_index(name)
+    return Index(destination, name)
+
+
+@pytest.fixture
+def typed(destination: Destination, name: str) -> Index:
+    destination.ensure_index(name, MAPPINGS)
+    return Index(destination, name)
