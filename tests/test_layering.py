@@ -189,8 +189,6 @@ BEHIND_THE_SEAM = (
 UNCONVERTED = {
     "check.py",
     "triggers/installer.py",
-    "write/capture.py",
-    "write/journal.py",
 }
 """Files that still hold SQL of one database; each is to be taken off."""
 

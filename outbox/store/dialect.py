@@ -90,7 +90,7 @@ class Dialect(Protocol):
     def outside(self, name: str) -> str:
         """`id {outside("ids")}`: whether it is not."""
 
-    def table(self, name: str, **columns: str) -> str:
+    def table(self, name: str, /, **columns: str) -> str:
         """`FROM {table("pairs", index_name="TEXT", id="BIGINT")} AS p`: the list of tuples `:pairs` as rows."""
 
     def indexed(self, index: str) -> str:
@@ -118,7 +118,7 @@ class Dialect(Protocol):
         """Begin a write transaction. `durable`: on disk when its commit returns, with everything committed before.
         `alone`: beside no other transaction that asks for it."""
 
-    def temporary(self, run: Run, name: str, **columns: str) -> None:
+    def temporary(self, run: Run, name: str, /, **columns: str) -> None:
         """Make an empty table of this connection's own; all of its columns are the key."""
 
     def highest_id(self, run: Run) -> int:

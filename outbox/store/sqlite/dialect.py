@@ -45,7 +45,7 @@ class SQLite:
     def outside(self, name: str) -> str:
         return f"NOT IN (SELECT value FROM json_each(:{name}))"
 
-    def table(self, name: str, **columns: str) -> str:
+    def table(self, name: str, /, **columns: str) -> str:
         parts = ", ".join(f"json_extract(value, '$[{at}]') AS {column}" for at, column in enumerate(columns))
         return f"(SELECT {parts} FROM json_each(:{name}))"
 
@@ -75,7 +75,7 @@ class SQLite:
         run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         run("BEGIN IMMEDIATE")
 
-    def temporary(self, run: Run, name: str, **columns: str) -> None:
+    def temporary(self, run: Run, name: str, /, **columns: str) -> None:
         typed = ", ".join(f"{column} {kind}" for column, kind in columns.items())
         run(f"CREATE TEMP TABLE IF NOT EXISTS {name} ({typed}, PRIMARY KEY ({', '.join(columns)})) WITHOUT ROWID")
         run(f"DELETE FROM temp.{name}")
