@@ -17,7 +17,7 @@ def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: i
     """Write what became of rows of a claim, but only where the claim still holds.
 
     A row whose `claim_token` changed meanwhile (its lease expired and another relay took it) is left alone and
-    counted in `lost_claims`: whoever holds it now decides. Returns the transitions of such rows.
+    counted in `lost_claims`: the relay that holds it now decides. Returns the transitions of such rows.
     """
     same: dict[tuple[Any, ...], list[Transition]] = defaultdict(list)
     for transition in transitions:
