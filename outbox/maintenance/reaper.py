@@ -17,7 +17,7 @@ write lock."""
 
 
 def reap(store: Store, relay: int, settings: Settings, now: int) -> None:
-    """Give back what dead relays held, and rows whose lease has expired, as seen by that relay."""
+    """Give back what dead relays held, and rows whose lease has expired. That relay takes itself for alive."""
     others = [other for other in store.relays() if other["id"] != relay]
     dead = store.presence.dead("relay", [other["id"] for other in others])
     reaped = upkeep.reap(store, now, NO_LEASE_MS, dead_relays=dead, lone_after=settings.lone_after)

@@ -69,7 +69,7 @@ class Maintenance:
         self._every(CHECKPOINT_EVERY_S, self.checkpoint)
         self._every(WATCH_EVERY_S, self.watch)
         self._every(DEPTH_EVERY_S, self.depth)
-        self._every(PRUNE_EVERY_S, self.prune, thread="prune")  # after a flood it takes minutes: heartbeats go on
+        self._every(PRUNE_EVERY_S, self.prune, thread="prune")  # after a flood it takes minutes
         if settings.verify_schedule is not None and verification is not None:
             schedule = OrTrigger(
                 [CronTrigger(**each, timezone="UTC") for each in cron_fields(settings.verify_schedule)]

@@ -84,7 +84,7 @@ class Reindexer:
     def resume(self, job: Job) -> Generator[Progress, None, None]:
         """Work on an open job that no process works on, until it has ended. Raises `ReindexFailed` if it fails."""
         if not self.knows(job):
-            raise ConfigurationError(f"{job} cannot go on: no entity of index {job.index_name} is registered here")
+            raise ConfigurationError(f"{job} cannot be resumed: no entity of index {job.index_name} is registered here")
         selection = Selection.of(job, self._entities(job))
         taken = jobs.take(self._store, job, self._holder, now_ms(), self._resources.lease_ms)
         if taken is None:

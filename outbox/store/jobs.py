@@ -56,7 +56,7 @@ class Job:
 
     @property
     def last_id(self) -> int:
-        """The last row whose content the scan has seen for sure."""
+        """The id up to which the scan has read what every row says."""
         return (self.watermark or 0) % EPOCH_STEP
 
     def __str__(self) -> str:
