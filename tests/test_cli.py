@@ -214,6 +214,7 @@ def test_removal_is_logged_with_who_and_what(
     die(outbox, outbox.index("contacts", "c3", {}))
     logged = [json.loads(line) for line in call(*command, OUTBOX_LOG_FORMAT="json").stderr.splitlines()]
     assert [(line["level"], line["message"]) for line in logged] == [("WARNING", says)]
+    assert [(line["by"], line["selection"]) for line in logged] == [("ada", says.partition("selection: ")[2])]
 
 
 def test_user_without_a_name_is_a_number(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,9 +81,8 @@ class AdminService:
         with self._database.store() as store:
             result = operators.retry_dead(store, _dead(store, selection), now_ms())
         logger.info(
-            "{counted} retried by {by}; selection: {selection}",
-            counted=logs.rows(result.pending),
-            rows=result.pending,
+            "{rows} retried by {by}; selection: {selection}",
+            rows=logs.Rows(result.pending),
             by=logs.safe(by),
             selection=logs.safe(_described(selection)),
         )

@@ -71,9 +71,9 @@ def list_(limit: int, as_json: bool, database_url: str | None, **selection: Any)
 def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
     """Put dead rows back to pending, at their old place in the order.
 
-    Fix the cause first. A row whose document has a later row that is done stays history: it is done as
-    superseded, or, where the later one did not say all of the document, still dead as overtaken. Exits 1 then, and
-    where a row that was named is not dead.
+    Fix the cause first. A row is not sent again if a later row of its document was delivered: it is done as superseded,
+    or, if the later one held a part of the document only, stays dead as overtaken. Exits 1 in that case, and if a row
+    that was named is not dead.
 
     \b
     Examples:

@@ -129,13 +129,11 @@ def _running(maintenance: Maintenance) -> Iterator[None]:
 
 
 def _log_start(store: Store, control: Control, relay_id: int, loaded: Settings) -> None:
-    unfinished = store.unfinished()
     logger.info(
-        "outbox-relay {version}: relay {relay} delivers {waiting} of {database} to {destination}, {requests} at a time",
+        "outbox-relay {version}: relay {relay} delivers {rows} of {database} to {destination}, {requests} at a time",
         version=__version__,
         relay=relay_id,
-        waiting=logs.rows(unfinished),
-        rows=unfinished,
+        rows=logs.Rows(store.unfinished()),
         database=logs.safe(str(store.connection.engine.url.database)),
         destination=logs.safe(address_of(loaded)),
         requests="1 request" if loaded.concurrency == 1 else f"{loaded.concurrency} requests",
