@@ -21,6 +21,7 @@ from outbox.store.dialect import finding
 from outbox.store.models import DRIFT, now_ms
 from outbox.store.store import Store, dialect_of
 from outbox.triggers import installer as database_triggers
+from outbox.triggers.sqlite import UNSEEN_KEY, UNSEEN_KEY_REMEDY
 
 SILENT_MS = 30_000
 CLOCK_MS = 5_000
@@ -183,9 +184,8 @@ def triggers(engine: Engine, registry: EntityRegistry | None) -> list[Finding]:
             Finding(
                 "unique key",
                 "warn",
-                f"{each} is not in the models: no trigger sees the rows that INSERT OR REPLACE removes by it",
-                "declare it in the model and install again, or write with ON CONFLICT DO UPDATE, or set PRAGMA "
-                "recursive_triggers = ON in each connection that writes",
+                f"{each} {UNSEEN_KEY}",
+                UNSEEN_KEY_REMEDY,
             )
             for each in unseen
         ),

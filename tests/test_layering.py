@@ -186,11 +186,6 @@ BEHIND_THE_SEAM = (
     "entities/keys.py",
     "destinations/embedded/",
 )
-UNCONVERTED = {
-    "check.py",
-    "triggers/installer.py",
-}
-"""Files that still hold SQL of one database; each is to be taken off."""
 
 
 def _positional(source: str) -> list[str]:
@@ -211,4 +206,4 @@ def test_sql_of_one_database_stays_behind_the_seam() -> None:
             source = path.read_text()
             if said := {*OF_ONE_DATABASE.findall(source), *_positional(source)}:
                 found[name] = said
-    assert {name: said for name, said in found.items() if name not in UNCONVERTED} == {}
+    assert found == {}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from outbox.store import versions
 from outbox.store.models import OPEN_JOBS, OVERTAKEN, State
 from outbox.store.store import Store, narrowed, pause_after
 
@@ -65,7 +66,7 @@ def advance_epoch(store: Store, above: int, now: int, moves: Iterable[Move] = ()
     end after the backup, so that readers have what they would drop. `moves`: where rows go instead.
     """
     with store.write(durable=True, alone=True):
-        epoch = store.raise_epoch(above, now)
+        epoch = versions.raise_epoch(store, above, now)
         for name, old, new in moves:
             given = {"name": name, "old": old, "new": new}
             store.run("DELETE FROM outbox_indexes WHERE index_name = :name AND physical_index = :new", given)
@@ -154,7 +155,7 @@ def _note_documents(store: Store, ids: Sequence[int]) -> int:
 
 def _note_rows(store: Store, since: int) -> int:
     """Note the rows of the same documents with ids above `since` as well. Returns the id up to which rows are noted."""
-    highest = store.highest_id()
+    highest = store.watermark()
     store.run(
         "INSERT INTO retried SELECT index_name, document_id, id FROM outbox_events AS e WHERE id > :since"
         " AND EXISTS (SELECT 1 FROM retried AS r"
@@ -243,7 +244,7 @@ def _remove_in_steps(store: Store, ids: Sequence[int], state: State) -> int:
                 state=state.value,
                 ids=step,
             )
-            removed += store.remove([row[0] for row in listed])
+            removed += versions.remove(store, [row[0] for row in listed])
     return removed
 
 
@@ -280,7 +281,7 @@ def remove_rows_of_tenant(store: Store, tenant: str) -> int:
         listed = store.run(
             "SELECT id FROM outbox_events WHERE tenant_id = :tenant AND state <> 'claimed'", tenant=tenant
         )
-        return store.remove([row[0] for row in listed])
+        return versions.remove(store, [row[0] for row in listed])
 
 
 def write_deletes(store: Store, index: str, document_ids: Sequence[str], tenant: str, now: int) -> int:

@@ -22,7 +22,7 @@ def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: i
     same: dict[tuple[Any, ...], list[Transition]] = defaultdict(list)
     for transition in transitions:
         same[transition[1:]].append(transition)
-    with store.write(durable=False):
+    with store.write(durable=False, alone=True):  # a claim beside it would park rows behind those that end here
         lost = _lost(store, claim.token, [transition.event.id for transition in transitions])
         for group in same.values():
             _move(store, claim.token, group, now)

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store.dialect import Dialect, Presence, Sizes
-from outbox.store.models import VERSION_TABLE, fresh, held, version, waiting
+from outbox.store.models import VERSION_TABLE, fresh, held, waiting
 from outbox.store.sqlite.dialect import SQLite
 
 MAX_ERROR_CHARS = 2_000
@@ -159,18 +159,6 @@ class Store:
         ).one_or_none()
         return Control(*tuple(row)) if row else Control(1, 0, None, None, None)
 
-    def raise_epoch(self, above: int, now: int) -> int:
-        """Make the epoch one above `above` and the current one, and release every claim. Inside `write`, alone."""
-        self.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
-        epoch = max(self.control().epoch, above) + 1
-        self.run("UPDATE outbox_control SET epoch = :epoch", epoch=epoch)
-        self.run(
-            "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
-            " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'",
-            now=now,
-        )
-        return epoch
-
     def highest_id(self) -> int:
         """The highest id that was issued so far."""
         return self.dialect.highest_id(self.run)
@@ -277,22 +265,6 @@ class Store:
             f" SELECT min(id) FROM outbox_events {self.dialect.indexed('held')} WHERE {held()}) AS oldest)"
         ).scalar_one_or_none()
         return oldest
-
-    def remove(self, ids: Sequence[int]) -> int:
-        """Delete rows, and remember the highest version among them that an index may hold. Inside `write`."""
-        among = self.dialect.among("ids")
-        highest = self.run(
-            f"SELECT max(id) FROM outbox_events WHERE deliveries > 0 AND id {among}", ids=ids
-        ).scalar_one()
-        if highest:
-            self.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
-            self.run(
-                "UPDATE outbox_control SET highest_pruned_version ="
-                f" {self.dialect.greatest('highest_pruned_version', ':pruned')}",
-                pruned=version(self.control().epoch, highest),
-            )
-        self.run(f"DELETE FROM outbox_documents WHERE event_id {among}", ids=ids)
-        return self.run(f"DELETE FROM outbox_events WHERE id {among}", ids=ids).rowcount
 
     # -- the list of relays -------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from outbox.store import versions
 from outbox.store.models import KILLS_ITS_RELAY, POISON, RELAY_DIED, STATISTICS, UNANSWERED
 from outbox.store.store import Store
 
@@ -100,7 +101,7 @@ def finished(store: Store, before: int, after: tuple[int, int], limit: int) -> l
 def remove_finished(store: Store, ids: Sequence[int]) -> int:
     """Remove rows that are done. Returns their number."""
     with store.write(durable=False):
-        return store.remove(ids)
+        return versions.remove(store, ids)
 
 
 def prune_stats(store: Store, before: int) -> int:

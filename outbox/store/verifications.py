@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from outbox.store import versions
 from outbox.store.models import EPOCH_STEP, FOUND, fresh, held
 from outbox.store.store import Store, printable
 
@@ -54,7 +55,7 @@ def raise_above(store: Store, found: int, now: int) -> int | None:
         return None
     if epoch > store.control().epoch or id_ > EPOCH_STEP // 2:
         with store.write(durable=True, alone=True):
-            return store.raise_epoch(epoch, now)
+            return versions.raise_epoch(store, epoch, now)
     with store.write(durable=True):
         store.raise_ids(id_)
     return None

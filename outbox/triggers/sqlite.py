@@ -35,6 +35,12 @@ from outbox.triggers.sources import (
 VIEW: Final = "outbox_triggers"
 PREFIX: Final = "outbox_"
 MARK: Final = "/* outbox-relay "
+
+UNSEEN_KEY: Final = "is not in the models: no trigger sees the rows that INSERT OR REPLACE removes by it"
+UNSEEN_KEY_REMEDY: Final = (
+    "declare it in the model and install again, or write with ON CONFLICT DO UPDATE, or set PRAGMA "
+    "recursive_triggers = ON in each connection that writes"
+)
 """Begins the comment by which a trigger is known as ours; its fingerprint follows."""
 
 _OPERATIONS: Final = {
