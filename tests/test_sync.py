@@ -154,7 +154,7 @@ def test_what_cannot_be_refreshed_is_named(
 
 def test_index_of_two_entities_asks_which(sessions: sessionmaker[Session], registry: EntityRegistry) -> None:
     registry.add(Part, index="parts", fields=["number"], name="catalogue")
-    with sessions() as session, pytest.raises(InvalidInput, match="'parts' and 'catalogue' stand in the index 'parts'"):
+    with sessions() as session, pytest.raises(InvalidInput, match="'parts' and 'catalogue' are in the index 'parts'"):
         OutboxRepository(session, registry).index("parts", "a|1", {})
 
 

@@ -62,7 +62,7 @@ class Entity:
         return [self.column(name) for name in self.key]
 
     def key_of(self, identity: Sequence[Any], tenant: Any = None) -> DocumentKey:
-        """Where the document of a row stands, by primary key and tenant. Raises `InvalidName` for illegal ones."""
+        """Where the document of a row belongs, by primary key and tenant. Raises `InvalidName` for illegal ones."""
         return self.place_of(identity, self.tenant_text(tenant))
 
     def tenant_text(self, tenant: Any) -> str | None:
@@ -104,7 +104,7 @@ class Entity:
             return None
 
     def index_names(self, name: str) -> bool:
-        """Whether documents of this entity stand in the index `name`."""
+        """Whether the index `name` holds documents of this entity."""
         if self.tenancy is Tenancy.INDEX:
             return keys.is_tenant_index(name, self.index)
         return name == self.index

@@ -1,4 +1,4 @@
-"""Where a document of an entity stands: its index and its `_id`, made of tenant and primary key.
+"""Where a document of an entity belongs: its index and its `_id`, made of tenant and primary key.
 
 Both are made twice, in Python and in SQL, and must agree to the letter: captured objects take the first way,
 `INSERT … SELECT` and database triggers the second. An `_id` leads back to the primary key.
@@ -62,7 +62,7 @@ PREFIXED: Final = Tenancy.PREFIXED
 
 
 class DocumentKey(NamedTuple):
-    """Where a document stands."""
+    """Where a document belongs."""
 
     index_name: str
     document_id: str

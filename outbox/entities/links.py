@@ -284,7 +284,7 @@ def joined(entity: Entity, path: Sequence[RelationshipProperty[Any]], last: Any 
 
 
 def selected(entity: Entity) -> Select[Any]:
-    """Where the documents of an entity stand: index, `_id` and tenant of those that can have a place."""
+    """Where the documents of an entity belong: index, `_id` and tenant of those that can have a place."""
     index, document_id = entity.index_sql(), entity.document_id_sql()
     tenant = entity.tenant_sql()
     columns: list[ColumnElement[Any]] = [index, document_id, null() if tenant is None else tenant]

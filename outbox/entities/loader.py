@@ -39,7 +39,7 @@ Loaded = bytes | LoadFailed | None
 
 
 class Row(NamedTuple):
-    """A row of an entity: its primary key, where its document stands, and the document."""
+    """A row of an entity: its primary key, where its document belongs, and the document."""
 
     entity: Entity
     identity: tuple[Any, ...]
@@ -187,7 +187,7 @@ def load_rows(
 ) -> dict[tuple[Any, ...], tuple[DocumentKey | None, Loaded]]:
     """Where the documents of rows belong, and what the database says of them, by primary key.
 
-    No place, and no document, for a row without a legal one; a row that is gone is missing.
+    No place, and no document, for a row without a legal one; a deleted row is missing.
     Raises `DatabaseUnavailable`.
     """
     found = _found(connection, entity, identities)

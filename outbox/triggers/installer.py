@@ -1,7 +1,7 @@
-"""Triggers that note changes of entities in the database itself, whoever makes them: generated from the registry.
+"""Triggers, generated from the registry: the database notes changes of entities itself, whichever program makes them.
 
-They write the same `refresh` rows as `outbox.capture`: on the table of an entity, and on the tables of whatever else
-its documents are made of. Where they stand as the registry says, capture steps aside.
+They write the same `refresh` rows as capture does: on the table of an entity, and on the tables of whatever else
+its documents are made of. Where they are as the registry asks for them, capture steps aside.
 
     triggers.install(connection, registry)    what is missing or out of date; what 'outbox-relay triggers install' does
     triggers.create(op, registry)             in a migration of the application's own, offline too
@@ -28,7 +28,7 @@ from outbox.triggers.sqlite import MARK, VIEW, Trigger, triggers_of
 
 
 class Standing(NamedTuple):
-    """A trigger that stands, or that should. `state`: `ok`, `missing`, `stale` or `foreign`."""
+    """A trigger that a database has, or should have. `state`: `ok`, `missing`, `stale` or `foreign`."""
 
     name: str
     table: str
@@ -46,7 +46,7 @@ class Executes(Protocol):
 
 
 def create_sql(registry: EntityRegistry) -> list[str]:
-    """The statements that make all triggers of a registry anew, whether or not they stand."""
+    """The statements that make all triggers of a registry anew, whether or not they are there."""
     made = triggers_of(registry)
     return [*drop_sql(registry), *(each.sql for each in made), sqlite.view(made)]
 
@@ -75,7 +75,7 @@ def _execute(target: Executes, statements: Iterable[str]) -> None:
         target.execute(DDL(statement.replace("%", "%%")))  # type: ignore[no-untyped-call]
 
 
-# -- what stands in a database ----------------------------------------------------------------------------------
+# -- what a database has ----------------------------------------------------------------------------------------
 
 
 def install(connection: Connection, registry: EntityRegistry) -> list[Standing]:

@@ -114,7 +114,7 @@ def _own(entity: Entity, mapper: Mapper[Any], table: Table) -> Source:
         statement = select(*named)
         if row != NEW:  # what is new and has no place is refused
             statement = statement.where(*(each.element.is_not(None) for each in named[:2]))
-        # A row that is gone may have taken its parts in other tables along: it says what it can by itself.
+        # A deleted row may have taken its parts in other tables along: it says what it can by itself.
         if kind is not None and (row == NEW or _read(kind) <= equated.keys()):
             statement = statement.where(own.value(kind))
         statement = statement.where(*own.conditions(whole=row == NEW))
@@ -324,7 +324,7 @@ def unique_keys(table: Table) -> list[Key]:
 
 
 def _columns_of(mapper: Mapper[Any], table: Table, attributes: Iterable[str] | None) -> set[str]:
-    """The columns of a table behind attributes of a model; None stands for all."""
+    """The columns of a table behind attributes of a model; None: all."""
     if attributes is None:
         return {column.name for column in table.c}
     return {

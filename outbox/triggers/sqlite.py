@@ -187,7 +187,7 @@ def stored(connection: Connection, kind: str) -> dict[str, tuple[str, str]]:
 
 
 def unique_indexes(connection: Connection, table: str) -> Iterator[tuple[str, frozenset[str | None]]]:
-    """The unique indexes of a table with their columns; None stands for expressions."""
+    """The unique indexes of a table with their columns; None: an expression."""
     sql = 'SELECT i.name, c.name FROM pragma_index_list(?) i, pragma_index_info(i.name) c WHERE i."unique"'
     columns: dict[str, set[str | None]] = {}
     for index, column in connection.exec_driver_sql(sql, (table,)):

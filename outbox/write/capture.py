@@ -8,9 +8,9 @@ plain SQL, rows that the database changes by itself (`ON DELETE CASCADE`, trigge
 another tenant, and other programs. Call `OutboxRepository.refresh` beside those, or have the database note changes
 by triggers (`outbox.triggers`): of an entity that has all of its triggers, nothing is noted here.
 
-Rows are inserted in `after_flush`: only then are the entities written, so that the id of a row is
-higher than that of any row whose transaction the entity's write waited for. Places that a document leaves are read
-before the flush, from the database: what the session remembers may be older.
+Rows are inserted in `after_flush`: only then are the entities written, so that the id of a row is higher than that of
+any row whose transaction the entity's write waited for. Places that a document leaves are read before the flush, from
+the database: what the session remembers may be older.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ class Flush:
             self.places += remembered_places(state, entity)
 
     def _deleted_place(self, state: InstanceState[Any], entity: Entity) -> list[Place]:
-        """The place of a row that is gone, if it was not read before the self."""
+        """The place of a deleted row, if it was not read before the flush."""
         if entity.tenancy is SHARED:
             return former_place(entity, former_identity(state), tenant_of(entity, state.dict))
         return [] if (entity, former_identity(state)) in self.looked else remembered_places(state, entity)

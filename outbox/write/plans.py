@@ -131,7 +131,7 @@ def _moves(entity: Entity) -> frozenset[str]:
 
 
 def intersects(counts: frozenset[str] | None, names: frozenset[str] | None) -> bool:
-    """Whether one of the attributes counts; None stands for all."""
+    """Whether one of the attributes counts; None: all."""
     return counts is None or names is None or not counts.isdisjoint(names)
 
 

@@ -184,7 +184,7 @@ class OutboxRepository:
         found = self._registry.of_index(index)
         if len(found) > 1:
             raise InvalidInput(
-                f"documents of {' and '.join(repr(each.name) for each in found)} stand in the index {index!r}; "
+                f"documents of {' and '.join(repr(each.name) for each in found)} are in the index {index!r}; "
                 "say which by refresh()"
             )
         return found[0] if found else None

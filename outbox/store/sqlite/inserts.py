@@ -106,7 +106,7 @@ def _driver_of(connection: Connection) -> Any:
 
 
 def _is_shared(connection: Connection) -> bool:
-    """Whether everybody has the same connection, as tests in memory do: then the store has set it to AUTOCOMMIT."""
+    """Whether all have the same connection, as tests in memory do: then the store has set it to AUTOCOMMIT."""
     return isinstance(connection.engine.pool, StaticPool)
 
 
