@@ -1,4 +1,4 @@
-"""The tables of the outbox and the words that stand in them, for applications and their migrations."""
+"""The tables of the outbox and the words that they hold, for applications and their migrations."""
 
 from outbox.store.models import (
     EPOCH_STEP,

@@ -96,7 +96,7 @@ def _refuse_newer(engine: Engine, at: str | None) -> None:
 
 
 def _reading(engine: Engine) -> Connection:
-    """A connection whose transactions take no write lock: who only looks waits for nobody."""
+    """A connection whose transactions take no write lock: a look waits for no writer."""
     return engine.execution_options(outbox_begin="DEFERRED").connect()
 
 

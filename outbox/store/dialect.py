@@ -52,7 +52,7 @@ def finding(name: str, good: bool, found: str, remedy: str, otherwise: Level = "
 
 
 class Held(Protocol):
-    """A sign that a process is there, until `end` or until the process is gone."""
+    """A sign that a process is there, until `end` or until the process has ended."""
 
     def end(self) -> None: ...
 
@@ -67,7 +67,7 @@ class Presence(Protocol):
         """Show that this process is there. Where that cannot be done it warns, and leases alone decide."""
 
     def dead(self, kind: str, names: Iterable[Name]) -> list[Name]:
-        """Those whose process is gone for sure and did not `end`. Not one that is stopped, or never showed itself."""
+        """Those whose process has ended for sure, without `end`. Not one that is stopped, or never showed itself."""
 
     def live(self, kind: str, names: Iterable[Name]) -> list[Name]:
         """Those whose process is there, even if it is stopped and gives no sign of life."""
@@ -106,8 +106,8 @@ class Dialect(Protocol):
         """A text as UTF-8 bytes (or whatever bytes another program has put there); `length` of it counts bytes."""
 
     def locked(self, *, skip: bool = False) -> str:
-        """At the end of a SELECT in a write transaction: nobody changes the rows until it ends. `skip`: leave out
-        what somebody else has locked, instead of waiting."""
+        """At the end of a SELECT in a write transaction: the rows stay as they are until it ends. `skip`: leave out
+        what another transaction has locked, instead of waiting."""
 
     # -- acts -----------------------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class Dialect(Protocol):
         """Have all further ids be higher than `last`. Inside a write transaction."""
 
     def signal(self, run: Run) -> int:
-        """A number that changes when somebody else commits: cheap enough to be asked every millisecond."""
+        """A number that changes when another connection commits: cheap enough to be asked every millisecond."""
 
     def schema_token(self, run: Run) -> int:
         """A number that changes whenever a table is made or altered. Cheap as well."""
@@ -156,7 +156,7 @@ class Dialect(Protocol):
         """Make numbers of pending rows whole ones. Inside a write transaction."""
 
     def is_row_fault(self, error: BaseException | None) -> bool:
-        """Whether the driver failed by what stands in a row, and not by the database."""
+        """Whether the driver failed by what a row holds, and not by the database."""
 
     def findings(self, engine: Engine) -> list[Finding]:
         """Whether the database itself is as the outbox needs it, for `check`. Changes nothing.

@@ -1,4 +1,4 @@
-"""The tables, and the words that stand in them.
+"""The tables, and the words that they hold.
 
 A migration of the application may create them from `metadata` instead of `outbox-relay migrate`. All instants are
 integers: milliseconds since 1970-01-01 UTC (read one with `datetime(created_at / 1000, 'unixepoch')`).

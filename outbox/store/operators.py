@@ -12,7 +12,7 @@ from outbox.store import versions
 from outbox.store.models import OPEN_JOBS, OVERTAKEN, State
 from outbox.store.store import Store, narrowed, pause_after
 
-MOST_AT_ONCE = 1_000  # rows in a transaction, so that nobody waits long for the write lock
+MOST_AT_ONCE = 1_000  # rows in a transaction, so that others wait only briefly for the write lock
 EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
 
 

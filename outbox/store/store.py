@@ -1,8 +1,11 @@
-"""The outbox tables, over one connection: what is the same for everybody who works with them.
+"""The outbox tables, over one connection: what is the same for all who work with them.
 
-What one audience asks of them stands in a room of its own, as functions of a store: `claims` and `evidence` are a
-relay's, `upkeep` is maintenance's, `operators` theirs, `verifications` those of `verify`, `jobs` those of a reindex.
-The dashboard has a store of its own with what it asks: `figures`.
+What one audience asks of them has a module of its own, as functions of a store: `claims`, `outcomes` and `conflicts`
+are a relay's, `upkeep` is maintenance's; then `operators`, `jobs` (a reindex), `verifications` and `figures` (the
+dashboard).
+
+Statements are the same for every database: they take `:name` parameters, and what databases do in different ways
+comes from `store.dialect`. This is the one module that chooses it.
 """
 
 from __future__ import annotations
@@ -311,7 +314,7 @@ def narrowed(**given: str | int | None) -> tuple[str, dict[str, Any]]:
 def pause_after(began: float) -> float:
     """How many seconds to leave the write lock to others after a step that began then, by `time.monotonic`.
 
-    What works in many steps holds it for about a fifth of its time: SQLite hands the lock to whoever asks at the right
+    What works in many steps holds it for about a fifth of its time: SQLite hands it to the one that asks at the right
     moment, so a writer must find it free more often than not.
     """
     return (time.monotonic() - began) * (_LOCK_SHARE - 1)

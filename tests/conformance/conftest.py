@@ -13,6 +13,9 @@ import pytest
 from outbox.destinations.base import Destination
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.store.models import metadata
+from outbox.store.store import Store, dialect_of
+from tests.conformance.database import DATABASES, Database
 from tests.conformance.index import MAPPINGS, Index
 from tests.support.node import Node
 
@@ -67,3 +70,19 @@ def index(destination: Destination, name: str) -> Index:
 def typed(destination: Destination, name: str) -> Index:
     destination.ensure_index(name, MAPPINGS)
     return Index(destination, name)
+
+
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    engine = DATABASES[request.param](request)
+    dialect_of(engine).prepare(engine)
+    metadata.create_all(engine)
+    made = Database(engine)
+    with made.opened:
+        yield made
+    engine.dispose()
+
+
+@pytest.fixture
+def store(database: Database) -> Store:
+    return database.store()

@@ -62,7 +62,7 @@ class SQLite:
         return f"CAST({text} AS BLOB)"
 
     def locked(self, *, skip: bool = False) -> str:  # noqa: ARG002
-        """Whoever writes is alone anyway."""
+        """A writer is alone anyway."""
         return ""
 
     # -- acts -----------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ class SQLite:
         return int(run("PRAGMA schema_version").scalar_one())
 
     def identity(self, engine: Engine) -> object:
-        """Open connections go on reading a file that was removed, and new ones would create an empty one."""
+        """Open connections keep reading a file that was removed, and new ones would create an empty one."""
         try:
             found = path_of(engine).stat()
         except OSError as error:

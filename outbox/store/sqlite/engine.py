@@ -15,7 +15,7 @@ BUSY_TIMEOUT_S = 30.0
 
 AUTOCHECKPOINT_PAGES = 10_000
 """40 MB of write-ahead log before a writer must checkpoint by itself: the relay's maintenance does it sooner,
-outside anybody's transaction. SQLite's default, 1,000, stalls a writer for tens of milliseconds now and then."""
+outside all transactions. SQLite's default, 1,000, stalls a writer for tens of milliseconds now and then."""
 
 
 def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_S) -> None:

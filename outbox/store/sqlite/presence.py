@@ -19,7 +19,7 @@ from outbox.store.dialect import Name
 
 
 class LockFile:
-    """The lock of one process, held until `end` or until the process is gone.
+    """The lock of one process, held until `end` or until the process has ended.
 
     Where the file cannot be made, the process works without: SQLite itself works in a directory that it may not
     write to, as long as the application keeps the write-ahead log there.
