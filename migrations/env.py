@@ -3,8 +3,9 @@
 from alembic import context
 from sqlalchemy import create_engine
 
-from outbox import settings, sqlite
+from outbox import settings
 from outbox.store import models
+from outbox.store.store import dialect_of
 
 options = {"target_metadata": models.metadata, "version_table": models.VERSION_TABLE}
 
@@ -18,7 +19,7 @@ elif (given := context.config.attributes.get("connection")) is not None:
         context.run_migrations()
 else:
     engine = create_engine(settings.load().database_url or "sqlite:///outbox.db")
-    sqlite.prepare(engine)
+    dialect_of(engine).prepare(engine)
     with engine.begin() as connection:
         context.configure(connection=connection, **options)
         context.run_migrations()
