@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Engine, event
+from sqlalchemy.orm import Session, scoped_session
+
+from outbox.errors import ConfigurationError
+from outbox.store.sqlite import lock as write_lock
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -17,18 +21,25 @@ AUTOCHECKPOINT_PAGES = 10_000
 """40 MB of write-ahead log before a writer must checkpoint by itself: the relay's maintenance does it sooner,
 outside all transactions. SQLite's default, 1,000, stalls a writer for tens of milliseconds now and then."""
 
+WRITE: Final = "WRITE"
+"""The default of `outbox_begin`: the write lock is taken at the first statement that writes."""
+
+_BUSY_TIMEOUT: Final = "outbox.busy_timeout"
+
 
 def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_S) -> None:
     """Make every new connection of `engine` fit for a database that a relay works on; call it once, first.
 
     * `journal_mode=WAL`: readers and the writer do not wait for each other.
-    * `busy_timeout` seconds: a writer waits for another one instead of failing.
-    * `BEGIN IMMEDIATE`: a transaction takes the write lock at its beginning. SQLite's default is to take it at the
-      first write, and to fail at once, whatever the timeout, when another connection wrote since the first read.
+    * A transaction takes the write lock at its first statement that writes, and waits up to `busy_timeout` seconds for
+      it; until then it reads what is committed, statement by statement, and holds no lock. SQLite's own default is to
+      fail at once, whatever the timeout, when another connection wrote since the first read. `lock` takes the lock
+      sooner: for whoever decides what to write by what it read.
     * Savepoints and rollbacks do what they say; with the default driver mode a released first savepoint makes an
       outer rollback keep its rows.
 
-    For sessions that only read, take no lock: `engine.execution_options(outbox_begin="DEFERRED")`.
+    `engine.execution_options(outbox_begin="IMMEDIATE")` takes the lock when a transaction begins, `"DEFERRED"` gives a
+    transaction one view of the database from its first read on; both also as options of a connection.
     An `AsyncEngine` (aiosqlite) is prepared in the same way. Raises `ValueError` for other databases.
     """
     sync_engine = engine if isinstance(engine, Engine) else engine.sync_engine
@@ -36,8 +47,10 @@ def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_
         raise ValueError(f"sqlite.prepare() is for SQLite, this engine speaks {sync_engine.dialect.name}")
 
     @event.listens_for(sync_engine, "connect")
-    def on_connect(dbapi_connection: Any, _record: Any) -> None:
-        dbapi_connection.isolation_level = None  # the driver must not begin or commit by itself
+    def on_connect(dbapi_connection: Any, record: Any) -> None:
+        # The driver begins by itself for cursors that no listener sees, and then with the lock.
+        dbapi_connection.isolation_level = "IMMEDIATE"
+        record.info[_BUSY_TIMEOUT] = busy_timeout
         cursor = dbapi_connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
         cursor.execute("PRAGMA journal_mode = WAL")
@@ -48,5 +61,42 @@ def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_
     @event.listens_for(sync_engine, "begin")
     def on_begin(connection: Connection) -> None:
         options = connection.get_execution_options()
-        if options.get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql(f"BEGIN {options.get('outbox_begin', 'IMMEDIATE')}")
+        if options.get("isolation_level") == "AUTOCOMMIT":
+            return
+        driver = connection.connection.dbapi_connection
+        if driver is not None and driver.isolation_level == "":  # SQLAlchemy has put it back after AUTOCOMMIT
+            driver.isolation_level = "IMMEDIATE"
+        begin = options.get("outbox_begin", WRITE)
+        if begin == "IMMEDIATE":
+            write_lock.begin(connection, busy_timeout)
+        elif begin != WRITE:
+            connection.exec_driver_sql(f"BEGIN {begin}")
+
+    @event.listens_for(sync_engine, "before_cursor_execute")
+    def on_execute(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        if write_lock.writes(statement):
+            take_for(connection)
+
+
+def take_for(connection: Connection) -> None:
+    """Take the write lock for a transaction of a prepared engine, unless it has it. Others are left as they are."""
+    busy_timeout = connection.info.get(_BUSY_TIMEOUT)
+    if busy_timeout is None or connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        return
+    write_lock.take(connection, busy_timeout)
+
+
+def lock(session: Session | scoped_session[Any]) -> None:
+    """Take the write lock now, and forget what the session has read before.
+
+    What is read from here on stays as it is until the transaction ends. For documents that are built by hand from rows:
+    what was read before the lock can be older than the row that is written. Waits as long as `prepare` said.
+    Raises `ConfigurationError` if the session has changes that are not flushed: what they were based on may be old.
+    """
+    if session.new or session.dirty or session.deleted:
+        raise ConfigurationError(
+            "sqlite.lock(session) forgets what the session has read, and it has changes that are not flushed: call it "
+            "before the first change, or flush them"
+        )
+    take_for(session.connection())
+    session.expire_all()

@@ -1,0 +1,161 @@
+"""The write lock of an SQLite file: which statements need it, how a transaction waits for it, and who lets whom first.
+
+SQLite has one writer at a time, and its own waiting sleeps for up to 100 ms between two tries: whoever takes the lock
+often wins it each time. So an application waits in fine steps and says that it waits, by a lock on a small file beside
+the database (the operating system lets go of it however a process ends); relays, which take the lock often and can
+wait, leave it to those who do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import InvalidRequestError, OperationalError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+STEP_S = 0.000_5
+"""Pause between two tries of a writer that waits."""
+
+LONGEST_YIELD_S = 0.05
+"""How long a relay leaves the lock to waiting writers before it takes its turn."""
+
+_FIRST_WORD = re.compile(r"(?:\s|\(|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*(\w*)", re.DOTALL)
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_WRITES_IN_WITH = re.compile(r"\b(?:INSERT|UPDATE|DELETE|REPLACE)\b(?!\s*\()", re.IGNORECASE)
+_WRITING_PRAGMA = re.compile(r"\s*PRAGMA\s+(?:\w+\.)?(?:user_version|application_id)\s*[=(]", re.IGNORECASE)
+_NO_WRITE = frozenset(
+    ("SELECT", "VALUES", "EXPLAIN", "BEGIN", "COMMIT", "END", "ROLLBACK", "RELEASE", "VACUUM", "ATTACH", "DETACH", "")
+)
+
+_TAKEN = "outbox.lock_taken_in"
+
+
+def writes(statement: str) -> bool:
+    """Whether a statement needs the write lock.
+
+    A SAVEPOINT does: released as the outermost one, it would commit. What ends or begins a transaction as text is left
+    as it is, and so is what SQLite refuses inside of one (VACUUM, ATTACH).
+    """
+    first = _FIRST_WORD.match(statement)
+    word = first.group(1).upper() if first else ""
+    if word in _NO_WRITE:
+        return False
+    if word == "WITH":
+        return bool(_WRITES_IN_WITH.search(_QUOTED.sub("", statement)))
+    if word == "PRAGMA":
+        return bool(_WRITING_PRAGMA.match(statement, first.start(1) if first else 0))
+    return True
+
+
+def take(connection: Connection, busy_timeout: float) -> None:
+    """Take the write lock now, unless this transaction has it.
+
+    Raises `sqlalchemy.exc.OperationalError` ("database is locked") after `busy_timeout` seconds, and
+    `InvalidRequestError` if SQLite has ended the transaction by itself meanwhile.
+    """
+    driver: Any = connection.connection.driver_connection
+    transaction, info = connection.get_transaction(), connection.info
+    if driver.in_transaction:
+        info[_TAKEN] = transaction
+        return
+    if info.get(_TAKEN) is transaction is not None:
+        raise InvalidRequestError(
+            "SQLite has ended this transaction by itself (a full disk, or a statement with OR ROLLBACK): what it wrote "
+            "is gone; roll the session back and begin again"
+        )
+    begin(connection, busy_timeout)
+    info[_TAKEN] = transaction
+
+
+def begin(connection: Connection, busy_timeout: float) -> None:
+    """Begin a transaction that has the lock. Raises as `take` does."""
+    with _impatient(connection, busy_timeout):
+        if _tried(connection):
+            return
+        deadline = time.monotonic() + busy_timeout
+        with waiting(path_of(connection)):
+            while time.monotonic() < deadline:
+                time.sleep(STEP_S)
+                if _tried(connection):
+                    return
+    connection.exec_driver_sql("BEGIN IMMEDIATE")  # the last try: its error says what is the matter
+
+
+@contextlib.contextmanager
+def _impatient(connection: Connection, busy_timeout: float) -> Iterator[None]:
+    """SQLite itself does not wait: its steps are too coarse."""
+    cursor: Any = connection.connection.cursor()
+    try:
+        cursor.execute("PRAGMA busy_timeout = 0")
+        yield
+    finally:
+        cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
+        cursor.close()
+
+
+def _tried(connection: Connection) -> bool:
+    try:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    except OperationalError as error:
+        code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_BUSY)
+        if code == sqlite3.SQLITE_BUSY_SNAPSHOT:
+            raise InvalidRequestError(
+                "another connection has written since this one began to read a result that is still open: read it to "
+                "the end before the first write, or take the lock before it with outbox.sqlite.lock(session)"
+            ) from error
+        if code != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    return True
+
+
+# -- who waits --------------------------------------------------------------------------------------------------------
+
+
+def path_of(connection: Connection) -> Path | None:
+    """The database's file; None for one in memory."""
+    name = connection.engine.url.database
+    return Path(name) if name and name != ":memory:" and not name.startswith("file:") else None
+
+
+def _mark(database: Path) -> Path:
+    return database.with_name(f"{database.name}-waiting")
+
+
+@contextlib.contextmanager
+def waiting(database: Path | None) -> Iterator[None]:
+    """Say to relays that a writer waits. Where no file can be made beside the database, nothing is said."""
+    if database is None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(_mark(database).open("ab"))
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+def leave_to_writers(database: Path | None) -> float:
+    """Wait until no writer waits for the lock, at most `LONGEST_YIELD_S`. Returns the seconds that it took."""
+    if database is None:
+        return 0.0
+    began = time.monotonic()
+    with contextlib.suppress(OSError), _mark(database).open("rb") as file:  # no file: nobody has ever had to wait
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - began > LONGEST_YIELD_S:
+                    break
+                time.sleep(STEP_S)
+    return time.monotonic() - began
