@@ -114,9 +114,9 @@ class Dialect(Protocol):
     def prepare(self, engine: Engine) -> None:
         """Make every new connection fit for the outbox; once, before the first one."""
 
-    def begin(self, run: Run, *, durable: bool, alone: bool) -> None:
-        """Begin a write transaction. `durable`: on disk when its commit returns, with everything committed before.
-        `alone`: beside no other transaction that asks for it."""
+    def begin(self, run: Run, engine: Engine, *, durable: bool, alone: bool) -> None:
+        """Begin a write transaction, once no application waits to write. `durable`: on disk when its commit returns,
+        with everything committed before. `alone`: beside no other transaction that asks for it."""
 
     def temporary(self, run: Run, name: str, /, **columns: str) -> None:
         """Make an empty table of this connection's own; all of its columns are the key."""

@@ -112,7 +112,7 @@ class Store:
 
         `alone`: no other one that says so runs beside it, so that what it has read stays true.
         """
-        self.dialect.begin(self.run, durable=durable, alone=alone)
+        self.dialect.begin(self.run, self._connection.engine, durable=durable, alone=alone)
         try:
             yield
             self.run("COMMIT")  # on a full disk this may fail and leave the transaction open, with its lock

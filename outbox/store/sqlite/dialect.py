@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Insert
 from outbox.errors import DatabaseUnavailable
 from outbox.store.dialect import Finding, Row, Run, Sizes
 from outbox.store.sqlite import engine as engines
-from outbox.store.sqlite import inserts, malformed
+from outbox.store.sqlite import inserts, lock, malformed
 from outbox.store.sqlite.findings import findings
 from outbox.store.sqlite.presence import LockFiles
 
@@ -70,8 +70,9 @@ class SQLite:
     def prepare(self, engine: Engine) -> None:
         engines.prepare(engine)
 
-    def begin(self, run: Run, *, durable: bool, alone: bool) -> None:  # noqa: ARG002
+    def begin(self, run: Run, engine: Engine, *, durable: bool, alone: bool) -> None:  # noqa: ARG002
         """Takes the write lock at once: who reads first and then writes fails when another one wrote in between."""
+        lock.leave_to_writers(path_of(engine))
         run(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         run("BEGIN IMMEDIATE")
 
