@@ -7,7 +7,7 @@ writer, not on ids without gaps, not on a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -164,6 +164,16 @@ class Dialect(Protocol):
         The last one is called "database" if that cannot be read, and is about something else otherwise."""
 
     # -- in the transaction of an application, through its own connection, and as cheap as can be ----------------
+
+    def lock(self, connection: Connection) -> None:
+        """Take what lets one transaction at a time look and then write, where a database has such a lock; now, unless
+        the transaction has it. Raises SQLAlchemy's `OperationalError`."""
+
+    def is_locked(self, connection: Connection) -> bool:
+        """Whether the transaction may hold that lock, and so keep a relay from its work."""
+
+    def when_locked(self, connection: Connection, call: Callable[[], None]) -> None:
+        """Have `call` called when the transaction takes it: now, if it has it or there is none."""
 
     def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
         """Insert rows of one `created_at`, and their documents if any. Returns their ids, ascending, in the order of

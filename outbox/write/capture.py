@@ -30,6 +30,7 @@ from outbox.entities.links import Link
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, InvalidName, shortened
 from outbox.settings import write_settings
+from outbox.write import journal
 from outbox.write.changes import (
     UNLOADED,
     Identity,
@@ -151,7 +152,8 @@ class Flush:
         return plans[class_]
 
     def ask(self) -> Memo:
-        """Ask now: what triggers write from here on is theirs."""
+        """Ask now: what triggers write from here on is theirs, and what is read from here on stays true."""
+        journal.lock(self._session)
         plans = self._plans = self._known.plans_without(self._coverage.of(self._session))
         return plans
 

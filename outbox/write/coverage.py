@@ -5,7 +5,8 @@ are depends on the schema alone, and the database numbers its schemas: they are 
 only asks for the number. What is remembered for an engine is what was seen at the beginning of a transaction, since a
 number that a transaction gives to a schema of its own is given to another one if it is rolled back; a transaction with
 another number than the remembered one looks them up at each flush. Where there are triggers, a transaction remembers
-the highest id of its beginning: rows beyond it are its own, and `wait_until_synced` waits for them too.
+the highest id of the moment when it took the write lock: rows beyond it are its own, and `wait_until_synced` waits for
+them too.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class _Schema(NamedTuple):
 
 
 class _Beginning(NamedTuple):
-    """The transaction of a session, and the highest id when it began; None: there were no triggers."""
+    """The transaction of a session, and the highest id when it could write; None: it has not, or without triggers."""
 
     root: Any
     highest_id: int | None
@@ -71,7 +72,13 @@ class Coverage:
         # On a connection of its own, others have begun the transaction, and what they did is unknown.
         look = self._remembered if isinstance(bind, Engine) else self._covered
         covered = look(connection, token)
-        session.info[self] = _Beginning(root, dialect.highest_id_in(connection) if covered else None)
+        session.info[self] = _Beginning(root, None)
+        if covered:
+            dialect.when_locked(connection, lambda: self._note_beginning(session, root, connection))
+
+    def _note_beginning(self, session: Session, root: Any, connection: Connection) -> None:
+        """Rows beyond the highest id are the transaction's own, once no other one can write."""
+        session.info[self] = _Beginning(root, dialect_of(connection).highest_id_in(connection))
 
     def committing(self, session: Session) -> None:
         """Note which rows triggers have written in this transaction: `wait_until_synced` waits for them too."""

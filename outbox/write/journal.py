@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from outbox.store import models
 from outbox.store.dialect import Row
-from outbox.store.store import dialect_of
+from outbox.store.store import dialect_of, is_supported
 
 T = TypeVar("T")
 
@@ -98,6 +98,13 @@ def journal_on(session: Session, transaction: Any, connection: Connection) -> Jo
         journal = session.info[_OPEN] = Journal(session, connection)
     journal.within = transaction
     return journal
+
+
+def lock(session: Session) -> None:
+    """Take the write lock of the outbox's database, where it has one: what is read from here on stays true."""
+    connection = journal_of(session).connection
+    if is_supported(connection):
+        dialect_of(connection).lock(connection)
 
 
 def begun(session: Session, transaction: Any, connection: Connection) -> None:

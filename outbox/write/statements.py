@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
 from outbox.entities.links import Link
 from outbox.errors import InvalidName
+from outbox.write import journal
 from outbox.write.changes import Identity, Place, dependents_of, key_names, note, note_dependents, places_of
 from outbox.write.coverage import Coverage
 from outbox.write.plans import Known, Own, intersects, related
@@ -29,6 +30,7 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
     if not own and not touched:
         return None
     session = state.session
+    journal.lock(session)  # before the first look: what is read here must be true when the statement is carried out
     if aside := coverage.of(session):
         own = [each for each in own if each.entity not in aside]
         touched = [link for link in touched if link.entity not in aside]

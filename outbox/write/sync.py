@@ -14,7 +14,8 @@ from outbox.errors import SyncFailed, SyncTimeout, shortened
 from outbox.settings import load
 from outbox.store import models
 from outbox.store.models import State
-from outbox.write.journal import Journal, bind_of, last_journal
+from outbox.store.store import dialect_of
+from outbox.write.journal import Journal, bind_of, journal_of, last_journal
 
 FIRST_PAUSE_S: Final = 0.002
 LONGEST_PAUSE_S: Final = 0.05
@@ -23,7 +24,7 @@ LONGEST_PAUSE_S: Final = 0.05
 def wait_until_synced(session: Session, timeout: float, *, searchable: bool) -> dict[int, str]:
     """See `OutboxRepository.wait_until_synced`."""
     journal = last_journal(session)
-    if session.in_transaction() or (journal and journal.root.is_active):
+    if (journal and journal.root.is_active) or _holds_lock(session):
         raise SyncFailed(
             "the transaction is not committed, or the session has begun another one, which keeps the relay from "
             "the write lock; call wait_until_synced() right after session.commit()"
@@ -41,6 +42,14 @@ def wait_until_synced(session: Session, timeout: float, *, searchable: bool) -> 
         finally:
             destination.close()
     return outcomes
+
+
+def _holds_lock(session: Session) -> bool:
+    """Whether it has begun a transaction that keeps relays from their work; one that has only read does not."""
+    if not session.in_transaction():
+        return False
+    connection = journal_of(session).connection
+    return dialect_of(connection).is_locked(connection)
 
 
 class _Written:

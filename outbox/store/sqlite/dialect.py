@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -152,6 +152,18 @@ class SQLite:
         return findings(engine)
 
     # -- in the transaction of an application ---------------------------------------------------------------------
+
+    def lock(self, connection: Connection) -> None:
+        engines.take_for(connection)
+
+    def is_locked(self, connection: Connection) -> bool:
+        return lock.is_held(connection)
+
+    def when_locked(self, connection: Connection, call: Callable[[], None]) -> None:
+        if engines.is_prepared(connection):
+            lock.when_taken(connection, call)
+        else:  # its driver begins by itself, and tells nobody
+            call()
 
     def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
         return inserts.insert(connection, rows, contents)

@@ -78,12 +78,23 @@ def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_
             take_for(connection)
 
 
+def is_prepared(connection: Connection) -> bool:
+    """Whether `prepare` was called for its engine before the connection was made."""
+    return _BUSY_TIMEOUT in connection.info
+
+
 def take_for(connection: Connection) -> None:
-    """Take the write lock for a transaction of a prepared engine, unless it has it. Others are left as they are."""
-    busy_timeout = connection.info.get(_BUSY_TIMEOUT)
-    if busy_timeout is None or connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+    """Take the write lock for a transaction, unless it has it; a connection in AUTOCOMMIT is left as it is.
+
+    An engine that is not prepared waits as its driver is set to (5 s by default, in coarse steps).
+    """
+    driver = connection.connection.dbapi_connection
+    if driver is None or driver.isolation_level is None:
         return
-    write_lock.take(connection, busy_timeout)
+    if (busy_timeout := connection.info.get(_BUSY_TIMEOUT)) is not None:
+        write_lock.take(connection, busy_timeout)
+    elif not write_lock.is_held(connection):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def lock(session: Session | scoped_session[Any]) -> None:

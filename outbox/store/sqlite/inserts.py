@@ -15,6 +15,7 @@ from sqlalchemy.pool import StaticPool
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store import models
 from outbox.store.dialect import Row
+from outbox.store.sqlite.engine import take_for
 
 _COLUMNS: Final = (
     "action", "index_name", "document_id", "tenant_id", "entity", "document_bytes", "created_at",
@@ -25,6 +26,7 @@ def insert(connection: Connection, rows: Sequence[Row], contents: Sequence[str] 
     """See `Dialect.insert`."""
     if not rows:
         return range(0)
+    take_for(connection)
     statements, driver = _statements(connection.dialect), _driver_of(connection)
     cursor = driver.cursor()
     try:
@@ -38,7 +40,7 @@ def insert(connection: Connection, rows: Sequence[Row], contents: Sequence[str] 
         if contents:
             cursor.execute(statements.document, (first, contents[0]))
         if len(rows) > 1:
-            # The first insert has taken the write lock, so the ids after its own are ours to give.
+            # We hold the write lock, so the ids after the first are ours to give.
             cursor.executemany(statements.event_with_id, [(at, *row) for at, row in enumerate(rows[1:], first + 1)])
             if contents:
                 cursor.executemany(statements.document, list(enumerate(contents[1:], first + 1)))

@@ -13,7 +13,7 @@ import fcntl
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ _NO_WRITE = frozenset(
 )
 
 _TAKEN = "outbox.lock_taken_in"
+_CALLS = "outbox.calls_when_locked"
 
 
 def writes(statement: str) -> bool:
@@ -74,6 +75,23 @@ def take(connection: Connection, busy_timeout: float) -> None:
         )
     begin(connection, busy_timeout)
     info[_TAKEN] = transaction
+    waiting_for, call = info.pop(_CALLS, (None, None))
+    if call and waiting_for is transaction:
+        call()
+
+
+def is_held(connection: Connection) -> bool:
+    """Whether the transaction may hold the lock; one that has only read does not, unless it began with it."""
+    driver: Any = connection.connection.driver_connection
+    return bool(driver.in_transaction)
+
+
+def when_taken(connection: Connection, call: Callable[[], None]) -> None:
+    """Have `call` called once this transaction has taken the lock: now, if it has."""
+    if is_held(connection):
+        call()
+    else:
+        connection.info[_CALLS] = (connection.get_transaction(), call)
 
 
 def begin(connection: Connection, busy_timeout: float) -> None:
@@ -87,7 +105,7 @@ def begin(connection: Connection, busy_timeout: float) -> None:
                 time.sleep(STEP_S)
                 if _tried(connection):
                     return
-    connection.exec_driver_sql("BEGIN IMMEDIATE")  # the last try: its error says what is the matter
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the last try: its error says what is the matter
 
 
 @contextlib.contextmanager
