@@ -23,7 +23,7 @@ from outbox import EntityRegistry, OutboxRepository, sqlite
 # -- the database ----------------------------------------------------------------------------------------------------
 
 engine = create_engine("sqlite:///crm.db")
-sqlite.prepare(engine)  # WAL, busy timeout, BEGIN IMMEDIATE: once, before the first connection
+sqlite.prepare(engine)  # once, before the first connection: WAL, and waiting for the write lock
 Sessions = sessionmaker(engine, expire_on_commit=False)
 
 

@@ -38,7 +38,7 @@ SEARCHES = 8  # at the same time
 
 M = TypeVar("M", Account, Contact, Deal)
 
-Readers = sessionmaker(crm.engine.execution_options(outbox_begin="DEFERRED"))  # who only reads needs no write lock
+Readers = sessionmaker(crm.engine.execution_options(outbox_begin="DEFERRED"))  # one view of the database each
 search_index = Search(timeout=3, concurrency=SEARCHES)
 searchers = anyio.CapacityLimiter(SEARCHES)
 log = logging.getLogger("uvicorn.error")

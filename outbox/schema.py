@@ -33,7 +33,8 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
         )
     _refuse_newer(engine, before)
     try:
-        with engine.begin() as connection:
+        # With the lock before the look: of several that start together one migrates, and the others find it done.
+        with engine.execution_options(outbox_begin="IMMEDIATE").begin() as connection:
             command.upgrade(_config(connection=connection), "head")
     except DBAPIError as error:
         raise DatabaseUnavailable(f"database {engine.url.database} cannot be migrated: {error.orig}") from error

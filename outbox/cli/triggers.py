@@ -111,7 +111,7 @@ def _connection(loaded: Settings) -> Iterator[Connection]:
     engine = engine_of(loaded)
     try:
         schema.require_head(engine)
-        with engine.begin() as connection:
+        with engine.execution_options(outbox_begin="IMMEDIATE").begin() as connection:  # the look is under the lock
             yield connection
     except DBAPIError as error:
         raise DatabaseUnavailable(f"database {engine.url.database}: {error.orig}") from error
