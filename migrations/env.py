@@ -21,5 +21,6 @@ else:
     engine = create_engine(settings.load().database_url or "sqlite:///outbox.db")
     dialect_of(engine).prepare(engine)
     with engine.begin() as connection:
+        dialect_of(connection).lock(connection)
         context.configure(connection=connection, **options)
         context.run_migrations()

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import DatabaseUnavailable, SchemaError
 from outbox.store.models import VERSION_TABLE, metadata
+from outbox.store.store import dialect_of
 
 _PACKAGE = Path(__file__).parent
 
@@ -34,7 +35,8 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
     _refuse_newer(engine, before)
     try:
         # With the lock before the look: of several that start together one migrates, and the others find it done.
-        with engine.execution_options(outbox_begin="IMMEDIATE").begin() as connection:
+        with engine.begin() as connection:
+            dialect_of(connection).lock(connection)
             command.upgrade(_config(connection=connection), "head")
     except DBAPIError as error:
         raise DatabaseUnavailable(f"database {engine.url.database} cannot be migrated: {error.orig}") from error

@@ -18,6 +18,7 @@ from outbox.cli.options import database_option, json_option
 from outbox.cli.wiring import engine_of, load_settings
 from outbox.errors import DatabaseUnavailable
 from outbox.settings import Settings
+from outbox.store.store import dialect_of
 from outbox.triggers import installer as database_triggers
 
 NEEDED_FOR = "triggers are made of the registry"
@@ -111,7 +112,8 @@ def _connection(loaded: Settings) -> Iterator[Connection]:
     engine = engine_of(loaded)
     try:
         schema.require_head(engine)
-        with engine.execution_options(outbox_begin="IMMEDIATE").begin() as connection:  # the look is under the lock
+        with engine.begin() as connection:
+            dialect_of(connection).lock(connection)  # before the look at what is there
             yield connection
     except DBAPIError as error:
         raise DatabaseUnavailable(f"database {engine.url.database}: {error.orig}") from error
