@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.store import operators
 from outbox.store.models import now_ms
 from tests.support.node import Node
 from tests.support.outbox import Outbox
@@ -132,8 +134,22 @@ def test_closed_index_of_one_tenant_holds_no_other_tenant(
     assert len(node.documents("t1_contacts")) == 49
 
 
-def close(node: Node) -> None:
-    node.request("POST", "/contacts/_close")
+def closed(node: Node) -> None:
+    node.request("POST", "/contacts-000001/_close")
+
+
+def write_blocked(node: Node) -> None:
+    node.request("PUT", "/contacts-000001/_settings", {"index.blocks.write": True})
+
+
+def at_flood_stage(node: Node) -> None:
+    node.request("PUT", "/contacts-000001/_settings", {"index.blocks.read_only_allow_delete": True})
+
+
+def mend(node: Node) -> None:
+    node.request("POST", "/contacts-000001/_open")
+    blocks = {"index.blocks.write": None, "index.blocks.read_only_allow_delete": None}
+    node.request("PUT", "/contacts-000001/_settings", blocks)
 
 
 def open_again(node: Node) -> None:
@@ -146,7 +162,7 @@ def test_short_trouble_of_an_index_delays_its_rows_by_the_first_pause_only(
 ) -> None:
     outbox.index("contacts", "c0", {})
     outbox.drain(destination)
-    close(node)
+    closed(node)
     relay, now = outbox.relay(destination), now_ms()
     rows = outbox.index_many("contacts", [(f"c{n}", {}) for n in range(5)])
     relay.run_once(now)
@@ -168,7 +184,7 @@ def test_rows_that_prove_nothing_do_not_hold_up_an_index_that_is_mended(
     outbox.raw("UPDATE outbox_events SET state = 'pending', finished_at = NULL, available_at = 1 WHERE id > 1")
     bad = outbox.index_many("contacts", [(f"bad-{n}", {"n": "no number"}) for n in range(5)])
     good = outbox.index("contacts", "good", {"n": 1})
-    close(node)
+    closed(node)
     relay, now = outbox.relay(destination), now_ms()
     relay.run_once(now)
     open_again(node)
@@ -183,7 +199,7 @@ def test_reason_of_a_paused_index_is_what_its_last_trial_said(
 ) -> None:
     outbox.index("contacts", "c0", {})
     outbox.drain(destination)
-    close(node)
+    closed(node)
     outbox.index_many("contacts", [(f"c{n}", {}) for n in range(5)])
     relay, now = outbox.relay(destination), now_ms()
     for seconds in (0, 40, 80):
@@ -192,3 +208,98 @@ def test_reason_of_a_paused_index_is_what_its_last_trial_said(
         assert paused["reason"].startswith("index_closed_exception")
     pauses = paused["next_probe"] - (now + 80 * SECOND)
     assert pauses >= 3 * SECOND  # 1, 2, 4 s, less a quarter
+
+
+@pytest.mark.parametrize("broken", [closed, write_blocked, at_flood_stage])
+def test_broken_index_holds_only_its_own_rows(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, broken: Any
+) -> None:
+    outbox.index("contacts", "c1", {})
+    outbox.drain(destination)
+    broken(node)
+    held = outbox.index_many("contacts", [("c2", {}), ("c3", {})])
+    flowing = outbox.index_many("deals", [("d1", {}), ("d2", {})])
+    relay, now = outbox.relay(destination), now_ms()
+    while relay.run_once(now):
+        pass
+    assert [outbox.state(row) for row in flowing] == ["done", "done"]
+    assert [(outbox.state(row), outbox.row(row)["attempts"]) for row in held] == [("pending", 0)] * 2
+    assert [(b["scope"], b["index"]) for b in relay.breakers()] == [("index", "contacts")]
+    outbox.index("contacts", "c4", {})
+    more = outbox.index("deals", "d3", {})
+    while relay.run_once(now + 1):
+        pass
+    assert outbox.state(more) == "done"
+    mend(node)
+    while relay.run_once(now + 60 * SECOND):
+        pass
+    assert set(node.documents("contacts")) == {"c1", "c2", "c3", "c4"}
+    assert relay.breakers() == []
+
+
+def test_missing_index_is_not_created_anew_behind_its_alias(
+    outbox: Outbox, proxy: FaultProxy, node: Node, destination: ElasticsearchDestination
+) -> None:
+    outbox.index("contacts", "c1", {})
+    outbox.drain(destination)
+    node.request("DELETE", "/contacts-000001")
+    fresh = ElasticsearchDestination([proxy.url], request_timeout=30)  # has not looked at the index yet
+    rows = [outbox.delete("contacts", "c1"), outbox.index("contacts", "c2", {})]
+    flowing = outbox.index("deals", "d1", {})
+    outbox.drain(fresh)
+    fresh.close()
+    assert [outbox.state(row) for row in [*rows, flowing]] == ["pending", "pending", "done"]
+    assert node.indexes() == ["deals-000001"]
+
+
+def test_alias_on_two_indexes_is_blocked_and_said(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    for name in ("a", "b"):
+        node.request("PUT", f"/{name}", {"aliases": {"contacts": {}}})
+    row = outbox.index("contacts", "c1", {})
+    relay = outbox.relay(destination)
+    relay.run_once()
+    assert outbox.state(row) == "pending"
+    assert "points to 2 indexes" in relay.breakers()[0]["reason"]
+
+
+@pytest.mark.parametrize("remove", ["purge", "another relay"])
+def test_broken_index_without_rows_is_no_longer_waited_for(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, remove: str
+) -> None:
+    outbox.index("contacts", "c1", {})
+    outbox.drain(destination)
+    closed(node)
+    outbox.index("contacts", "c2", {})
+    relay, now = outbox.relay(destination), now_ms()
+    relay.run_once(now)
+    assert relay.breakers()
+    relay.run_once(now + 60 * SECOND)  # the trial fails, its row waits
+    assert relay.breakers()
+    if remove == "purge":
+        operators.purge(outbox.store(), "contacts")
+    else:
+        mend(node)
+        outbox.drain(destination, now + 600 * SECOND)
+    relay.run_once(now + 600 * SECOND)
+    assert relay.breakers() == []
+
+
+def test_broken_index_whose_rows_wait_is_still_waited_for(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    outbox.index("contacts", "c1", {})
+    outbox.drain(destination)
+    closed(node)
+    row = outbox.index("contacts", "c2", {})
+    relay, now = outbox.relay(destination), now_ms()
+    relay.run_once(now)
+    for state in ("claimed", "pending"):
+        outbox.raw(
+            "UPDATE outbox_events SET state = :state, claim_token = 'another relay', lease_expires_at = :later,"
+            " available_at = :later WHERE id = :row",
+            state=state, later=now + 20 * SECOND, row=row,
+        )  # fmt: skip
+        relay.run_once(now + 10 * SECOND)
+        assert relay.breakers()

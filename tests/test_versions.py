@@ -1,0 +1,172 @@
+"""What the version of a document explains: rows that are sent twice, backups, and what somebody else wrote."""
+
+from __future__ import annotations
+
+import pytest
+
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.maintenance.pruner import prune
+from outbox.store import operators
+from outbox.store.models import EPOCH_STEP, now_ms
+from outbox.store.operators import Retried
+from tests.support.node import Node
+from tests.support.outbox import Outbox
+from tests.support.places import Place
+from tests.support.proxy import FaultProxy, bulk, swallow
+
+pytestmark = pytest.mark.elasticsearch
+
+SECOND = 1_000
+TYPED = {"properties": {"age": {"type": "long"}, "n": {"type": "long"}}}
+
+
+def test_relay_killed_after_acknowledgement_redelivers_without_change(outbox: Outbox, place: Place) -> None:
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    outbox.drain(place.destination)
+    outbox.raw("UPDATE outbox_events SET state = 'pending', available_at = 1, outcome = NULL, finished_at = NULL")
+    outbox.drain(place.destination)
+    assert (outbox.state(row), outbox.outcome(row)) == ("done", "superseded")
+    assert place.version("contacts", "c1") == EPOCH_STEP + row
+
+
+def test_answer_lost_after_the_node_applied_it_is_redelivered_and_explained(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    proxy.on(bulk, swallow, times=1)
+    now = now_ms()
+    outbox.relay(destination).run_once(now)
+    assert node.get("contacts", "c1") == {"name": "Ada"}
+    assert (outbox.state(row), outbox.row(row)["attempts"]) == ("pending", 0)
+    outbox.drain(destination, now + 60 * SECOND)
+    assert outbox.outcome(row) == "superseded"
+
+
+def test_connection_that_breaks_is_not_tried_again_at_another_node_before_the_row_says_so(
+    outbox: Outbox, clean_node: Node, proxy: FaultProxy
+) -> None:
+    """The second node would report the version that the first has just brought, as if somebody else had written it."""
+    cluster = ElasticsearchDestination([proxy.url, proxy.url.replace("127.0.0.1", "localhost")], request_timeout=30)
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    proxy.on(bulk, swallow, times=1)
+    now = now_ms()
+    outbox.relay(cluster).run_once(now)
+    assert clean_node.get("contacts", "c1") == {"name": "Ada"}
+    assert (outbox.state(row), outbox.row(row)["error_type"]) == ("pending", "unanswered")
+    outbox.drain(cluster, now + 60 * SECOND)
+    cluster.close()
+    assert outbox.outcome(row) == "superseded"
+
+
+def test_node_that_gives_no_connection_is_passed_over(outbox: Outbox, clean_node: Node, proxy: FaultProxy) -> None:
+    other = FaultProxy(clean_node.url)
+    cluster = ElasticsearchDestination([proxy.url, other.url], request_timeout=30)
+    relay = outbox.relay(cluster)
+    outbox.index("contacts", "c0", {})
+    relay.run_once()
+    other.down()
+    rows = [outbox.index("contacts", f"c{n}", {}) for n in range(1, 4)]
+    for _ in rows:  # whichever node has its turn
+        relay.run_once()
+    cluster.close()
+    assert {outbox.row(row)["deliveries"] for row in rows} == {1}
+    assert (outbox.counts()["done"], relay.breakers()) == (4, [])
+
+
+def test_id_that_reads_like_an_answer_explains_nothing_and_hides_nothing(outbox: Outbox, place: Place) -> None:
+    row = outbox.index("contacts", "current version [7]", {"name": "Ada"})
+    outbox.drain(place.destination)
+    outbox.raw("UPDATE outbox_events SET state = 'pending', available_at = 1, outcome = NULL, finished_at = NULL")
+    outbox.drain(place.destination)
+    assert outbox.outcome(row) == "superseded"
+
+
+def test_restored_backup_that_issues_ids_again_is_not_called_superseded(outbox: Outbox, place: Place) -> None:
+    outbox.index("contacts", "c1", {"lost": "timeline"})
+    outbox.drain(place.destination)
+    outbox.raw("DELETE FROM outbox_documents")
+    outbox.raw("DELETE FROM outbox_events")
+    outbox.raw("DELETE FROM sqlite_sequence WHERE name = 'outbox_events'")
+    row = outbox.index("contacts", "c1", {"after": "restore"})
+    outbox.drain(place.destination)
+    assert (outbox.state(row), outbox.row(row)["error_type"]) == ("dead", "unexplained_version")
+    assert "epoch advance" in outbox.row(row)["error"]
+
+    store = outbox.store()
+    operators.advance_epoch(store, place.destination.highest_version("contacts") // EPOCH_STEP, now_ms())
+    operators.retry_dead(store, [row], now_ms())
+    outbox.drain(place.destination)
+    assert place.get("contacts", "c1") == {"after": "restore"}
+
+
+def test_version_that_somebody_else_wrote_is_not_called_superseded(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    outbox.index("contacts", "other", {})
+    outbox.drain(destination)
+    node.request("PUT", f"/contacts/_doc/c1?version={EPOCH_STEP + 500}&version_type=external", {"by": "hand"})
+    row = outbox.index("contacts", "c1", {"name": "Ada"})
+    outbox.drain(destination)
+    assert (outbox.state(row), outbox.row(row)["error_type"]) == ("dead", "unexplained_version")
+    assert str(EPOCH_STEP + 500) in outbox.row(row)["error"]
+
+
+def test_version_of_a_pruned_row_is_explained(outbox: Outbox, place: Place) -> None:
+    first = outbox.index("contacts", "c1", {"n": 1})
+    outbox.index("contacts", "c1", {"n": 2})
+    outbox.drain(place.destination)
+    outbox.raw("UPDATE outbox_events SET state = 'pending', available_at = 1 WHERE id = :id", id=first)
+    assert prune(outbox.store(), now_ms() + SECOND) == 1
+    outbox.drain(place.destination)
+    assert outbox.outcome(first) == "superseded"
+
+
+def test_index_named_like_an_answer_of_the_node_is_found(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    node.request("PUT", "/error/_doc/c0", {})
+    outbox.index("error", "c1", {"n": 1})
+    outbox.drain(destination)
+    assert node.get("error", "c1") == {"n": 1}
+    assert node.indexes() == ["error"]  # adopted, as any other
+
+
+def test_document_of_an_earlier_system_with_a_high_internal_version_is_replaced(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+) -> None:
+    for n in range(20):
+        node.request("PUT", "/contacts/_doc/c1", {"legacy": n})
+    outbox.index("contacts", "c1", {"name": "Ada"})
+    outbox.drain(destination)
+    assert node.get("contacts", "c1") == {"name": "Ada"}
+    assert node.indexes() == ["contacts"]  # adopted as it is
+    assert node.request("GET", "/contacts/_settings")[1]["contacts"]["settings"]["index"]["gc_deletes"] == "24h"
+
+
+def test_index_is_created_with_the_settings_that_it_is_given_and_with_ours(
+    destination: ElasticsearchDestination, node: Node
+) -> None:
+    destination.ensure_index("contacts", settings={"index.refresh_interval": "5s", "number_of_shards": 2})
+    found = node.request("GET", "/contacts/_settings")[1]["contacts-000001"]["settings"]["index"]
+    assert (found["refresh_interval"], found["number_of_shards"], found["gc_deletes"]) == ("5s", "2", "24h")
+
+
+def test_epoch_advanced_while_a_row_waits_keeps_the_order(outbox: Outbox, place: Place) -> None:
+    outbox.index("contacts", "c1", {"n": 1})
+    place.fail(times=1)
+    now = now_ms()
+    outbox.drain(place.destination, now)
+    outbox.index("contacts", "c1", {"n": 2})
+    operators.advance_epoch(outbox.store(), 1, now)
+    outbox.drain(place.destination, now + 60 * SECOND)
+    assert place.get("contacts", "c1") == {"n": 2}
+
+
+def test_dead_row_whose_document_has_moved_on_is_superseded_by_its_retry(outbox: Outbox, place: Place) -> None:
+    place.destination.ensure_index("contacts", TYPED)
+    bad = outbox.index("contacts", "c1", {"age": "x"})
+    outbox.drain(place.destination)
+    outbox.index("contacts", "c1", {"age": 3})
+    outbox.drain(place.destination)
+    assert operators.retry_dead(outbox.store(), [bad], now_ms()) == Retried(pending=0, superseded=1, overtaken={})
+    assert place.get("contacts", "c1") == {"age": 3}
