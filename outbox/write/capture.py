@@ -200,6 +200,7 @@ class Flush:
         plan_of, places, session = self.plan, self.places, self._session
         unknown: dict[Entity, list[Identity]] = {}  # the database knows where they belong
         touched: dict[Link, list[Identity]] = {}
+        moved: dict[Link, list[Identity]] = {}  # of them, those that other documents may be made of now
         for instance in session.new:
             if plan := plan_of(type(instance)):
                 values = instance_state(instance).dict
@@ -212,7 +213,9 @@ class Flush:
                     else:
                         unknown.setdefault(entity, []).append(identity)
                 for link in plan.links:
-                    touched.setdefault(link, []).append(current_identity(values, link.key))
+                    identity = current_identity(values, link.key)
+                    touched.setdefault(link, []).append(identity)
+                    moved.setdefault(link, []).append(identity)
         # Not session.dirty and .deleted: the flush itself finds out which orphans go.
         for state, (is_deleted, _) in context.states.items():
             if not state.key or not (plan := plan_of(state.class_)):
@@ -227,7 +230,10 @@ class Flush:
                         self._note_change(state, own, changed, unknown)
                 for link in plan.links:
                     if _counts(state, link.counts, changed, plan):
-                        touched.setdefault(link, []).append(current_identity(state.dict, link.key))
+                        identity = current_identity(state.dict, link.key)
+                        touched.setdefault(link, []).append(identity)
+                        if not link.linking.isdisjoint(changed):
+                            moved.setdefault(link, []).append(identity)
         refused: list[InvalidName] = []
         for entity, identities in unknown.items():
             places += places_of(session, entity, identities, refused)
@@ -235,7 +241,7 @@ class Flush:
             raise refused[0]
         note(session, places)
         for link, identities in touched.items():
-            note_dependents(session, self._known.insert_of(link), link, identities)
+            note_dependents(session, self._known.insert_of(link), link, identities, moved.get(link, ()))
 
     def _note_change(
         self,

@@ -40,9 +40,15 @@ def note(session: Session, places: Sequence[Place]) -> None:
     journal.insert([wanted[each] for each in journal.fresh(wanted)])
 
 
-def note_dependents(session: Session, statement: Insert, link: Link, identities: Iterable[Identity]) -> None:
-    """Rows for all documents that are made of these rows, found by the database itself: see `Known.insert_of`."""
+def note_dependents(
+    session: Session, statement: Insert, link: Link, identities: Iterable[Identity], moved: Iterable[Identity]
+) -> None:
+    """Rows for all documents that are made of these rows, found by the database itself: see `Known.insert_of`.
+
+    `moved`: those of which other documents may be made than at their last change in this transaction.
+    """
     journal = journal_of(session)
+    journal.forget((link, identity) for identity in moved)
     fresh = journal.fresh(dict.fromkeys([(link, identity) for identity in identities]))
     for part in _portions(link.target, [identity for _, identity in fresh]):
         created_at = now_ms()

@@ -56,6 +56,12 @@ class Journal:
         here.update(fresh)
         return fresh
 
+    def forget(self, notes: Iterable[Any]) -> None:
+        """Let them be noted anew: they mean something else now."""
+        for note in notes:
+            for noted in self.noted.values():
+                noted.discard(note)
+
     def insert(self, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
         """Insert rows of one `created_at`, and their documents if they have any. Returns their ids, in order.
 

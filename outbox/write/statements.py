@@ -39,7 +39,7 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
     session._autoflush()  # as SQLAlchemy is about to: not in a flush, whose listeners may execute statements
     if state.is_insert:
         identities, result = _with_keys(state, mapper)
-        _note_rows(known, session, own, touched, identities, [])
+        _note_rows(known, session, own, touched, identities, [], None)
         return result
     identities = _targets(state, mapper)
     leaving = state.is_delete
@@ -58,7 +58,7 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
         identities, result = _with_keys(state, mapper)
     else:
         result = state.invoke_statement()
-    _note_rows(known, session, own, touched, identities, before)
+    _note_rows(known, session, own, touched, identities, before, names)
     return result
 
 
@@ -69,13 +69,15 @@ def _note_rows(
     touched: Iterable[Link],
     identities: Sequence[Identity],
     before: Sequence[Place],
+    names: frozenset[str] | None,
 ) -> None:
     places, refused = list(before), list[InvalidName]()
     for each in own:
         places += places_of(session, each.entity, identities, refused)
     note(session, places)
     for link in touched:
-        note_dependents(session, known.insert_of(link), link, identities)
+        moved = identities if intersects(link.linking, names) else ()
+        note_dependents(session, known.insert_of(link), link, identities, moved)
     if refused:
         raise refused[0]  # what is not at fault is noted, should the application go on
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -401,3 +401,29 @@ def test_orphans_that_a_flush_deletes_leave_the_index(
         session.commit()
         assert sorted(new()) == sorted(f"{each}/{before}{at}" for each, at in SWAPPED)
         assert session.scalars(select(Verse.id)).all() == [4]
+
+
+def _by_attribute(_session: Session, phone: Phone) -> None:
+    phone.contact_id = 3
+
+
+def _by_statement(session: Session, phone: Phone) -> None:
+    session.execute(update(Phone).where(Phone.id == phone.id).values(contact_id=3))
+
+
+def _by_another_object(session: Session, phone: Phone) -> None:
+    session.delete(phone)
+    session.flush()
+    session.add(Phone(id=phone.id, number="7", contact_id=3))
+
+
+@pytest.mark.parametrize("move", [_by_attribute, _by_statement, _by_another_object])
+def test_row_that_is_moved_after_it_was_noted_has_its_new_document_noted(
+    joined: Session, new: Rows, move: Callable[[Session, Phone], None]
+) -> None:
+    phone = Phone(id=9, number="7")
+    joined.add(phone)
+    joined.flush()  # a part of no document so far
+    move(joined, phone)
+    joined.commit()
+    assert new() == ["contacts/3"]
