@@ -1,0 +1,40 @@
+"""An admin server beside a relay that the test drives, and one that is a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from tests.admin.world import Base, World, registered, serving
+from tests.support.outbox import Outbox
+from tests.support.places import Place
+from tests.support.serving import Process, client_of
+
+
+@pytest.fixture
+def world(outbox: Outbox, place: Place) -> Iterator[World]:
+    Base.metadata.create_all(outbox.engine)
+    registry = registered()
+    with client_of(outbox.engine, place.destination, registry) as client:
+        yield World(outbox, place.destination, client, registry)
+
+
+@pytest.fixture
+def embedded(outbox: Outbox, tmp_path: Path) -> Iterator[World]:
+    """The same with the embedded destination alone, for what does not depend on it."""
+    Base.metadata.create_all(outbox.engine)
+    destination, registry = EmbeddedDestination(tmp_path / "search.db"), registered()
+    with client_of(outbox.engine, destination, registry) as client:
+        yield World(outbox, destination, client, registry)
+    destination.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """With its own limits for slow connections: a busy machine may take longer than a shorter one for any of them."""
+    running = serving(tmp_path_factory.mktemp("served"))
+    yield running
+    assert running.end() == 0
