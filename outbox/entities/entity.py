@@ -109,7 +109,7 @@ class Entity:
             return keys.is_tenant_index(name, self.index)
         return name == self.index
 
-    # The same places in SQL, of the mapped columns; `tests/test_entities.py` holds both against each other.
+    # The same places in SQL, of the mapped columns; `tests/entities/test_places.py` holds both against each other.
 
     def index_sql(self) -> ColumnElement[str]:
         """The index name, made by the database. NULL for a tenant that must not become part of one."""
