@@ -16,14 +16,15 @@ from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, Session
 from outbox.entities.entity import Entity
 from outbox.entities.keys import DocumentKey, among, portions
 from outbox.entities.links import Link
-from outbox.errors import InvalidName
+from outbox.errors import ConfigurationError, InvalidName
 from outbox.store.models import EPOCH_STEP, Action, now_ms
-from outbox.write.journal import journal_of
+from outbox.write.journal import Journal, journal_of
 
 UNLOADED: Final = PassiveFlag.PASSIVE_NO_INITIALIZE
 """Of an attribute's history, what is known without asking the database."""
 
 _REFRESH: Final = Action.REFRESH.value
+_TOGETHER: Final = "outbox.entities_in_its_database"
 Identity = tuple[Any, ...]
 Place = tuple[Entity, DocumentKey]
 
@@ -33,6 +34,8 @@ def note(session: Session, places: Sequence[Place]) -> None:
     if not places:
         return
     journal, created_at = journal_of(session), now_ms()
+    for entity in {entity for entity, _ in places}:
+        _require_one_database(session, journal, entity)
     wanted = {
         (entity.name, key[0], key[1]): (_REFRESH, key[0], key[1], key[2], entity.name, 0, created_at)
         for entity, key in places
@@ -48,6 +51,7 @@ def note_dependents(
     `moved`: those of which other documents may be made than at their last change in this transaction.
     """
     journal = journal_of(session)
+    _require_one_database(session, journal, link.entity)
     journal.forget((link, identity) for identity in moved)
     fresh = journal.fresh(dict.fromkeys([(link, identity) for identity in identities]))
     for part in _portions(link.target, [identity for _, identity in fresh]):
@@ -55,6 +59,21 @@ def note_dependents(
         since = min((ids[0] for ids, _ in journal.written), default=EPOCH_STEP)
         parameters = {"identities": _flat(part), "created_at": created_at, "since": since}
         journal.insert_selected(statement, parameters, created_at)
+
+
+def _require_one_database(session: Session, journal: Journal, entity: Entity) -> None:
+    """Raises `ConfigurationError` where an entity and its outbox rows would be committed apart."""
+    together = session.info.setdefault(_TOGETHER, set())
+    if entity in together:
+        return
+    engine, own = session.get_bind(mapper=entity.mapper).engine, journal.connection.engine
+    if engine.pool is not own.pool:
+        raise ConfigurationError(
+            f"entity {entity.name!r} is in the database {engine.url.database}, and the outbox tables of its session "
+            f"are in {own.url.database}, so that the two cannot commit together: bind the outbox tables "
+            "(outbox.models.metadata) to the database of the entity, through the same engine"
+        )
+    together.add(entity)
 
 
 def former_identity(state: InstanceState[Any]) -> Identity:

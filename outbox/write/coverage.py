@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from outbox.entities.entity import Entity
 from outbox.entities.registry import EntityRegistry
+from outbox.errors import ConfigurationError
 from outbox.store.store import dialect_of, is_supported
 from outbox.triggers import installer as triggers
 from outbox.write import journal as journals
@@ -60,7 +61,10 @@ class Coverage:
         schema = self._schema(connection.engine)
         if schema and not schema.covered and time.monotonic() - schema.at < LOOK_EVERY_S:
             return
-        bind = journals.bind_of(session)
+        try:
+            bind = journals.bind_of(session)
+        except ConfigurationError:
+            return  # the first change of an entity says so; what concerns no entity is not kept from anything
         if bind.engine is not connection.engine:
             return
         root = journals.journal_on(session, transaction, connection).root

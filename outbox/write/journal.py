@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Insert
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session
 
+from outbox.errors import ConfigurationError
 from outbox.store import models
 from outbox.store.dialect import Row
 from outbox.store.store import dialect_of, is_supported
@@ -92,6 +94,7 @@ def journal_of(session: Session) -> Journal:
         return journal
     transaction, connection = info.get(_BEGUN, _NOTHING_BEGUN)
     if not connection or transaction is not within or connection.engine is not bind_of(session).engine:
+        bind_of(session)  # its error says what to do
         connection = session.connection(bind_arguments=_BIND)
         within = session.get_nested_transaction() or session.get_transaction()  # it may have begun just now
     return journal_on(session, within, connection)
@@ -124,5 +127,11 @@ def last_journal(session: Session) -> Journal | None:
 
 
 def bind_of(session: Session) -> Any:
-    """The engine or connection that the outbox tables of a session are behind."""
-    return session.get_bind(clause=models.events)
+    """The engine or connection that the outbox tables of a session are behind. Raises `ConfigurationError`."""
+    try:
+        return session.get_bind(clause=models.events)
+    except UnboundExecutionError:
+        raise ConfigurationError(
+            "the session does not know in which database the outbox tables are; bind them to that of the entities: "
+            "sessionmaker(binds={Base: engine, **dict.fromkeys(outbox.models.metadata.sorted_tables, engine)})"
+        ) from None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import inspect
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from outbox import documents
 from outbox.entities.entity import Entity
@@ -31,7 +31,8 @@ class OutboxRepository:
 
     Each call flushes the session first, so that a row's id is issued after the entity is written, then inserts.
     The rows commit and roll back with the session's transaction or savepoint. With an `AsyncSession`, call it
-    inside `await async_session.run_sync(lambda session: ...)`.
+    inside `await async_session.run_sync(lambda session: ...)`. A `scoped_session` is taken as the session that it
+    stands for when a method is called.
 
     With a registry, what is said of a document of a registered entity becomes a `refresh` row: the relay sends what
     the database says when it gets there, and the document that was passed is not looked at.
@@ -43,15 +44,24 @@ class OutboxRepository:
     """
 
     def __init__(
-        self, session: Session, registry: EntityRegistry | None = None, *, settings: WriteSettings | None = None
+        self,
+        session: Session | scoped_session[Any],
+        registry: EntityRegistry | None = None,
+        *,
+        settings: WriteSettings | None = None,
     ) -> None:
         if not callable(getattr(session, "flush", None)) or hasattr(session, "sync_session"):
             raise InvalidInput(
                 f"OutboxRepository needs a SQLAlchemy Session, not {type(session).__name__}; for an AsyncSession: "
                 "await session.run_sync(lambda session: OutboxRepository(session).index(...))"
             )
-        self._session, self._registry = session, registry
+        self._given, self._registry = session, registry
         self._settings = settings or write_settings()
+
+    @property
+    def _session(self) -> Session:
+        """Of a `scoped_session`, as Flask-SQLAlchemy's `db.session` is one, that of the request at this moment."""
+        return self._given() if isinstance(self._given, scoped_session) else self._given
 
     def index(
         self, index: str, document_id: str, document: Mapping[str, Any], *, tenant_id: str | None = None

@@ -104,6 +104,8 @@ def lock(session: Session | scoped_session[Any]) -> None:
     what was read before the lock can be older than the row that is written. Waits as long as `prepare` said.
     Raises `ConfigurationError` if the session has changes that are not flushed: what they were based on may be old.
     """
+    if isinstance(session, scoped_session):
+        session = session()
     if session.new or session.dirty or session.deleted:
         raise ConfigurationError(
             "sqlite.lock(session) forgets what the session has read, and it has changes that are not flushed: call it "
