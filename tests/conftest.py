@@ -30,6 +30,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what a test needs by the fixtures it takes, so that no test can forget to say so."""
+    for item in items:
+        taken = set(getattr(item, "fixturenames", ()))
+        if taken & {"node", "node_9"}:
+            item.add_marker("elasticsearch")
+        if "chromium" in taken:
+            item.add_marker("browser")
+
+
 logger.remove()  # loguru prints to the terminal unless told otherwise
 
 # How long a draw or a run takes says how busy the machine is, and nothing of the code.
