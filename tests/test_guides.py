@@ -326,6 +326,7 @@ def test_triggers_note_plain_sql_before_and_after_a_migration_that_rebuilds_the_
         assert tester.document("contacts", "1") == {"name": None, "tenantId": "acme"}
 
 
+@pytest.mark.slow
 def test_tests_of_the_application_run(guide: Callable[[str], Path]) -> None:
     application = guide("docs/how-to/test-your-application.md")
     done = subprocess.run(
@@ -352,6 +353,7 @@ def test_rows_that_another_language_inserts_are_delivered(engine: Engine) -> Non
         assert tester.document("contacts", "contact-123") == {"name": "Ada"}
 
 
+@pytest.mark.slow
 def test_rows_are_delivered_and_found_without_a_cluster(engine: Engine, tmp_path: Path) -> None:
     outbox = Outbox(engine)
     outbox.index("contacts", "c1", {"name": "Ada Lovelace"})

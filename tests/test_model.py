@@ -29,6 +29,7 @@ from outbox.store import claims, operators, upkeep
 from outbox.store.claims import Claim
 from outbox.store.models import now_ms
 from outbox.store.store import Store
+from tests.support import FACTOR
 from tests.support.outbox import Outbox
 from tests.support.places import Place
 from tests.support.proxy import FaultProxy, bulk, refuse, reply, swallow
@@ -231,7 +232,7 @@ def test_any_history_ends_with_index_and_rows_equal(place: Place, monkeypatch: p
     run_state_machine_as_test(
         History,
         settings=settings(
-            max_examples=30 if place.wire else 70,
+            max_examples=FACTOR * (30 if place.wire else 70),
             stateful_step_count=25,
             deadline=None,
             print_blob=True,

@@ -188,6 +188,7 @@ registry.add(Contact, index="contacts", to_document=to_document, tenant="tenant"
 
 
 @pytest.mark.usefixtures("embedded")
+@pytest.mark.slow
 def test_document_that_kills_each_relay_holds_up_nobody_and_is_dead_in_the_end(
     outbox: Outbox, registry: EntityRegistry, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow
 def test_every_page_is_there(site: Path) -> None:
     assert {page.removesuffix(".md") + ".html" for page in PAGES} <= {
         path.relative_to(site).as_posix() for path in site.rglob("*.html")

@@ -116,6 +116,7 @@ def test_what_is_no_tenant_id_is_refused(outbox: Outbox, embedded: EmbeddedDesti
         tenants.holdings(outbox.store(), embedded, None, hostile)
 
 
+@pytest.mark.slow
 def test_command_asks_and_says_what_goes(outbox: Outbox, embedded: EmbeddedDestination, tmp_path: Path) -> None:
     environment: dict[str, Any] = {
         "OUTBOX_DESTINATION": "embedded", "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db")

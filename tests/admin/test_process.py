@@ -72,6 +72,7 @@ def test_admin_server_that_fails_leaves_the_relay_alone(outbox: Outbox, start: S
     assert running.end() == 0
 
 
+@pytest.mark.slow
 def test_requests_that_all_wait_leave_relay_and_probe_alone(outbox: Outbox, start: Start) -> None:
     """More at a time than there are threads, all of which want the lock that somebody else holds."""
     running = start()
@@ -95,6 +96,7 @@ def test_requests_that_all_wait_leave_relay_and_probe_alone(outbox: Outbox, star
     assert running.end() == 0
 
 
+@pytest.mark.slow
 def test_busy_relay_lets_the_admin_server_answer(outbox: Outbox, start: Start, tmp_path: Path) -> None:
     rows = outbox.index_many("contacts", [(f"c{n}", {"name": f"Ada {n}", "text": "word " * 50}) for n in range(20_000)])
     running = start(OUTBOX_LOG_OPERATIONS="false", OUTBOX_BATCH_ROWS="200")

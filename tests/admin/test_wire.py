@@ -157,6 +157,7 @@ def test_body_of_one_request_is_not_another_request(served: Process) -> None:
 
 
 @needs_openssl
+@pytest.mark.slow
 def test_tls_with_a_session_that_never_goes_in_the_clear(engine: Engine, tmp_path: Path) -> None:
     _, certificate = self_signed(tmp_path)
     running = Process(

@@ -22,7 +22,7 @@ from sqlalchemy.orm import sessionmaker
 from outbox.store import jobs
 from outbox.store.models import now_ms
 from tests.reindex.world import World
-from tests.support import LIMIT_S
+from tests.support import FACTOR, LIMIT_S
 from tests.support.models import Base, Contact
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace, Place
@@ -30,8 +30,8 @@ from tests.support.relays import until
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = 20
-SECONDS = 5.0 * LIMIT_S  # 30 to 60 s on a machine that does nothing else
+ROUNDS = 20 * FACTOR
+SECONDS = 5.0 * LIMIT_S * FACTOR  # 30 to 60 s on a machine that does nothing else
 ROWS = 1_200
 TENANTS = ("t1", "t2", "t3")
 

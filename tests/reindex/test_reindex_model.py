@@ -34,6 +34,7 @@ from outbox.relay.requests import Answer, Request
 from outbox.store import jobs, operators, upkeep
 from outbox.store.models import now_ms
 from tests.reindex.world import World
+from tests.support import FACTOR
 from tests.support.models import Contact
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace, EmbeddedPlace, Place
@@ -340,7 +341,7 @@ def test_any_history_with_reindexes_ends_with_index_and_database_equal(
     run_state_machine_as_test(
         Rebuilt,
         settings=settings(
-            max_examples=EXAMPLES[kind],
+            max_examples=FACTOR * EXAMPLES[kind],
             stateful_step_count=30,
             deadline=None,
             print_blob=True,

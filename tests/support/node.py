@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).parents[2] / "bin" / "elasticsearch"
 START_TIMEOUT_S = 2 * LIMIT_S
 GIVEN = "TEST_ELASTICSEARCH_URL"
 GIVEN_9 = "TEST_ELASTICSEARCH_9_URL"
-VERSION, VERSION_9 = "8.19.0", "9.2.0"
+VERSION, VERSION_9 = os.environ.get("TEST_ELASTICSEARCH_VERSION", "8.19.0"), "9.2.0"
 
 
 def given(version: str = VERSION) -> str | None:
