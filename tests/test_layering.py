@@ -207,3 +207,20 @@ def test_sql_of_one_database_stays_behind_the_seam() -> None:
             if said := {*OF_ONE_DATABASE.findall(source), *_positional(source)}:
                 found[name] = said
     assert found == {}
+
+
+MOST_LINES = {"file": 450, "class": 250, "function": 75}
+
+
+def _lengths() -> Iterator[tuple[str, str, int]]:
+    for module, path in SOURCES.items():
+        source = path.read_text()
+        yield "file", module, source.count("\n")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                kind = "class" if isinstance(node, ast.ClassDef) else "function"
+                yield kind, f"{module}.{node.name}", (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def test_nothing_is_too_long_to_be_read_in_one_go() -> None:
+    assert [each for each in _lengths() if each[2] > MOST_LINES[each[0]]] == []

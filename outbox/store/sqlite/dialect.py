@@ -162,7 +162,7 @@ class SQLite:
     def when_locked(self, connection: Connection, call: Callable[[], None]) -> None:
         if engines.is_prepared(connection):
             lock.when_taken(connection, call)
-        else:  # its driver begins by itself, and tells nobody
+        else:  # its driver begins by itself, and no listener hears of it
             call()
 
     def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:

@@ -34,7 +34,7 @@ def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_
     * A transaction takes the write lock at its first statement that writes, and waits up to `busy_timeout` seconds for
       it; until then it reads what is committed, statement by statement, and holds no lock. SQLite's own default is to
       fail at once, whatever the timeout, when another connection wrote since the first read. `lock` takes the lock
-      sooner: for whoever decides what to write by what it read.
+      sooner, for a transaction that decides what to write by what it read.
     * Savepoints and rollbacks do what they say; with the default driver mode a released first savepoint makes an
       outer rollback keep its rows.
 

@@ -1,9 +1,9 @@
-"""The write lock of an SQLite file: which statements need it, how a transaction waits for it, and who lets whom first.
+"""The write lock of an SQLite file: which statements need it, how a transaction waits for it, and who goes first.
 
-SQLite has one writer at a time, and its own waiting sleeps for up to 100 ms between two tries: whoever takes the lock
-often wins it each time. So an application waits in fine steps and says that it waits, by a lock on a small file beside
-the database (the operating system lets go of it however a process ends); relays, which take the lock often and can
-wait, leave it to those who do.
+SQLite has one writer at a time, and its own waiting sleeps for up to 100 ms between two tries: a process that takes the
+lock often wins it each time. So an application waits in fine steps and shows that it waits, by a lock on a small file
+beside the database (the operating system releases it however a process ends); relays, which take the lock often and can
+wait, let waiting applications go first.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def leave_to_writers(database: Path | None) -> float:
     if database is None:
         return 0.0
     began = time.monotonic()
-    with contextlib.suppress(OSError), _mark(database).open("rb") as file:  # no file: nobody has ever had to wait
+    with contextlib.suppress(OSError), _mark(database).open("rb") as file:  # no file: no application ever had to wait
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
