@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from loguru import logger
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
@@ -344,6 +343,8 @@ def write_settings() -> WriteSettings:
     try:
         return _read(WriteSettings)
     except ConfigurationError as error:
+        from loguru import logger  # not above: the write side loads it for a mistake only
+
         logger.warning("{error}; the outbox goes on without it", error=str(error))
     try:
         return WriteSettings(_env_file=None)  # type: ignore[call-arg]

@@ -21,7 +21,7 @@ from outbox.cli.wiring import engine_of, load_settings, open_store
 from outbox.destinations import address_of, destination_of
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, OutboxError
 from outbox.maintenance.scheduler import Maintenance
 from outbox.reindex.reindexer import Reindexer
 from outbox.relay import Relay, Totals
@@ -102,6 +102,12 @@ def run(
                 with imports_frozen(), beside_it:
                     totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
     logger.info("relay {relay} ends: {done:,} done, {dead:,} dead", relay=relay_id, done=totals.done, dead=totals.dead)
+    if maintenance.replaced:
+        raise OutboxError(
+            f"database {store.connection.engine.url.database} was replaced or removed while the relay ran: start the "
+            "relay again; after a restore from a backup run 'outbox-relay epoch advance' first, since an older file "
+            "issues ids again"
+        )
     if drain and totals.dead:
         click.echo(f"{logs.rows(totals.dead, 'is', 'are')} dead: see 'outbox-relay dead list'", err=True)
         sys.exit(1)
@@ -159,7 +165,7 @@ def _maintenance(
     """What the relay does beside delivering: it verifies and resumes reindexes where it knows the entities."""
     engine = store.connection.engine
     if registry is None:
-        return Maintenance(engine, relay_id, loaded, relay.breakers)
+        return Maintenance(engine, relay_id, loaded, relay.breakers, stop_relay=relay.stop)
 
     def verification(store: Store) -> Verification:
         return Verification(store, destination, registry, sample=loaded.verify_sample / 100)
@@ -176,7 +182,9 @@ def _maintenance(
         )
 
     resumes = loaded.resume_reindex and not drain
-    return Maintenance(engine, relay_id, loaded, relay.breakers, verification, reindexer if resumes else None)
+    return Maintenance(
+        engine, relay_id, loaded, relay.breakers, verification, reindexer if resumes else None, stop_relay=relay.stop
+    )
 
 
 def _with_progress(relay: Relay, store: Store) -> Totals:

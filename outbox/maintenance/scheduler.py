@@ -15,7 +15,7 @@ from apscheduler.triggers.cron import CronTrigger
 from loguru import logger
 from sqlalchemy import Engine
 
-from outbox.errors import OutboxError
+from outbox.errors import DatabaseUnavailable, OutboxError
 from outbox.maintenance.adopt import adopt_orphans
 from outbox.maintenance.growth import Limits, Sizes, Watch, growth
 from outbox.maintenance.pruner import prune_all
@@ -25,7 +25,7 @@ from outbox.reindex.work import LeftToRelays
 from outbox.settings import Settings, cron_fields
 from outbox.store import upkeep
 from outbox.store.models import now_ms
-from outbox.store.store import Store
+from outbox.store.store import Store, dialect_of
 from outbox.verify import Verification
 
 CHECKPOINT_EVERY_S: Final = 20
@@ -42,6 +42,7 @@ class Maintenance:
 
     `verification` makes the one that `settings.verify_schedule` asks for. `reindexer` makes the one that resumes
     reindexes whose process was killed; it is given what it has to call now and then, so that the relay can stop.
+    `stop_relay` is called within a heartbeat once another database has taken the place of the relay's: `replaced`.
     """
 
     def __init__(
@@ -52,9 +53,12 @@ class Maintenance:
         breakers: Callable[[], Sequence[Mapping[str, Any]]],
         verification: Callable[[Store], Verification] | None = None,
         reindexer: Callable[[Store, Callable[[], None]], Reindexer] | None = None,
+        stop_relay: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine, self._relay, self._settings, self._breakers = engine, relay, settings, breakers
-        self._verification, self._reindexer = verification, reindexer
+        self._verification, self._reindexer, self._stop_relay = verification, reindexer, stop_relay
+        self._identity = dialect_of(engine).identity(engine)
+        self.replaced = False
         self._stopping = threading.Event()
         self._watch = Watch()
         self._failing: set[str] = set()
@@ -103,8 +107,20 @@ class Maintenance:
     # -- the tasks ----------------------------------------------------------------------------------------------
 
     def heartbeat(self, store: Store) -> None:
-        """Say that the relay is alive."""
+        """Say that the relay is alive, or end it where its database is another one by now.
+
+        Open connections go on with the file that was replaced or removed: what the application writes is not in it.
+        """
+        if not self.replaced and not self._is_same_database():
+            self.replaced = True
+            self._stop_relay()
         store.heartbeat(self._relay, self._breakers(), now_ms())
+
+    def _is_same_database(self) -> bool:
+        try:
+            return dialect_of(self._engine).identity(self._engine) == self._identity
+        except DatabaseUnavailable:
+            return False
 
     def reap(self, store: Store) -> None:
         """Give back what killed relays held."""

@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from loguru import logger
-
 from outbox.store.dialect import Name
 
 
@@ -34,6 +32,8 @@ class LockFile:
             self._path = self._path.rename(path)
         except OSError as error:
             self.end()
+            from loguru import logger  # not above: the write side loads this module, and no logs
+
             logger.warning(
                 "no lock file can be kept in {directory}: {reason}; if this {kind} is killed, others notice it only "
                 "when its lease ends",
