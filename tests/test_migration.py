@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from subprocess import PIPE
 from threading import Event
@@ -210,6 +212,61 @@ def test_tables_of_every_earlier_revision_are_refused_with_the_remedy_and_take_t
     row = outbox.index("contacts", "c1", {"n": 1})
     assert call("migrate")[0] == 0
     assert outbox.state(row) == "pending"
+    outbox.close()
+
+
+ROW = "action, index_name, document_id, tenant_id, entity, document_bytes, created_at"
+OF_OLD = (  # what each version so far has written, one row or the next of several
+    f"INSERT INTO outbox_events ({ROW}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+    f"INSERT INTO outbox_events (id, {ROW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    "INSERT INTO outbox_documents (event_id, document) VALUES (?, ?)",
+)
+
+
+def old_application(over: Event, written: list[int]) -> None:
+    """Writes two documents in each transaction, by statements that know no newer column, until it is over."""
+    row, row_with_id, document = OF_OLD
+    with closing(sqlite3.connect("app.db", isolation_level=None, timeout=LIMIT_S)) as connection:
+        while not over.wait(0.002):
+            number, now = len(written), now_ms()
+            content = json.dumps({"n": number})
+            names = [f"{letter}{number % 50}" for letter in "ab"]
+            one, other = (("index", "contacts", name, "t1", None, len(content), now) for name in names)
+            connection.execute("BEGIN IMMEDIATE")
+            first = connection.execute(row, one).lastrowid
+            assert first is not None
+            connection.execute(row_with_id, (first + 1, *other))
+            connection.executemany(document, [(first, content), (first + 1, content)])
+            connection.execute("COMMIT")
+            written.append(number)
+
+
+@pytest.mark.parametrize("revision", REVISIONS[:-1])
+def test_application_of_an_earlier_version_writes_before_while_and_after_its_tables_are_upgraded(
+    revision: str, old: Engine, search: EmbeddedPlace
+) -> None:
+    search.destination.ensure_index("contacts")
+    command.upgrade(ALEMBIC, revision)
+    fill(old, now_ms())
+    over, written = Event(), list[int]()
+    with ThreadPoolExecutor(1) as pool:
+        writes = pool.submit(old_application, over, written)
+        try:
+            until(lambda: len(written) > 20 or writes.done(), "it writes to the old tables")
+            assert call("migrate")[0] == 0
+            at = len(written) + 20
+            until(lambda: len(written) > at or writes.done(), "it writes to the new tables")
+        finally:
+            over.set()
+        writes.result(LIMIT_S)
+    assert (schema.revision(old), call("resume")[0]) == (HEAD, 0)
+
+    outbox = Outbox(old)
+    outbox.drain(search.destination)
+    newest = {f"{letter}{number % 50}": {"n": number} for number in written for letter in "ab"}
+    assert search.documents("contacts") == newest | {"fresh": {"n1": 1, "n6": 6}, "due": {"n2": 2}}
+    delivered = 4 + 2 * len(written)
+    assert outbox.counts() == {"pending": 1, "claimed": 2, "done": 5 + delivered, "dead": 1}
     outbox.close()
 
 
