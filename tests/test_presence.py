@@ -60,7 +60,8 @@ def test_death_that_is_noticed_while_the_database_is_locked_is_not_forgotten(out
         f"UPDATE outbox_events SET state = 'claimed', claim_token = 'x', claimed_by = {killed}, deliveries = 1,"
         f" lease_expires_at = {now_ms() + 60_000}"
     )
-    with outbox.engine.begin(), pytest.raises(DatabaseUnavailable):
+    locking = outbox.engine.execution_options(outbox_begin="IMMEDIATE")
+    with locking.begin(), pytest.raises(DatabaseUnavailable):
         maintenance.reap(store)
     maintenance.reap(store)
     assert (outbox.state(row), outbox.row(row)["error_type"]) == ("pending", "relay_died")
