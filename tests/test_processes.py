@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from outbox import OutboxRepository, __version__
+from outbox import OutboxRepository, __version__, sqlite
 from outbox.store.models import EPOCH_STEP
 from tests.support import LIMIT_S
 from tests.support.node import Node
@@ -173,6 +173,7 @@ def test_application_that_reads_and_then_writes_beside_busy_relays_never_fails_a
     def count(document_id: str) -> None:
         for _ in range(150):
             with outbox.sessions.begin() as session:
+                sqlite.lock(session)  # else the other thread may read the same number
                 read = text("SELECT n FROM counters WHERE id = :id")
                 n = session.execute(read, {"id": document_id}).scalar_one() + 1
                 session.execute(text("UPDATE counters SET n = :n WHERE id = :id"), {"n": n, "id": document_id})
