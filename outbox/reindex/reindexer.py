@@ -68,13 +68,14 @@ class Reindexer:
                     raise
             job = None
         if job is None:
-            job = self._begin(chosen)
-        elif not jobs.is_abandoned(self._store, job, now_ms()):
+            yield from self._work_on(self._begin(chosen))
+            return
+        if not jobs.is_abandoned(self._store, job, now_ms()):
             raise ReindexFailed(
                 f"{job} is running already, at step '{job.phase}', by {job.lease_holder}; wait for it, or run "
                 f"'outbox-relay reindex --cancel {job.id}'"
             )
-        elif Selection.of(job) != replace(chosen, entities=()):
+        if Selection.of(job) != replace(chosen, entities=()):
             raise ReindexFailed(
                 f"{job} was left unfinished, and was asked for something else; run 'outbox-relay reindex --resume' or "
                 f"'outbox-relay reindex --cancel {job.id}' first"
@@ -85,11 +86,13 @@ class Reindexer:
         """Work on an open job that no process works on, until it has ended. Raises `ReindexFailed` if it fails."""
         if not self.knows(job):
             raise ConfigurationError(f"{job} cannot be resumed: no entity of index {job.index_name} is registered here")
-        selection = Selection.of(job, self._entities(job))
         taken = jobs.take(self._store, job, self._holder, now_ms(), self._resources.lease_ms)
         if taken is None:
             raise ReindexFailed(f"another process has taken over {job}; see 'outbox-relay reindex --list'")
-        work = Work(taken, selection, self._resources)
+        yield from self._work_on(taken)
+
+    def _work_on(self, taken: Job) -> Iterator[Progress]:
+        work = Work(taken, Selection.of(taken, self._entities(taken)), self._resources)
         presence = self._store.presence.hold("reindex", taken.lease_token or "")
         to_relays = False
         try:
@@ -167,6 +170,9 @@ class Reindexer:
             keep_old=chosen.keep_old,
             adopt=chosen.adopt,
             total=rows_of(store, chosen),
+            holder=self._holder,
+            now=now_ms(),
+            lease_ms=self._resources.lease_ms,
         )
 
     def _new_name(self, name: str) -> str:

@@ -13,9 +13,6 @@ from outbox.errors import ReindexFailed
 from outbox.store.models import EPOCH_STEP, OPEN_JOBS, JobState, fresh, held, version
 from outbox.store.store import Store, printable
 
-BEGUN_MS = 10_000
-"""The process that enters a new job takes its lease right after; one without a lease for so long was abandoned."""
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -129,8 +126,7 @@ def orphans(store: Store, now: int) -> list[Job]:
 def is_orphan(store: Store, job: Job, now: int) -> bool:
     """Whether the process of an open job was killed, or was a relay that has ended. A job that was interrupted at a
     terminal is none: it waits for `--resume`."""
-    begun = job.lease_token is not None or (job.lease_holder is None and now - job.created_at > BEGUN_MS)
-    return job.is_open and begun and is_abandoned(store, job, now)
+    return job.is_open and job.lease_token is not None and is_abandoned(store, job, now)
 
 
 def kept_index(store: Store, index: str) -> tuple[str, int] | None:
@@ -203,14 +199,22 @@ def begin(
     keep_old: bool,
     adopt: bool,
     total: int,
+    holder: str,
+    now: int,
+    lease_ms: int,
 ) -> Job:
-    """Enter a new job. Raises `ReindexFailed` when the index has an open one."""
+    """Enter a new job with its lease taken, so that nobody finds it abandoned meanwhile.
+
+    Raises `ReindexFailed` when the index has an open one.
+    """
     try:
         with store.write(durable=True):
             number = store.run(
                 "INSERT INTO outbox_reindex_jobs"
-                " (index_name, old_index, new_index, phase, tenant_id, since, keep_old, adopt, total)"
-                " VALUES (:index, :old, :new, 'create', :tenant, :since, :keep_old, :adopt, :total) RETURNING id",
+                " (index_name, old_index, new_index, phase, tenant_id, since, keep_old, adopt, total,"
+                " lease_token, lease_holder, lease_expires_at)"
+                " VALUES (:index, :old, :new, 'create', :tenant, :since, :keep_old, :adopt, :total,"
+                " :token, :holder, :until) RETURNING id",
                 index=index,
                 old=old,
                 new=new,
@@ -219,6 +223,9 @@ def begin(
                 keep_old=int(keep_old),
                 adopt=int(adopt),
                 total=total,
+                token=_new_token(),
+                holder=holder,
+                until=now + lease_ms,
             ).scalar_one()
     except IntegrityError:
         raise ReindexFailed(f"{open_job(store, index) or f'another reindex of {index}'} has just begun") from None
@@ -227,7 +234,7 @@ def begin(
 
 def take(store: Store, job: Job, holder: str, now: int, lease_ms: int) -> Job | None:
     """Take the lease of a job that was found abandoned. None if another process was faster."""
-    token = secrets.token_hex(8)
+    token = _new_token()
     with store.write(durable=True):
         taken = store.run(
             "UPDATE outbox_reindex_jobs SET lease_token = :token, lease_holder = :holder, lease_expires_at = :until"
@@ -243,6 +250,10 @@ def take(store: Store, job: Job, holder: str, now: int, lease_ms: int) -> Job | 
     if job.lease_token:
         store.presence.remove_locks("reindex", [job.lease_token])
     return reread(store, job)
+
+
+def _new_token() -> str:
+    return secrets.token_hex(8)
 
 
 def release(store: Store, job: Job, now: int, *, to_relays: bool = False) -> None:

@@ -148,8 +148,8 @@ def test_job_that_ended_while_the_relay_was_at_another_is_no_news(world: World, 
     world.filled(3)
     for name in ("contacts", "companies"):
         begun = {"tenant": None, "since": None, "keep_old": False, "adopt": False, "total": 3}
-        jobs.begin(world.store, name, f"{name}-000001", f"{name}-000002", **begun)  # type: ignore[arg-type]
-    world.outbox.raw("UPDATE outbox_reindex_jobs SET created_at = 0")
+        killed = {"holder": "a process that was killed", "now": 0, "lease_ms": 1}
+        jobs.begin(world.store, name, f"{name}-000001", f"{name}-000002", **begun, **killed)  # type: ignore[arg-type]
 
     def reindexer(store: Store, interrupt: Callable[[], None]) -> Reindexer:
         world.outbox.raw("UPDATE outbox_reindex_jobs SET state = 'cancelled' WHERE id = 2")

@@ -11,7 +11,6 @@ import pytest
 
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.store import jobs
-from outbox.store.jobs import BEGUN_MS
 from outbox.store.models import now_ms
 from tests.reindex.world import SECOND, World
 from tests.support import LIMIT_S
@@ -127,6 +126,10 @@ def test_reindex_that_was_killed_before_anybody_worked_on_it_is_no_exception(wor
         keep_old=False,
         adopt=False,
         total=ROWS,
+        holder="killed right after",
+        now=now_ms(),
+        lease_ms=60_000,
     )
-    assert jobs.orphans(world.store, job.created_at) == []  # whoever has begun it is about to take it
-    assert jobs.orphans(world.store, job.created_at + BEGUN_MS + 1) == [job]
+    assert not jobs.is_abandoned(world.store, job, now_ms())  # it is taken from its first moment on
+    assert jobs.orphans(world.store, now_ms()) == []
+    assert jobs.orphans(world.store, now_ms() + 60_001) == [job]
