@@ -49,7 +49,7 @@ class Claimer:
             if claim := self._claim(now, 1, only=name, lone=lone):
                 self._health.tried(name, now)
                 return claim
-            if not self._store.any_unfinished(name):
+            if not claims.any_unfinished(self._store, name):
                 self._health.nothing_waits(name)  # purged, or delivered by another relay
         return None
 

@@ -50,6 +50,7 @@ class Settler:
     policy: Policy
     health: Health
     totals: Totals = field(default_factory=Totals)
+    recorded: set[int] = field(default_factory=set)  # the first steps of an answer that was cut short
 
     def settle(self, answer: Answer, now: int) -> list[Request]:
         """Record what an answer means. Returns the requests that have to follow it."""
@@ -85,14 +86,19 @@ class Settler:
 
     def record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> None:
         """Write what became of rows, where the claim still holds, and count it."""
-        if not transitions:
-            return
-        lost = outcomes.record(self.store, claim, transitions, now)
+        lost: list[Transition] = []
+        for step in self.store.in_steps([each for each in transitions if each.event.id not in self.recorded]):
+            lost += self._record(claim, step, now)
+            self.recorded.update(each.event.id for each in step)
+        self.recorded.difference_update(each.event.id for each in transitions)
         if lost:
             logger.warning(
                 "{rows:was/were} claimed by another relay meanwhile, which records their outcome",
                 rows=logs.Rows(len(lost)),
             )
+
+    def _record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> list[Transition]:
+        lost = outcomes.record(self.store, claim, transitions, now)
         ours = [each for each in transitions if each not in lost] if lost else transitions
         states = Counter(each.state for each in ours)
         self.totals.lost_claims += len(lost)
@@ -107,6 +113,7 @@ class Settler:
                 id=logs.safe(first.event.document_id),
                 error=first.error,
             )
+        return lost
 
     def _note_refusals(self, answer: Answer, now: int) -> Answer:
         """What only the new index of a reindex refuses fails the reindex, and the row is done.

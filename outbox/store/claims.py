@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from outbox.store.malformed import NUMBER, TEXT, TEXT_OR_NULL, well_formed
 from outbox.store.models import (
@@ -74,22 +74,33 @@ def claim(store: Store, request: ClaimRequest) -> Claim | None:
     store.require_pinned()
     if not _anything_due(store, request):
         return None
-    while True:
-        lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out)
-        with store.write(durable=True, alone=True):
-            store.require_pinned()  # no migration can come between this and the claim
-            control = store.control()
-            if control.paused_at is not None:
-                return None
-            chosen, suspect, blocked = _choose(_due(store, request, lanes), request.bytes_, request.lone_after)
-            if blocked:
-                _park(store, blocked, request)
-            if suspect and request.lone:
-                return replace(_take(store, (suspect,), control.epoch, request), lone=True)
-            if chosen:
-                return _take(store, chosen, control.epoch, request)
-        if not blocked:
-            return None
+    while (found := _look(store, request)).any and store.control().paused_at is None:
+        for ids in store.in_steps(found.blocked):
+            _park(store, ids, request)
+        if found.events and (claimed := _take(store, found, request)):
+            return claimed
+    return None
+
+
+class _Found(NamedTuple):
+    """Of the rows that are due, in the order of their ids: those to claim, and the ids of those that wait.
+
+    `lone`: the one to claim got no answer time and again.
+    """
+
+    events: Sequence[Event]
+    blocked: Sequence[int]
+    lone: bool
+
+    @property
+    def any(self) -> bool:
+        return bool(self.events or self.blocked)
+
+
+def _look(store: Store, request: ClaimRequest) -> _Found:
+    """What could be claimed. Takes no lock: to ask under it whether that still holds takes far less time."""
+    lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out)
+    return _choose(_due(store, request, lanes), request)
 
 
 def _anything_due(store: Store, request: ClaimRequest) -> bool:
@@ -102,6 +113,19 @@ def _anything_due(store: Store, request: ClaimRequest) -> bool:
             " AND (available_at <= :now OR available_at > :too_far))",
             now=request.now,
             too_far=request.now + request.longest_wait,
+        ).scalar_one()
+    )
+
+
+def any_unfinished(store: Store, index: str) -> bool:
+    """Whether a row of the index is pending or claimed."""
+    return bool(
+        store.run(
+            f"SELECT EXISTS (SELECT 1 FROM outbox_events {store.dialect.indexed('fresh')}"
+            f" WHERE {fresh()} AND index_name = :index)"
+            f" OR EXISTS (SELECT 1 FROM outbox_events {store.dialect.indexed('held')}"
+            f" WHERE ({held()}) AND index_name = :index)",
+            index=index,
         ).scalar_one()
     )
 
@@ -211,9 +235,8 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
     return well_formed(store, candidates, _TYPES)
 
 
-def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[list[Event], Event | None, list[int]]:
-    """Of candidates, in the order of their ids: those to claim together, the one to claim alone instead, and those
-    that wait behind another row."""
+def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
+    """What to do with candidates, in the order of their ids."""
     chosen: list[Event] = []
     suspects: list[tuple[int, Event]] = []
     taken: set[int] = set()
@@ -228,48 +251,92 @@ def _choose(candidates: Sequence[Any], bytes_: int, lone_after: int) -> tuple[li
             blocked_documents.add(document)
             blocked.append(event.id)
             continue
-        if event.deliveries > lone_after and error_type in (UNANSWERED, RELAY_DIED, POISON):
+        if event.deliveries > request.lone_after and error_type in (UNANSWERED, RELAY_DIED, POISON):
             suspects.append((available_at, event))
             continue
-        if chosen and size + row_bytes > bytes_:
+        if chosen and size + row_bytes > request.bytes_:
             break
         chosen.append(event)
         taken.add(event.id)
         size += row_bytes
-    return chosen, min(suspects)[1] if suspects else None, blocked
+    if suspects and request.lone:
+        return _Found([min(suspects)[1]], blocked, lone=True)
+    return _Found(chosen, blocked, lone=False)
 
 
 def _park(store: Store, blocked: Sequence[int], request: ClaimRequest) -> None:
     """Rows behind an unfinished one take over its time: otherwise they fill every look and starve others."""
     dialect = store.dialect
     until = "coalesce(CASE WHEN h.state = 'claimed' THEN h.lease_expires_at ELSE h.available_at END, :soonest)"
-    store.run(
-        f"""
-        UPDATE outbox_events SET available_at = coalesce((
-            SELECT {dialect.greatest(":soonest", dialect.least(":latest", until))}
-            FROM outbox_events AS h {dialect.indexed("held")}
-            WHERE ({held("h")}) AND h.index_name = outbox_events.index_name
-            AND h.document_id = outbox_events.document_id AND h.id < outbox_events.id
-            ORDER BY h.id LIMIT 1), :soonest)
-        WHERE id {dialect.among("ids")}
-        """,
-        ids=blocked,
-        soonest=request.now + 1,
-        latest=request.now + request.longest_wait,
-    )
+    with store.write(durable=False, alone=True):
+        store.run(
+            f"""
+            UPDATE outbox_events SET available_at = coalesce((
+                SELECT {dialect.greatest(":soonest", dialect.least(":latest", until))}
+                FROM outbox_events AS h {dialect.indexed("held")}
+                WHERE ({held("h")}) AND h.index_name = outbox_events.index_name
+                AND h.document_id = outbox_events.document_id AND h.id < outbox_events.id
+                ORDER BY h.id LIMIT 1), :soonest)
+            WHERE id {dialect.among("ids")} AND state = 'pending'
+            """,
+            ids=blocked,
+            soonest=request.now + 1,
+            latest=request.now + request.longest_wait,
+        )
 
 
-def _take(store: Store, events: Sequence[Event], epoch: int, request: ClaimRequest) -> Claim:
+def _take(store: Store, found: _Found, request: ClaimRequest) -> Claim | None:
+    """Claim what was found, in steps, up to the first that does not hold any more. None if that is the first one."""
     token, expires = secrets.token_hex(8), request.now + request.lease_ms
-    store.run(
-        "UPDATE outbox_events SET state = 'claimed', claim_token = :token, claimed_by = :relay,"
-        f" lease_expires_at = :expires, deliveries = deliveries + 1 WHERE id {store.dialect.among('ids')}",
-        token=token,
-        relay=request.relay,
-        expires=expires,
-        ids=[event.id for event in events],
+    claim: Claim | None = None
+    for events in store.in_steps(found.events):
+        ids = [event.id for event in events]
+        with store.write(durable=False, alone=True):
+            store.require_pinned()  # no migration can come between this and the claim
+            control = store.control()
+            if control.paused_at is not None or not _holds(store, events, ids, token):
+                break
+            store.run(
+                "UPDATE outbox_events SET state = 'claimed', claim_token = :token, claimed_by = :relay,"
+                f" lease_expires_at = :expires, deliveries = deliveries + 1 WHERE id {store.dialect.among('ids')}",
+                token=token,
+                relay=request.relay,
+                expires=expires,
+                ids=ids,
+            )
+            # Where rows go can change between two steps: the last one decides, as if all had been claimed by it.
+            taken = (*claim.events, *events) if claim else tuple(events)
+            targets, more = store.targets(), store.dual_writes()
+            claim = Claim(token, taken, control.epoch, targets, expires, found.lone, more)
+    if claim:
+        store.flush()  # a row that the destination has must not be lost: its id would be issued again
+    return claim
+
+
+def _holds(store: Store, events: Sequence[Event], ids: Sequence[int], token: str) -> bool:
+    """Whether rows are pending as they were when they were looked at, and none has come before them since.
+
+    One that was claimed and given back meanwhile has been delivered once more, or is as it was.
+    """
+    dialect = store.dialect
+    pending = f"SELECT deliveries FROM outbox_events WHERE id {dialect.among('ids')} AND state = 'pending'"
+    return bool(
+        store.run(
+            f"""
+            SELECT (SELECT count(*) = :rows AND sum(deliveries) = :deliveries
+                    FROM ({pending} {dialect.locked()}) AS pending)
+            AND NOT EXISTS (
+                SELECT 1 FROM outbox_events AS c JOIN outbox_events AS h {dialect.indexed("held")}
+                ON h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id
+                WHERE c.id {dialect.among("ids")} AND ({held("h")})
+                AND h.id {dialect.outside("ids")} AND coalesce(h.claim_token, '') <> :token)
+            """,
+            ids=ids,
+            rows=len(ids),
+            deliveries=sum(event.deliveries - 1 for event in events),
+            token=token,
+        ).scalar_one()
     )
-    return Claim(token, tuple(events), epoch, store.targets(), expires, dual_writes=store.dual_writes())
 
 
 # -- what is claimed --------------------------------------------------------------------------------------------

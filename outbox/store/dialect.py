@@ -114,9 +114,16 @@ class Dialect(Protocol):
     def prepare(self, engine: Engine) -> None:
         """Make every new connection fit for the outbox; once, before the first one."""
 
-    def begin(self, run: Run, engine: Engine, *, durable: bool, alone: bool) -> None:
-        """Begin a write transaction, once no application waits to write. `durable`: on disk when its commit returns,
-        with everything committed before. `alone`: beside no other transaction that asks for it."""
+    def begin(self, run: Run, engine: Engine, *, alone: bool) -> None:
+        """Begin a write transaction, once no application waits to write. `alone`: beside no other transaction that asks
+        for it."""
+
+    def step_rows(self, engine: Engine) -> int:
+        """How many rows one write transaction may change: few where applications have to wait for it."""
+
+    def flush(self, run: Run, engine: Engine) -> None:
+        """Have on disk what this connection has committed, and everything committed before it. Holds no lock meanwhile.
+        Raises `OSError`."""
 
     def temporary(self, run: Run, name: str, /, **columns: str) -> None:
         """Make an empty table of this connection's own; all of its columns are the key."""

@@ -14,7 +14,7 @@ from outbox.store.upkeep import COUNTED_BY, add_to_stats
 
 
 def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: int) -> list[Transition]:
-    """Write what became of rows of a claim, but only where the claim still holds.
+    """Write what became of rows of a claim, but only where the claim still holds; in one transaction.
 
     A row whose `claim_token` changed meanwhile (its lease expired and another relay took it) is left alone and
     counted in `lost_claims`: the relay that holds it now decides. Returns the transitions of such rows.
@@ -22,12 +22,13 @@ def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: i
     same: dict[tuple[Any, ...], list[Transition]] = defaultdict(list)
     for transition in transitions:
         same[transition[1:]].append(transition)
+    counts = _counts(transitions, (), now)  # not under the lock
     with store.write(durable=False, alone=True):  # a claim beside it would park rows behind those that end here
         lost = _lost(store, claim.token, [transition.event.id for transition in transitions])
         for group in same.values():
             _move(store, claim.token, group, now)
         _release_followers(store, transitions, now)
-        _count(store, transitions, lost, now)
+        _add(store, _counts(transitions, lost, now) if lost else counts, now)
     return [transition for transition in transitions if transition.event.id in lost] if lost else []
 
 
@@ -93,8 +94,11 @@ def _release_followers(store: Store, transitions: Sequence[Transition], now: int
         )
 
 
-def _count(store: Store, transitions: Sequence[Transition], lost: Container[int], now: int) -> None:
-    counts: dict[tuple[str, str, str, str], dict[str, int]] = {}
+_Counts = dict[tuple[str, str, str, str], dict[str, int]]  # by index, entity, tenant and action
+
+
+def _counts(transitions: Sequence[Transition], lost: Container[int], now: int) -> _Counts:
+    counts: _Counts = {}
     for transition in transitions:
         event, state = transition.event, transition.state
         key = (event.index_name, event.entity or "", event.tenant_id or "", event.action)
@@ -113,6 +117,10 @@ def _count(store: Store, transitions: Sequence[Transition], lost: Container[int]
             count["dead"] += 1
         elif transition.attempts > event.attempts:
             count["retried"] += 1
+    return counts
+
+
+def _add(store: Store, counts: _Counts, now: int) -> None:
     minute = now - now % 60_000
     for (index_name, entity, tenant_id, action), count in counts.items():
         if count:

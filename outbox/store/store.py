@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -28,6 +28,8 @@ from outbox.store.sqlite.dialect import SQLite
 MAX_ERROR_CHARS = 2_000
 
 _LOCK_SHARE = 5
+
+T = TypeVar("T")
 
 _COUNTED = {
     "fresh": fresh(),
@@ -108,11 +110,11 @@ class Store:
 
     @contextmanager
     def write(self, *, durable: bool, alone: bool = False) -> Iterator[None]:
-        """A short write transaction. `durable`: on disk when it returns, with everything committed before it.
+        """A short write transaction. `durable`: flushed when it returns.
 
         `alone`: no other one that says so runs beside it, so that what it has read stays true.
         """
-        self.dialect.begin(self.run, self._connection.engine, durable=durable, alone=alone)
+        self.dialect.begin(self.run, self._connection.engine, alone=alone)
         try:
             yield
             self.run("COMMIT")  # on a full disk this may fail and leave the transaction open, with its lock
@@ -120,6 +122,22 @@ class Store:
             with suppress(DatabaseUnavailable):  # some errors have ended the transaction already
                 self.run("ROLLBACK")
             raise
+        if durable:
+            self.flush()
+
+    def in_steps(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:
+        """Rows for one write transaction after another, each short enough for the applications that wait for it."""
+        while rows:
+            step = self.dialect.step_rows(self._connection.engine)
+            yield rows[:step]
+            rows = rows[step:]
+
+    def flush(self) -> None:
+        """Have on disk what was committed, and everything that was committed before it."""
+        try:
+            self.dialect.flush(self.run, self._connection.engine)
+        except OSError as error:
+            raise DatabaseUnavailable(f"database: what was written is not on disk: {error.strerror}") from error
 
     # -- the revision of the tables -----------------------------------------------------------------------------
 
@@ -248,18 +266,6 @@ class Store:
         """Rows that are pending or claimed."""
         return sum(self.counted("fresh", "waiting", "leases"))
 
-    def any_unfinished(self, index: str) -> bool:
-        """Whether a row of the index is pending or claimed."""
-        return bool(
-            self.run(
-                f"SELECT EXISTS (SELECT 1 FROM outbox_events {self.dialect.indexed('fresh')}"
-                f" WHERE {fresh()} AND index_name = :index)"
-                f" OR EXISTS (SELECT 1 FROM outbox_events {self.dialect.indexed('held')}"
-                f" WHERE ({held()}) AND index_name = :index)",
-                index=index,
-            ).scalar_one()
-        )
-
     def oldest_unfinished(self) -> int | None:
         """When the oldest row that is pending or claimed was written."""
         oldest: int | None = self.run(
@@ -296,8 +302,10 @@ class Store:
 
     def deregister_relays(self, relays: Iterable[int]) -> None:
         """Take relays off the list."""
+        if not (listed := list(relays)):
+            return
         with self.write(durable=False):
-            self.run(f"DELETE FROM outbox_relays WHERE id {self.dialect.among('relays')}", relays=list(relays))
+            self.run(f"DELETE FROM outbox_relays WHERE id {self.dialect.among('relays')}", relays=listed)
 
     def relays(self) -> list[dict[str, Any]]:
         """All listed relays."""

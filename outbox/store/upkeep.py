@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from outbox.store import versions
 from outbox.store.models import KILLS_ITS_RELAY, POISON, RELAY_DIED, STATISTICS, UNANSWERED
@@ -56,6 +56,8 @@ def reap(
         "unanswered": UNANSWERED,
         "kills": KILLS_ITS_RELAY,
     }
+    if not _anything_to_reap(store, of_dead, given):
+        return Reaped(0, 0)
     with store.write(durable=False):
         poison = store.run(
             "UPDATE outbox_events SET state = 'dead', claim_token = NULL, claimed_by = NULL, lease_expires_at = NULL,"
@@ -69,10 +71,20 @@ def reap(
             "  error_type IN (:unanswered, :died, :poison)) THEN :died ELSE :unanswered END,"
             " claimed_by = NULL, lease_expires_at = NULL,"
             " error = 'its relay did not finish it in time, or was killed'"
-            f" WHERE state = 'claimed' AND (lease_expires_at <= :now OR lease_expires_at > :too_far OR {of_dead})",
+            f" WHERE {_forsaken(of_dead)}",
             given,
         ).rowcount
     return Reaped(given_back, poison)
+
+
+def _forsaken(of_dead: str) -> str:
+    return f"state = 'claimed' AND (lease_expires_at <= :now OR lease_expires_at > :too_far OR {of_dead})"
+
+
+def _anything_to_reap(store: Store, of_dead: str, given: Mapping[str, Any]) -> bool:
+    """A look that takes no lock."""
+    leases = f"SELECT 1 FROM outbox_events {store.dialect.indexed('leases')} WHERE {_forsaken(of_dead)}"
+    return bool(store.run(f"SELECT EXISTS ({leases})", given).scalar_one())
 
 
 def finished(store: Store, before: int, after: tuple[int, int], limit: int) -> list[Finished]:

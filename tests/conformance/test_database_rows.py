@@ -226,8 +226,8 @@ def test_each_end_of_a_row_is_written_as_it_is(database: Database, store: Store)
     assert {row["claim_token"] for row in found} == {None}
     assert store.counts() == {"pending": 1, "claimed": 0, "done": 1, "dead": 1}
     assert store.unfinished() == 1
-    assert store.any_unfinished("contacts")
-    assert not store.any_unfinished("notes")
+    assert claims.any_unfinished(store, "contacts")
+    assert not claims.any_unfinished(store, "notes")
 
 
 def test_statistics_of_one_minute_add_up_and_are_summed_by_the_hour(database: Database, store: Store) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import re
 import sqlite3
 import time
@@ -27,6 +28,9 @@ STEP_S = 0.000_5
 
 LONGEST_YIELD_S = 0.05
 """How long a relay leaves the lock to waiting writers before it takes its turn."""
+
+BUSY_S = 5.0
+"""How long after a writer had to wait relays hold the lock for short steps only."""
 
 _FIRST_WORD = re.compile(r"(?:\s|\(|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*(\w*)", re.DOTALL)
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -159,7 +163,16 @@ def waiting(database: Path | None) -> Iterator[None]:
         with contextlib.suppress(OSError):
             file = stack.enter_context(_mark(database).open("ab"))
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            os.utime(file.fileno())
         yield
+
+
+def is_busy(database: Path) -> bool:
+    """Whether a writer had to wait within the last seconds."""
+    try:
+        return abs(time.time() - _mark(database).stat().st_mtime) < BUSY_S
+    except OSError:
+        return False
 
 
 def leave_to_writers(database: Path | None) -> float:
