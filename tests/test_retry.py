@@ -11,7 +11,8 @@ import pytest
 
 from outbox.store import operators
 from outbox.store.models import now_ms
-from outbox.store.operators import MOST_AT_ONCE, Retried
+from outbox.store.operators import Retried
+from outbox.store.sqlite.dialect import STEP_ROWS
 from tests.support.outbox import Outbox
 from tests.support.places import EmbeddedPlace
 
@@ -25,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPlace]:
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outbox.store.operators.MOST_AT_ONCE", 1)
+    monkeypatch.setattr("outbox.store.sqlite.dialect.STEP_ROWS", 1)
 
 
 def die(outbox: Outbox, *rows: int) -> None:
@@ -42,7 +43,7 @@ def retry(outbox: Outbox, rows: list[int], between: Callable[[], object]) -> Ret
 
 
 def test_lock_is_free_between_the_steps_of_a_long_retry(outbox: Outbox) -> None:
-    rows = outbox.index_many("contacts", [(f"c{n}", {}) for n in range(3 * MOST_AT_ONCE + 1)])
+    rows = outbox.index_many("contacts", [(f"c{n}", {}) for n in range(3 * STEP_ROWS + 1)])
     outbox.raw("UPDATE outbox_events SET state = 'dead', finished_at = 1")
     left = [len(rows)]
     with closing(sqlite3.connect(str(outbox.engine.url.database), timeout=0)) as other:
@@ -52,7 +53,7 @@ def test_lock_is_free_between_the_steps_of_a_long_retry(outbox: Outbox) -> None:
             left.append(outbox.counts()["dead"])
 
         assert retry(outbox, rows, between) == Retried(len(rows), 0, {})
-    assert [before - after for before, after in pairwise(left)] == [MOST_AT_ONCE] * 3
+    assert [before - after for before, after in pairwise(left)] == [STEP_ROWS] * 3
     assert outbox.counts()["pending"] == len(rows)
 
 

@@ -12,7 +12,6 @@ from outbox.store import versions
 from outbox.store.models import OPEN_JOBS, OVERTAKEN, State
 from outbox.store.store import Store, narrowed, pause_after
 
-MOST_AT_ONCE = 1_000  # rows in a transaction, so that others wait only briefly for the write lock
 EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
 
 
@@ -128,7 +127,7 @@ def retry_dead(store: Store, ids: Iterable[int], now: int, pause: Callable[[floa
     noted = _note_documents(store, ordered)
     pending, superseded = 0, 0
     overtaken: dict[int, int] = {}
-    for step in _steps(ordered, pause):
+    for step in _steps(store, ordered, pause):
         with store.write(durable=True):
             noted = _note_rows(store, noted)
             one = _retry(store, step, now)
@@ -211,7 +210,7 @@ def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
 
 def discard_dead(store: Store, ids: Sequence[int]) -> int:
     """Remove dead rows for good, in steps. Returns their number."""
-    return _remove_in_steps(store, ids, State.DEAD)
+    return _remove(store, ids, "state = :dead", dead=State.DEAD.value)
 
 
 def pending(store: Store, index: str | None = None) -> tuple[int, int]:
@@ -231,30 +230,28 @@ def purge(store: Store, index: str | None = None, *, up_to: int | None = None) -
     found = store.run(
         f"SELECT id FROM outbox_events WHERE state = 'pending' AND {condition}", {**given, "up_to": up_to}
     )
-    return _remove_in_steps(store, [row[0] for row in found], State.PENDING)
+    return _remove(store, [row[0] for row in found], "state = :pending", pending=State.PENDING.value)
 
 
-def _remove_in_steps(store: Store, ids: Sequence[int], state: State) -> int:
-    """Delete those of the rows that are in a state when their turn comes."""
+def _remove(store: Store, ids: Sequence[int], condition: str, **given: str) -> int:
+    """Delete those of the rows for which the condition holds when their turn comes. Returns their number."""
     removed = 0
-    for step in _steps(ids):
+    for step in _steps(store, ids):
         with store.write(durable=True):
-            listed = store.run(
-                f"SELECT id FROM outbox_events WHERE state = :state AND id {store.dialect.among('ids')}",
-                state=state.value,
-                ids=step,
-            )
+            among = store.dialect.among("ids")
+            listed = store.run(f"SELECT id FROM outbox_events WHERE {condition} AND id {among}", ids=step, **given)
             removed += versions.remove(store, [row[0] for row in listed])
     return removed
 
 
-def _steps(ids: Sequence[int], pause: Callable[[float], object] = time.sleep) -> Iterator[Sequence[int]]:
-    """A thousand at a time, with pauses in which others get the write lock."""
-    for start in range(0, len(ids), MOST_AT_ONCE):
-        began = time.monotonic()
-        yield ids[start : start + MOST_AT_ONCE]
-        if start + MOST_AT_ONCE < len(ids):
+def _steps(store: Store, ids: Sequence[int], pause: Callable[[float], object] = time.sleep) -> Iterator[Sequence[int]]:
+    """Some at a time, with pauses in which others get the write lock."""
+    began: float | None = None
+    for step in store.in_steps(ids):
+        if began is not None:
             pause(pause_after(began))
+        began = time.monotonic()
+        yield step
 
 
 # -- one tenant -------------------------------------------------------------------------------------------------
@@ -276,12 +273,9 @@ def documents_of_tenant(store: Store, tenant: str) -> dict[str, set[str]]:
 
 
 def remove_rows_of_tenant(store: Store, tenant: str) -> int:
-    """Remove all rows of a tenant but those that a relay has in its hands. Returns their number."""
-    with store.write(durable=True):
-        listed = store.run(
-            "SELECT id FROM outbox_events WHERE tenant_id = :tenant AND state <> 'claimed'", tenant=tenant
-        )
-        return versions.remove(store, [row[0] for row in listed])
+    """Remove all rows of a tenant but those that a relay has in its hands, in steps. Returns their number."""
+    found = store.run("SELECT id FROM outbox_events WHERE tenant_id = :tenant", tenant=tenant).fetchall()
+    return _remove(store, [row[0] for row in found], "state <> :claimed", claimed=State.CLAIMED.value)
 
 
 def write_deletes(store: Store, index: str, document_ids: Sequence[str], tenant: str, now: int) -> int:
