@@ -1,12 +1,12 @@
 """`outbox-relay`: the command line. One file for each group of commands, and what they share:
 
-    wiring    settings become parts: the log, the database's engine, the outbox tables
-    entities  the application's registry of entities, as OUTBOX_ENTITIES names it
-    options   options that several commands have
-    signals   what SIGTERM and Ctrl-C do
-    audit     who acted, and the log of what was removed for good
-    jobs      a job of a reindex, as status and reindex show it
-    garbage   what the garbage collector need not look at
+    wiring       settings become parts: the log, the database's engine, the outbox tables
+    entities     the application's registry of entities, as OUTBOX_ENTITIES names it
+    options      options that several commands have
+    signals      what SIGTERM and Ctrl-C do
+    audit        who acted, and the log of what was removed for good
+    jobs         a job of a reindex, as status and reindex show it
+    interpreter  how Python behaves in a process that works for long
 
 Errors become one line and an exit code here, see `Main`.
 """

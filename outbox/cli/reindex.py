@@ -14,7 +14,7 @@ import click
 
 from outbox import logs
 from outbox.cli.entities import registry_of, required_registry, warn_of_unregistered
-from outbox.cli.garbage import imports_frozen
+from outbox.cli.interpreter import tuned
 from outbox.cli.jobs import job_facts, job_line
 from outbox.cli.options import database_option, json_option
 from outbox.cli.signals import unwound_on_sigterm
@@ -95,7 +95,7 @@ def command(**given: Any) -> None:
             registry = required_registry(loaded, "no registry of entities")
         else:
             registry = registry_of(loaded) or EntityRegistry()
-        with closing(destination_of(loaded)) as destination, unwound_on_sigterm(), imports_frozen():
+        with closing(destination_of(loaded)) as destination, unwound_on_sigterm(), tuned():
             _act(store, destination, registry, loaded, given)
 
 

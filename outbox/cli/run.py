@@ -13,7 +13,7 @@ from loguru import logger
 
 from outbox import __version__, logs, schema
 from outbox.cli.entities import registry_of
-from outbox.cli.garbage import imports_frozen
+from outbox.cli.interpreter import tuned
 from outbox.cli.options import database_option
 from outbox.cli.serve import beside, insecure_option, prepare
 from outbox.cli.signals import on_stop_signals
@@ -99,7 +99,7 @@ def run(
             with _running(maintenance):
                 _log_start(store, control, relay_id, loaded)
                 beside_it = beside(admin_server, loaded, destination, registry) if admin_server else nullcontext()
-                with imports_frozen(), beside_it:
+                with tuned(), beside_it:
                     totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
     logger.info("relay {relay} ends: {done:,} done, {dead:,} dead", relay=relay_id, done=totals.done, dead=totals.dead)
     if maintenance.replaced:

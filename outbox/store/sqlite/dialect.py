@@ -22,7 +22,7 @@ LARGE_WAL_BYTES: Final = 160_000_000
 """Four times the log at which a writer moves it into the database by itself."""
 
 STEP_ROWS: Final = 1_000
-STEP_ROWS_BESIDE_WRITERS: Final = 200
+STEP_ROWS_BESIDE_WRITERS: Final = 100
 """A claim or a record of so many rows holds the lock for about 3 ms."""
 
 EMPTY_WAL_WITHIN_MS: Final = 50
