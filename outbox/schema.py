@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import DatabaseUnavailable, SchemaError
 from outbox.store.models import VERSION_TABLE, metadata
-from outbox.store.store import dialect_of
+from outbox.store.store import database_name, dialect_of
 
 _PACKAGE = Path(__file__).parent
 
@@ -29,7 +29,7 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
     before = revision(engine)
     if before is None and _has_tables(engine):
         raise SchemaError(
-            f"the outbox tables in {engine.url.database} were made by other migrations ({VERSION_TABLE} is missing): "
+            f"the outbox tables in {database_name(engine)} were made by other migrations ({VERSION_TABLE} is missing): "
             "do not run 'outbox-relay migrate' here, bring them up to date with those migrations"
         )
     _refuse_newer(engine, before)
@@ -39,7 +39,7 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
             dialect_of(connection).lock(connection)
             command.upgrade(_config(connection=connection), "head")
     except DBAPIError as error:
-        raise DatabaseUnavailable(f"database {engine.url.database} cannot be migrated: {error.orig}") from error
+        raise DatabaseUnavailable(f"database {database_name(engine)} cannot be migrated: {error.orig}") from error
     return before, head()
 
 
@@ -58,7 +58,7 @@ def revision(engine: Engine) -> str | None:
             return context.get_current_revision()
     except DBAPIError as error:
         raise DatabaseUnavailable(
-            f"database {engine.url.database} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
+            f"database {database_name(engine)} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
         ) from error
 
 
@@ -74,7 +74,7 @@ def head() -> str:
 def require_head(engine: Engine) -> None:
     """Raises `SchemaError` unless the database is at the revision that this version needs."""
     at, needed = revision(engine), head()
-    name = engine.url.database
+    name = database_name(engine)
     if at is None and not _has_tables(engine):
         raise SchemaError(f"database {name} has no outbox tables: run 'outbox-relay migrate'")
     if at is not None and at < needed:
@@ -93,7 +93,7 @@ def include_object(_object: Any, name: str | None, type_: str, _reflected: bool,
 def _refuse_newer(engine: Engine, at: str | None) -> None:
     if at is not None and at > (known := head()):
         raise SchemaError(
-            f"database {engine.url.database} is at revision {at}, newer than this version knows ({known}): "
+            f"database {database_name(engine)} is at revision {at}, newer than this version knows ({known}): "
             "upgrade outbox-relay, and restart what ran before"
         )
 

@@ -18,11 +18,12 @@ ROOT = Path(outbox.__file__).parent
 
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "settings": {"errors"},
     "documents": {"errors"},
     "logs": {"settings"},
-    "store": {"errors"},
-    "destinations": {"documents", "errors", "settings"},
+    "store": {"errors", "files"},
+    "destinations": {"documents", "errors", "files", "settings"},
     "entities": {"documents", "errors", "settings", "store"},
     "triggers": {"entities", "errors", "store"},
     "write": {"destinations", "documents", "entities", "errors", "settings", "store", "triggers"},

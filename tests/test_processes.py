@@ -344,7 +344,7 @@ def test_relay_that_can_have_no_lock_delivers_all_the_same(outbox: Outbox, relay
     ("environment", "says"),
     [
         ({"OUTBOX_DATABASE_URL": ""}, "no database: set OUTBOX_DATABASE_URL"),
-        ({"OUTBOX_DATABASE_URL": "app.db"}, "is no SQLAlchemy URL"),
+        ({"OUTBOX_DATABASE_URL": "app.db"}, "is no SQLAlchemy URL of a file"),
         ({"OUTBOX_DATABASE_URL": "postgresql://u:s3cret@h/d"}, "postgresql is not supported yet"),
         ({"OUTBOX_DATABASE_URL": "sqlite:////nowhere/app.db"}, "does not exist"),
         ({"OUTBOX_ELASTICSEARCH_URL": ""}, "no destination: set OUTBOX_ELASTICSEARCH_URL"),

@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outbox import logs, schema
 from outbox.errors import DatabaseUnavailable
-from outbox.store.store import Store, dialect_of
+from outbox.store.store import Store, database_name, dialect_of
 
 
 class Database:
@@ -39,7 +39,7 @@ class Database:
             with closing(Store(self._engine)) as opened:
                 yield opened
         except (DatabaseError, PoolTimeout) as error:
-            raise DatabaseUnavailable(f"database {self._engine.url.database}: {error}") from error
+            raise DatabaseUnavailable(f"database {database_name(self._engine)}: {error}") from error
 
     def _check_identity(self) -> None:
         """After the database was replaced, nothing may be read from the one before."""
@@ -49,7 +49,7 @@ class Database:
         if before is not None and before != found:
             logger.warning(
                 "database {database} is another file now; it is opened anew",
-                database=logs.safe(str(self._engine.url.database)),
+                database=logs.safe(database_name(self._engine)),
             )
             self._known_layout = None
             self._engine.dispose()

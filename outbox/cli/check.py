@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 
 import click
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine
 
 from outbox import check as doctor
 from outbox import logs
@@ -57,10 +57,11 @@ def _findings(loaded: Settings) -> list[Finding]:
     findings: list[Finding] = []
     engine = None
     try:
-        # Not the prepared engine itself, which switches the file to WAL before this command has looked.
-        engine = create_engine(engine_of(loaded).url)
+        engine = engine_of(loaded, prepared=False)  # a prepared one switches the file to WAL before it is looked at
     except ConfigurationError as error:
-        findings.append(Finding("database", "fail", str(error), "set OUTBOX_DATABASE_URL to the application's file"))
+        what, _, remedy = str(error).partition("; ")
+        remedy = remedy or "set OUTBOX_DATABASE_URL to the application's file"
+        findings.append(Finding("database", "fail", what, remedy))
     else:
         findings += doctor.database(engine, silent_ms=loaded.silent_ms, limits=Limits.of(loaded))
         findings += _triggers(engine, loaded)

@@ -27,7 +27,7 @@ from outbox.reindex.reindexer import Reindexer
 from outbox.relay import Relay, Totals
 from outbox.settings import Settings
 from outbox.store.models import now_ms
-from outbox.store.store import Control, Store
+from outbox.store.store import Control, Store, database_name, dialect_of
 from outbox.verify import Verification
 
 
@@ -47,12 +47,15 @@ def migrate(sql: bool, database_url: str | None) -> None:
         click.echo(schema.upgrade_sql())
         return
     engine = engine_of(load_settings(database_url=database_url), create=True)
+    name, existed = logs.safe(database_name(engine)), dialect_of(engine).exists(engine)
     before, after = schema.upgrade(engine)
     engine.dispose()
-    if before == after:
-        click.echo(f"{engine.url.database}: already at revision {after}")
+    if not existed:
+        click.echo(f"{name}: a new database file, with outbox tables at revision {after}")
+    elif before == after:
+        click.echo(f"{name}: already at revision {after}")
     else:
-        click.echo(f"{engine.url.database}: outbox tables are at revision {after} now")
+        click.echo(f"{name}: outbox tables are at revision {after} now")
 
 
 @click.command()
@@ -104,7 +107,7 @@ def run(
     logger.info("relay {relay} ends: {done:,} done, {dead:,} dead", relay=relay_id, done=totals.done, dead=totals.dead)
     if maintenance.replaced:
         raise OutboxError(
-            f"database {store.connection.engine.url.database} was replaced or removed while the relay ran: start the "
+            f"database {database_name(store.connection.engine)} was replaced or removed while the relay ran: start the "
             "relay again; after a restore from a backup run 'outbox-relay epoch advance' first, since an older file "
             "issues ids again"
         )
@@ -140,7 +143,7 @@ def _log_start(store: Store, control: Control, relay_id: int, loaded: Settings) 
         version=__version__,
         relay=relay_id,
         rows=logs.Rows(store.unfinished()),
-        database=logs.safe(str(store.connection.engine.url.database)),
+        database=logs.safe(database_name(store.connection.engine)),
         destination=logs.safe(address_of(loaded)),
         requests="1 request" if loaded.concurrency == 1 else f"{loaded.concurrency} requests",
     )

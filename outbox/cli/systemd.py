@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
-from sqlalchemy.engine import make_url
 
 from outbox import __version__, settings
 from outbox.cli.options import database_option
@@ -23,6 +22,7 @@ from outbox.cli.wiring import engine_of, load_settings
 from outbox.errors import ConfigurationError
 from outbox.settings import Settings
 from outbox.store.sqlite.engine import BUSY_TIMEOUT_S
+from outbox.store.store import database_name
 
 UNIT = "/etc/systemd/system/outbox-relay.service"
 ENV_FILE = Path("/etc/outbox-relay.env")
@@ -130,7 +130,8 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
     read = [chosen] if os.access(chosen, os.R_OK) else []  # with passwords in it, it is root's alone
     loaded = load_settings(database_url=database_url, _env_file=(".env", *read))
     database = _database(loaded)
-    files = [database, *([loaded.embedded_path.absolute()] if loaded.embedded_path else [])]
+    named = [database, *([loaded.embedded_path.absolute()] if loaded.embedded_path else [])]
+    files = [each for file in named for each in (file, file.resolve())]  # a link's log is beside what it leads to
     command, directory = _command(), _directory(loaded, database)
     certificates = [loaded.elasticsearch_ca_certs.absolute()] if loaded.elasticsearch_ca_certs else []
     code = [command, Path(sys.base_prefix), Path(__file__).parents[1]]  # an editable installation lies elsewhere
@@ -218,11 +219,8 @@ def _to_do(
 def _database(loaded: Settings) -> Path:
     """Where the database is, or shall be."""
     engine = engine_of(loaded, create=True)  # its checks of the URL; nothing is opened
-    path = str(make_url(engine.url).database)
     engine.dispose()
-    if path.startswith("file:"):
-        raise ConfigurationError(f"OUTBOX_DATABASE_URL must name a path for a unit, not {path}: sqlite:////srv/app.db")
-    return Path(path).absolute()
+    return Path(database_name(engine))
 
 
 def _command() -> Path:

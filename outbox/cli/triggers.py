@@ -18,7 +18,7 @@ from outbox.cli.options import database_option, json_option
 from outbox.cli.wiring import engine_of, load_settings
 from outbox.errors import DatabaseUnavailable
 from outbox.settings import Settings
-from outbox.store.store import dialect_of
+from outbox.store.store import database_name, dialect_of
 from outbox.triggers import installer as database_triggers
 
 NEEDED_FOR = "triggers are made of the registry"
@@ -116,7 +116,7 @@ def _connection(loaded: Settings) -> Iterator[Connection]:
             dialect_of(connection).lock(connection)  # before the look at what is there
             yield connection
     except DBAPIError as error:
-        raise DatabaseUnavailable(f"database {engine.url.database}: {error.orig}") from error
+        raise DatabaseUnavailable(f"database {database_name(engine)}: {error.orig}") from error
     finally:
         engine.dispose()
 

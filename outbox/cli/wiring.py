@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from loguru import logger
 from sqlalchemy import URL, Engine, create_engine
@@ -14,7 +13,10 @@ from sqlalchemy.exc import ArgumentError
 from outbox import logs, schema, settings
 from outbox.errors import ConfigurationError
 from outbox.settings import Settings
+from outbox.store.sqlite.place import absolute, named_by
 from outbox.store.store import Store, dialect_of
+
+_NO_URL = "OUTBOX_DATABASE_URL is no SQLAlchemy URL of a file; e.g. sqlite:////var/lib/app/app.db"
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -26,20 +28,20 @@ def load_settings(**overrides: object) -> Settings:
     return loaded
 
 
-def engine_of(loaded: Settings, *, create: bool = False, connections: int = 15) -> Engine:
-    """The prepared engine of the application's database, for so many at a time. Raises `ConfigurationError`.
+def engine_of(loaded: Settings, *, create: bool = False, prepared: bool = True, connections: int = 15) -> Engine:
+    """An engine of the application's database, for so many at a time. Raises `ConfigurationError`.
 
-    The file must exist unless `create`: a misspelt path must not become an empty database.
+    The database must exist unless `create`: a misspelt path must not become an empty one. Without `prepared` it is the
+    bare engine, which changes nothing by being opened.
     """
-    url = _url_of(loaded)
-    engine = create_engine(url, pool_size=5, max_overflow=connections - 5)
-    path = str(url.database)
-    if not create and not path.startswith("file:") and not Path(path).is_file():
-        raise ConfigurationError(
-            f"database {Path(path).absolute()} does not exist; check OUTBOX_DATABASE_URL, or have the "
-            "application or 'outbox-relay migrate' make it"
-        )
-    dialect_of(engine).prepare(engine)
+    try:
+        engine = create_engine(_url_of(loaded), pool_size=5, max_overflow=connections - 5)
+    except (ArgumentError, ValueError):  # a host, or an option that is none
+        raise ConfigurationError(_NO_URL) from None
+    dialect = dialect_of(engine)
+    dialect.guard(engine, create=create)
+    if prepared:
+        dialect.prepare(engine)
     return engine
 
 
@@ -49,18 +51,16 @@ def _url_of(loaded: Settings) -> URL:
     try:
         url = make_url(loaded.database_url)
     except ArgumentError:
-        raise ConfigurationError(
-            "OUTBOX_DATABASE_URL is no SQLAlchemy URL; e.g. sqlite:////var/lib/app/app.db"
-        ) from None
+        raise ConfigurationError(_NO_URL) from None
     if url.get_backend_name() != "sqlite":
         raise ConfigurationError(
             f"OUTBOX_DATABASE_URL: {url.get_backend_name()} is not supported yet, only sqlite:///… is"
         )
-    if not url.database or url.database == ":memory:":
+    if named_by(url) is None:
         raise ConfigurationError(
             "OUTBOX_DATABASE_URL must name a file: other processes cannot see a database in memory"
         )
-    return url.set(drivername="sqlite")
+    return absolute(url.set(drivername="sqlite"))
 
 
 @contextmanager

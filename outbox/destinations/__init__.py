@@ -43,7 +43,7 @@ def destination_of(loaded: Settings) -> Destination:
 def address_of(loaded: Settings) -> str:
     """Where documents go, for people: without the credentials that a URL may hold."""
     if loaded.destination == "embedded":
-        return str(loaded.embedded_path)
+        return str(loaded.embedded_path.absolute() if loaded.embedded_path else None)
     shown = []
     for url in loaded.elasticsearch_url:
         parts = urlsplit(url)

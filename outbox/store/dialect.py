@@ -111,6 +111,13 @@ class Dialect(Protocol):
 
     # -- acts -----------------------------------------------------------------------------------------------------
 
+    def address(self, engine: Engine) -> str:
+        """Where the database is, for people: the absolute path of a file."""
+
+    def guard(self, engine: Engine, *, create: bool) -> None:
+        """Unless `create`, have the engine never make a database, also when it is removed later; call it before the
+        first connection. Raises `ConfigurationError` if there is none, and if opening it would lock its owner out."""
+
     def prepare(self, engine: Engine) -> None:
         """Make every new connection fit for the outbox; once, before the first one."""
 
@@ -143,6 +150,9 @@ class Dialect(Protocol):
 
     def schema_token(self, run: Run) -> int:
         """A number that changes whenever a table is made or altered. Cheap as well."""
+
+    def exists(self, engine: Engine) -> bool:
+        """Whether there is a database at that address. Opens nothing."""
 
     def identity(self, engine: Engine) -> object:
         """What tells the database from another one that has taken its address, such as a file that was replaced.

@@ -51,6 +51,11 @@ def dialect_of(engine: Engine | Connection) -> Dialect:
         ) from None
 
 
+def database_name(engine: Engine) -> str:
+    """Where a database is, for people."""
+    return dialect_of(engine).address(engine)
+
+
 def is_supported(connection: Connection) -> bool:
     """Whether the outbox works on a database. A session may have others beside its own."""
     return connection.dialect.name in _DIALECTS
@@ -80,7 +85,7 @@ class Store:
             self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         except DBAPIError as error:
             raise DatabaseUnavailable(
-                f"database {engine.url.database} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
+                f"database {database_name(engine)} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
             ) from error
         self._pinned: tuple[int, str | None] | None = None
 
@@ -155,7 +160,7 @@ class Store:
         at, revision = self._pinned[1], self._revision()  # any CREATE or ALTER of the application leads here, too
         if revision != at:
             raise SchemaError(
-                f"database {self._connection.engine.url.database} came to revision {revision} while this process "
+                f"database {database_name(self._connection.engine)} came to revision {revision} while this process "
                 f"worked with {at}, and it ends: start outbox-relay of the version that knows it; until then rows wait"
             )
         self._pinned = (token, at)

@@ -32,7 +32,7 @@ class EmbeddedDestination:
     """
 
     def __init__(self, path: str | Path, *, timeout: float = 20.0) -> None:
-        self._file = File(Path(path), timeout)
+        self._file = File(Path(path).absolute(), timeout)
 
     def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
         contents = [documents.parsed(operation) for operation in operations]  # before the file is locked
@@ -102,7 +102,7 @@ class EmbeddedDestination:
             with self._file.writing():  # a file that can be read may still be locked for all writers
                 return None
         except FileMissing:
-            directory = self._file.path.absolute().parent
+            directory = self._file.path.parent
             return None if directory.is_dir() else f"directory {directory} does not exist"
         except (sqlite3.Error, OSError) as error:
             return describe(error)

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from outbox.errors import DestinationError, DestinationUnanswered, IndexMissing
+from outbox.files import make, reason_not_to_open
 
 APPLICATION_ID = 0x6F627872  # "obxr": marks the file as one of ours, so that no other database is taken for it
 
@@ -118,6 +119,10 @@ class File:
     def _connect(self, create: bool) -> sqlite3.Connection:
         if not create and self._found() is None:
             raise FileMissing
+        if why := reason_not_to_open(self.path):
+            raise PermissionError(why)
+        if create:
+            make(self.path)
         connection = sqlite3.connect(
             self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False, cached_statements=64
         )

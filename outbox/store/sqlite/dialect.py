@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,10 +13,12 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, Insert
 
 from outbox.errors import DatabaseUnavailable
+from outbox.files import beside
 from outbox.store.dialect import Finding, Row, Run, Sizes
 from outbox.store.sqlite import engine as engines
 from outbox.store.sqlite import inserts, lock, malformed
 from outbox.store.sqlite.findings import findings
+from outbox.store.sqlite.place import guard, named_by, path_of
 from outbox.store.sqlite.presence import LockFiles
 
 LARGE_WAL_BYTES: Final = 160_000_000
@@ -26,11 +29,6 @@ STEP_ROWS_BESIDE_WRITERS: Final = 100
 """A claim or a record of so many rows holds the lock for about 3 ms."""
 
 EMPTY_WAL_WITHIN_MS: Final = 50
-
-
-def path_of(engine: Engine) -> Path:
-    """The file of the database."""
-    return Path(str(engine.url.database))
 
 
 class SQLite:
@@ -73,6 +71,12 @@ class SQLite:
 
     # -- acts -----------------------------------------------------------------------------------------------------
 
+    def address(self, engine: Engine) -> str:
+        return str(named_by(engine.url) or "in memory")
+
+    def guard(self, engine: Engine, *, create: bool) -> None:
+        guard(engine, create=create)
+
     def prepare(self, engine: Engine) -> None:
         engines.prepare(engine)
 
@@ -90,12 +94,14 @@ class SQLite:
         What a checkpoint has moved into the database was on disk before. SQLite keeps no lock on the log, so that
         closing it here releases none.
         """
+        if (log := _log_of(engine)) is None:
+            return
         with contextlib.suppress(FileNotFoundError):  # another journal mode: its commits are on disk by themselves
-            log = os.open(_log_of(engine), os.O_RDONLY)
+            opened = os.open(log, os.O_RDONLY)
             try:
-                os.fdatasync(log)
+                os.fdatasync(opened)
             finally:
-                os.close(log)
+                os.close(opened)
 
     def temporary(self, run: Run, name: str, /, **columns: str) -> None:
         typed = ", ".join(f"{column} {kind}" for column, kind in columns.items())
@@ -122,18 +128,25 @@ class SQLite:
         """One look into the file's header."""
         return int(run("PRAGMA schema_version").scalar_one())
 
+    def exists(self, engine: Engine) -> bool:
+        path = path_of(engine)
+        return path is None or path.exists()
+
     def identity(self, engine: Engine) -> object:
-        """Open connections keep reading a file that was removed, and new ones would create an empty one."""
+        """Open connections keep reading a file that was removed."""
+        if (path := path_of(engine)) is None:
+            return None
         try:
-            found = path_of(engine).stat()
+            found = path.stat()
         except OSError as error:
             raise DatabaseUnavailable(
-                f"database {engine.url.database} cannot be opened: {error.strerror}; check OUTBOX_DATABASE_URL"
+                f"database {self.address(engine)} cannot be opened: {error.strerror}; check OUTBOX_DATABASE_URL"
             ) from error
         return found.st_dev, found.st_ino
 
     def presence(self, engine: Engine) -> LockFiles:
-        return LockFiles(path_of(engine))
+        # A database in memory has no other processes.
+        return LockFiles(path_of(engine) or Path(tempfile.gettempdir(), f"outbox-{os.getpid()}"))
 
     def sizes(self, run: Run, engine: Engine) -> Sizes:
         used, free = run(
@@ -205,13 +218,14 @@ class SQLite:
         return range(highest_id + 1, inserts.highest_id(connection) + 1)
 
 
-def _log_of(engine: Engine) -> Path:
+def _log_of(engine: Engine) -> Path | None:
     path = path_of(engine)
-    return path.with_name(f"{path.name}-wal")
+    return path and beside(path, "-wal")
 
 
 def _log_bytes(engine: Engine) -> int:
+    log = _log_of(engine)
     try:
-        return _log_of(engine).stat().st_size
+        return log.stat().st_size if log else 0
     except FileNotFoundError:
         return 0

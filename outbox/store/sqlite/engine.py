@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from outbox.errors import ConfigurationError
 from outbox.store.sqlite import lock as write_lock
+from outbox.store.sqlite.place import opened_by
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -50,8 +51,8 @@ def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_
     def on_connect(dbapi_connection: Any, record: Any) -> None:
         # The driver begins by itself for cursors that no listener sees, and then with the lock.
         dbapi_connection.isolation_level = "IMMEDIATE"
-        record.info[_BUSY_TIMEOUT] = busy_timeout
         cursor = dbapi_connection.cursor()
+        record.info.update({_BUSY_TIMEOUT: busy_timeout, write_lock.FILE: opened_by(cursor)})
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = NORMAL")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sqlite3
@@ -13,6 +14,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from outbox.store.dialect import Finding, Level, finding
+from outbox.store.sqlite.place import named_by
 
 OLDEST_SQLITE: Final = (3, 35, 0)  # UPDATE … RETURNING
 LITTLE_ROOM: Final = 10**9
@@ -36,10 +38,15 @@ def findings(engine: Engine) -> list[Finding]:
         path, mode = _open(engine)
     except DBAPIError as error:
         remedy = "check OUTBOX_DATABASE_URL, and that this user may read the file"
-        return [*found, Finding("database", "fail", f"{engine.url.database} cannot be read: {error.orig}", remedy)]
+        return [*found, Finding("database", "fail", f"{named_by(engine.url)} cannot be read: {error.orig}", remedy)]
     return [
         *found,
-        Finding("database", "ok", f"{path} can be read"),
+        finding(
+            "database",
+            os.access(path, os.W_OK),
+            f"{path} can be read{'' if os.access(path, os.W_OK) else ', and not written to, by this user'}",
+            f"run relays as its owner, or let a group that both are in write to it: chmod g+w {path}",
+        ),
         filesystem(path, _mounts()),
         disk(path, shutil.disk_usage(path.parent).free),
         finding(

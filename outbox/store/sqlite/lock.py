@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import InvalidRequestError, OperationalError
 
+from outbox.files import beside
+from outbox.store.sqlite.place import open_for_lock
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
@@ -39,6 +42,9 @@ _WRITING_PRAGMA = re.compile(r"\s*PRAGMA\s+(?:\w+\.)?(?:user_version|application
 _NO_WRITE = frozenset(
     ("SELECT", "VALUES", "EXPLAIN", "BEGIN", "COMMIT", "END", "ROLLBACK", "RELEASE", "VACUUM", "ATTACH", "DETACH", "")
 )
+
+FILE = "outbox.file"
+"""Where a prepared connection keeps the file that it has open; None: its database is in memory."""
 
 _TAKEN = "outbox.lock_taken_in"
 _CALLS = "outbox.calls_when_locked"
@@ -104,7 +110,7 @@ def begin(connection: Connection, busy_timeout: float) -> None:
         if _tried(connection):
             return
         deadline = time.monotonic() + busy_timeout
-        with waiting(path_of(connection)):
+        with waiting(connection.info[FILE]):
             while time.monotonic() < deadline:
                 time.sleep(STEP_S)
                 if _tried(connection):
@@ -143,14 +149,8 @@ def _tried(connection: Connection) -> bool:
 # -- who waits --------------------------------------------------------------------------------------------------------
 
 
-def path_of(connection: Connection) -> Path | None:
-    """The database's file; None for one in memory."""
-    name = connection.engine.url.database
-    return Path(name) if name and name != ":memory:" and not name.startswith("file:") else None
-
-
 def _mark(database: Path) -> Path:
-    return database.with_name(f"{database.name}-waiting")
+    return beside(database, "-waiting")
 
 
 @contextlib.contextmanager
@@ -161,14 +161,16 @@ def waiting(database: Path | None) -> Iterator[None]:
         return
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            file = stack.enter_context(_mark(database).open("ab"))
+            file = stack.enter_context(open_for_lock(_mark(database), database))
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             os.utime(file.fileno())
         yield
 
 
-def is_busy(database: Path) -> bool:
+def is_busy(database: Path | None) -> bool:
     """Whether a writer had to wait within the last seconds."""
+    if database is None:
+        return False
     try:
         return abs(time.time() - _mark(database).stat().st_mtime) < BUSY_S
     except OSError:

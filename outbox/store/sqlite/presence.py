@@ -13,7 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+from outbox.files import beside
 from outbox.store.dialect import Name
+from outbox.store.sqlite.place import open_for_lock
 
 
 class LockFile:
@@ -23,11 +25,11 @@ class LockFile:
     write to, as long as the application keeps the write-ahead log there.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self._path = path.with_name(f"{path.name}-new")  # without a lock it would tell of a killed process
+    def __init__(self, path: Path, database: Path, kind: str) -> None:
+        self._path = beside(path, "-new")  # without a lock it would tell of a killed process
         self._file: IO[bytes] | None = None
         try:
-            self._file = self._path.open("wb")
+            self._file = open_for_lock(self._path, database)
             fcntl.flock(self._file, fcntl.LOCK_EX)
             self._path = self._path.rename(path)
         except OSError as error:
@@ -57,10 +59,10 @@ class LockFiles:
         self._database = database
 
     def _path(self, kind: str, name: int | str) -> Path:
-        return self._database.with_name(f"{self._database.name}-{kind}-{name}")
+        return beside(self._database, f"-{kind}-{name}")
 
     def hold(self, kind: str, name: int | str) -> LockFile:
-        return LockFile(self._path(kind, name), kind)
+        return LockFile(self._path(kind, name), self._database, kind)
 
     def dead(self, kind: str, names: Iterable[Name]) -> list[Name]:
         """One whose file is missing or cannot be read is not among them: it is just starting, has ended by itself, or
