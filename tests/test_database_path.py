@@ -117,7 +117,7 @@ def test_application_that_has_gone_to_another_directory_waits_beside_its_databas
 def test_commands_take_every_spelling_and_say_the_whole_path(spelt: str, real: Path, tmp_path: Path) -> None:
     made = call("migrate", url=spelt)
     path = str(Path(str(make_url(spelt).database).removeprefix("file://").removeprefix("file:")).absolute())
-    assert made.stdout.startswith(f"{path}: a new database file, with outbox tables at revision ")
+    assert made.stdout.startswith(f"{path}: this database file is new\n{path}: outbox tables are at revision ")
     assert call("migrate", url=spelt).stdout.startswith(f"{path}: already at revision ")
     drained = call("run", "--drain", url=spelt)
     assert f" of {path} to {tmp_path}/search.db" in drained.stderr

@@ -51,8 +51,8 @@ def migrate(sql: bool, database_url: str | None) -> None:
     before, after = schema.upgrade(engine)
     engine.dispose()
     if not existed:
-        click.echo(f"{name}: a new database file, with outbox tables at revision {after}")
-    elif before == after:
+        click.echo(f"{name}: this database file is new")
+    if before == after:
         click.echo(f"{name}: already at revision {after}")
     else:
         click.echo(f"{name}: outbox tables are at revision {after} now")
