@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -32,9 +33,10 @@ def reason_not_to_open(file: Path) -> str | None:
 def make(file: Path) -> None:
     """An empty file for a new database, with the permissions that the umask leaves, unless there is one.
 
-    SQLite itself never lets a group write to what it makes, whatever the umask. Raises `OSError`.
+    SQLite itself never lets a group write to what it makes, whatever the umask. Where none can be made, SQLite says so.
     """
-    os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o666))
+    with suppress(OSError):
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o666))
 
 
 def _user(number: int) -> str:

@@ -66,8 +66,7 @@ def guard(engine: Engine, *, create: bool) -> None:
     @event.listens_for(engine, "do_connect")
     def on_connecting(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
         if create:
-            with suppress(OSError):  # SQLite says the same, and what it tried to open
-                make(path)
+            make(path)
         # The file may be removed later: a new connection would leave an empty one in its place.
         name = arguments[0] if options.get("uri") else f"file://{quote(arguments[0])}"
         mode = "" if "mode=" in name else f"{'&' if '?' in name else '?'}mode=rw"
