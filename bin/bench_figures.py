@@ -131,8 +131,8 @@ def _of_statistics(store: Store, now: int) -> Calls:
     yield "statistics cache, further looks", lambda: cache.read(store, now)
     yield "statistics of a week", lambda: statistics.outcomes(now - WEEK_MS)
     yield "backlog", lambda: figures.backlog(store, now)
-    yield "tenant_backlog", lambda: figures.tenant_backlog(store, "tenant-1", now)
-    yield "outcomes_of_tenant, a day", lambda: figures.outcomes_of_tenant(store, "tenant-1", now - DAY_MS)
+    yield "tenant_backlog", lambda: figures.tenant_backlog(store, ("tenant-1",), now)
+    yield "outcomes_of_tenant, a day", lambda: figures.outcomes_of_tenant(store, ("tenant-1",), now - DAY_MS)
     yield "depths, three hours", lambda: figures.depths(store, now - 3 * HOUR_MS)
     yield "lags", lambda: figures.lags(store, now)
 
@@ -154,7 +154,7 @@ def _of_rows(store: Store) -> Calls:
     ):
         yield f"newest_rows{what}", partial(figures.newest_rows, store, **given)
     yield "event", lambda: store.event(newest // 2)
-    yield "dead rows to retry", lambda: operators.dead(store, index=index, tenant="tenant-1")
+    yield "dead rows to retry", lambda: operators.dead(store, index=index, tenants=("tenant-1",))
 
 
 def _of_operators(store: Store) -> Calls:

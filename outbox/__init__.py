@@ -17,6 +17,7 @@ from outbox.errors import (
     SchemaError,
     SyncFailed,
     SyncTimeout,
+    UnknownTenant,
 )
 from outbox.search import Search
 from outbox.store.sqlite import engine as sqlite
@@ -41,5 +42,6 @@ __all__ = [
     "Search",
     "SyncFailed",
     "SyncTimeout",
+    "UnknownTenant",
     "sqlite",
 ]

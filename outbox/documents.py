@@ -29,6 +29,7 @@ MAX_INDEX_NAME_BYTES = 255
 MAX_DEPTH = 100
 
 _ILLEGAL_IN_INDEX = re.compile(r'[\\/*?"<>| ,#:\x00-\x1f\x7f]')
+_UUID_DIGITS = re.compile("[0-9a-f]{32}", re.IGNORECASE)
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
@@ -206,6 +207,48 @@ def check_tenant_id(tenant_id: str | None) -> None:
         raise InvalidName(f"tenant id {shortened(tenant_id)} is no string; use str()")
     if not 0 < len(tenant_id) <= 255 or not tenant_id.isprintable():
         raise InvalidName(f"tenant id {shortened(tenant_id)} must be 1 to 255 printable characters")
+
+
+def tenant_text(tenant: object) -> str:
+    """A tenant as it is written beside a row: a text as it is, a UUID with dashes, an integer in digits, a member of an
+    enum by its value. Raises `InvalidName` for anything else, and for a text that is no tenant id."""
+    text = _tenant_text(tenant)
+    check_tenant_id(text)
+    return text
+
+
+def _tenant_text(tenant: object) -> str:
+    if isinstance(tenant, enum.Enum):
+        return _tenant_text(tenant.value)
+    if isinstance(tenant, UUID) or (isinstance(tenant, int) and not isinstance(tenant, bool)):
+        return str(tenant)
+    if isinstance(tenant, str):
+        return str.__str__(tenant)
+    raise InvalidName(
+        f"tenant id {shortened(tenant)} is of type {type(tenant).__name__}; pass text, a UUID, an integer or a member "
+        "of an enum"
+    )
+
+
+def tenant_spellings(tenant: object) -> tuple[str, ...]:
+    """The texts that mean a tenant, first the one that was given: all spellings of a UUID are one tenant, and so are
+    the value of an enum's member and its name. Raises `InvalidName` for a value of another type."""
+    texts = [_tenant_text(tenant), *([tenant.name] if isinstance(tenant, enum.Enum) else [])]
+    return tuple(dict.fromkeys(spelling for text in texts for spelling in (text, *_uuid_spellings(text))))
+
+
+def same_tenant(text: str) -> str:
+    """The same for all spellings of a tenant: the digits of a UUID, any other text as it is."""
+    digits = text.removeprefix("urn:uuid:").strip("{}").replace("-", "")
+    return digits.lower() if _UUID_DIGITS.fullmatch(digits) else text
+
+
+def _uuid_spellings(text: str) -> tuple[str, ...]:
+    digits = same_tenant(text)
+    if not _UUID_DIGITS.fullmatch(digits):
+        return ()
+    dashed = str(UUID(digits))
+    return dashed, digits, dashed.upper(), digits.upper()
 
 
 def _utf8_size(what: str, text: str) -> int:

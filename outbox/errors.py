@@ -5,7 +5,8 @@
     │   ├── InvalidDocument     … the document: NaN, NUL, lone surrogate, too large, not serialisable
     │   └── InvalidName         … the document id, index name or tenant id
     ├── ConfigurationError      a setting is missing or wrong, or the database is of another kind
-    │   └── SchemaError         the outbox tables are missing or at another revision
+    │   ├── SchemaError         the outbox tables are missing or at another revision
+    │   └── UnknownTenant       no row and no document is of the tenant that was asked for
     ├── SyncFailed              `wait_until_synced`: a row is dead, or there is no committed transaction to wait for
     │   └── SyncTimeout         … or not delivered in time
     ├── ReindexFailed           an index was not rebuilt, and is as it was; or another process rebuilds it
@@ -41,6 +42,10 @@ class ConfigurationError(OutboxError):
 
 class SchemaError(ConfigurationError):
     """The outbox tables are missing, or at another revision than this version needs."""
+
+
+class UnknownTenant(ConfigurationError):
+    """No row and no document is of the tenant that was asked for. The command line exits with 1."""
 
 
 class ReindexFailed(OutboxError):

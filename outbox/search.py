@@ -26,8 +26,10 @@ class Search:
     def __init__(self, *, timeout: float = 3.0, concurrency: int = 10) -> None:
         self._destination = destination_of(load(request_timeout=timeout, concurrency=concurrency))
 
-    def __call__(self, index: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
+    def __call__(self, index: str, query: str, *, tenant: object = None, limit: int = 10) -> list[Hit]:
         """The best matches, `limit` at most, best first; of one tenant, if given, by the documents' field `tenantId`.
+
+        A tenant is text, a UUID, an integer or a member of an enum, in any spelling of it.
 
         Raises `IndexMissing` when nothing was delivered to the index yet, else `DestinationError`.
         """

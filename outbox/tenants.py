@@ -1,4 +1,4 @@
-"""Remove a tenant: its rows in the outbox, its documents, and the indexes that only it uses."""
+"""Whether there is such a tenant; and to remove one: its rows, its documents, and the indexes that only it uses."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from outbox import documents
 from outbox.destinations.base import Destination
 from outbox.entities.keys import Tenancy, is_tenant_index
 from outbox.entities.registry import EntityRegistry
+from outbox.entities.spelling import MOST_NAMED, is_known, some_tenants, tenant_texts, unknown
 from outbox.errors import OutboxError
-from outbox.store import operators
+from outbox.store import figures, operators
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 
@@ -18,39 +19,57 @@ PAGE = 1_000
 LOOK_EVERY_S = 0.2
 
 
+def require(store: Store, registry: EntityRegistry | None, tenant: str) -> None:
+    """Raises `UnknownTenant` if nothing in the database is of the tenant, however it is spelled: no row of the outbox
+    that is unfinished, dead or in the statistics, and none of an entity."""
+    entities = list(registry or ())
+    if not figures.has_tenant(store, tenant_texts(tenant, entities)) and not is_known(store, entities, tenant):
+        raise unknown(tenant, _some(store, registry))
+
+
+def _some(store: Store, registry: EntityRegistry | None) -> list[str]:
+    """Tenants that there are; not all, if there are many."""
+    return [*figures.tenants(store, MOST_NAMED), *some_tenants(store, registry or ())]
+
+
 @dataclass(frozen=True, slots=True)
 class Holdings:
     """What a tenant has."""
 
+    tenants: tuple[str, ...]  # all its spellings
     rows: int
     own_indexes: list[str]
     documents: dict[str, list[str]]  # index → ids, in indexes that it shares with others
 
 
-def holdings(store: Store, destination: Destination, registry: EntityRegistry | None, tenant: str) -> Holdings:
-    """What `drop` would remove. Changes nothing.
+def holdings(store: Store, destination: Destination, registry: EntityRegistry | None, tenant: object) -> Holdings:
+    """What `drop` would remove of a tenant, however it is spelled. Changes nothing.
 
     Of the indexes that rows go to, a tenant owns those that the registry names after it. In all others its documents
     are those with its `tenantId`, and those without one that have rows of the tenant.
-    Raises `InvalidName` for what is no tenant id, and `DestinationError`.
+    Raises `InvalidName` for what is no tenant id, `UnknownTenant` if there is nothing, and `DestinationError`.
     """
-    documents.check_tenant_id(tenant)
+    documents.tenant_text(tenant)
+    tenants = tenant_texts(tenant, registry or ())
     targets = store.targets()
     apart = [entity.index for entity in registry or () if entity.tenancy is Tenancy.INDEX]
-    own = sorted(name for name in targets if any(is_tenant_index(name, each, tenant) for each in apart))
-    of_rows = operators.documents_of_tenant(store, tenant)
+    own = sorted(name for name in targets if any(is_tenant_index(name, each, tenants) for each in apart))
+    of_rows = operators.documents_of_tenant(store, tenants)
     found: dict[str, list[str]] = {}
     for name, target in targets.items():
         if name in own:
             continue
         ids = of_rows.get(name, set())
         for page in destination.pages(target, PAGE, tenants=True):
-            ids |= {document_id for document_id, listed in page.items() if listed.tenant_id == tenant}
+            ids |= {document_id for document_id, listed in page.items() if listed.tenant_id in tenants}
             # A document with rows of this tenant may be another tenant's by now.
-            ids -= {document_id for document_id, listed in page.items() if listed.tenant_id not in (None, tenant)}
+            ids -= {document_id for document_id, listed in page.items() if listed.tenant_id not in (None, *tenants)}
         if ids:
             found[name] = sorted(ids)
-    return Holdings(operators.rows_of_tenant(store, tenant), own, found)
+    rows = operators.rows_of_tenant(store, tenants)
+    if not (rows or own or found):
+        raise unknown(tenants[0], _some(store, registry))
+    return Holdings(tenants, rows, own, found)
 
 
 def drop(store: Store, destination: Destination, held: Holdings, tenant: str, *, timeout: float = 60.0) -> int:
@@ -61,7 +80,7 @@ def drop(store: Store, destination: Destination, held: Holdings, tenant: str, *,
     it. The application must have stopped writing for the tenant.
     Raises `OutboxError` if a relay still delivers to such an index after `timeout` seconds.
     """
-    operators.remove_rows_of_tenant(store, tenant)
+    operators.remove_rows_of_tenant(store, held.tenants)
     written = 0
     for name, ids in held.documents.items():
         for start in range(0, len(ids), PAGE):

@@ -36,6 +36,7 @@ from sqlalchemy import Engine, inspect
 from outbox.destinations.base import Hit
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.entities.registry import EntityRegistry
+from outbox.entities.spelling import tenant_texts
 from outbox.relay.relay import Relay
 from outbox.settings import load
 from outbox.store import operators
@@ -54,7 +55,7 @@ class OutboxTester:
             metadata.create_all(engine)
         self._directory = tempfile.TemporaryDirectory(prefix="outbox-testing-")
         self.destination = EmbeddedDestination(Path(self._directory.name) / "search.db")
-        self._store = Store(engine)
+        self._store, self._registry = Store(engine), registry
         self._settings = load()
         self._relay = Relay(self._store, self.destination, self._settings, registry=registry)
         self._now = now_ms()
@@ -70,15 +71,22 @@ class OutboxTester:
         document_id: str | None = None,
         *,
         action: str | None = None,
-        tenant_id: str | None = None,
+        tenant_id: object = None,
         document: Mapping[str, Any] | None = None,
         times: int | None = None,
     ) -> None:
         """Fail unless such a row was written; what is None may be anything. `times`: exactly so many of them."""
-        wanted = {"document_id": document_id, "action": action, "tenant_id": tenant_id, "document": document}
+        wanted = {"document_id": document_id, "action": action, "document": document, "tenant_id": tenant_id}
         given = {name: value for name, value in wanted.items() if value is not None}
+        exact = {name: value for name, value in given.items() if name != "tenant_id"}
+        tenants = None if tenant_id is None else tenant_texts(tenant_id, self._registry or ())
         rows = self.rows(index)
-        matching = [row for row in rows if all(row[name] == value for name, value in given.items())]
+        matching = [
+            row
+            for row in rows
+            if all(row[name] == value for name, value in exact.items())
+            and (tenants is None or row["tenant_id"] in tenants)
+        ]
         if len(matching) == times or (times is None and matching):
             return
         what = " ".join(f"{name}={value!r}" for name, value in given.items())
@@ -117,9 +125,11 @@ class OutboxTester:
         found = self.destination.read(target, [document_id]) if target else {}
         return found[document_id].source if document_id in found else None
 
-    def search(self, index: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
-        """What a search finds, best first."""
-        return self.destination.search(index, query, tenant=tenant, limit=limit)
+    def search(self, index: str, query: str, *, tenant: object = None, limit: int = 10) -> list[Hit]:
+        """What a search finds, best first; of one tenant, if given."""
+        entities = [] if self._registry is None else self._registry.of_index(index)
+        held = next((text for each in entities if (text := each.tenant_meant(tenant)) is not None), tenant)
+        return self.destination.search(index, query, tenant=held, limit=limit)
 
     def close(self) -> None:
         self._store.close()

@@ -22,7 +22,7 @@ FLOORS: dict[str, set[str]] = {
     "settings": {"errors"},
     "documents": {"errors"},
     "logs": {"settings"},
-    "store": {"errors", "files"},
+    "store": {"documents", "errors", "files"},
     "destinations": {"documents", "errors", "files", "settings"},
     "entities": {"documents", "errors", "settings", "store"},
     "triggers": {"entities", "errors", "store"},
@@ -38,7 +38,8 @@ FLOORS: dict[str, set[str]] = {
     "tenants": {"destinations", "documents", "entities", "errors", "store"},
     "testing": {"destinations", "entities", "relay", "settings", "store"},
     "check": {"destinations", "entities", "errors", "logs", "maintenance", "schema", "store", "triggers"},
-    "admin": {"destinations", "entities", "errors", "logs", "reindex", "schema", "settings", "store", "verify"},
+    "admin": {"destinations", "entities", "errors", "logs", "reindex", "schema", "settings", "store", "tenants"}
+    | {"verify"},
 }
 """Each room of `outbox/` and the rooms that it may import; the command line is above all of them."""
 

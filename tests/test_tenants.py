@@ -125,7 +125,7 @@ def test_command_asks_and_says_what_goes(outbox: Outbox, embedded: EmbeddedDesti
     outbox.index("contacts", "c1", {"tenantId": "acme"}, tenant_id="acme")
     outbox.drain(embedded)
     misspelt = relays.call("tenant", "drop", "amce", **environment)
-    assert (misspelt.returncode, misspelt.stdout) == (0, "there is nothing of tenant amce\n")
+    assert (misspelt.returncode, "there is no tenant 'amce'; there are acme\n" in misspelt.stderr) == (1, True)
     for arguments, code in ((["--dry-run"], 0), ([], 1)):
         asked = relays.call("tenant", "drop", "acme", *arguments, stdin="n\n", **environment)
         assert (asked.returncode, "1 document in index contacts" in asked.stdout) == (code, True)

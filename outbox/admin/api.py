@@ -73,7 +73,7 @@ def events(
             store,
             state=state,
             index=index,
-            tenant=tenant,
+            tenants=admin.spellings(tenant),
             document=document,
             error_type=error_type,
             before=None if cursor is None else int(cursor),

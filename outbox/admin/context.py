@@ -12,6 +12,7 @@ from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache
 from outbox.admin.service import AdminService
 from outbox.entities.registry import EntityRegistry
+from outbox.entities.spelling import tenant_texts
 from outbox.settings import Settings
 
 
@@ -25,6 +26,10 @@ class AdminContext:
     service: AdminService
     overviews: OverviewCache
     metrics: Metrics
+
+    def spellings(self, tenant: str | None) -> tuple[str, ...]:
+        """All spellings of a tenant that is asked for; none if none is."""
+        return tenant_texts(tenant, self.registry or ()) if tenant else ()
 
     @property
     def token(self) -> str | None:

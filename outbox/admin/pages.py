@@ -30,6 +30,7 @@ routes = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 class _OfTenant:
     """What is shown of one tenant above its rows."""
 
+    known: bool  # rows of it wait, are dead, or have ended since statistics are kept
     backlog: Backlog
     day: Outcomes
 
@@ -68,17 +69,19 @@ def events(
         raise InvalidInput("the page is unknown: begin with the first one")
     asked = {"state": state, "index": index, "tenant": tenant, "document": document, "errorType": error_type}
     given = {name: value for name, value in asked.items() if value}
-    chosen, now = narrowed(given), now_ms()
+    chosen, tenants, now = narrowed(given), admin.spellings(tenant), now_ms()
+    chosen.pop("tenant", None)
     with admin.database.store() as store:
         found = figures.newest_rows(
             store,
             state=State(state) if state else None,
             before=int(cursor) if cursor else None,
             limit=ROWS,
+            tenants=tenants,
             **chosen,
         )
-        dead = figures.count_dead(store, **chosen) if state == State.DEAD else 0
-        of_tenant = _of_tenant(store, tenant, now) if tenant else None
+        dead = figures.count_dead(store, tenants=tenants, **chosen) if state == State.DEAD else 0
+        of_tenant = _of_tenant(store, tenants, now) if tenants else None
     return page(
         request,
         admin,
@@ -96,9 +99,11 @@ def events(
     )
 
 
-def _of_tenant(store: Store, tenant: str, now: int) -> _OfTenant:
+def _of_tenant(store: Store, tenants: tuple[str, ...], now: int) -> _OfTenant:
     return _OfTenant(
-        figures.tenant_backlog(store, tenant, now), figures.outcomes_of_tenant(store, tenant, now - DAY_MS)
+        figures.has_tenant(store, tenants),
+        figures.tenant_backlog(store, tenants, now),
+        figures.outcomes_of_tenant(store, tenants, now - DAY_MS),
     )
 
 

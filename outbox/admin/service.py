@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from loguru import logger
 
-from outbox import logs
+from outbox import logs, tenants
 from outbox.admin.background import BackgroundTasks
 from outbox.admin.database import Database
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
+from outbox.entities.spelling import tenant_texts
 from outbox.errors import ConfigurationError, DestinationError, OutboxError, ReindexFailed
 from outbox.reindex.reindexer import Reindexer
 from outbox.reindex.selection import Selection, rows_of, select
@@ -77,9 +78,10 @@ class AdminService:
     # -- dead rows ----------------------------------------------------------------------------------------------
 
     def retry(self, by: str, **selection: Any) -> Retried:
-        """Put dead rows back to pending, see `operators.retry_dead`. Raises `NotFound` if none of the named is dead."""
+        """Put dead rows back to pending, see `operators.retry_dead`. Raises `NotFound` if none of the named is dead,
+        `UnknownTenant`."""
         with self._database.store() as store:
-            result = operators.retry_dead(store, _dead(store, selection), now_ms())
+            result = operators.retry_dead(store, self._dead(store, **selection), now_ms())
         logger.info(
             "{rows} retried by {by}; selection: {selection}",
             rows=logs.Rows(result.pending),
@@ -89,9 +91,10 @@ class AdminService:
         return result
 
     def discard(self, by: str, **selection: Any) -> int:
-        """Remove dead rows for good. Returns their number. Raises `NotFound` if none of the named is dead."""
+        """Remove dead rows for good. Returns their number. Raises `NotFound` if none of the named is dead,
+        `UnknownTenant`."""
         with self._database.store() as store:
-            removed = operators.discard_dead(store, _dead(store, selection))
+            removed = operators.discard_dead(store, self._dead(store, **selection))
         logger.warning(
             "discarded: {counted} removed for good by {by}; selection: {selection}",
             counted=logs.rows(removed, kind="dead"),
@@ -100,6 +103,18 @@ class AdminService:
             selection=logs.safe(_described(selection)),
         )
         return removed
+
+    def _dead(self, store: Store, *, tenant: str | None = None, **selection: Any) -> list[int]:
+        spelled = () if tenant is None else tenant_texts(tenant, self._registry or ())
+        ids = [row["id"] for row in operators.dead(store, tenants=spelled, **selection)]
+        if not ids and tenant is not None:
+            tenants.require(store, self._registry, tenant)
+        if not ids and selection.get("ids"):
+            numbers = ", ".join(map(str, selection["ids"]))
+            raise NotFound(
+                f"no dead row {numbers}: it was retried or discarded meanwhile, or is not {State.DEAD.value}"
+            )
+        return ids
 
     # -- reindex ------------------------------------------------------------------------------------------------
 
@@ -254,14 +269,6 @@ class _StartReport:
         with self._lock:
             self.given_up = not self._reported.is_set()
             return not self.given_up
-
-
-def _dead(store: Store, selection: dict[str, Any]) -> list[int]:
-    ids = [row["id"] for row in operators.dead(store, **selection)]
-    if not ids and selection.get("ids"):
-        numbers = ", ".join(map(str, selection["ids"]))
-        raise NotFound(f"no dead row {numbers}: it was retried or discarded meanwhile, or is not {State.DEAD.value}")
-    return ids
 
 
 def _described(selection: dict[str, Any]) -> str:

@@ -19,7 +19,13 @@ import sys
 import click
 
 from outbox import __version__, logs
-from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationUnanswered, OutboxError
+from outbox.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    DestinationUnanswered,
+    OutboxError,
+    UnknownTenant,
+)
 
 
 class Main(click.Group):
@@ -31,7 +37,8 @@ class Main(click.Group):
         except OutboxError as error:
             where = "; 'outbox-relay check' says more" if isinstance(error, DestinationUnanswered) else ""
             click.echo(f"error: {logs.safe(str(error))}{where}", err=True)
-            sys.exit(2 if isinstance(error, (ConfigurationError, DatabaseUnavailable)) else 1)
+            to_correct = isinstance(error, (ConfigurationError, DatabaseUnavailable))
+            sys.exit(2 if to_correct and not isinstance(error, UnknownTenant) else 1)
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -9,13 +9,17 @@ from typing import Any
 
 import click
 
-from outbox import logs
+from outbox import logs, tenants
 from outbox.cli.audit import log_removal
+from outbox.cli.entities import registry_of
 from outbox.cli.look import show
 from outbox.cli.options import database_option, json_option, yes_option
 from outbox.cli.wiring import load_settings, open_store
+from outbox.entities.spelling import tenant_texts
+from outbox.settings import Settings
 from outbox.store import operators
 from outbox.store.models import now_ms
+from outbox.store.store import Store
 
 MOST_OF_AN_ERROR = 300
 
@@ -50,8 +54,9 @@ def list_(limit: int, as_json: bool, database_url: str | None, **selection: Any)
       outbox-relay dead list --index contacts --limit 500
       outbox-relay dead list --error-type unexplained_version --json
     """
-    with open_store(load_settings(database_url=database_url)) as store:
-        rows = operators.dead(store, limit=limit + 1, **selection)
+    loaded = load_settings(database_url=database_url)
+    with open_store(loaded) as store:
+        rows = _dead(store, loaded, limit=limit + 1, **selection)
     more, rows = len(rows) > limit, rows[:limit]
     if as_json:
         click.echo(json.dumps(rows))
@@ -81,8 +86,9 @@ def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
       outbox-relay dead retry --index contacts
       outbox-relay dead retry --all
     """
-    with open_store(load_settings(database_url=database_url)) as store:
-        chosen = _chosen(operators.dead(store, **selection), everything, selection)
+    loaded = load_settings(database_url=database_url)
+    with open_store(loaded) as store:
+        chosen = _chosen(store, loaded, everything, selection)
         result = operators.retry_dead(store, chosen, now_ms())
     superseded = f"{result.superseded:,} {'was' if result.superseded == 1 else 'were'}"
     click.echo(f"{logs.rows(result.pending, 'is', 'are')} pending again, {superseded} superseded by later rows")
@@ -107,8 +113,9 @@ def discard(everything: bool, yes: bool, database_url: str | None, **selection: 
       outbox-relay dead discard 42
       outbox-relay dead discard --tenant t1 --yes
     """
-    with open_store(load_settings(database_url=database_url)) as store:
-        chosen = _chosen(operators.dead(store, **selection), everything, selection)
+    loaded = load_settings(database_url=database_url)
+    with open_store(loaded) as store:
+        chosen = _chosen(store, loaded, everything, selection)
         if chosen and not yes:
             click.confirm(f"Remove {logs.rows(len(chosen), kind='dead')} for good?", abort=True)
         removed = operators.discard_dead(store, chosen)
@@ -138,10 +145,21 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def _chosen(rows: list[dict[str, Any]], everything: bool, selection: dict[str, Any]) -> list[int]:
+def _dead(store: Store, loaded: Settings, *, tenant: str | None, **selection: Any) -> list[dict[str, Any]]:
+    """The dead rows of a selection. Raises `UnknownTenant`."""
+    if tenant is None:
+        return operators.dead(store, **selection)
+    if rows := operators.dead(store, tenants=tenant_texts(tenant), **selection):
+        return rows
+    registry = registry_of(loaded)  # only now: it imports the application, which knows more spellings, and more tenants
+    tenants.require(store, registry, tenant)
+    return operators.dead(store, tenants=tenant_texts(tenant, registry or ()), **selection)
+
+
+def _chosen(store: Store, loaded: Settings, everything: bool, selection: dict[str, Any]) -> list[int]:
     if not everything and not any(selection.values()):
         raise click.UsageError("say which: ids, --index, --tenant, --error-type or --all")
-    return [row["id"] for row in rows]
+    return [row["id"] for row in _dead(store, loaded, **selection)]
 
 
 def _name_others(ids: Sequence[int], chosen: Sequence[int]) -> bool:

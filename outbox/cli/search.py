@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from outbox import logs
+from outbox import documents, logs
 from outbox.cli.options import json_option
 from outbox.cli.wiring import load_settings
 from outbox.destinations import destination_of
 from outbox.destinations.base import Hit
 from outbox.destinations.embedded.words import edits, errors_allowed, folded, words_of
+from outbox.errors import UnknownTenant, shortened
 
 WIDTH = 80
 BORDERS = 10  # what the table itself takes of it
@@ -34,7 +35,7 @@ def search(index: str, query: tuple[str, ...], tenant: str | None, limit: int, a
     """Search an index for words; the best matches first.
 
     Finds beginnings of words and misspelt words, too. Elasticsearch shows what was delivered after its next refresh, a
-    second later by default.
+    second later by default. Exits 1 if no document is of the tenant.
 
     \b
     Examples:
@@ -45,6 +46,8 @@ def search(index: str, query: tuple[str, ...], tenant: str | None, limit: int, a
     destination = destination_of(load_settings())
     try:
         hits = destination.search(index, " ".join(query), tenant=tenant, limit=limit)
+        if tenant is not None and not hits and not destination.has_tenant(index, documents.tenant_spellings(tenant)):
+            raise UnknownTenant(f"no document of index {index} is of tenant {shortened(tenant)}")
     finally:
         destination.close()
     if as_json:

@@ -28,7 +28,7 @@ def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> 
     First have the application delete the tenant's rows in its own tables, and stop writing for the tenant.
     OUTBOX_ENTITIES tells which indexes belong to one tenant only. Documents in shared indexes are removed by delete
     rows, which a relay delivers. Those rows, statistics and records of past reindexes keep the tenant's name for as
-    long as they are kept.
+    long as they are kept. Exits 1 if there is nothing of the tenant.
 
     \b
     Examples:
@@ -41,9 +41,6 @@ def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> 
     try:
         with open_store(loaded) as store:
             held = tenants.holdings(store, destination, registry, tenant_id)
-            if not (held.rows or held.own_indexes or held.documents):
-                click.echo(f"there is nothing of tenant {tenant_id}")
-                return
             click.echo(f"{logs.rows(held.rows)} of the outbox")
             for name in held.own_indexes:
                 click.echo(f"index {name}, which is its alone")

@@ -145,10 +145,17 @@ class Destination(Protocol):
     def refresh(self, name: str) -> None:
         """Make what was applied so far visible to searches. Raises `DestinationError`."""
 
-    def search(self, name: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
+    def has_tenant(self, name: str, tenants: tuple[str, ...]) -> bool:
+        """Whether the field `tenantId` of a document is one of these texts; False if there is no such index.
+
+        Raises `DestinationError`.
+        """
+
+    def search(self, name: str, query: str, *, tenant: object = None, limit: int = 10) -> list[Hit]:
         """The best matches, best first: words, beginnings of words, misspelt words; of one tenant, if given.
 
-        `tenant` is compared with the field `tenantId`. Raises `IndexMissing`, else `DestinationError`.
+        `tenant` is compared with the field `tenantId`, in all spellings, see `outbox.documents.tenant_spellings`.
+        Raises `IndexMissing`, else `DestinationError`.
         """
 
     def ping(self) -> str | None:

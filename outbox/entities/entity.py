@@ -69,6 +69,10 @@ class Entity:
         """A tenant as text."""
         return None if self.tenant_form is None or tenant is None else self.tenant_form.to_text(tenant)
 
+    def tenant_meant(self, tenant: object) -> str | None:
+        """The text of what is meant by a tenant, however it is spelled; None if the column has no such value."""
+        return None if self.tenant_form is None else keys.text_meant(self.tenant_form, tenant)
+
     def place_of(self, identity: Sequence[Any], tenant_id: str | None) -> DocumentKey:
         """The same, of a tenant that is text already."""
         if len(identity) == len(self.key_forms) == 1:

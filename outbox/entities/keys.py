@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any, Final, NamedTuple
@@ -77,6 +77,7 @@ class TextForm:
     from_text: Callable[[str], Any]  # ValueError for what it never made
     sql: Callable[[ColumnElement[Any]], ColumnElement[str]]
     short: bool = False  # nothing but digits, letters and dashes, and few of them
+    members: type[enum.Enum] | None = None  # of an enum
 
 
 def text_form(type_: TypeEngine[Any], what: str) -> TextForm:
@@ -93,6 +94,35 @@ def text_form(type_: TypeEngine[Any], what: str) -> TextForm:
     if isinstance(type_, String):
         return TextForm(str, str, lambda column: cast(column, Text))
     raise _unsupported(type_, what)
+
+
+def text_meant(form: TextForm, value: object) -> str | None:
+    """The text of what a person or a program means by a value of a column: a UUID with or without dashes, a member of
+    an enum by its value, 007. None if the column has no such value."""
+    for reading in (_stored_text, _value, lambda _, given: UUID(str(given)), _member):
+        try:
+            text = form.to_text(reading(form, value))
+            form.from_text(text)  # some types write what they cannot read
+        except Exception:  # whatever a type of the application raises for what is none of its values
+            continue
+        return text
+    return None
+
+
+def _stored_text(form: TextForm, value: object) -> Any:
+    if isinstance(value, str) and form.to_text(made := form.from_text(value)) == value:
+        return made
+    raise ValueError
+
+
+def _value(form: TextForm, value: object) -> Any:
+    return documents.tenant_text(value) if form.to_text is str else value
+
+
+def _member(form: TextForm, value: object) -> Any:
+    if form.members is None:
+        raise ValueError
+    return next(each for each in form.members if value in (each.value, str(each.value)))
 
 
 def _unsupported(type_: TypeEngine[Any], what: str) -> ConfigurationError:
@@ -113,7 +143,8 @@ def _as_stored(type_: TypeEngine[Any], *, numeric: bool) -> TextForm:
         except LookupError as error:  # an enum without that name
             raise ValueError(str(error)) from None
 
-    return TextForm(lambda value: str(write(value)), from_text, lambda column: cast(column, Text))
+    members = type_.enum_class if isinstance(type_, Enum) else None
+    return TextForm(lambda value: str(write(value)), from_text, lambda column: cast(column, Text), members=members)
 
 
 def _unchanged(value: Any) -> Any:
@@ -217,10 +248,10 @@ def _check_index_tenant(tenant_id: str) -> None:
         )
 
 
-def is_tenant_index(name: str, index: str, tenant: str | None = None) -> bool:
-    """Whether `name` is the index of some tenant, or of that one, for entities of `index`."""
+def is_tenant_index(name: str, index: str, tenants: Collection[str] | None = None) -> bool:
+    """Whether `name` is the index of some tenant, or of one of those, for entities of `index`."""
     its = name[: -len(index) - 1]
-    return name.endswith(f"_{index}") and bool(_INDEX_TENANT.match(its)) and tenant in (None, its)
+    return name.endswith(f"_{index}") and bool(_INDEX_TENANT.match(its)) and (tenants is None or its in tenants)
 
 
 def tenant_of(tenancy: Tenancy, index: str, index_name: str, document_id: str) -> str | None:

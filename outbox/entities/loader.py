@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, false, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, false, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import ColumnProperty, Mapper, Session, joinedload, selectinload, undefer
 from sqlalchemy.orm.interfaces import ORMOption
@@ -60,16 +60,24 @@ class Part(NamedTuple):
 
     def of(self, entity: Entity, statement: Select[Any]) -> Select[Any]:
         if self.tenant is not None:
-            if entity.tenant is None or entity.tenant_form is None:
+            if entity.tenant is None:
                 return statement.where(false())  # an entity without tenants has nothing of one
-            try:
-                tenant = entity.tenant_form.from_text(self.tenant)
-            except ValueError:  # no tenant of this type
-                return statement.where(false())
-            statement = statement.where(entity.column(entity.tenant) == tenant)
+            statement = statement.where(_is_tenant(entity, entity.tenant, self.tenant))
         if self.since is not None and entity.changed_at is not None:
             statement = statement.where(entity.column(entity.changed_at) >= self.since)
         return statement
+
+
+def _is_tenant(entity: Entity, attribute: str, tenant: str) -> ColumnElement[bool]:
+    """Whether a row is of a tenant. Text is compared with each spelling; other types have one of their own."""
+    column, form, meant = entity.column(attribute), entity.tenant_form, entity.tenant_meant(tenant)
+    if form is None or meant is None:  # no tenant of this type
+        return false()
+    if form.to_text is str:
+        found: ColumnElement[bool] = column.in_(documents.tenant_spellings(tenant))
+        return found
+    same: ColumnElement[bool] = column == form.from_text(meant)
+    return same
 
 
 class _Found(NamedTuple):

@@ -243,7 +243,7 @@ def reindex(
     *,
     entities: Sequence[str] = (),
     everything: bool = False,
-    tenant: str | None = None,
+    tenant: object = None,
     since: str | None = None,
     in_place: bool = False,
     keep_old: bool = False,

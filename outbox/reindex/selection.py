@@ -12,9 +12,10 @@ from sqlalchemy import Date, DateTime, Integer
 from outbox.entities import loader
 from outbox.entities.checks import listed, nearest
 from outbox.entities.entity import Entity
-from outbox.entities.keys import Tenancy
+from outbox.entities.keys import Tenancy, is_tenant_index
 from outbox.entities.loader import Part
 from outbox.entities.registry import EntityRegistry
+from outbox.entities.spelling import is_known, some_tenants, tenant_texts, unknown
 from outbox.errors import ConfigurationError, shortened
 from outbox.store.jobs import Job
 from outbox.store.store import Store
@@ -59,13 +60,18 @@ def select(
     *,
     entities: Sequence[str] = (),
     everything: bool = False,
-    tenant: str | None = None,
+    tenant: object = None,
     since: str | None = None,
     in_place: bool = False,
     keep_old: bool = False,
     adopt: bool = False,
 ) -> list[Selection]:
-    """The indexes to rebuild. Raises `ConfigurationError` for what does not exist, and lists what does."""
+    """The indexes to rebuild. Raises `ConfigurationError` for what does not exist, and lists what does.
+
+    `tenant` may be spelled in any way, see `tenant_texts`; `UnknownTenant` if no row is of it.
+    """
+    if tenant is not None:
+        tenant = tenant_texts(tenant)[0]
     chosen = list(registry) if everything else [_entity(store, registry, name) for name in entities]
     if not chosen:
         raise ConfigurationError("no entity is registered: add the application's models to the registry")
@@ -133,23 +139,16 @@ def _index_names(store: Store, entity: Entity, tenant: str | None) -> list[str]:
     known = [name for name in store.targets() if entity.index_names(name)]
     of_rows = [f"{each}_{entity.index}" for each in loader.tenants(store.connection, entity)]
     names = sorted({*known, *(name for name in of_rows if entity.index_names(name))})
-    return [name for name in names if tenant is None or name == f"{tenant}_{entity.index}"]
+    wanted = None if tenant is None else tenant_texts(tenant, [entity])
+    return [name for name in names if is_tenant_index(name, entity.index, wanted)]
 
 
 def _check_tenant(store: Store, chosen: Sequence[Entity], tenant: str) -> None:
-    connection = store.connection
     with_tenant = [entity for entity in chosen if entity.tenant]
     if not with_tenant:
         raise ConfigurationError(f"{', '.join(entity.name for entity in chosen)}: no tenant is registered there")
-    if any(loader.count(connection, entity, Part(tenant)) for entity in with_tenant):
-        return
-    if any(e.tenancy is Tenancy.INDEX and f"{tenant}_{e.index}" in store.targets() for e in with_tenant):
-        return  # its rows are gone, its index is not
-    existing = sorted({each for entity in with_tenant for each in loader.tenants(connection, entity, 10)})
-    more = "" if len(existing) < 10 else ", …"
-    raise ConfigurationError(
-        f"no row is of tenant {shortened(tenant)}; there are {', '.join(existing) or 'none'}{more}"
-    )
+    if not is_known(store, with_tenant, tenant):
+        raise unknown(tenant, some_tenants(store, with_tenant))
 
 
 def instant(entity: Entity, since: str) -> Any:

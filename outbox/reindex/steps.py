@@ -28,6 +28,7 @@ from loguru import logger
 from outbox import logs
 from outbox.entities import loader
 from outbox.entities.loader import LoadFailed, Row
+from outbox.entities.spelling import tenant_texts
 from outbox.errors import DestinationError, shortened
 from outbox.reindex.work import LOOK_EVERY_S, Progress, Work, fields, until_claims_end
 from outbox.reindex.writer import Pace, Page, Writer
@@ -170,14 +171,15 @@ def _held_up(store: Store) -> str:
 def sweep(work: Work) -> Iterator[Progress]:
     """Remove documents from the index that the database does not have. In place, this is the last step."""
     tenant, removed, listed = work.selection.tenant, work.job.removed, 0
+    tenants = None if tenant is None else tenant_texts(tenant, work.registry.of_index(work.job.index_name))
     while True:
         try:
             # The index first, then the database: what comes into both meanwhile is not taken for superfluous.
-            for page in _ahead(work.destination.pages(work.job.target, LISTED_ROWS, tenants=tenant is not None)):
+            for page in _ahead(work.destination.pages(work.job.target, LISTED_ROWS, tenants=tenants is not None)):
                 older = [
                     document_id
                     for document_id, found in page.items()
-                    if found.version <= (work.job.watermark or 0) and tenant in (None, found.tenant_id)
+                    if found.version <= (work.job.watermark or 0) and (tenants is None or found.tenant_id in tenants)
                 ]
                 if gone := _absent(work, older):
                     # Recorded before it is done: after a kill in between rather too many than too few.

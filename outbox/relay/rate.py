@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from outbox.documents import same_tenant, tenant_spellings
+
 
 @dataclass(slots=True)
 class TenantRates:
     """A bucket for each tenant: it holds a second's worth of rows, and fills at `rate` rows a second.
 
-    Rows without a tenant are not limited. All instants in milliseconds; a clock that jumps back refills nothing.
+    All spellings of a tenant share one. Rows without a tenant are not limited. All instants in milliseconds; a clock
+    that jumps back refills nothing.
     """
 
     rate: float
@@ -26,14 +29,17 @@ class TenantRates:
     def took(self, tenants: Iterable[str | None], now: int) -> None:
         """Note rows that were taken, by their tenants."""
         self._fill(now)
-        for tenant, rows in Counter(tenants).items():
-            if tenant is not None:
+        for spelled, rows in Counter(tenants).items():
+            if spelled is not None:
+                tenant = same_tenant(spelled)
                 self._levels[tenant] = self._levels.get(tenant, self.burst) - rows
 
     def exhausted(self, now: int) -> list[str]:
-        """The tenants that have to wait."""
+        """The tenants that have to wait, in all their spellings."""
         self._fill(now)
-        return sorted(tenant for tenant, level in self._levels.items() if level < 1)
+        return sorted(
+            spelled for tenant, level in self._levels.items() if level < 1 for spelled in tenant_spellings(tenant)
+        )
 
     def _fill(self, now: int) -> None:
         gained = self.rate * max(0, now - self._filled_at) / 1_000

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from outbox.documents import same_tenant
 from outbox.store import claims, models
 from outbox.store.malformed import MalformedRows
 from outbox.store.models import COUNTERS, LATENCY_BOUNDS_MS, STATISTICS, State
-from outbox.store.store import Store, narrowed
+from outbox.store.store import Store, narrowed, of_tenants
 from outbox.store.upkeep import HOUR_MS
 
 MINUTE_MS: Final = 60_000
@@ -118,9 +119,10 @@ def backlog(store: Store, now: int) -> Backlog:
     return Backlog(fresh, retrying, claimed, dead, _age(store.oldest_unfinished(), now))
 
 
-def tenant_backlog(store: Store, tenant: str, now: int) -> Backlog:
-    """The same of one tenant."""
-    mine, indexed = f"{models.tenant()} = :tenant", store.dialect.indexed
+def tenant_backlog(store: Store, tenants: tuple[str, ...], now: int) -> Backlog:
+    """The same of one tenant, in all its spellings."""
+    mine, given = of_tenants(tenants, models.tenant())
+    indexed = store.dialect.indexed
     fresh, first, retrying, claimed, held_since, dead = store.run(
         "SELECT fresh.*, held.*,"
         f" (SELECT count(*) FROM outbox_events {indexed('dead')} WHERE state = 'dead' AND {mine})"
@@ -128,7 +130,7 @@ def tenant_backlog(store: Store, tenant: str, now: int) -> Backlog:
         f" WHERE {models.fresh()} AND {mine}) AS fresh,"
         " (SELECT count(*) FILTER (WHERE state = 'pending'), count(*) FILTER (WHERE state = 'claimed'),"
         f" min(created_at) FROM outbox_events {indexed('held')} WHERE ({models.held()}) AND {mine}) AS held",
-        tenant=tenant,
+        given,
     ).one()
     written = store.run("SELECT created_at FROM outbox_events WHERE id = :id", id=first).scalar_one_or_none()
     oldest = min((since for since in (written, held_since) if since is not None), default=None)
@@ -152,14 +154,32 @@ def statistics(store: Store, since: int) -> list[Statistic]:
     return [Statistic(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in found]
 
 
-def outcomes_of_tenant(store: Store, tenant: str, since: int) -> Outcomes:
-    """Of all rows of a tenant from the minute of that instant on, or from its hour where hours are summed up."""
+def outcomes_of_tenant(store: Store, tenants: tuple[str, ...], since: int) -> Outcomes:
+    """Of all rows of a tenant, in all its spellings, from the minute of that instant on, or from its hour where hours
+    are summed up."""
+    mine, given = of_tenants(tenants)
     found = store.run(
-        f"SELECT {_SUMS} FROM outbox_stats WHERE minute >= :since AND tenant_id = :tenant",
-        since=since - since % MINUTE_MS,
-        tenant=tenant,
+        f"SELECT {_SUMS} FROM outbox_stats WHERE minute >= :since AND {mine}",
+        {**given, "since": since - since % MINUTE_MS},
     ).one()
     return Outcomes.of(tuple(found))
+
+
+def has_tenant(store: Store, tenants: tuple[str, ...]) -> bool:
+    """Whether rows of a tenant, in one of its spellings, wait or are dead, or have ended since statistics are kept."""
+    mine, given = of_tenants(tenants)
+    if store.run(f"SELECT EXISTS (SELECT 1 FROM outbox_stats WHERE {mine})", given).scalar_one():
+        return True
+    now = tenant_backlog(store, tenants, 0)
+    return bool(now.unfinished or now.dead)
+
+
+def tenants(store: Store, most: int) -> list[str]:
+    """Some tenants whose rows have ended since statistics are kept."""
+    found = store.run(
+        "SELECT DISTINCT tenant_id FROM outbox_stats WHERE tenant_id <> '' ORDER BY tenant_id LIMIT :most", most=most
+    )
+    return [row[0] for row in found]
 
 
 def depths(store: Store, since: int) -> list[tuple[int, int, int]]:
@@ -178,7 +198,9 @@ def lags(store: Store, now: int) -> list[Lag]:
     """Tenants that wait, the one that waits longest first; at most 50."""
     rows: dict[str, int] = {}
     oldest: dict[str, int] = {}
-    for tenant, number, since in (*_fresh_by_tenant(store), *_held_by_tenant(store)):
+    spellings: dict[str, str] = {}
+    for spelled, number, since in (*_fresh_by_tenant(store), *_held_by_tenant(store)):
+        tenant = spellings.setdefault(same_tenant(spelled), spelled)
         rows[tenant] = rows.get(tenant, 0) + number
         oldest[tenant] = min(oldest.get(tenant, since), since)
     found = [Lag(tenant or None, rows[tenant], max(0, now - oldest[tenant])) for tenant in rows]
@@ -221,7 +243,7 @@ def newest_rows(
     *,
     state: State | None = None,
     index: str | None = None,
-    tenant: str | None = None,
+    tenants: tuple[str, ...] = (),
     document: str | None = None,
     error_type: str | None = None,
     before: int | None = None,
@@ -232,9 +254,9 @@ def newest_rows(
     Looks at `MOST_LOOKED_AT` rows at most, and then says where to go on: it may find fewer than there are, or none.
     Of a state that few rows are in it finds all.
     """
-    condition, parameters = narrowed(
-        state=state, index_name=index, tenant_id=tenant, document_id=document, error_type=error_type
-    )
+    condition, parameters = narrowed(state=state, index_name=index, document_id=document, error_type=error_type)
+    mine, spelled = of_tenants(tenants)
+    condition, parameters = f"{condition} AND {mine}", parameters | spelled
     first, last = MOST_ID if before is None else before, 0
     if (few := _ids_in(store, state)) and _are_few(store, few):
         # Otherwise the database walks from the newest row on, past all that are done, to find one that is not.
@@ -277,15 +299,17 @@ def count_dead(
     store: Store,
     *,
     index: str | None = None,
-    tenant: str | None = None,
+    tenants: tuple[str, ...] = (),
     document: str | None = None,
     error_type: str | None = None,
 ) -> int:
     """How many rows are dead, narrowed by what is given."""
-    condition, parameters = narrowed(index_name=index, tenant_id=tenant, document_id=document, error_type=error_type)
+    condition, parameters = narrowed(index_name=index, document_id=document, error_type=error_type)
+    mine, spelled = of_tenants(tenants)
     indexed = store.dialect.indexed("dead")
     dead: int = store.run(
-        f"SELECT count(*) FROM outbox_events {indexed} WHERE state = 'dead' AND {condition}", parameters
+        f"SELECT count(*) FROM outbox_events {indexed} WHERE state = 'dead' AND {condition} AND {mine}",
+        parameters | spelled,
     ).scalar_one()
     return dead
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from outbox.store import versions
 from outbox.store.models import OPEN_JOBS, OVERTAKEN, State
-from outbox.store.store import Store, narrowed, pause_after
+from outbox.store.store import Store, narrowed, of_tenants, pause_after
 
 EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
 
@@ -92,21 +92,25 @@ def dead(
     ids: Sequence[int] = (),
     index: str | None = None,
     document: str | None = None,
-    tenant: str | None = None,
+    tenants: tuple[str, ...] = (),
     error_type: str | None = None,
     died_by: int | None = None,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later."""
-    condition, given = narrowed(index_name=index, document_id=document, tenant_id=tenant, error_type=error_type)
+    """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later.
+
+    `tenants`: all spellings of one.
+    """
+    condition, given = narrowed(index_name=index, document_id=document, error_type=error_type)
+    mine, spelled = of_tenants(tenants)
     if ids:
         condition += f" AND id {store.dialect.among('ids')}"
     if died_by is not None:
         condition += " AND coalesce(finished_at, 0) <= :died_by"
     rows = store.run(
         f"SELECT * FROM outbox_events {store.dialect.indexed('dead')} WHERE state = 'dead' AND {condition}"
-        f" ORDER BY id {'' if limit is None else 'LIMIT :limit'}",
-        {**given, "ids": list(ids), "died_by": died_by, "limit": limit},
+        f" AND {mine} ORDER BY id {'' if limit is None else 'LIMIT :limit'}",
+        {**given, **spelled, "ids": list(ids), "died_by": died_by, "limit": limit},
     )
     return [dict(row) for row in rows.mappings()]
 
@@ -257,24 +261,27 @@ def _steps(store: Store, ids: Sequence[int], pause: Callable[[float], object] = 
 # -- one tenant -------------------------------------------------------------------------------------------------
 
 
-def rows_of_tenant(store: Store, tenant: str) -> int:
-    """How many rows a tenant has, finished ones too."""
-    return int(store.run("SELECT count(*) FROM outbox_events WHERE tenant_id = :tenant", tenant=tenant).scalar_one())
+def rows_of_tenant(store: Store, tenants: tuple[str, ...]) -> int:
+    """How many rows a tenant has, in all its spellings, finished ones too."""
+    mine, given = of_tenants(tenants)
+    return int(store.run(f"SELECT count(*) FROM outbox_events WHERE {mine}", given).scalar_one())
 
 
-def documents_of_tenant(store: Store, tenant: str) -> dict[str, set[str]]:
+def documents_of_tenant(store: Store, tenants: tuple[str, ...]) -> dict[str, set[str]]:
     """The ids of the documents that rows of a tenant speak of, by index."""
+    mine, given = of_tenants(tenants)
     found: dict[str, set[str]] = defaultdict(set)
     for index_name, document_id in store.run(
-        "SELECT DISTINCT index_name, document_id FROM outbox_events WHERE tenant_id = :tenant", tenant=tenant
+        f"SELECT DISTINCT index_name, document_id FROM outbox_events WHERE {mine}", given
     ):
         found[index_name].add(document_id)
     return found
 
 
-def remove_rows_of_tenant(store: Store, tenant: str) -> int:
+def remove_rows_of_tenant(store: Store, tenants: tuple[str, ...]) -> int:
     """Remove all rows of a tenant but those that a relay has in its hands, in steps. Returns their number."""
-    found = store.run("SELECT id FROM outbox_events WHERE tenant_id = :tenant", tenant=tenant).fetchall()
+    mine, given = of_tenants(tenants)
+    found = store.run(f"SELECT id FROM outbox_events WHERE {mine}", given).fetchall()
     return _remove(store, [row[0] for row in found], "state <> :claimed", claimed=State.CLAIMED.value)
 
 

@@ -324,6 +324,12 @@ def narrowed(**given: str | int | None) -> tuple[str, dict[str, Any]]:
     return " AND ".join(("1 = 1", *(f"{column} = :{column}" for column in wanted))), wanted
 
 
+def of_tenants(tenants: tuple[str, ...], column: str = "tenant_id") -> tuple[str, dict[str, Any]]:
+    """The same for rows of a tenant, in one of these spellings; of all, if none is given."""
+    wanted = {f"tenant_{number}": each for number, each in enumerate(tenants)}
+    return (f"{column} IN ({', '.join(f':{name}' for name in wanted)})" if wanted else "1 = 1"), wanted
+
+
 def pause_after(began: float) -> float:
     """How many seconds to leave the write lock to others after a step that began then, by `time.monotonic`.
 

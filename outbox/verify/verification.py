@@ -10,15 +10,16 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from outbox.destinations.base import Destination, Listed, Stored
 from outbox.entities import loader
 from outbox.entities.entity import Entity
-from outbox.entities.keys import Tenancy, tenant_of
+from outbox.entities.keys import Tenancy, is_tenant_index
 from outbox.entities.loader import Loaded, LoadFailed, Part
 from outbox.entities.registry import EntityRegistry
+from outbox.entities.spelling import is_known, some_tenants, tenant_texts, unknown
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
 from outbox.store import verifications
 from outbox.store.models import now_ms, version
@@ -77,9 +78,10 @@ class Totals:
 class Verification:
     """One comparison of entities with their indexes. `totals` grows while `run` is iterated over.
 
-    `entities`: by name, all by default. `tenant_id`: only documents of that tenant. `sample`: the part of documents
-    to look at, drawn by chance. `repair`: write `refresh` rows for what is found, which a relay delivers as any other
-    row; nothing is written to an index. `patience`: seconds to wait in the end for documents in flight.
+    `entities`: by name, all by default. `tenant_id`: only documents of that tenant, however it is spelled. `sample`:
+    the part of documents to look at, drawn by chance. `repair`: write `refresh` rows for what is found, which a relay
+    delivers as any other row; nothing is written to an index. `patience`: seconds to wait in the end for documents in
+    flight.
     Memory does not grow with the number of documents.
     """
 
@@ -90,13 +92,14 @@ class Verification:
         registry: EntityRegistry,
         *,
         entities: Sequence[str] = (),
-        tenant_id: str | None = None,
+        tenant_id: object = None,
         sample: float = 1.0,
         repair: bool = False,
         page: int = PAGE,
         patience: float = PATIENCE_S,
     ) -> None:
-        """Raises `ConfigurationError` for entities that are not registered, or have no tenants where one is given."""
+        """Raises `ConfigurationError` for entities that are not registered, or have no tenants where one is given;
+        `UnknownTenant` if there is neither row nor document of it; then also `DestinationError`."""
         if not 1 / MOST_SHARES <= sample <= 1:
             raise ConfigurationError(f"the sample must be at least {100 / MOST_SHARES:.1f}% and at most 100%")
         self._store, self._destination, self._registry = store, destination, registry
@@ -106,7 +109,9 @@ class Verification:
         for entity in chosen:
             if tenant_id is not None and entity.tenant is None:
                 raise ConfigurationError(f"entity {entity.name!r} has no tenants; leave the tenant out")
-        self._entities, self._tenant_id = list(dict.fromkeys(chosen)), tenant_id
+        self._entities = list(dict.fromkeys(chosen))
+        self._tenants = None if tenant_id is None else _spellings(store, destination, self._entities, tenant_id)
+        self._tenant_id = None if self._tenants is None else self._tenants[0]
         self._sample, self._repairs, self._page, self._patience = sample, repair, page, patience
         self._indexes: dict[str, bool] = {}  # by name: whether it is there
         self._waiting: dict[Place, Entity] = {}
@@ -198,7 +203,7 @@ class Verification:
         """Where documents of the entities are, or may have been when there were some."""
         known = {*self._indexes, *self._store.index_names(), *(entity.index for entity in self._entities)}
         for name in sorted(known):
-            if any(_may_be_in(entity, name, self._tenant_id) for entity in self._entities) and self._is_there(name):
+            if any(_may_be_in(entity, name, self._tenants) for entity in self._entities) and self._is_there(name):
                 yield name
 
     def _index(self, index: str) -> Iterator[Checked | Drift]:
@@ -218,7 +223,7 @@ class Verification:
                 {
                     (index, each): _owner(self._entities, index, each)
                     for each in asked
-                    if each not in holders or self._tenant_id not in (None, holders[each])
+                    if each not in holders or (self._tenants is not None and holders[each] not in self._tenants)
                 }
             )
             done += len(page)
@@ -226,12 +231,10 @@ class Verification:
             yield Checked("index", index, done, None)
 
     def _is_asked_for(self, index: str, document_id: str, listed: Listed) -> bool:
-        if self._tenant_id is None:
+        if self._tenants is None:
             return True
-        return (
-            tenant_named(_owner(self._entities, index, document_id), index, document_id, listed.tenant_id)
-            == self._tenant_id
-        )
+        owner = _owner(self._entities, index, document_id)
+        return tenant_named(owner, index, document_id, listed.tenant_id) in self._tenants
 
     # -- what looks wrong ---------------------------------------------------------------------------------------
 
@@ -323,10 +326,20 @@ class Verification:
         return self._indexes[index]
 
 
-def _may_be_in(entity: Entity, index: str, tenant_id: str | None) -> bool:
-    """Whether documents of the entity, and of the tenant if given, can be in the index."""
-    if tenant_id is not None and entity.tenancy is Tenancy.INDEX:
-        return tenant_of(entity.tenancy, entity.index, index, "") == tenant_id
+def _spellings(store: Store, destination: Destination, entities: Sequence[Entity], tenant: object) -> tuple[str, ...]:
+    """All spellings of a tenant. Raises `UnknownTenant` if there is neither row nor document of it."""
+    spelled = tenant_texts(tenant, entities)
+    if not is_known(store, entities, spelled[0]):
+        indexes = {*store.targets(), *(entity.index for entity in entities)}
+        if not any(destination.has_tenant(name, spelled) for name in indexes):
+            raise unknown(spelled[0], some_tenants(store, entities))
+    return spelled
+
+
+def _may_be_in(entity: Entity, index: str, tenants: Collection[str] | None) -> bool:
+    """Whether documents of the entity, and of the tenant if one is given (in all spellings), can be in the index."""
+    if tenants is not None and entity.tenancy is Tenancy.INDEX:
+        return is_tenant_index(index, entity.index, tenants)
     return entity.index_names(index)
 
 

@@ -37,6 +37,8 @@ class OutboxRepository:
     With a registry, what is said of a document of a registered entity becomes a `refresh` row: the relay sends what
     the database says when it gets there, and the document that was passed is not looked at.
 
+    A tenant is text, a UUID, an integer or a member of an enum.
+
     Every method checks its input before anything is stored; after an `InvalidInput` the session is still usable.
     `DatabaseUnavailable` (locked, full) and `SchemaError` (no outbox tables) come where the rows are stored: roll the
     transaction back then.
@@ -64,7 +66,7 @@ class OutboxRepository:
         return self._given() if isinstance(self._given, scoped_session) else self._given
 
     def index(
-        self, index: str, document_id: str, document: Mapping[str, Any], *, tenant_id: str | None = None
+        self, index: str, document_id: str, document: Mapping[str, Any], *, tenant_id: object = None
     ) -> int | None:
         """Make `document` the whole content of `document_id` in `index`. Returns the id of the outbox row.
 
@@ -72,14 +74,14 @@ class OutboxRepository:
         """
         if not self._settings.enabled:
             return None
-        _check_names(index, document_id, tenant_id)
+        tenant = _checked(index, document_id, tenant_id)
         if self._registry and (entity := self._entity_of(index)):
             return self._refresh(entity, index, document_id, tenant_id)
         content = documents.serialise(document, max_bytes=self._settings.max_document_bytes)
-        return self._insert(Action.INDEX, index, document_id, tenant_id, content)
+        return self._insert(Action.INDEX, index, document_id, tenant, content)
 
     def update(
-        self, index: str, document_id: str, changes: Mapping[str, Any], *, tenant_id: str | None = None
+        self, index: str, document_id: str, changes: Mapping[str, Any], *, tenant_id: object = None
     ) -> int | None:
         """Merge `changes` into `document_id` in `index`. Returns the id of the outbox row.
 
@@ -89,30 +91,30 @@ class OutboxRepository:
         """
         if not self._settings.enabled:
             return None
-        _check_names(index, document_id, tenant_id)
+        tenant = _checked(index, document_id, tenant_id)
         if self._registry and (entity := self._entity_of(index)):
             return self._refresh(entity, index, document_id, tenant_id)
         content = documents.serialise(changes, max_bytes=self._settings.max_document_bytes)
         if content == b"{}":
             raise InvalidDocument(f"the update of {index}/{shortened(document_id)} is empty; name at least one field")
-        return self._insert(Action.UPDATE, index, document_id, tenant_id, content)
+        return self._insert(Action.UPDATE, index, document_id, tenant, content)
 
-    def delete(self, index: str, document_id: str, *, tenant_id: str | None = None) -> int | None:
+    def delete(self, index: str, document_id: str, *, tenant_id: object = None) -> int | None:
         """Remove `document_id` from `index`; no error if it is not there. Returns the id of the outbox row.
 
         Raises `InvalidName`.
         """
         if not self._settings.enabled:
             return None
-        _check_names(index, document_id, tenant_id)
-        return self._insert(Action.DELETE, index, document_id, tenant_id, None)
+        tenant = _checked(index, document_id, tenant_id)
+        return self._insert(Action.DELETE, index, document_id, tenant, None)
 
     def index_many(
         self,
         index: str,
         documents_by_id: Iterable[tuple[str, Mapping[str, Any]]],
         *,
-        tenant_id: str | None = None,
+        tenant_id: object = None,
     ) -> list[int]:
         """`index` for many documents, at a fraction of the cost a row. Returns the ids of the rows, in order.
 
@@ -122,8 +124,8 @@ class OutboxRepository:
         if not self._settings.enabled:
             return []
         documents.check_index_name(index)
-        documents.check_tenant_id(tenant_id)
         entity = self._entity_of(index) if self._registry else None
+        tenant = _tenant_of(entity, tenant_id)
         name = entity.name if entity else None
         action = Action.REFRESH.value if entity else Action.INDEX.value
         limit, created_at = self._settings.max_document_bytes, now_ms()
@@ -141,13 +143,13 @@ class OutboxRepository:
                     raise type(error)(f"{index}/{shortened(document_id)}: {error}") from None
                 contents.append(content.decode())
                 size = len(content)
-            ready.append((action, index, document_id, tenant_id, name, size, created_at))
+            ready.append((action, index, document_id, tenant, name, size, created_at))
         if not ready:
             return []
         self._session.flush()
         return list(journal_of(self._session).insert(ready, contents))
 
-    def refresh(self, entity: object, key: object = None, *, tenant_id: str | None = None) -> list[int]:
+    def refresh(self, entity: object, key: object = None, *, tenant_id: object = None) -> list[int]:
         """Have the document of a row made anew of what the database says. Returns the ids of the outbox rows.
 
         `refresh(contact)`: the documents of a mapped object, one for each entity that it is registered as; or
@@ -166,7 +168,7 @@ class OutboxRepository:
             if key is None or len(identity) != len(named.key):
                 raise InvalidName(f"entity {named.name!r} has the primary key {', '.join(named.key)}; pass all of it")
             try:
-                places = [(named, named.place_of(identity, tenant_id))]
+                places = [(named, named.place_of(identity, _tenant_of(named, tenant_id)))]
             except InvalidName:
                 raise
             except (TypeError, ValueError) as error:  # of what makes text of a value
@@ -207,10 +209,11 @@ class OutboxRepository:
             raise ConfigurationError(f"{shortened(instance)} is of no registered entity; registry.add() its model")
         return found
 
-    def _refresh(self, entity: Entity, index: str, document_id: str, tenant_id: str | None) -> int:
+    def _refresh(self, entity: Entity, index: str, document_id: str, tenant_id: object) -> int:
         _check_belongs(entity, document_id)
         self._session.flush()
-        return self._store((Action.REFRESH.value, index, document_id, tenant_id, entity.name, 0, now_ms()))
+        tenant = _tenant_of(entity, tenant_id)
+        return self._store((Action.REFRESH.value, index, document_id, tenant, entity.name, 0, now_ms()))
 
     def _insert(
         self, action: Action, index: str, document_id: str, tenant_id: str | None, content: bytes | None
@@ -237,7 +240,16 @@ def _check_belongs(entity: Entity, document_id: str) -> None:
         )
 
 
-def _check_names(index: str, document_id: str, tenant_id: str | None) -> None:
+def _checked(index: str, document_id: str, tenant_id: object) -> str | None:
+    """The tenant as text. Raises `InvalidName` for what is wrong with any of the three."""
     documents.check_index_name(index)
     documents.check_document_id(document_id)
-    documents.check_tenant_id(tenant_id)
+    return _tenant_of(None, tenant_id)
+
+
+def _tenant_of(entity: Entity | None, tenant_id: object) -> str | None:
+    """A tenant as text, as the entity's own column holds it where there is one."""
+    if tenant_id is None:
+        return None
+    text = documents.tenant_text(tenant_id)
+    return (entity and entity.tenant_meant(tenant_id)) or text

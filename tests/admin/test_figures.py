@@ -124,13 +124,15 @@ def test_figures_of_a_tenant_are_of_nobody_else(outbox: Outbox, store: Store) ->
     finished(outbox, NOW, done=4, tenant="a")
     finished(outbox, NOW, done=1, tenant="b")
 
-    assert figures.tenant_backlog(store, "a", NOW) == Backlog(fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=1_000)
-    assert figures.tenant_backlog(store, "b", NOW) == Backlog(fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=999)
-    assert figures.tenant_backlog(store, "c", NOW) == Backlog(0, 0, 0, 0, None)
-    assert [figures.outcomes_of_tenant(store, tenant, 0).done for tenant in "abc"] == [4, 1, 0]
+    assert figures.tenant_backlog(store, ("a",), NOW) == Backlog(
+        fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=1_000
+    )
+    assert figures.tenant_backlog(store, ("b",), NOW) == Backlog(fresh=2, retrying=1, claimed=1, dead=1, oldest_ms=999)
+    assert figures.tenant_backlog(store, ("c",), NOW) == Backlog(0, 0, 0, 0, None)
+    assert [figures.outcomes_of_tenant(store, (tenant,), 0).done for tenant in "abc"] == [4, 1, 0]
     assert (
         figures.count_dead(store),
-        figures.count_dead(store, tenant="a"),
+        figures.count_dead(store, tenants=("a",)),
         figures.count_dead(store, error_type="x"),
     ) == (2, 1, 0)
 

@@ -346,10 +346,10 @@ def test_conflict_is_explained_by_what_was_delivered(database: Database, store: 
 
 def test_tenant_is_removed_with_a_delete_of_each_document(database: Database, store: Store) -> None:
     database.insert(("contacts", "c1"), ("contacts", "it's"), tenant="acme")
-    assert operators.documents_of_tenant(store, "acme") == {"contacts": {"c1", "it's"}}
-    assert operators.remove_rows_of_tenant(store, "acme") == 2
+    assert operators.documents_of_tenant(store, ("acme",)) == {"contacts": {"c1", "it's"}}
+    assert operators.remove_rows_of_tenant(store, ("acme",)) == 2
     assert operators.write_deletes(store, "contacts", ["c1", "it's"], "acme", NOW) == 2
-    assert operators.rows_of_tenant(store, "acme") == 2
+    assert operators.rows_of_tenant(store, ("acme",)) == 2
     store.register_index("contacts", "contacts-1")
     store.register_index("contacts", "contacts-2")
     assert operators.forget_index(store, "contacts") == ["contacts-1"]

@@ -118,7 +118,7 @@ def test_row_below_the_watermark_that_is_delivered_after_it_is_superseded(world:
     [
         ({"entities": ["contact"]}, "registered are contacts.*; did you mean 'contacts'"),
         ({"entities": ["deals"]}, r"registry\.add\(Model, index='deals'"),
-        ({"tenant": "t9"}, "no row is of tenant 't9'; there are t1"),
+        ({"tenant": "t9"}, "there is no tenant 't9'; there are t1"),
         ({"since": "yesterday"}, "is not a date"),
         ({"tenant": "t1", "keep_old": True}, "in place"),
         ({"in_place": True, "adopt": True}, "leave out --adopt"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from outbox import EntityRegistry
-from outbox.errors import ConfigurationError, DestinationError
+from outbox.errors import ConfigurationError, DestinationError, UnknownTenant
 from outbox.store.models import EPOCH_STEP
 from outbox.verify import Checked, Drift
 from tests.support.models import Company, Contact
@@ -130,7 +130,8 @@ def test_copy_of_a_tenant_that_a_row_has_left_is_found_and_repaired(outbox: Outb
             "index": {("extra", "t1_contacts")},
         }[tenancy]
     )
-    assert app.said(tenant_id="t2") == []
+    with pytest.raises(UnknownTenant, match="there is no tenant 't2'; there are t0, t1"):
+        app.said(tenant_id="t2")
     listed = {each.name for each in app.verification(tenant_id="t1").run() if isinstance(each, Checked)}
     assert listed == ({"contacts", "t1_contacts"} if tenancy == "index" else {"contacts"})
     assert app.repaired() == []

@@ -141,7 +141,7 @@ def test_status_shows_the_last_verification_and_why_one_did_not_come_to_its_end(
 
 def test_only_the_newest_hundred_verifications_are_kept(filed: Application) -> None:
     for _ in range(105):
-        list(filed.verification(entities=["contacts"], tenant_id="nobody").recorded("me"))
+        list(filed.verification(entities=["contacts"]).recorded("me"))
     with filed.outbox.engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM outbox_verifications").scalar_one() == 100
 

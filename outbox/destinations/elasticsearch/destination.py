@@ -135,7 +135,10 @@ class ElasticsearchDestination:
     def refresh(self, name: str) -> None:
         indexes.refresh(self._client, name)
 
-    def search(self, name: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
+    def has_tenant(self, name: str, tenants: tuple[str, ...]) -> bool:
+        return reading.has_tenant(self._client, name, tenants)
+
+    def search(self, name: str, query: str, *, tenant: object = None, limit: int = 10) -> list[Hit]:
         return reading.search(self._client, name, query, tenant, limit)
 
     def ping(self) -> str | None:

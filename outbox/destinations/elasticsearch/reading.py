@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from elasticsearch import Elasticsearch, NotFoundError
 
+from outbox import documents
 from outbox.destinations.base import TENANT_FIELD, Hit, Listed, Stored, index_missing
 from outbox.destinations.elasticsearch.failures import FAILURES, failing_as, type_and_reason
 from outbox.errors import DestinationError, shortened
@@ -90,7 +91,18 @@ def _tenant_of(source: Mapping[str, Any] | None) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def search(client: Elasticsearch, name: str, query: str, tenant: str | None, limit: int) -> list[Hit]:
+def has_tenant(client: Elasticsearch, name: str, tenants: tuple[str, ...]) -> bool:
+    """Whether a document is of a tenant, in one of these spellings; False if there is no such index."""
+    with failing_as(f"index {name} cannot be searched"):
+        try:
+            client.indices.refresh(index=name)
+            only = _of_tenant(client, name, tenants)
+            return bool(client.count(index=name, query=only, terminate_after=1)["count"])
+        except NotFoundError:
+            return False
+
+
+def search(client: Elasticsearch, name: str, query: str, tenant: object, limit: int) -> list[Hit]:
     """The best matches, best first; of one tenant, if given. Raises `IndexMissing` too."""
     if not query:
         query = " "  # no words match nothing, but the beginning of an empty one matches everything
@@ -100,13 +112,17 @@ def search(client: Elasticsearch, name: str, query: str, tenant: str | None, lim
     ]
     with failing_as(f"index {name} cannot be searched"):
         try:
-            only = [] if tenant is None else [{"term": {_tenant_field(client, name): tenant}}]
+            only = [] if tenant is None else [_of_tenant(client, name, documents.tenant_spellings(tenant))]
             hits = client.search(
                 index=name, size=limit, query={"bool": {"should": words, "minimum_should_match": 1, "filter": only}}
             )["hits"]["hits"]
         except NotFoundError:
             raise index_missing(name) from None
     return [Hit(hit["_id"], hit["_score"], hit["_source"]) for hit in hits]
+
+
+def _of_tenant(client: Elasticsearch, name: str, tenants: tuple[str, ...]) -> dict[str, Any]:
+    return {"terms": {_tenant_field(client, name): list(tenants)}}
 
 
 def _tenant_field(client: Elasticsearch, name: str) -> str:

@@ -86,7 +86,16 @@ class EmbeddedDestination:
             self._require(name)
             search.take_up_words(self._file)
 
-    def search(self, name: str, query: str, *, tenant: str | None = None, limit: int = 10) -> list[Hit]:
+    def has_tenant(self, name: str, tenants: tuple[str, ...]) -> bool:
+        with self._file.failing_as(f"index {name} cannot be searched"):
+            try:
+                with self._file.reading() as connection:
+                    index = indexes.find(connection, name)
+                    return index is not None and search.has_tenant(connection, index, tenants)
+            except FileMissing:
+                return False
+
+    def search(self, name: str, query: str, *, tenant: object = None, limit: int = 10) -> list[Hit]:
         with self._file.failing_as(f"index {name} cannot be searched"):
             self._require(name)
             search.take_up_words(self._file)

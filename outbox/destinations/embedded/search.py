@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from outbox import documents
 from outbox.destinations.base import TENANT_FIELD, Hit
 from outbox.destinations.embedded.file import File
 from outbox.destinations.embedded.words import edits, errors_allowed, folded, words_of
@@ -26,10 +27,16 @@ WITH matches (number, weight, bm25) AS MATERIALIZED (
 )
 SELECT document_id, sum(weight * (1 + bm25 / (1 + bm25))) AS score, source
 FROM matches JOIN documents USING (number)
-WHERE index_name = :index AND NOT deleted AND (:tenant IS NULL OR EXISTS (
-    SELECT 1 FROM json_each(source, :tenant_field) WHERE atom = :tenant OR CAST(atom AS TEXT) = :tenant
+WHERE index_name = :index AND NOT deleted AND (:tenants IS NULL OR EXISTS (
+    SELECT 1 FROM json_each(source, :tenant_field) WHERE CAST(atom AS TEXT) IN (SELECT value FROM json_each(:tenants))
 ))
 GROUP BY number ORDER BY score DESC, document_id LIMIT :limit
+"""
+_HAS_TENANT = """
+SELECT EXISTS (
+    SELECT 1 FROM documents, json_each(source, :tenant_field)
+    WHERE index_name = :index AND NOT deleted AND CAST(atom AS TEXT) IN (SELECT value FROM json_each(:tenants))
+)
 """
 
 
@@ -68,7 +75,13 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def search(connection: sqlite3.Connection, index: str, query: str, tenant: str | None, limit: int) -> list[Hit]:
+def has_tenant(connection: sqlite3.Connection, index: str, tenants: tuple[str, ...]) -> bool:
+    """Whether a document is of a tenant, in one of these spellings."""
+    given = {"index": index, "tenants": json.dumps(tenants), "tenant_field": f"$.{TENANT_FIELD}"}
+    return bool(connection.execute(_HAS_TENANT, given).fetchone()[0])
+
+
+def search(connection: sqlite3.Connection, index: str, query: str, tenant: object, limit: int) -> list[Hit]:
     """The best matches among the documents whose words are taken up, best first."""
     words = words_of(query)
     if not words:
@@ -81,7 +94,7 @@ def search(connection: sqlite3.Connection, index: str, query: str, tenant: str |
             "beginnings": " OR ".join(f'"{word}"*' for word in words),
             "misspelt": " OR ".join(f'"{term}"' for term in near) or '""',
             "index": index,
-            "tenant": tenant,
+            "tenants": None if tenant is None else json.dumps(documents.tenant_spellings(tenant)),
             "tenant_field": f"$.{TENANT_FIELD}",
             "limit": limit,
         },
