@@ -39,8 +39,10 @@ def test_relay_whose_database_is_another_one_ends_and_says_what_to_do(
 ) -> None:
     relay = embedded_relays.start()
     until(lambda: "delivers" in embedded_relays.log(), "the relay has started")
-    change(Path(str(outbox.engine.url.database)))
+    database = Path(str(outbox.engine.url.database))
+    change(database)
     assert relay.wait(LIMIT_S) == 1
+    assert database.exists() == (change is replace)  # none was made where there was none
     last = embedded_relays.log().strip().splitlines()[-1]
     assert last.startswith("error: database ")
     assert "was replaced or removed" in last

@@ -3,7 +3,7 @@
     wiring       settings become parts: the log, the database's engine, the outbox tables
     entities     the application's registry of entities, as OUTBOX_ENTITIES names it
     options      options that several commands have
-    signals      what SIGTERM and Ctrl-C do
+    signals      what SIGTERM, SIGHUP and Ctrl-C do
     audit        who acted, and the log of what was removed for good
     jobs         a job of a reindex, as status and reindex show it
     interpreter  how Python behaves in a process that works for long

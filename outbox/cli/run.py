@@ -73,7 +73,7 @@ def run(
     insecure: bool,
     database_url: str | None,
 ) -> None:
-    """Deliver outbox rows, until stopped (SIGTERM, Ctrl-C).
+    """Deliver outbox rows, until stopped (SIGTERM, SIGHUP, Ctrl-C).
 
     Or, with --drain, until none is left. Several relays may work on one database. The first signal finishes or
     releases what is in flight and exits 0, a second one exits at once; nothing is lost either way.

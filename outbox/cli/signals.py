@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C do."""
+"""What SIGTERM, SIGHUP and Ctrl-C do."""
 
 from __future__ import annotations
 
@@ -11,27 +11,37 @@ from typing import Any
 
 
 def on_stop_signals(*stop: Callable[[], None]) -> None:
-    """Have the first SIGTERM or Ctrl-C call each of `stop`; a second one ends the process at once."""
+    """Have the first SIGTERM, SIGHUP or Ctrl-C call each of `stop`; a second one ends the process at once."""
 
     def first(_number: int, _frame: Any) -> None:
         for call in stop:
             call()
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in (*_terminating(), signal.SIGINT):
             signal.signal(each, lambda second, _frame: os._exit(128 + second))
 
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in (*_terminating(), signal.SIGINT):
         signal.signal(each, first)
+
+
+def _terminating() -> list[signal.Signals]:
+    """SIGHUP, which a terminal sends when it is closed, does as SIGTERM, unless it was ignored at start (nohup)."""
+    hung_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, *hung_up]
 
 
 @contextmanager
 def unwound_on_sigterm() -> Iterator[None]:
-    """SIGTERM does as Ctrl-C does: the stack is unwound, so that what is held is released; exits with 143."""
+    """SIGTERM and SIGHUP do as Ctrl-C does: the stack is unwound, so that what is held is released.
+
+    Exits with 128 and the number of the signal.
+    """
 
     def leave(number: int, _frame: Any) -> None:
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {each: signal.signal(each, leave) for each in _terminating()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)

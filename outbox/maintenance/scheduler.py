@@ -107,16 +107,21 @@ class Maintenance:
     # -- the tasks ----------------------------------------------------------------------------------------------
 
     def heartbeat(self, store: Store) -> None:
-        """Say that the relay is alive, or end it where its database is another one by now.
-
-        Open connections go on with the file that was replaced or removed: what the application writes is not in it.
-        """
-        if not self.replaced and not self._is_same_database():
-            self.replaced = True
-            self._stop_relay()
+        """Say that the relay is alive."""
         store.heartbeat(self._relay, self._breakers(), now_ms())
 
     def _is_same_database(self) -> bool:
+        """If it is another one by now, the relay ends.
+
+        Open connections go on with the file that was replaced or removed: what the application writes is not in it. A
+        new one would go to the other file.
+        """
+        if not self.replaced and not self._has_same_identity():
+            self.replaced = True
+            self._stop_relay()
+        return not self.replaced
+
+    def _has_same_identity(self) -> bool:
         try:
             return dialect_of(self._engine).identity(self._engine) == self._identity
         except DatabaseUnavailable:
@@ -190,6 +195,8 @@ class Maintenance:
 
     def _guarded(self, name: str, task: Callable[[Store], None]) -> None:
         """Run a task, and log once that it fails, until it has succeeded again."""
+        if not self._is_same_database():
+            return
         try:
             with closing(Store(self._engine)) as store:
                 task(store)
