@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from outbox import logs, schema
+from outbox.destinations import misled
 from outbox.destinations.base import FOREVER, Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
@@ -210,38 +211,43 @@ def destination(to: Destination, *, at: str = "") -> list[Finding]:
     ]
 
 
-def indexes(engine: Engine, to: Destination, gc_deletes: str) -> list[Finding]:
-    """Each index that rows go to. Nothing when the tables cannot be read: `database` says so."""
+def indexes(engine: Engine, to: Destination, gc_deletes: str, registry: EntityRegistry | None = None) -> list[Finding]:
+    """Each index that rows go to. Nothing when the tables cannot be read: `database` says so.
+
+    With the registry, only an index of an entity is said to be made anew from the database where it is lost.
+    """
     try:
         schema.require_head(engine)
         store = Store(engine)
         try:
             targets = store.targets()
+            kept = {name: old[0] for name in targets if (old := jobs.kept_index(store, name))}
         finally:
             store.close()
     except (ConfigurationError, DatabaseUnavailable):
         return []
-    return [_index(to, name, target, gc_deletes) for name, target in sorted(targets.items())]
+    of_none = [name for name in targets if registry is not None and not registry.of_index(name)]
+    return [
+        _index(to, name, target, gc_deletes, kept.get(name), of_entity=name not in of_none)
+        for name, target in sorted(targets.items())
+    ]
 
 
-def _index(to: Destination, name: str, target: str, gc_deletes: str) -> Finding:
+def _index(to: Destination, name: str, target: str, gc_deletes: str, kept: str | None, *, of_entity: bool) -> Finding:
     title = f"index {name}"
     try:
         facts = to.inspect_index(name, target)
     except DestinationError as error:
         return Finding(title, "fail", str(error), "check that the configured user may see this index")
-    if not facts.exists:
-        remedy = f"restore it from a snapshot, or create it with alias {name}; its rows wait until then"
-        if len(facts.readers) == 1:
-            remedy = (
-                f"if the database was restored from a backup, run 'outbox-relay epoch advance': rows go to "
-                f"{facts.readers[0]} then, as its readers do; else {remedy}"
-            )
-        return Finding(title, "fail", f"its rows go to {target}, which is missing", remedy)
     if facts.readers != (target,):
         others = ", ".join(facts.readers) or "nothing"
-        remedy = f"make alias {name} point to {target} and to nothing else (POST _aliases)"
-        return Finding(title, "fail", f"its rows go to {target}, its readers get {others}", remedy)
+        wrong = f"its readers get {others}" if facts.exists else "which is missing"
+        remedy = misled.remedy(name, target, exists=facts.exists, readers=facts.readers)
+        if not facts.readers and not of_entity:
+            remedy = f"restore it from a snapshot, or create it with alias {name}: it has no registered entity"
+        elif not facts.readers and kept and to.inspect_index(name, kept).exists:
+            remedy = f"run 'outbox-relay reindex --all --rollback': {kept}, which was kept, has missed nothing"
+        return Finding(title, "fail", f"its rows go to {target}, {wrong}", f"{remedy}; its rows wait until then")
     if _milliseconds(facts.gc_deletes) < _milliseconds(gc_deletes):
         return Finding(
             title,

@@ -169,13 +169,18 @@ def test_unsupported_version_fails(version: str) -> None:
         (IndexFacts(True, ("c-1",), "1440m"), "ok", ""),
         (IndexFacts(True, ("c-1",), "60s"), "fail", 'PUT c-1/_settings {"index.gc_deletes": "24h"}'),
         (IndexFacts(True, ("c-1",), "-1"), "fail", 'PUT c-1/_settings {"index.gc_deletes": "24h"}'),
-        (IndexFacts(False, (), "60s"), "fail", "restore it"),
         (
-            IndexFacts(False, ("c-2",), "60s"),
+            IndexFacts(False, (), "60s"),
             "fail",
-            "if the database was restored from a backup, run 'outbox-relay epoch",
+            "run 'outbox-relay reindex --all', which makes it from the database; its rows",
         ),
-        (IndexFacts(True, (), "24h"), "fail", "make alias contacts point to c-1"),
+        (IndexFacts(False, ("c-2",), "60s"), "fail", "run 'outbox-relay epoch advance': rows go to c-2 then"),
+        (
+            IndexFacts(False, ("c-2", "c-3"), "60s"),
+            "fail",
+            "make alias contacts point to one index and to nothing else",
+        ),
+        (IndexFacts(True, (), "24h"), "fail", "run 'outbox-relay reindex --all', which makes it from the database, or"),
         (IndexFacts(True, ("c-2",), "24h"), "fail", "make alias contacts point to c-1"),
         (IndexFacts(True, ("c-1", "c-2"), "24h"), "fail", "make alias contacts point to c-1"),
     ],
@@ -219,7 +224,7 @@ def test_embedded_destination_is_well_and_never_forgets_a_delete(outbox: Outbox,
     made = EmbeddedDestination(tmp_path / "search.db")
     assert check.destination(made) == [
         check.Finding("destination", "ok", f"embedded SQLite {sqlite3.sqlite_version}"),
-        check.Finding("file", "ok", "no file yet, the first row makes it"),
+        check.Finding("file", "ok", "no file yet, the first row makes it, or 'outbox-relay reindex --all'"),
     ]
     assert not (tmp_path / "search.db").exists()
     outbox.index("contacts", "c1", {})

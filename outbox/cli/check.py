@@ -7,7 +7,6 @@ import sys
 from dataclasses import asdict
 
 import click
-from sqlalchemy import Engine
 
 from outbox import check as doctor
 from outbox import logs
@@ -55,7 +54,7 @@ def check(as_json: bool, database_url: str | None) -> None:
 
 def _findings(loaded: Settings) -> list[Finding]:
     findings: list[Finding] = []
-    engine = None
+    engine, registry = None, None
     try:
         engine = engine_of(loaded, prepared=False)  # a prepared one switches the file to WAL before it is looked at
     except ConfigurationError as error:
@@ -64,7 +63,12 @@ def _findings(loaded: Settings) -> list[Finding]:
         findings.append(Finding("database", "fail", what, remedy))
     else:
         findings += doctor.database(engine, silent_ms=loaded.silent_ms, limits=Limits.of(loaded))
-        findings += _triggers(engine, loaded)
+        try:
+            registry = registry_of(loaded)
+        except ConfigurationError as error:
+            findings.append(Finding("entities", "fail", str(error), "set OUTBOX_ENTITIES as it is set for the relay"))
+        else:
+            findings += doctor.triggers(engine, registry)
     try:
         to = destination_of(loaded)
     except ConfigurationError as error:
@@ -74,19 +78,11 @@ def _findings(loaded: Settings) -> list[Finding]:
         answers = doctor.destination(to, at=address_of(loaded))
         findings += answers
         if engine and all(finding.level != "fail" for finding in answers if finding.name == "destination"):
-            findings += doctor.indexes(engine, to, loaded.gc_deletes)
+            findings += doctor.indexes(engine, to, loaded.gc_deletes, registry)
         to.close()
     if engine:
         engine.dispose()
     return findings
-
-
-def _triggers(engine: Engine, loaded: Settings) -> list[Finding]:
-    try:
-        registry = registry_of(loaded)
-    except ConfigurationError as error:
-        return [Finding("entities", "fail", str(error), "set OUTBOX_ENTITIES as it is set for the relay")]
-    return doctor.triggers(engine, registry)
 
 
 commands = [check]

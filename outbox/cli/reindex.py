@@ -217,8 +217,8 @@ def _follow(store: Store, steps: Generator[Progress, None, None], index: str, as
         removed = f", {job.removed:,} removed" if job.removed else ""
         seconds = time.monotonic() - began
         click.echo(f"index {index}: {job.documents:,} documents in {seconds:,.1f} s{removed}; {where}")
-        if job.keep_old:
-            click.echo(f"{job.old_index} is kept: '--rollback' returns to it, '--drop-old' removes it")
+        if kept := jobs.kept_index(store, job.index_name):
+            click.echo(f"{kept[0]} is kept: '--rollback' returns to it, '--drop-old' removes it")
     if job.refused:
         documents = "1 document" if job.refused == 1 else f"{job.refused:,} documents"
         raise ReindexFailed(f"{documents} could not be written; the warnings above name the first")

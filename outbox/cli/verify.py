@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -87,6 +87,7 @@ def verify(
                         show(step)
                     else:
                         click.echo(_as_json(step) if as_json else _line(step))
+            lost = verification.lost
     finally:
         destination.close()
     totals, took = verification.totals, time.monotonic() - started
@@ -94,7 +95,7 @@ def verify(
         summary = {"kind": "totals", **totals.as_found(), "drift": totals.drift, "epoch": totals.epoch, "seconds": took}
         click.echo(json.dumps(summary))
     else:
-        for line in _summary(totals, took, repair):
+        for line in _summary(totals, took, repair, lost):
             click.echo(line)
     if totals.drift:
         sys.exit(1)
@@ -118,7 +119,7 @@ def _line(drift: Drift) -> str:
     return logs.safe("  ".join(parts))
 
 
-def _summary(totals: Totals, took: float, repair: bool) -> Iterator[str]:
+def _summary(totals: Totals, took: float, repair: bool, lost: Sequence[str]) -> Iterator[str]:
     looked = f"{totals.documents:,} documents of the database and {totals.listed:,} of the index in {took:,.1f} s"
     found = ", ".join(f"{totals.found[kind]:,} {kind}" for kind in Kind if totals.found[kind])
     yield f"{looked}: {found or ('no drift in what could be judged' if totals.in_flight else 'no drift')}"
@@ -128,6 +129,8 @@ def _summary(totals: Totals, took: float, repair: bool) -> Iterator[str]:
         yield f"the epoch is {totals.epoch} now: the index held versions of a later one than the outbox"
     if totals.repaired:
         yield f"{logs.rows(totals.repaired, 'is', 'are')} written for them; a relay delivers them"
+    if lost:
+        yield f"readers find no index {' and no index '.join(lost)}  → outbox-relay reindex --all"
     elif totals.drift and not repair:
         yield "→ outbox-relay verify --repair"
 

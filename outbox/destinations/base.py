@@ -185,8 +185,8 @@ class Destination(Protocol):
         Raises `DestinationError`.
         """
 
-    def swap(self, name: str, old: str, new: str, *, adopt: bool = False) -> None:
-        """Lead the readers of `name` to the index `new` instead of `old`, in one step.
+    def swap(self, name: str, old: str | None, new: str, *, adopt: bool = False) -> None:
+        """Lead the readers of `name` to the index `new` instead of `old`, in one step. None: it leads nowhere so far.
 
         `adopt`: `name` is no alias, but the index `old` itself, which is removed in the same step. Raises
         `DestinationError` and changes nothing if `name` does not lead to `old`, or no longer does.

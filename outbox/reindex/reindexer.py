@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from outbox.destinations.base import Destination
+from outbox.destinations import misled
+from outbox.destinations.base import Destination, IndexFacts
 from outbox.entities.entity import Entity
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, ReindexFailed, SchemaError
@@ -58,9 +59,14 @@ class Reindexer:
     def run(self, chosen: Selection) -> Generator[Progress, None, None]:
         """Rebuild an index; or resume the job that was left unfinished. Raises `ReindexFailed`."""
         job = jobs.open_job(self._store, chosen.index)
-        if job and job.state != JobState.RUNNING:
-            if not jobs.is_abandoned(self._store, job, now_ms()):
+        if job and not jobs.is_abandoned(self._store, job, now_ms()):
+            if job.state != JobState.RUNNING:
                 raise ReindexFailed(f"{job} is just being {_ENDING[job.state]} by {job.lease_holder}; try again")
+            raise ReindexFailed(
+                f"{job} is running already, at step '{job.phase}', by {job.lease_holder}; wait for it, or run "
+                f"'outbox-relay reindex --cancel {job.id}'"
+            )
+        if job and (job.state != JobState.RUNNING or self._has_lost_its_index(job)):
             try:
                 yield from self.resume(job)
             except ReindexFailed:
@@ -70,11 +76,6 @@ class Reindexer:
         if job is None:
             yield from self._work_on(self._begin(chosen))
             return
-        if not jobs.is_abandoned(self._store, job, now_ms()):
-            raise ReindexFailed(
-                f"{job} is running already, at step '{job.phase}', by {job.lease_holder}; wait for it, or run "
-                f"'outbox-relay reindex --cancel {job.id}'"
-            )
         if Selection.of(job) != replace(chosen, entities=()):
             raise ReindexFailed(
                 f"{job} was left unfinished, and was asked for something else; run 'outbox-relay reindex --resume' or "
@@ -137,24 +138,31 @@ class Reindexer:
             time.sleep(LOOK_EVERY_S)
         return f"{job} is {job.state}"
 
+    def _has_lost_its_index(self, job: Job) -> bool:
+        """Whether the index that a job fills is gone: with what it has scanned, or with the whole destination."""
+        not_yet_made = job.new_index and job.phase == "create"
+        return not not_yet_made and not self._destination.inspect_index(job.index_name, job.target).exists
+
     def _begin(self, chosen: Selection) -> Job:
         store, name = self._store, chosen.index
-        if kept := jobs.kept_index(store, name):
-            raise ReindexFailed(
-                f"index {name} still keeps {kept[0]}; run 'outbox-relay reindex --drop-old' or '--rollback' first"
-            )
         old = store.targets().get(name)
         if old is None:
             options = self._registry.index_options(name) or ()
             store.register_index(name, self._destination.ensure_index(name, *options))
             old = store.targets()[name]
-        readers = self._destination.inspect_index(name, old).readers
-        if readers != (old,):
+        facts = self._destination.inspect_index(name, old)
+        self._refuse_kept(name, facts)
+        if facts.readers not in ((), (old,)):
             raise ReindexFailed(
-                f"rows of index {name} go to {old}, its readers get {', '.join(readers) or 'nothing'}; make alias "
-                f"{name} point to {old} and to nothing else"
+                f"rows of index {name} go to {old}, its readers get {', '.join(facts.readers)}; "
+                f"{misled.remedy(name, old, exists=facts.exists, readers=facts.readers)}"
             )
-        if not chosen.in_place and (old == name) != chosen.adopt:
+        if not facts.readers and chosen.in_place:
+            raise ReindexFailed(
+                f"index {old} is lost, or its alias {name}: "
+                f"run 'outbox-relay reindex --entity {chosen.entities[0].name}' with no other option"
+            )
+        if facts.readers and not chosen.in_place and (old == name) != chosen.adopt:
             raise ReindexFailed(
                 f"{name} is a physical index, and no alias: with --adopt it is removed when the new one takes its name"
                 if old == name
@@ -174,6 +182,16 @@ class Reindexer:
             now=now_ms(),
             lease_ms=self._resources.lease_ms,
         )
+
+    def _refuse_kept(self, name: str, facts: IndexFacts) -> None:
+        """An index that `--keep-old` has kept must be given up first, unless it is lost with the live one."""
+        if not (kept := jobs.kept_index(self._store, name)):
+            return
+        if facts.readers or self._destination.inspect_index(name, kept[0]).exists:
+            raise ReindexFailed(
+                f"index {name} still keeps {kept[0]}; run 'outbox-relay reindex --drop-old' or '--rollback' first"
+            )
+        jobs.drop_kept(self._store, name, kept[0])
 
     def _new_name(self, name: str) -> str:
         numbers = [re.fullmatch(rf"{re.escape(name)}-(\d{{6}})", used) for used in jobs.names_used(self._store, name)]
@@ -214,7 +232,10 @@ def _clean_up(work: Work) -> None:
         return
     if job.lease_token != work.job.lease_token or job.state == JobState.RUNNING:
         raise ReindexFailed(f"another process has taken over {job}; see 'outbox-relay reindex --list'")
-    if job.new_index:
+    remains = "the index is as it was"
+    if job.new_index and work.store.targets().get(job.index_name) == job.new_index:
+        remains = f"the old index was lost: readers and rows keep {job.new_index}"
+    elif job.new_index:
         for _ in until_claims_end(work.store, job.index_name):
             work.check()
         try:
@@ -225,7 +246,7 @@ def _clean_up(work: Work) -> None:
                 "'outbox-relay reindex --resume' does so"
             ) from error
     work.end(JobState.FAILED if job.state == JobState.FAILING else JobState.CANCELLED)
-    raise ReindexFailed(f"{job} {_ENDING[job.state]}: {job.error}; the index is as it was")
+    raise ReindexFailed(f"{job} {_ENDING[job.state]}: {job.error}; {remains}")
 
 
 def _remove_new_index(work: Work, job: Job, new: str) -> None:

@@ -16,10 +16,13 @@ def roll_back(store: Store, destination: Destination, index: str) -> tuple[str, 
     """
     old, refused = _kept(store, index)
     live = store.targets()[index]
-    if destination.inspect_index(index, old).readers != (old,):  # unless a rollback was killed in between
+    facts = destination.inspect_index(index, live)
+    if facts.readers != (old,):  # unless a rollback was killed in between
         destination.refresh(old)
-        destination.swap(index, live, old)
+        destination.swap(index, live if facts.readers else None, old)
     jobs.exchange(store, index, live, old)
+    if not facts.exists:  # it is lost, so that there is nothing to keep
+        jobs.drop_kept(store, index, live)
     return old, refused
 
 

@@ -4,7 +4,8 @@ Each step is entered by a commit, so that a process that takes over a job resume
 
     create   the new physical index, without readers; then commit: rows go to both
     scan     all rows in the order of their key; documents carry the watermark, the highest row id issued until then
-    wait     until no row up to the watermark is unfinished: some of them go to the old index only
+    wait     until no row up to the watermark is unfinished: some of them go to the old index only. Where that is lost,
+             readers and rows get the new one first
     sweep    remove what the new index holds and the database does not
     check    restore the settings, count, compare a sample
     swap     readers get the new index, in one step; then commit: rows go to it
@@ -43,6 +44,7 @@ PAGES_A_SECOND: Final = 10  # at least, where a rate is asked for: live rows fin
 SAMPLE: Final = 100
 SAMPLE_LOOKS: Final = 10
 SWAPS: Final = 3
+LOST_EVERY_S: Final = 2.0
 
 T = TypeVar("T")
 
@@ -145,8 +147,12 @@ def _settled(work: Work, pages: Iterator[Page[_Mark]], began: float, before: int
 def wait(work: Work) -> Iterator[Progress]:
     """Let relays finish the rows up to the watermark."""
     yield work.progress()
-    job, store, warned = work.job, work.store, False
+    _replace_if_lost(work)
+    job, store, warned, looked_at = work.job, work.store, False, time.monotonic()
     while left := jobs.unfinished_up_to(store, job.index_name, job.last_id):
+        if time.monotonic() - looked_at > LOST_EVERY_S:
+            _replace_if_lost(work)
+            looked_at = time.monotonic()
         held_up = _held_up(store)
         if held_up and not warned:
             warned = True
@@ -155,6 +161,32 @@ def wait(work: Work) -> Iterator[Progress]:
         yield work.progress(note=f"{left:,} earlier rows are not delivered yet{because}")
         work.sleep(LOOK_EVERY_S)
     work.note_now(phase="sweep")
+
+
+def _replace_if_lost(work: Work) -> None:
+    """Readers and rows get the new index at once where the name leads nowhere: no row could be delivered until then.
+
+    It holds all that the database said at the watermark, which is more than they have.
+    """
+    job, destination = work.job, work.destination
+    live = work.store.targets()[job.index_name]
+    facts = work.ask(lambda: destination.inspect_index(job.index_name, live))
+    if facts.readers:
+        return
+    if job.new_index is None:
+        raise DestinationError(f"index {job.old_index} is lost, or its alias {job.index_name}")
+    new = job.new_index
+    work.ask(lambda: destination.finish_index(new, _settings(work)))
+    # Rows first: whoever finds them go here leaves the index in its place.
+    work.commit(jobs.send_rows_to_new, phase="wait", keep_old=bool(job.keep_old) and facts.exists)
+    work.ask(lambda: destination.swap(job.index_name, None, new))
+    logger.warning("{job}: index {lost} is lost, readers and rows get {new} now", lost=live, new=new, **fields(job))
+
+
+def _settings(work: Work) -> Mapping[str, Any]:
+    """The registered settings of the index."""
+    _, settings = work.registry.index_options(work.job.index_name) or ({}, {})
+    return settings
 
 
 def _held_up(store: Store) -> str:
@@ -224,8 +256,7 @@ def check(work: Work) -> Iterator[Progress]:
     """Give the new index its settings back, and refuse to swap in one that is not what the database says."""
     yield work.progress()
     target, destination = work.job.target, work.destination
-    _, settings = work.registry.index_options(work.job.index_name) or ({}, {})
-    work.ask(lambda: destination.finish_index(target, settings))
+    work.ask(lambda: destination.finish_index(target, _settings(work)))
     held = work.ask(lambda: destination.count(target))
     expected = work.job.documents - work.job.removed
     since = work.store.highest_id() - work.job.last_id
@@ -299,13 +330,13 @@ def swap(work: Work) -> Iterator[Progress]:
             work.sleep(1)
             if attempt == SWAPS and not work.ask(swapped):
                 raise
-    work.commit(jobs.send_rows_to_new)
+    work.commit(jobs.send_rows_to_new, phase="drop", keep_old=bool(job.keep_old))
 
 
 def drop(work: Work) -> Iterator[Progress]:
     """Remove the old index, unless it is kept or has given its name away."""
     yield work.progress()
-    if not work.job.keep_old and not work.job.adopt:
+    if not work.job.keep_old and work.job.old_index != work.job.index_name:
         for _ in until_claims_end(work.store, work.job.index_name):
             yield work.progress(note=f"requests to {work.job.old_index} are still under way")
             work.note()

@@ -317,11 +317,11 @@ def _fix_watermark(store: Store, job: Job, now: int, lease_ms: int, at_least: in
     _update(store, job, now, lease_ms, watermark=version(store.control().epoch, last), phase="scan")
 
 
-def send_rows_to_new(store: Store, job: Job, now: int, lease_ms: int) -> Job:
+def send_rows_to_new(store: Store, job: Job, now: int, lease_ms: int, *, phase: str, keep_old: bool) -> Job:
     """The new index becomes the live one; the old one gets no more rows, unless it is kept."""
     with store.write(durable=True):
-        _update(store, job, now, lease_ms, phase="drop")
-        if job.keep_old:
+        _update(store, job, now, lease_ms, phase=phase)
+        if keep_old:
             _set_role(store, job.index_name, job.old_index, "old")
         else:
             _remove_target(store, job.index_name, job.old_index)

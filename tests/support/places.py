@@ -83,12 +83,12 @@ class ElasticsearchPlace:
         self.drop = node.delete_index
         self.environment = {"OUTBOX_ELASTICSEARCH_URL": proxy.url}
         self.away, self.back = proxy.down, proxy.up
-        self._node = node
+        self.node = node
 
     def tamper(self, index: str, document_id: str, document: Any | None, version: int | None = None) -> None:
         given = "" if version is None else f"?version={version}&version_type=external"
         path = f"/{index}/_doc/{quote(document_id, safe='')}{given}"
-        status, answer = self._node.request("DELETE" if document is None else "PUT", path, document)
+        status, answer = self.node.request("DELETE" if document is None else "PUT", path, document)
         assert status in (200, 201), answer
 
     def fail(self, times: int | None = None) -> None:
@@ -98,16 +98,16 @@ class ElasticsearchPlace:
         return [request.body.count(b'"_id"') for request in self.wire.requests if request.is_bulk]
 
     def forget_deletes(self, index: str) -> None:
-        self._node.request("PUT", f"/{index}/_settings", {"index.gc_deletes": "1ms"})
+        self.node.request("PUT", f"/{index}/_settings", {"index.gc_deletes": "1ms"})
         path = f"/{index}/_doc/newest"  # the delete that is forgotten last
-        self._node.request("DELETE", f"{path}?version=2&version_type=external")
+        self.node.request("DELETE", f"{path}?version=2&version_type=external")
 
         def forgotten() -> bool:
-            self._node.refresh(index)
-            return self._node.request("PUT", f"{path}?version=1&version_type=external", {})[0] == 201
+            self.node.refresh(index)
+            return self.node.request("PUT", f"{path}?version=1&version_type=external", {})[0] == 201
 
         until(forgotten, "the clock of its engine, which is no fine one, has gone on")
-        self._node.request("DELETE", f"{path}?version=3&version_type=external")
+        self.node.request("DELETE", f"{path}?version=3&version_type=external")
 
 
 class EmbeddedPlace:

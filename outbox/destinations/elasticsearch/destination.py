@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from elasticsearch import Elasticsearch, NotFoundError
+from elasticsearch import Elasticsearch
 
+from outbox.destinations import misled
 from outbox.destinations.base import (
     Health,
     Hit,
@@ -107,17 +108,18 @@ class ElasticsearchDestination:
         """
         if self._checked.get(target, 0.0) > time.monotonic():
             return None
+        look = self._client.options(ignore_status=404).indices
         try:
-            found = self._client.indices.get_alias(index=target).body
-        except NotFoundError:
-            return outcomes.index_is_missing(name, target)
+            found = look.get_alias(index=target)
+            aliases = found.body.get(target, {}).get("aliases", {}) if isinstance(found.body, dict) else {}
+            if found.meta.status != 404 and (target == name or name in aliases):
+                self._checked[target] = time.monotonic() + CHECK_INDEX_EVERY_S
+                return None
+            readers = look.get_alias(index=name)
         except FAILURES as error:
             return outcomes.unavailable(error)
-        aliases = found.get(target, {}).get("aliases", {}) if isinstance(found, dict) else {}
-        if target != name and name not in aliases:
-            return outcomes.alias_is_missing(name, target)
-        self._checked[target] = time.monotonic() + CHECK_INDEX_EVERY_S
-        return None
+        leads_to = sorted(readers.body) if readers.meta.status != 404 else ()
+        return misled.outcome(name, target, exists=found.meta.status != 404, readers=leads_to)
 
     def ensure_index(
         self, name: str, mappings: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
@@ -176,9 +178,10 @@ class ElasticsearchDestination:
     def finish_index(self, target: str, settings: Mapping[str, Any]) -> None:
         indexes.finish(self._client, target, settings)
 
-    def swap(self, name: str, old: str, new: str, *, adopt: bool = False) -> None:
+    def swap(self, name: str, old: str | None, new: str, *, adopt: bool = False) -> None:
         indexes.swap(self._client, name, old, new, adopt=adopt)
-        self._checked.pop(old, None)
+        if old:
+            self._checked.pop(old, None)
 
     def drop_index(self, target: str) -> None:
         indexes.drop(self._client, target)

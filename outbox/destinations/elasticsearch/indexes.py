@@ -111,13 +111,17 @@ def refresh(client: Elasticsearch, name: str) -> None:
         client.indices.refresh(index=name)
 
 
-def swap(client: Elasticsearch, name: str, old: str, new: str, *, adopt: bool) -> None:
+def swap(client: Elasticsearch, name: str, old: str | None, new: str, *, adopt: bool) -> None:
     """Lead `name` to `new` instead of `old`, in one step; `adopt`: remove the index `old` in it."""
+    what = f"alias {name} cannot be moved from {old or 'nothing'} to {new}"
+    added: dict[str, Any] = {"add": {"index": new, "alias": name}}
     removed: dict[str, Any] = {"remove": {"index": old, "alias": name, "must_exist": True}}
     if adopt:
         removed = {"remove_index": {"index": old}}
-    with failing_as(f"alias {name} cannot be moved from {old} to {new}"):
-        client.indices.update_aliases(actions=[removed, {"add": {"index": new, "alias": name}}])
+    with failing_as(what):
+        if old is None and (leads_to := _find(client, name)):
+            raise DestinationError(f"{what}: it leads to {leads_to}")
+        client.indices.update_aliases(actions=[added] if old is None else [removed, added])
 
 
 def drop(client: Elasticsearch, target: str) -> None:

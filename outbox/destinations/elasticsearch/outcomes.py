@@ -113,17 +113,6 @@ def unavailable(error: Exception) -> Outcome:
     return Outcome(OutcomeKind.UNAVAILABLE, kind, describe(error))
 
 
-def index_is_missing(name: str, target: str) -> Outcome:
-    """The physical index that rows of `name` go to is not there."""
-    why = f"index {target} is missing; restore it from a snapshot, or create it with alias {name}"
-    return Outcome(OutcomeKind.BLOCKED, "index_not_found_exception", why)
-
-
-def alias_is_missing(name: str, target: str) -> Outcome:
-    """Readers of `name` do not reach the physical index."""
-    return Outcome(OutcomeKind.BLOCKED, "alias_not_found_exception", f"alias {name} does not point to index {target}")
-
-
 def patched(operation: Operation, found: Any) -> Operation | Outcome:
     """The operation with its patches merged into the document that `_mget` found; or what became of it."""
     if not isinstance(found, dict) or found.get("_id") != operation.document_id:

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from outbox.destinations import misled
 from outbox.destinations.base import FOREVER, Health, Hit, IndexFacts, Listed, Operation, Outcome, OutcomeKind, Stored
 from outbox.destinations.embedded import documents, indexes, search
-from outbox.destinations.embedded.file import File, FileMissing, describe
+from outbox.destinations.embedded.file import MAKES_IT, File, FileMissing, describe
 from outbox.errors import DestinationError
 
 DROPPED_AT_ONCE: Final = 1_000
@@ -27,7 +28,7 @@ DROPPED_AT_ONCE: Final = 1_000
 class EmbeddedDestination:
     """See `outbox.destinations.base.Destination` for what it promises.
 
-    The file is made by the first `ensure_index`; everything else leaves a missing file missing. Any number of
+    The file is made by `ensure_index` or `create_index`; everything else leaves a missing file missing. Any number of
     processes and threads may use it at once; `timeout` is how many seconds a call waits for the others.
     """
 
@@ -40,7 +41,9 @@ class EmbeddedDestination:
             with self._file.writing() as connection:
                 return documents.apply(connection, operations, contents)
         except FileMissing:
-            return [indexes.missing(operation.target) for operation in operations]
+            return [
+                misled.outcome(operation.index, operation.target, exists=False, readers=()) for operation in operations
+            ]
         except (sqlite3.Error, OSError) as error:
             return [_unavailable(error)] * len(operations)
 
@@ -120,7 +123,7 @@ class EmbeddedDestination:
         with self._file.failing_as("the embedded destination does not answer"):
             if why := self.ping():
                 raise DestinationError(f"file {self._file.path} cannot be used: {why}")
-            there = "ok" if self._file.path.exists() else "no file yet, the first row makes it"
+            there = "ok" if self._file.path.exists() else f"no file yet, {MAKES_IT}"
             return Health("embedded", f"SQLite {sqlite3.sqlite_version}", there)
 
     def inspect_index(self, name: str, target: str) -> IndexFacts:
@@ -156,14 +159,15 @@ class EmbeddedDestination:
     def finish_index(self, target: str, settings: Mapping[str, Any]) -> None:  # noqa: ARG002  (none was held back)
         self.refresh(target)
 
-    def swap(self, name: str, old: str, new: str, *, adopt: bool = False) -> None:
-        what = f"alias {name} cannot be moved from {old} to {new}"
+    def swap(self, name: str, old: str | None, new: str, *, adopt: bool = False) -> None:
+        what = f"alias {name} cannot be moved from {old or 'nothing'} to {new}"
         with self._file.failing_as(what), self._file.writing() as connection:
             if not indexes.exists(connection, new):
                 raise DestinationError(f"{what}: index {new} is missing")
-            if indexes.find(connection, name) != old or adopt != (name == old):
-                raise DestinationError(f"{what}: it does not lead to {old}")
-            if adopt:
+            reader = indexes.find(connection, name)
+            if reader != old or adopt != (name == old):
+                raise DestinationError(f"{what}: it leads to {reader or 'nothing'}")
+            if adopt and old:
                 indexes.drop(connection, old, None)
             indexes.lead(connection, name, new)
 

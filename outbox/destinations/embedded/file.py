@@ -15,6 +15,8 @@ from outbox.files import make, reason_not_to_open
 
 APPLICATION_ID = 0x6F627872  # "obxr": marks the file as one of ours, so that no other database is taken for it
 
+MAKES_IT = "the first row makes it, or 'outbox-relay reindex --all'"
+
 _TABLES = (
     """
     CREATE TABLE indexes (
@@ -154,7 +156,7 @@ class File:
         try:
             yield
         except FileMissing:
-            raise IndexMissing(f"{what}: file {self.path} does not exist; the first row makes it") from None
+            raise IndexMissing(f"{what}: file {self.path} does not exist; {MAKES_IT}") from None
         except (sqlite3.Error, OSError) as error:
             busy = isinstance(error, TimeoutError) or getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY"
             kind = DestinationUnanswered if busy else DestinationError

@@ -7,7 +7,8 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from outbox.destinations.base import Outcome, OutcomeKind, index_missing
+from outbox.destinations import misled
+from outbox.destinations.base import Outcome, index_missing
 
 
 def find(connection: sqlite3.Connection, name: str) -> str | None:
@@ -65,16 +66,10 @@ def _mappings_of(connection: sqlite3.Connection, target: str) -> dict[str, Any] 
 def usable(connection: sqlite3.Connection, name: str, target: str) -> Mapping[str, Any] | Outcome:
     """The mappings of the index that rows of `name` go to; or why they must wait."""
     mappings = _mappings_of(connection, target)
-    if mappings is None:
-        return missing(target)
-    if find(connection, name) != target:
-        why = f"alias {name} does not point to index {target}"
-        return Outcome(OutcomeKind.BLOCKED, "alias_not_found_exception", why)
+    reader = find(connection, name)
+    if mappings is None or reader != target:
+        return misled.outcome(name, target, exists=mappings is not None, readers=(reader,) if reader else ())
     return mappings
-
-
-def missing(target: str) -> Outcome:
-    return Outcome(OutcomeKind.BLOCKED, "index_not_found_exception", f"index {target} is missing from the file")
 
 
 def lead(connection: sqlite3.Connection, name: str, target: str) -> None:
