@@ -16,7 +16,7 @@ from outbox.destinations.base import FOREVER, Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
 from outbox.maintenance.growth import DEFAULT, Limits, Sizes, growth
-from outbox.store import jobs, verifications
+from outbox.store import conflicts, jobs, verifications
 from outbox.store.dialect import Finding as Finding
 from outbox.store.dialect import finding
 from outbox.store.models import DRIFT, now_ms
@@ -222,15 +222,26 @@ def indexes(engine: Engine, to: Destination, gc_deletes: str, registry: EntityRe
         try:
             targets = store.targets()
             kept = {name: old[0] for name in targets if (old := jobs.kept_index(store, name))}
+            held = {each.index: each for each in conflicts.held_by_others(store)}
         finally:
             store.close()
     except (ConfigurationError, DatabaseUnavailable):
         return []
     of_none = [name for name in targets if registry is not None and not registry.of_index(name)]
     return [
-        _index(to, name, target, gc_deletes, kept.get(name), of_entity=name not in of_none)
+        _held(held[name])
+        if name in held
+        else _index(to, name, target, gc_deletes, kept.get(name), of_entity=name not in of_none)
         for name, target in sorted(targets.items())
     ]
+
+
+def _held(by_others: conflicts.Held) -> Finding:
+    """Rows wait since the index holds versions of others."""
+    what, _, _ = by_others.reason.partition(";")
+    waiting = logs.rows(by_others.rows, "waits", "wait")
+    remedy = "run 'outbox-relay epoch advance': its rows are newer then, and a relay delivers them by itself"
+    return Finding(f"index {by_others.index}", "fail", f"{waiting}: {what}", remedy)
 
 
 def _index(to: Destination, name: str, target: str, gc_deletes: str, kept: str | None, *, of_entity: bool) -> Finding:

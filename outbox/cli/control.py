@@ -9,13 +9,16 @@ from outbox.cli.audit import log_removal, operator_name
 from outbox.cli.options import database_option, yes_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
-from outbox.destinations.base import Destination
+from outbox.destinations.base import Destination, remembered
 from outbox.documents import check_index_name
 from outbox.errors import InvalidName
-from outbox.store import operators
+from outbox.store import conflicts, operators
 from outbox.store.models import EPOCH_STEP, now_ms
 from outbox.store.operators import Move
 from outbox.store.store import Store
+
+MOST_MET = 1_000
+"""Documents whose versions are asked for by name, at most."""
 
 
 @click.command()
@@ -111,7 +114,12 @@ def advance(yes: bool, database_url: str | None) -> None:
         try:
             destination.health()  # fails if it is away, even when there is no index to ask for
             found, moves = _indexes(store, destination)
-            highest = max(map(destination.highest_version, found), default=0)
+            met = [
+                version
+                for name, ids in conflicts.unexplained_documents(store, MOST_MET).items()
+                for version in remembered(destination, name, ids)  # also of what is deleted, which no listing has
+            ]
+            highest = max([*met, *map(destination.highest_version, found)], default=0)
         finally:
             destination.close()
         if not yes:

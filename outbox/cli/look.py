@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from outbox.cli.wiring import load_settings, open_store
 from outbox.errors import OutboxError
 from outbox.maintenance.growth import Limits, Sizes, growth
 from outbox.settings import Settings, variable
-from outbox.store import jobs, verifications
+from outbox.store import conflicts, jobs, verifications
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from outbox.verify import Kind
@@ -61,6 +62,7 @@ def _facts(store: Store, loaded: Settings) -> dict[str, Any]:
         else {"since": iso(control.paused_at), "by": control.paused_by, "reason": control.pause_reason},
         "epoch": control.epoch,
         "breakers": [breaker for relay in relays for breaker in relay["breakers"]],
+        "held_by_versions": [asdict(each) for each in conflicts.held_by_others(store)],
         "verification": verified(verifications.last(store)),
         "reindexes": [job_facts(store, job) for job in jobs.open_jobs(store)],
         "relays": [
@@ -90,6 +92,9 @@ def _of_what_holds_them(facts: dict[str, Any]) -> Iterator[str]:
     for breaker in facts["breakers"]:
         name = breaker["index"] or "destination"
         yield logs.safe(f"WAITING for {name} since {iso(breaker['since'])}: {breaker['reason']}")
+    for held in facts["held_by_versions"]:
+        if held["index"] not in {breaker["index"] for breaker in facts["breakers"]}:  # which says the same
+            yield logs.safe(f"WAITING for {held['index']}, {logs.rows(held['rows'])}: {held['reason']}")
 
 
 def _of_relays(facts: dict[str, Any]) -> Iterator[str]:

@@ -198,6 +198,25 @@ class Destination(Protocol):
     def close(self) -> None: ...
 
 
+def ensured(
+    destination: Destination, name: str, mappings: Mapping[str, Any] | None, settings: Mapping[str, Any] | None
+) -> tuple[str, bool]:
+    """As `Destination.ensure_index`, and whether the index was there before: others may have filled it then."""
+    found = bool(destination.inspect_index(name, name).readers)
+    return destination.ensure_index(name, mappings, settings), found
+
+
+def remembered(destination: Destination, name: str, document_ids: Sequence[str]) -> list[int]:
+    """The versions that an index knows of documents, deleted ones too, of those that it knows.
+
+    A delete of version 0 changes nothing where anything is known of the document, and its answer says what.
+    """
+    readers = destination.inspect_index(name, name).readers
+    asked = [Operation(name, readers[0], document_id, 0, None) for document_id in document_ids if readers]
+    outcomes = destination.apply(asked) if asked else ()
+    return [each.version for each in outcomes if each.kind is OutcomeKind.CONFLICT and each.version]
+
+
 def apply_halved(destination: Destination, operations: Sequence[Operation]) -> list[Outcome]:
     """The outcomes of operations; a request that is too large is halved until it fits."""
     outcomes = destination.apply(operations)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Final
 
 from outbox.destinations import misled
-from outbox.destinations.base import Destination, IndexFacts
+from outbox.destinations.base import Destination, IndexFacts, ensured
 from outbox.entities.entity import Entity
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, ReindexFailed, SchemaError
@@ -147,8 +147,9 @@ class Reindexer:
         store, name = self._store, chosen.index
         old = store.targets().get(name)
         if old is None:
-            options = self._registry.index_options(name) or ()
-            store.register_index(name, self._destination.ensure_index(name, *options))
+            options = self._registry.index_options(name) or (None, None)
+            target, found = ensured(self._destination, name, *options)
+            store.register_index(name, target, found=found)
             old = store.targets()[name]
         facts = self._destination.inspect_index(name, old)
         self._refuse_kept(name, facts)

@@ -5,7 +5,7 @@ Each step is entered by a commit, so that a process that takes over a job resume
     create   the new physical index, without readers; then commit: rows go to both
     scan     all rows in the order of their key; documents carry the watermark, the highest row id issued until then
     wait     until no row up to the watermark is unfinished: some of them go to the old index only. Where that is lost,
-             readers and rows get the new one first
+             or holds versions of others that let no row in, readers and rows get the new one first
     sweep    remove what the new index holds and the database does not
     check    restore the settings, count, compare a sample
     swap     readers get the new index, in one step; then commit: rows go to it
@@ -33,7 +33,7 @@ from outbox.entities.spelling import tenant_texts
 from outbox.errors import DestinationError, shortened
 from outbox.reindex.work import LOOK_EVERY_S, Progress, Work, fields, until_claims_end
 from outbox.reindex.writer import Pace, Page, Writer
-from outbox.store import jobs
+from outbox.store import conflicts, jobs
 from outbox.store.models import EPOCH_STEP, JobState
 from outbox.store.store import Store
 
@@ -44,7 +44,7 @@ PAGES_A_SECOND: Final = 10  # at least, where a rate is asked for: live rows fin
 SAMPLE: Final = 100
 SAMPLE_LOOKS: Final = 10
 SWAPS: Final = 3
-LOST_EVERY_S: Final = 2.0
+UNUSABLE_EVERY_S: Final = 2.0
 
 T = TypeVar("T")
 
@@ -147,13 +147,13 @@ def _settled(work: Work, pages: Iterator[Page[_Mark]], began: float, before: int
 def wait(work: Work) -> Iterator[Progress]:
     """Let relays finish the rows up to the watermark."""
     yield work.progress()
-    _replace_if_lost(work)
+    _replace_unusable(work)
     job, store, warned, looked_at = work.job, work.store, False, time.monotonic()
     while left := jobs.unfinished_up_to(store, job.index_name, job.last_id):
-        if time.monotonic() - looked_at > LOST_EVERY_S:
-            _replace_if_lost(work)
+        if time.monotonic() - looked_at > UNUSABLE_EVERY_S:
+            _replace_unusable(work)
             looked_at = time.monotonic()
-        held_up = _held_up(store)
+        held_up = _held_up(store, job.index_name)
         if held_up and not warned:
             warned = True
             logger.warning("{job} waits for {rows:,} earlier rows; {reason}", rows=left, reason=held_up, **fields(job))
@@ -163,24 +163,31 @@ def wait(work: Work) -> Iterator[Progress]:
     work.note_now(phase="sweep")
 
 
-def _replace_if_lost(work: Work) -> None:
-    """Readers and rows get the new index at once where the name leads nowhere: no row could be delivered until then.
+def _replace_unusable(work: Work) -> None:
+    """Readers and rows get the new index at once where the live one lets no row in, or the name leads nowhere.
 
-    It holds all that the database said at the watermark, which is more than they have.
+    The rows would never be finished. The new index holds all that the database said at the watermark.
     """
     job, destination = work.job, work.destination
     live = work.store.targets()[job.index_name]
     facts = work.ask(lambda: destination.inspect_index(job.index_name, live))
-    if facts.readers:
+    if facts.readers and (job.new_index is None or not _held_by_others(work.store, job.index_name)):
         return
     if job.new_index is None:
         raise DestinationError(f"index {job.old_index} is lost, or its alias {job.index_name}")
-    new = job.new_index
+    new, reader = job.new_index, live if facts.readers else None
     work.ask(lambda: destination.finish_index(new, _settings(work)))
     # Rows first: whoever finds them go here leaves the index in its place.
     work.commit(jobs.send_rows_to_new, phase="wait", keep_old=bool(job.keep_old) and facts.exists)
-    work.ask(lambda: destination.swap(job.index_name, None, new))
-    logger.warning("{job}: index {lost} is lost, readers and rows get {new} now", lost=live, new=new, **fields(job))
+    work.ask(lambda: destination.swap(job.index_name, reader, new, adopt=bool(job.adopt and reader)))
+    why = "takes no rows" if reader else "is lost"
+    text = "{job}: index {live} {why}, readers and rows get {new} now"
+    logger.warning(text, live=live, why=why, new=new, **fields(job))
+
+
+def _held_by_others(store: Store, index: str) -> str:
+    """Why rows of the index cannot be delivered, where it holds versions of others."""
+    return next((each.reason for each in conflicts.held_by_others(store) if each.index == index), "")
 
 
 def _settings(work: Work) -> Mapping[str, Any]:
@@ -189,12 +196,12 @@ def _settings(work: Work) -> Mapping[str, Any]:
     return settings
 
 
-def _held_up(store: Store) -> str:
+def _held_up(store: Store, index: str) -> str:
     """Why no relay finishes rows, and what to do about it; empty if one should."""
     control = store.control()
     if control.paused_at is not None:
         return f"the outbox is paused ({logs.safe(control.pause_reason or '?')}): run 'outbox-relay resume'"
-    return "" if store.relays() else "no relay runs: start 'outbox-relay run'"
+    return _held_by_others(store, index) if store.relays() else "no relay runs: start 'outbox-relay run'"
 
 
 # -- sweep ----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,10 @@ UNEXPLAINED_REMEDY = (
     "nothing in this outbox wrote it: the database was restored from a backup, or something else writes to the "
     "index; run 'outbox-relay epoch advance', then 'outbox-relay dead retry --error-type unexplained_version'"
 )
+FOUND_REMEDY = (
+    "nothing in this outbox wrote it, the index was filled before: by an earlier database of the application, or by "
+    "another program; run 'outbox-relay epoch advance', which makes the rows of this one newer"
+)
 OVERTAKEN_REMEDY = (
     "a later row of the same document, of another tenant, was delivered before this one; write the document anew "
     "and discard this row"
@@ -82,13 +86,15 @@ def decide_all(answer: Answer, facts: Mapping[int, Facts], policy: Policy, now: 
         last = fold.events[-1]
         known = facts.get(last.id, _NO_CONFLICT)
         outcome = understood(reported, known)
+        explained = is_explained(last, outcome, known, answer.request.claim.epoch)
+        if outcome.kind is OutcomeKind.CONFLICT and not explained and known.of_others:
+            outcome = _filled_by_others(last, outcome)
         decision.outcomes.append(outcome)
         if outcome.kind is OutcomeKind.SPLIT:
             decision.split.append(fold)
         elif needs_unfolding(fold.events, outcome, policy):
             decision.unfold.append(fold)
         else:
-            explained = is_explained(last, outcome, known, answer.request.claim.epoch)
             decision.transitions.extend(
                 decide(
                     fold.events,
@@ -109,6 +115,12 @@ def understood(outcome: Outcome, known: Facts) -> Outcome:
     if outcome.error_type == DOCUMENT_MISSING and known.removed_since:
         return outcome._replace(kind=OutcomeKind.CONFLICT, version=None)
     return outcome
+
+
+def _filled_by_others(last: Event, conflict: Outcome) -> Outcome:
+    """What an unexplained version means in an index that others have filled: it says nothing against the row."""
+    error = f"the index holds version {conflict.version} of {last.document_id}: {FOUND_REMEDY}"
+    return Outcome(OutcomeKind.BLOCKED, UNEXPLAINED, error)
 
 
 def is_explained(last: Event, outcome: Outcome, known: Facts, epoch: int) -> bool:
@@ -211,7 +223,12 @@ def decide(
         # Where the index is blocked its breaker decides when; so does that of each other relay.
         due = now + policy.longest_pause_ms if failed_alone else now
     error_type = UNANSWERED if kind is OutcomeKind.UNAVAILABLE else outcome.error_type
-    return [Transition(event, State.PENDING, None, due, event.attempts, error_type, outcome.error) for event in events]
+    # Counted as a delivery, a version that others gave the document would look like this row's own the next time.
+    unsent = kind is OutcomeKind.BLOCKED and error_type == UNEXPLAINED
+    return [
+        Transition(event, State.PENDING, None, due, event.attempts, error_type, outcome.error, unsent=unsent)
+        for event in events
+    ]
 
 
 def poisoned(event: Event, failures: int) -> Transition:

@@ -43,13 +43,13 @@ class Request:
 class Answer:
     """What came back for a request: an outcome for each of its folds.
 
-    Where it asked for indexes: the physical index of each that was found (`targets`), why each other one was not
-    (`refused`), and one outcome if the destination did not answer at all.
+    Where it asked for indexes: the physical index of each, and whether it was there before (`targets`), why each other
+    one cannot be had (`refused`), and one outcome if the destination did not answer at all.
     """
 
     request: Request
     outcomes: Sequence[Outcome] = ()
-    targets: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     failed_alone: bool = False  # no answer for this row, and one for a harmless operation on its document
     refusals: Sequence[Refusal] = ()  # by the new index of a reindex, of what the live one took

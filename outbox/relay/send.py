@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from loguru import logger
 
-from outbox.destinations.base import Destination, Outcome, OutcomeKind
+from outbox.destinations.base import Destination, Outcome, OutcomeKind, ensured
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import DestinationError
 from outbox.relay import dual_write
@@ -31,12 +31,12 @@ def send(destination: Destination, registry: EntityRegistry | None, request: Req
 
 def _look_up(destination: Destination, registry: EntityRegistry | None, request: Request) -> Answer:
     """Where indexes are that no row was sent to so far; they are created if need be."""
-    targets: dict[str, str] = {}
+    targets: dict[str, tuple[str, bool]] = {}
     refused: dict[str, str] = {}
     for name in request.unknown_indexes:
         try:
             options = registry.index_options(name) if registry else None
-            targets[name] = destination.ensure_index(name, *(options or ()))
+            targets[name] = ensured(destination, name, *(options or (None, None)))
         except DestinationError as error:
             refused[name] = str(error)
             if why := destination.ping():  # asking for each index would cost as many timeouts

@@ -104,7 +104,7 @@ class Settler:
         self.totals.lost_claims += len(lost)
         self.totals.done += states[State.DONE]
         self.totals.dead += states[State.DEAD]
-        if unexplained := [each for each in ours if each.error_type == UNEXPLAINED]:
+        if unexplained := [each for each in ours if each.error_type == UNEXPLAINED and each.state is State.DEAD]:
             first = unexplained[0]
             logger.critical(
                 "{rows:is/are} dead, first {index}/{id}: {error}",
@@ -157,8 +157,8 @@ class Settler:
 
     def _settle_indexes(self, answer: Answer, now: int) -> list[Request]:
         """Note where unknown indexes are; rows of those that cannot be had wait."""
-        for name, target in answer.targets.items():
-            self.store.register_index(name, target)
+        for name, (target, found) in answer.targets.items():
+            self.store.register_index(name, target, found=found)
         claim = replace(answer.request.claim, targets=self.store.targets(), dual_writes=self.store.dual_writes())
         self.health.note_indexes(answer, now)
         self.record(claim, decide.held_back(answer, self.policy, now), now)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from outbox.store.models import EPOCH_STEP, Action, Event, Role, held
+from outbox.store.models import EPOCH_STEP, UNEXPLAINED, Action, Event, Role, held, waiting
 from outbox.store.store import Store, printable
 
 
@@ -23,19 +24,21 @@ class Facts(NamedTuple):
     of_update: bool = False  # that row is a partial update
     of_reindex: bool = False  # the version is the one that a reindex of the index gave its documents
     pruned: bool = False  # the version is not above the highest that was pruned
+    of_others: bool = False  # the index was there before any row was sent to it
     removed_since: bool = False  # a later row that removes the document, or may, was delivered and is unfinished
 
 
 def explain(store: Store, conflicts: Sequence[Conflict]) -> dict[int, Facts]:
     """What the tables say of each conflict, by the id of its row. Asked after the answer that reported them.
 
-    Four statements however many conflicts there are, and none without any.
+    Five statements however many conflicts there are, and none without any.
     """
     facts = {event.id: Facts() for event, _ in conflicts}
     versions = {event: version for event, version in conflicts if version is not None}
     if versions:
         rows = _rows(store, versions)
         watermarks = _watermarks(store, set(versions.values()))
+        found = store.found_indexes()
         # Last: a row that is pruned meanwhile was found, or is covered by this.
         highest_pruned = store.control().highest_pruned_version
         for event, version in versions.items():
@@ -46,6 +49,7 @@ def explain(store: Store, conflicts: Sequence[Conflict]) -> dict[int, Facts]:
                 of_update=action == Action.UPDATE,
                 of_reindex=(event.index_name, version) in watermarks,
                 pruned=version <= highest_pruned,
+                of_others=event.index_name in found,
             )
     for row in _removed_since(store, [event.id for event, version in conflicts if version is None]):
         facts[row] = Facts(removed_since=True)
@@ -92,6 +96,43 @@ def _removed_since(store: Store, ids: Sequence[int]) -> list[int]:
         ids=ids,
     )
     return [row.id for row in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Rows that wait since their index holds versions of others."""
+
+    index: str
+    rows: int
+    reason: str  # what the last one met, and what to do
+
+
+def held_by_others(store: Store) -> list[Held]:
+    """The indexes that others have filled with versions that hold rows up, which `epoch advance` ends."""
+    if not (found := store.found_indexes()):
+        return []
+    rows = store.run(
+        f"SELECT index_name, count(*), max(error) FROM outbox_events {store.dialect.indexed('waiting')}"
+        f" WHERE {waiting()} AND error_type = :unexplained AND index_name {store.dialect.among('found')}"
+        " GROUP BY index_name ORDER BY index_name",
+        unexplained=UNEXPLAINED,
+        found=sorted(found),
+    )
+    return [Held(*row) for row in rows]
+
+
+def unexplained_documents(store: Store, most: int) -> dict[str, list[str]]:
+    """The ids by index of documents, up to so many, whose rows have met a version that nothing explains."""
+    rows = store.run(
+        "SELECT DISTINCT index_name, document_id FROM outbox_events"
+        " WHERE (state = 'pending' OR state = 'dead') AND error_type = :unexplained LIMIT :most",
+        unexplained=UNEXPLAINED,
+        most=most,
+    )
+    found: dict[str, list[str]] = {}
+    for index_name, document_id in rows:
+        found.setdefault(index_name, []).append(document_id)
+    return found
 
 
 def record_refusal(

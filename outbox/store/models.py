@@ -168,6 +168,13 @@ indexes = Table(
     Column("created_at", _INSTANT, nullable=False, server_default=Now()),
     Column("role", Text, nullable=False, server_default=Role.LIVE.value, comment="live, new or old; one is live"),
     Column("refused", Integer, nullable=False, server_default="0", comment="documents that an old one did not take"),
+    Column(
+        "found",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="1: others may have filled it, and no epoch has been begun since",
+    ),
     PrimaryKeyConstraint("index_name", "physical_index"),
     comment="where the rows of an index go",
 )

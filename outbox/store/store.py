@@ -224,14 +224,19 @@ class Store:
         found = self.run("SELECT index_name FROM outbox_indexes UNION SELECT index_name FROM outbox_events")
         return {row[0] for row in found}
 
-    def register_index(self, name: str, target: str) -> None:
-        """Note where the rows of an index go; the first to say so decides."""
+    def found_indexes(self) -> set[str]:
+        """Indexes that others may have filled before any row was sent to them, and no epoch has been begun since."""
+        return {row[0] for row in self.run("SELECT index_name FROM outbox_indexes WHERE found <> 0 AND role = 'live'")}
+
+    def register_index(self, name: str, target: str, *, found: bool = False) -> None:
+        """Note where the rows of an index go; the first to say so decides. `found`: as `found_indexes` has it."""
         with self.write(durable=True, alone=True):
             self.run(
-                "INSERT INTO outbox_indexes (index_name, physical_index) SELECT :name, :target"
+                "INSERT INTO outbox_indexes (index_name, physical_index, found) SELECT :name, :target, :found"
                 " WHERE NOT EXISTS (SELECT 1 FROM outbox_indexes WHERE index_name = :name)",
                 name=name,
                 target=target,
+                found=int(found),
             )
 
     # -- rows ---------------------------------------------------------------------------------------------------

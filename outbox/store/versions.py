@@ -13,6 +13,7 @@ def raise_epoch(store: Store, above: int, now: int) -> int:
     store.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
     epoch = max(store.control().epoch, above) + 1
     store.run("UPDATE outbox_control SET epoch = :epoch", epoch=epoch)
+    store.run("UPDATE outbox_indexes SET found = 0 WHERE found <> 0")  # what others have filled is older from now on
     store.run(
         "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
         " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from outbox.destinations.base import Destination, Operation, OutcomeKind
+from outbox.destinations.base import Destination, remembered
 from outbox.store import verifications
 from outbox.store.models import now_ms
 from outbox.store.store import Store
@@ -29,15 +29,6 @@ def repair(store: Store, destination: Destination, drifts: Sequence[Drift]) -> t
 
 
 def _tombstones(destination: Destination, drifts: Sequence[Drift]) -> list[int]:
-    """The versions that the index remembers of missing documents: a delete by hand has a version too.
-
-    A delete of version 0 changes nothing where anything is known of the document, and its answer says what.
-    """
-    found: list[int] = []
-    for index, ids in by_index((each.index, each.document_id) for each in drifts if each.version is None).items():
-        readers = destination.inspect_index(index, index).readers
-        if readers:
-            asked = [Operation(index, readers[0], document_id, 0, None) for document_id in ids]
-            outcomes = destination.apply(asked)
-            found += [each.version for each in outcomes if each.kind is OutcomeKind.CONFLICT and each.version]
-    return found
+    """The versions that the index remembers of missing documents: a delete by hand has a version too."""
+    missing = by_index((each.index, each.document_id) for each in drifts if each.version is None)
+    return [version for index, ids in missing.items() for version in remembered(destination, index, ids)]
