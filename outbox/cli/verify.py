@@ -18,7 +18,7 @@ from outbox.cli.entities import required_registry, warn_of_unregistered
 from outbox.cli.options import database_option, json_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
-from outbox.verify import MOST_SHARES, Checked, Drift, Kind, Totals, Verification
+from outbox.verify import MOST_SHARES, Checked, Drift, Kind, Totals, Verification, lost
 
 LINE_EVERY_S = 5.0
 
@@ -73,7 +73,7 @@ def verify(
     loaded = load_settings(database_url=database_url)
     registry = required_registry(loaded, "verify needs to know the entities")
     destination = destination_of(loaded)
-    started = time.monotonic()
+    started, indexes = time.monotonic(), set[str]()
     try:
         with open_store(loaded) as store:
             verification = Verification(
@@ -87,7 +87,8 @@ def verify(
                         show(step)
                     else:
                         click.echo(_as_json(step) if as_json else _line(step))
-            lost = verification.lost
+                        indexes.add(step.index)
+            gone = lost(store, destination, indexes)
     finally:
         destination.close()
     totals, took = verification.totals, time.monotonic() - started
@@ -95,7 +96,7 @@ def verify(
         summary = {"kind": "totals", **totals.as_found(), "drift": totals.drift, "epoch": totals.epoch, "seconds": took}
         click.echo(json.dumps(summary))
     else:
-        for line in _summary(totals, took, repair, lost):
+        for line in _summary(totals, took, repair, gone):
             click.echo(line)
     if totals.drift:
         sys.exit(1)
@@ -119,7 +120,7 @@ def _line(drift: Drift) -> str:
     return logs.safe("  ".join(parts))
 
 
-def _summary(totals: Totals, took: float, repair: bool, lost: Sequence[str]) -> Iterator[str]:
+def _summary(totals: Totals, took: float, repair: bool, gone: Sequence[str]) -> Iterator[str]:
     looked = f"{totals.documents:,} documents of the database and {totals.listed:,} of the index in {took:,.1f} s"
     found = ", ".join(f"{totals.found[kind]:,} {kind}" for kind in Kind if totals.found[kind])
     yield f"{looked}: {found or ('no drift in what could be judged' if totals.in_flight else 'no drift')}"
@@ -129,8 +130,8 @@ def _summary(totals: Totals, took: float, repair: bool, lost: Sequence[str]) -> 
         yield f"the epoch is {totals.epoch} now: the index held versions of a later one than the outbox"
     if totals.repaired:
         yield f"{logs.rows(totals.repaired, 'is', 'are')} written for them; a relay delivers them"
-    if lost:
-        yield f"readers find no index {' and no index '.join(lost)}  → outbox-relay reindex --all"
+    if gone:
+        yield f"readers find no index {' and no index '.join(gone)}  → outbox-relay reindex --all"
     elif totals.drift and not repair:
         yield "→ outbox-relay verify --repair"
 

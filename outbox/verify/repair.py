@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from outbox.destinations.base import Destination, remembered
 from outbox.store import verifications
@@ -14,9 +14,11 @@ from outbox.verify.drift import Drift, Kind, by_index
 def repair(store: Store, destination: Destination, drifts: Sequence[Drift]) -> tuple[int, int | None]:
     """Write a `refresh` row for each document that can be made. Returns how many, and the new epoch if one was needed.
 
+    None for an index that is `lost`, where they would wait.
     First see to it that the index takes them: versions there may be higher than any that the outbox has given.
     """
-    repairable = [drift for drift in drifts if drift.kind is not Kind.FAILED]
+    gone = lost(store, destination, {drift.index for drift in drifts})
+    repairable = [drift for drift in drifts if drift.kind is not Kind.FAILED and drift.index not in gone]
     if not repairable:
         return 0, None
     now = now_ms()
@@ -26,6 +28,14 @@ def repair(store: Store, destination: Destination, drifts: Sequence[Drift]) -> t
         store, [(each.index, each.document_id, each.tenant_id, each.entity) for each in repairable], now
     )
     return len(repairable), epoch
+
+
+def lost(store: Store, destination: Destination, indexes: Iterable[str]) -> list[str]:
+    """Those of the indexes that rows go to and that readers do not find: a reindex alone makes them again."""
+    targets = store.targets()
+    return sorted(
+        name for name in indexes if name in targets and not destination.inspect_index(name, targets[name]).readers
+    )
 
 
 def _tombstones(destination: Destination, drifts: Sequence[Drift]) -> list[int]:

@@ -157,12 +157,6 @@ class Verification:
         finally:
             verifications.finish(self._store, id_, self.totals.as_found(), error, now_ms())
 
-    @property
-    def lost(self) -> list[str]:
-        """Indexes that rows go to and that readers do not find: everything in them is missing."""
-        targets = self._store.targets()
-        return sorted(name for name, there in self._indexes.items() if not there and name in targets)
-
     # -- the database against the index -------------------------------------------------------------------------
 
     def _database(self, entity: Entity) -> Iterator[Checked | Drift]:
@@ -271,9 +265,7 @@ class Verification:
             if drift := judge(owner, place, document, held.get(place), issued):
                 drifts.append(self._found(drift))
         if self._repairs:
-            lost = self.lost  # which takes no row
-            repairable = [drift for drift in drifts if drift.index not in lost]
-            repaired, epoch = repair.repair(self._store, self._destination, repairable)
+            repaired, epoch = repair.repair(self._store, self._destination, drifts)
             self.totals.repaired += repaired
             self.totals.epoch = self.totals.epoch if epoch is None else epoch
         yield from drifts
