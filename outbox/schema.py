@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from outbox.errors import DatabaseUnavailable, SchemaError
+from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store.models import VERSION_TABLE, metadata
 from outbox.store.store import database_name, dialect_of
 
@@ -24,8 +24,14 @@ _PACKAGE = Path(__file__).parent
 def upgrade(engine: Engine) -> tuple[str | None, str]:
     """Bring the outbox tables to the newest revision. Returns the revision before and after.
 
-    Raises `SchemaError`, and changes nothing, when they were made by other migrations or by a newer version.
+    Raises `SchemaError`, and changes nothing, when they were made by other migrations or by a newer version, and
+    `ConfigurationError` for an `AsyncEngine`, with the call that works.
     """
+    if not isinstance(engine, Engine):
+        raise ConfigurationError(
+            "schema.upgrade takes an Engine; with a connection of an AsyncEngine, call "
+            "await connection.run_sync(lambda sync: schema.upgrade(sync.engine))"
+        )
     before = revision(engine)
     if before is None and _has_tables(engine):
         raise SchemaError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from outbox import schema, sqlite
 from outbox.cli import main
+from outbox.errors import ConfigurationError
 from outbox.store.models import metadata
 
 
@@ -35,6 +39,21 @@ def test_migrate_makes_the_tables_and_may_be_repeated(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "app.db") as connection:
         assert connection.execute("SELECT epoch FROM outbox_control").fetchone() == (1,)
     connection.close()
+
+
+def test_async_engine_is_refused_with_the_line_that_works(tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}")
+
+    async def as_the_error_says() -> tuple[str | None, str]:
+        with pytest.raises(ConfigurationError) as refused:
+            schema.upgrade(engine)
+        (call,) = re.findall(r"connection\.run_sync\((.+)\)$", str(refused.value))
+        async with engine.connect() as connection:
+            made: tuple[str | None, str] = await connection.run_sync(eval(call, {"schema": schema}))
+        await engine.dispose()
+        return made
+
+    assert asyncio.run(as_the_error_says()) == (None, schema.head())
 
 
 def test_tables_that_metadata_makes_are_letter_for_letter_those_of_before(empty: Engine) -> None:

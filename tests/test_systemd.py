@@ -23,6 +23,7 @@ from outbox.cli.serve import STOPPED_WITHIN_S
 from outbox.store.sqlite.engine import BUSY_TIMEOUT_S
 from tests.support import LIMIT_S, sandbox
 from tests.support.outbox import Outbox
+from tests.support.pages import ROOT
 from tests.support.relays import Relays
 
 Printed = Callable[..., Result]
@@ -73,7 +74,7 @@ def test_options_are_said_in_the_unit(printed: Printed, tmp_path: Path) -> None:
     assert " run --admin --database-url " in unit["ExecStart"][0]
     assert (unit["User"], unit["EnvironmentFile"]) == (["ada"], [f"{tmp_path}/my.env"])
     assert f"note: {tmp_path}/my.env does not exist yet" in result.stderr
-    assert "pip install 'outbox-relay[admin]'" in result.stderr
+    assert f"pip install -e '{ROOT}[admin]'" in result.stderr
 
 
 def test_systemd_waits_longer_than_a_relay_takes_to_stop(printed: Printed) -> None:

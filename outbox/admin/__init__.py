@@ -24,5 +24,5 @@
     shapes      what goes over the wire
     rendering   templates become pages; formats: numbers as people read them; charts: two of them drawn
 
-Needs the extra `admin`: `pip install 'outbox-relay[admin]'`.
+Needs the extra `admin`: `pip install 'outbox-relay[admin]'`, or `'.[admin]'` in a checkout.
 """

@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from outbox import logs, schema
 from outbox.admin.guard import is_local
 from outbox.cli.entities import registry_of
+from outbox.cli.installation import install_command
 from outbox.cli.options import database_option
 from outbox.cli.signals import on_stop_signals
 from outbox.cli.wiring import engine_of, load_settings
@@ -54,7 +55,8 @@ def serve(host: str | None, port: int | None, insecure: bool, database_url: str 
 
     Until stopped (SIGTERM, Ctrl-C). Answers only this machine, unless there is a token (OUTBOX_ADMIN_TOKEN) and TLS
     (OUTBOX_ADMIN_TLS_CERTIFICATE and OUTBOX_ADMIN_TLS_KEY) or --insecure. Needs the extra 'admin': pip install
-    'outbox-relay[admin]'. Restart it after an upgrade: it answers 503 once the tables were migrated.
+    'outbox-relay[admin]', or '.[admin]' in a checkout. Restart it after an upgrade: it answers 503 once the tables were
+    migrated.
 
     \b
     Examples:
@@ -132,7 +134,7 @@ def _server(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
 
         from outbox.admin.protocol import TimeLimitedProtocol
     except ImportError as error:
-        raise ConfigurationError(f"the admin server needs {error.name}: pip install 'outbox-relay[admin]'") from None
+        raise ConfigurationError(f"the admin server needs {error.name}: {install_command('admin')}") from None
     if not is_local(loaded.admin_host):
         if loaded.admin_token is None:
             raise ConfigurationError(

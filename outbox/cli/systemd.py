@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import click
 
 from outbox import __version__, settings
+from outbox.cli.installation import install_command
 from outbox.cli.options import database_option
 from outbox.cli.serve import STOPPED_WITHIN_S
 from outbox.cli.wiring import engine_of, load_settings
@@ -201,7 +202,7 @@ def _to_do(
     elif loaded.destination == "embedded" and loaded.embedded_path is None:
         yield f"no file for the embedded destination: add OUTBOX_EMBEDDED_PATH={STATE}/search.db to {env_file}"
     if admin:
-        yield "--admin needs the extra: pip install 'outbox-relay[admin]'"
+        yield f"--admin needs the extra: {install_command('admin')}"
     if not database.exists():
         yield f"{database} does not exist yet: let the application make it, then run 'outbox-relay migrate'"
     if loaded.embedded_path and not (held := loaded.embedded_path.absolute().parent).exists() and held != STATE:

@@ -78,6 +78,8 @@ def form_of(mapper: Mapper[Any], attribute: str, where: str) -> TextForm:
 
 
 def column_named(mapper: Mapper[Any], name: str, where: str) -> ColumnProperty[Any]:
+    if "." in name:
+        raise ConfigurationError(f"{where}: {shortened(name)} is a path; it takes a column of {mapper.class_.__name__}")
     prop = mapper.attrs.get(attribute_named(mapper, name, where))
     if not isinstance(prop, ColumnProperty):
         raise ConfigurationError(f"{where}: {mapper.class_.__name__}.{name} is no column")

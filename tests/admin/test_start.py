@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from outbox.cli import main
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
+from tests.support.pages import ROOT
 from tests.support.serving import TOKEN, Process
 
 
@@ -113,7 +114,7 @@ def test_extra_that_is_not_installed(engine: Engine, tmp_path: Path, module: str
         timeout=LIMIT_S,
         check=False,
     )
-    refused(ended, module, "pip install 'outbox-relay[admin]'")
+    refused(ended, module, f"pip install -e '{ROOT}[admin]'")
 
 
 def test_database_without_the_tables(tmp_path: Path) -> None:

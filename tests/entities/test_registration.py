@@ -27,6 +27,10 @@ from tests.entities.world import Contact, Person, Tag
         ({"fields": ["name"], "to_document": dict}, "either fields or to_document"),
         ({"fields": ["name"], "tenant": "tennant_id"}, r"did you mean 'tenant_id'\?"),
         ({"fields": ["name"], "tenant": "account"}, "Contact.account is no column"),
+        (
+            {"fields": ["name"], "tenant": "account.name"},
+            "tenant: 'account.name' is a path; it takes a column of C",
+        ),
         ({"fields": ["name"], "tenancy": "prefixed"}, "needs tenant="),
         ({"fields": ["name"], "tenancy": "own", "tenant": "tenant_id"}, "'shared', 'prefixed', 'index'"),
         ({"fields": ["name"], "watch": "archived"}, r"watch must be a list of names; use \['archived'\]"),
