@@ -16,7 +16,7 @@ from outbox.cli import main
 from outbox.destinations.base import Health, IndexFacts
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
-from outbox.store import operators, verifications
+from outbox.store import operators, upkeep, verifications
 from outbox.store.models import FOUND, metadata, now_ms
 from outbox.store.sqlite import findings as of_sqlite
 from tests.support.node import Node
@@ -136,7 +136,8 @@ def test_killed_relay_that_is_still_listed_is_no_relay(outbox: Outbox) -> None:
 def test_index_that_a_relay_waits_for_is_named(outbox: Outbox) -> None:
     store = outbox.store()
     relay = store.register_relay("host", 1, "0.1.0", now_ms())
-    store.heartbeat(relay, [{"scope": "index", "index": "contacts", "reason": "closed"}], now_ms())
+    breaker = {"scope": "index", "index": "contacts", "reason": "closed"}
+    upkeep.heartbeat(store, relay, [breaker], store.lock_times, now_ms())
     found = by_name(check.database(outbox.engine))["waiting"]
     assert (found.level, found.found) == ("warn", f"relay {relay} waits for contacts: closed")
 

@@ -76,6 +76,19 @@ def _relays(overview: Overview) -> Iterator[Metric]:
     for index in sorted({"", *paused}):
         breakers.add_metric([index], paused.count(index))
     yield breakers
+    waited = CounterMetricFamily(
+        "outbox_relay_lock_wait_seconds", "That a relay waited for the write lock of the database", labels=["relay"]
+    )
+    held = CounterMetricFamily("outbox_relay_lock_held_seconds", "That a relay held it", labels=["relay"])
+    longest = GaugeMetricFamily(
+        "outbox_relay_lock_longest_seconds", "The longest that a relay held it in one transaction", labels=["relay"]
+    )
+    for relay in running:
+        name = f"{relay.host}:{relay.pid}"
+        waited.add_metric([name], relay.lock.waited_seconds)
+        held.add_metric([name], relay.lock.held_seconds)
+        longest.add_metric([name], relay.lock.longest_seconds)
+    yield from (waited, held, longest)
 
 
 def _reindexes(overview: Overview) -> Iterator[Metric]:

@@ -154,6 +154,11 @@ def _relay(row: dict[str, Any], now: int, *, running: bool) -> shapes.Relay:
         started_at=moment(row["started_at"]),
         silent_seconds=max(0, now - row["heartbeat_at"]) / 1000,
         running=running,
+        lock=shapes.LockTimes(
+            waited_seconds=row["lock_waited_ms"] / 1000,
+            held_seconds=row["lock_held_ms"] / 1000,
+            longest_seconds=row["lock_longest_ms"] / 1000,
+        ),
         breakers=[
             shapes.Breaker(index=each["index"], reason=each["reason"], since=moment(each["since"]))
             for each in row["breakers"]

@@ -230,6 +230,14 @@ class Breaker(Model):
     since: datetime
 
 
+class LockTimes(Model):
+    """What a relay has asked of the write lock of the database since it started."""
+
+    waited_seconds: float
+    held_seconds: float
+    longest_seconds: float = Field(description="the longest that one transaction held it")
+
+
 class Relay(Model):
     id: int
     host: str
@@ -238,6 +246,7 @@ class Relay(Model):
     started_at: datetime
     silent_seconds: float = Field(description="since its last sign of life")
     running: bool = Field(description="false: silent for too long, it was killed or hangs")
+    lock: LockTimes
     breakers: list[Breaker]
 
 

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 
 import click
 from loguru import logger
@@ -166,9 +167,17 @@ def _maintenance(
     drain: bool,
 ) -> Maintenance:
     """What the relay does beside delivering: it verifies and resumes reindexes where it knows the entities."""
-    engine = store.connection.engine
+    made = partial(
+        Maintenance,
+        store.connection.engine,
+        relay_id,
+        loaded,
+        relay.breakers,
+        stop_relay=relay.stop,
+        lock_times=store.lock_times,
+    )
     if registry is None:
-        return Maintenance(engine, relay_id, loaded, relay.breakers, stop_relay=relay.stop)
+        return made()
 
     def verification(store: Store) -> Verification:
         return Verification(store, destination, registry, sample=loaded.verify_sample / 100)
@@ -185,9 +194,7 @@ def _maintenance(
         )
 
     resumes = loaded.resume_reindex and not drain
-    return Maintenance(
-        engine, relay_id, loaded, relay.breakers, verification, reindexer if resumes else None, stop_relay=relay.stop
-    )
+    return made(verification=verification, reindexer=reindexer if resumes else None)
 
 
 def _with_progress(relay: Relay, store: Store) -> Totals:

@@ -25,7 +25,7 @@ from outbox.reindex.work import LeftToRelays
 from outbox.settings import Settings, cron_fields
 from outbox.store import upkeep
 from outbox.store.models import now_ms
-from outbox.store.store import Store, dialect_of
+from outbox.store.store import LockTimes, Store, dialect_of
 from outbox.verify import Verification
 
 CHECKPOINT_EVERY_S: Final = 20
@@ -43,6 +43,7 @@ class Maintenance:
     `verification` makes the one that `settings.verify_schedule` asks for. `reindexer` makes the one that resumes
     reindexes whose process was killed; it is given what it has to call now and then, so that the relay can stop.
     `stop_relay` is called within a heartbeat once another database has taken the place of the relay's: `replaced`.
+    `lock_times` of the relay's store are published with each heartbeat.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class Maintenance:
         verification: Callable[[Store], Verification] | None = None,
         reindexer: Callable[[Store, Callable[[], None]], Reindexer] | None = None,
         stop_relay: Callable[[], None] = lambda: None,
+        lock_times: LockTimes | None = None,
     ) -> None:
         self._engine, self._relay, self._settings, self._breakers = engine, relay, settings, breakers
         self._verification, self._reindexer, self._stop_relay = verification, reindexer, stop_relay
+        self._lock_times = lock_times or LockTimes()
         self._identity = dialect_of(engine).identity(engine)
         self.replaced = False
         self._stopping = threading.Event()
@@ -108,7 +111,7 @@ class Maintenance:
 
     def heartbeat(self, store: Store) -> None:
         """Say that the relay is alive."""
-        store.heartbeat(self._relay, self._breakers(), now_ms())
+        upkeep.heartbeat(store, self._relay, self._breakers(), self._lock_times, now_ms())
 
     def _is_same_database(self) -> bool:
         """If it is another one by now, the relay ends.

@@ -220,6 +220,11 @@ relays = Table(
     Column("started_at", _INSTANT, nullable=False),
     Column("heartbeat_at", _INSTANT, nullable=False),
     Column("breakers", Text, nullable=False, server_default="[]", comment="JSON: what is paused, why, since"),
+    Column(
+        "lock_waited_ms", _INSTANT, nullable=False, server_default="0", comment="for the write lock, since it started"
+    ),
+    Column("lock_held_ms", _INSTANT, nullable=False, server_default="0", comment="the write lock, since it started"),
+    Column("lock_longest_ms", _INSTANT, nullable=False, server_default="0", comment="the longest of these"),
     **NEVER_REUSED,
     comment="running relays; one that ends takes its row away, one that was killed stops its heartbeat",
 )

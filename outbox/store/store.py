@@ -72,6 +72,20 @@ class Control:
     pause_reason: str | None
 
 
+@dataclass(slots=True)
+class LockTimes:
+    """How long the write transactions of a store have waited for the write lock and held it, in ms."""
+
+    waited_ms: float = 0.0
+    held_ms: float = 0.0
+    longest_ms: float = 0.0  # the longest that one of them has held it
+
+    def add(self, waited_s: float, held_s: float) -> None:
+        self.waited_ms += waited_s * 1_000
+        self.held_ms += held_s * 1_000
+        self.longest_ms = max(self.longest_ms, held_s * 1_000)
+
+
 class Store:
     """The outbox tables, over one connection of its own. For one thread at a time.
 
@@ -88,6 +102,7 @@ class Store:
                 f"database {database_name(engine)} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
             ) from error
         self._pinned: tuple[int, str | None] | None = None
+        self.lock_times = LockTimes()
 
     @property
     def connection(self) -> Connection:
@@ -119,7 +134,9 @@ class Store:
 
         `alone`: no other one that says so runs beside it, so that what it has read stays true.
         """
+        asked = time.monotonic()
         self.dialect.begin(self.run, self._connection.engine, alone=alone)
+        began = time.monotonic()
         try:
             yield
             self.run("COMMIT")  # on a full disk this may fail and leave the transaction open, with its lock
@@ -127,6 +144,8 @@ class Store:
             with suppress(DatabaseUnavailable):  # some errors have ended the transaction already
                 self.run("ROLLBACK")
             raise
+        finally:
+            self.lock_times.add(began - asked, time.monotonic() - began)
         if durable:
             self.flush()
 
@@ -299,16 +318,6 @@ class Store:
                 now=now,
             ).scalar_one()
         return relay
-
-    def heartbeat(self, relay: int, breakers: Sequence[Mapping[str, Any]], now: int) -> None:
-        """Say that a relay is alive, and what it has paused."""
-        with self.write(durable=False):
-            self.run(
-                "UPDATE outbox_relays SET heartbeat_at = :now, breakers = :breakers WHERE id = :relay",
-                now=now,
-                breakers=json.dumps(list(breakers)),
-                relay=relay,
-            )
 
     def deregister_relays(self, relays: Iterable[int]) -> None:
         """Take relays off the list."""

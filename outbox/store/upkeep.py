@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from outbox.store import versions
 from outbox.store.models import KILLS_ITS_RELAY, POISON, RELAY_DIED, STATISTICS, UNANSWERED
-from outbox.store.store import Store
+from outbox.store.store import LockTimes, Store
 
 HOUR_MS = 3_600_000
 
@@ -173,6 +174,21 @@ def note_depth(store: Store, now: int) -> None:
             minute=now - now % 60_000,
             unfinished=unfinished,
             oldest=0 if oldest is None else max(0, now - oldest),
+        )
+
+
+def heartbeat(store: Store, relay: int, breakers: Sequence[Mapping[str, Any]], lock: LockTimes, now: int) -> None:
+    """Say that a relay is alive, what it has paused, and what it asked of the write lock since it started."""
+    with store.write(durable=False):
+        store.run(
+            "UPDATE outbox_relays SET heartbeat_at = :now, breakers = :breakers, lock_waited_ms = :waited,"
+            " lock_held_ms = :held, lock_longest_ms = :longest WHERE id = :relay",
+            now=now,
+            breakers=json.dumps(list(breakers)),
+            waited=round(lock.waited_ms),
+            held=round(lock.held_ms),
+            longest=round(lock.longest_ms),
+            relay=relay,
         )
 
 

@@ -76,6 +76,7 @@ def everything(outbox: Outbox, destination: EmbeddedDestination) -> None:
     outbox.raw("UPDATE outbox_events SET state = 'dead', error_type = 'x', error = 'y' WHERE id = :dead", dead=dead)
     outbox.index("notes", "n1", {})
     outbox.store().register_relay("host", 1, "1.0", now_ms())
+    outbox.raw("UPDATE outbox_relays SET lock_waited_ms = 1500, lock_held_ms = 2500, lock_longest_ms = 40")
     outbox.raw("UPDATE outbox_relays SET breakers = :b", b=json.dumps([{"index": HOSTILE, "reason": "x", "since": 1}]))
     outbox.raw(
         "INSERT INTO outbox_verifications (started_at, finished_at, started_by, entities, sample, missing)"
@@ -101,6 +102,9 @@ def test_each_metric_says_what_the_tables_say(
     assert value(seen, "outbox_paused") == 0
     assert value(seen, "outbox_breaker_open", index=HOSTILE) == 1
     assert value(seen, "outbox_breaker_open", index="") == 0
+    assert value(seen, "outbox_relay_lock_wait_seconds_total", relay="host:1") == 1.5
+    assert value(seen, "outbox_relay_lock_held_seconds_total", relay="host:1") == 2.5
+    assert value(seen, "outbox_relay_lock_longest_seconds", relay="host:1") == 0.04
     assert value(seen, "outbox_verification_drift_documents") == 3
     assert value(seen, "outbox_reindex_documents", reindex="1", index="contacts", phase="scan") == 7
     lane = {"index": "contacts", "action": "index"}

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from outbox.errors import ConfigurationError
 from outbox.store import malformed, operators, outcomes, upkeep, versions
-from outbox.store.store import Store, dialect_of
+from outbox.store.store import LockTimes, Store, dialect_of
 from tests.conformance.database import (
     NOW,
     Database,
@@ -234,10 +234,23 @@ def test_killed_process_is_dead_until_its_locks_are_removed(database: Database, 
 def test_relays_are_listed_until_they_are_taken_off(store: Store) -> None:
     relays = [store.register_relay("host", pid, "1", NOW) for pid in (1, 2, 3)]
     assert relays == sorted(set(relays))
-    store.heartbeat(relays[0], [{"index": None, "reason": "it's away"}], NOW + 1)
+    upkeep.heartbeat(store, relays[0], [{"index": None, "reason": "it's away"}], LockTimes(2.4, 1.6, 0.9), NOW + 1)
     store.deregister_relays(relays[1:])
     (left,) = store.relays()
     assert (left["id"], left["heartbeat_at"], left["breakers"][0]["reason"]) == (relays[0], NOW + 1, "it's away")
+    assert (left["lock_waited_ms"], left["lock_held_ms"], left["lock_longest_ms"]) == (2, 2, 1)
+
+
+def test_time_for_which_a_store_waits_for_the_lock_and_holds_it_is_counted(store: Store) -> None:
+    with store.write(durable=False):
+        pass
+    times = store.lock_times
+    assert 0 < times.longest_ms == times.held_ms
+    longest = times.longest_ms
+    with pytest.raises(ZeroDivisionError), store.write(durable=False):
+        _ = 1 / 0
+    assert times.held_ms > longest
+    assert times.waited_ms > 0
 
 
 def test_clean_rows_are_not_malformed(database: Database, store: Store) -> None:
