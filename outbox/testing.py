@@ -6,7 +6,7 @@ In `conftest.py`:
 
     @pytest.fixture
     def outbox_engine():
-        return engine          # the application's own, on a database file or in memory
+        return engine          # the application's own, or the connection whose transaction the test rolls back
 
     @pytest.fixture
     def outbox_registry():
@@ -31,26 +31,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Connection, Engine, inspect
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from outbox.destinations.base import Hit
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.entities.registry import EntityRegistry
 from outbox.entities.spelling import tenant_texts
+from outbox.errors import InvalidInput
 from outbox.relay.relay import Relay
 from outbox.settings import load
 from outbox.store import operators
 from outbox.store.models import metadata, now_ms
-from outbox.store.store import Store
+from outbox.store.store import Store, dialect_of
 
 
 class OutboxTester:
     """An application's outbox with a search engine in a temporary file. Close it, or use it in a `with` block.
 
-    Creates the outbox tables if the database has none.
+    `engine`: the application's; or a connection, for tests that roll its transaction back at their end: all that is
+    delivered is undone with it. Creates the outbox tables if the database has none.
+
+    Speaks of the rows that were written since it was made. Earlier ones, of other tests, are delivered before them and
+    fail nothing.
     """
 
-    def __init__(self, engine: Engine, registry: EntityRegistry | None = None) -> None:
+    def __init__(self, engine: Engine | Connection, registry: EntityRegistry | None = None) -> None:
+        self._shared, engine = _of_its_own(engine)
         if not inspect(engine).has_table("outbox_events"):
             metadata.create_all(engine)
         self._directory = tempfile.TemporaryDirectory(prefix="outbox-testing-")
@@ -59,11 +66,26 @@ class OutboxTester:
         self._settings = load()
         self._relay = Relay(self._store, self.destination, self._settings, registry=registry)
         self._now = now_ms()
+        self._before = self._store.highest_id()
+        self._make_indexes()
 
     def rows(self, index: str | None = None, document_id: str | None = None) -> list[dict[str, Any]]:
         """The outbox rows in their order, each with its `document` (parsed), whatever became of them."""
-        found = self._store.events(index=index, document_id=document_id)
+        found = [row for row in self._store.events(index=index, document_id=document_id) if self._is_ours(row)]
         return [{**row, "document": None if row["document"] is None else json.loads(row["document"])} for row in found]
+
+    def _is_ours(self, row: Mapping[str, Any]) -> bool:
+        return bool(row["id"] > self._before)
+
+    def _make_indexes(self) -> None:
+        """Where the rows go, by what another test has left: this destination is a new one."""
+        for name, target in self._store.targets().items():
+            options = (self._registry and self._registry.index_options(name)) or ({}, {})
+            if target != name and (made := self.destination.ensure_index(name, *options)) == target:
+                continue
+            self.destination.create_index(target, *options)
+            if target != name:
+                self.destination.swap(name, made, target)
 
     def assert_enqueued(
         self,
@@ -112,11 +134,10 @@ class OutboxTester:
             if not self._store.unfinished():
                 break
             self._now += 3_600_000  # as if the pause of each retry were over
-        dead = operators.dead(self._store)
+        dead = list(filter(self._is_ours, operators.dead(self._store)))
         if dead and not allow_dead:
             raise AssertionError(f"row {_described(dead[0])}; {len(dead)} dead in all")
-        if self._store.unfinished():
-            waiting = next(row for row in self.rows() if row["state"] == "pending")
+        if waiting := next((row for row in self.rows() if row["state"] in ("pending", "claimed")), None):
             raise AssertionError(f"row cannot be delivered: {_described(waiting)}")
 
     def document(self, index: str, document_id: str) -> dict[str, Any] | None:
@@ -135,12 +156,35 @@ class OutboxTester:
         self._store.close()
         self.destination.close()
         self._directory.cleanup()
+        if self._shared is not None:
+            self._shared.close()
 
     def __enter__(self) -> OutboxTester:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _of_its_own(bind: object) -> tuple[Connection | None, Engine]:
+    """The engine to work with, and a connection to close in the end. Raises `InvalidInput` for what is neither."""
+    if isinstance(bind, Connection):
+        if not bind.in_transaction():
+            raise InvalidInput(
+                "the connection has no transaction that could be rolled back: begin it (connection.begin()) before "
+                "OutboxTester, or pass the engine"
+            )
+        return None, dialect_of(bind).engine_within(bind)
+    if not isinstance(bind, Engine):
+        raise InvalidInput(
+            f"OutboxTester needs an Engine or a Connection, not {type(bind).__name__}: of a session "
+            "session.get_bind(), of Flask-SQLAlchemy db.engine, of an AsyncEngine another one on the same file, "
+            "create_engine('sqlite:///…')"
+        )
+    if not isinstance(bind.pool, (StaticPool, SingletonThreadPool)):
+        return None, bind
+    connection = bind.connect()  # a database in memory: the application's own connection
+    return connection, dialect_of(connection).engine_within(connection)
 
 
 def _described(row: Mapping[str, Any]) -> str:
@@ -150,8 +194,8 @@ def _described(row: Mapping[str, Any]) -> str:
 
 
 @pytest.fixture
-def outbox_engine() -> Engine:
-    """Override it: the engine of the application under test."""
+def outbox_engine() -> Engine | Connection:
+    """Override it: the engine of the application under test, or the connection whose transaction is rolled back."""
     raise NotImplementedError("define a fixture 'outbox_engine' that returns the engine of the application under test")
 
 
@@ -162,7 +206,7 @@ def outbox_registry() -> EntityRegistry | None:
 
 
 @pytest.fixture
-def outbox(outbox_engine: Engine, outbox_registry: EntityRegistry | None) -> Iterator[OutboxTester]:
+def outbox(outbox_engine: Engine | Connection, outbox_registry: EntityRegistry | None) -> Iterator[OutboxTester]:
     """The outbox of the application under test."""
     with OutboxTester(outbox_engine, outbox_registry) as made:
         yield made

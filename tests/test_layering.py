@@ -36,7 +36,7 @@ FLOORS: dict[str, set[str]] = {
     "sqlite": {"store"},
     "search": {"destinations", "settings"},
     "tenants": {"destinations", "documents", "entities", "errors", "store"},
-    "testing": {"destinations", "entities", "relay", "settings", "store"},
+    "testing": {"destinations", "entities", "errors", "relay", "settings", "store"},
     "check": {"destinations", "entities", "errors", "logs", "maintenance", "schema", "store", "triggers"},
     "admin": {"destinations", "entities", "errors", "logs", "reindex", "schema", "settings", "store", "tenants"}
     | {"verify"},

@@ -138,14 +138,14 @@ def test_api_and_dashboard_filter_by_any_spelling(
     ("given", "text"), [(TENANT, DASHED), (DIGITS, DIGITS), (7, "7"), (Plan.FREE, "free of charge"), ("a", "a")]
 )
 def test_tenant_is_written_as_what_it_is(outbox: Outbox, given: object, text: str) -> None:
-    with outbox.sessions.begin() as session:
+    with OutboxTester(outbox.engine) as tester, outbox.sessions() as session:
         repo = OutboxRepository(session)
         repo.index("notes", "1", {}, tenant_id=given)
         repo.update("notes", "1", {"a": 1}, tenant_id=given)
         repo.delete("notes", "1", tenant_id=given)
         repo.index_many("notes", [("2", {})], tenant_id=given)
-    assert [row["tenant_id"] for row in outbox.store().events()] == [text] * 4
-    with OutboxTester(outbox.engine) as tester:
+        session.commit()
+        assert [row["tenant_id"] for row in tester.rows()] == [text] * 4
         tester.assert_enqueued("notes", "1", tenant_id=given, times=3)
 
 

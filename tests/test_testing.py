@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, create_engine, func, inspect, select
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from outbox import EntityRegistry, OutboxRepository, sqlite
+from outbox import EntityRegistry, InvalidInput, OutboxRepository, sqlite
 from outbox.testing import OutboxTester
 from tests.support.models import Base, Contact
 
@@ -101,6 +102,98 @@ def test_database_in_memory_will_do() -> None:
         tester.drain()
         assert tester.document("contacts", "1") == {"name": "Ada"}
     engine.dispose()
+
+
+def test_database_in_memory_still_rolls_back_what_the_application_does() -> None:
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    with OutboxTester(engine) as tester:
+        session = Session(engine)
+        repo = OutboxRepository(session)
+        repo.index("contacts", "1", {"name": "Ada"})
+        tester.drain()  # in the application's open transaction
+        assert tester.document("contacts", "1") == {"name": "Ada"}
+        session.rollback()
+        tester.assert_nothing_enqueued()
+        repo.index("contacts", "2", {"name": "Grace"})
+        session.commit()
+        tester.drain()
+        assert [row["state"] for row in tester.rows()] == ["done"]
+        session.close()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_outer_transaction_that_is_rolled_back_takes_deliveries_with_it(tmp_path: Path, prepared: bool) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+    if prepared:
+        sqlite.prepare(engine)
+    Base.metadata.create_all(engine)
+    registry = EntityRegistry()
+    registry.add(Contact, index="contacts", fields=["name"])
+    for _ in range(2):
+        with engine.connect() as connection:
+            outer = connection.begin()
+            sessions = sessionmaker(connection, join_transaction_mode="create_savepoint")
+            with OutboxTester(connection, registry) as tester:
+                registry.capture(sessions)
+                with sessions() as session:
+                    session.add(Contact(id=1, name="Ada"))
+                    session.commit()
+                    tester.drain()
+                    assert tester.document("contacts", "1") == {"name": "Ada"}
+                    session.add(Contact(id=2, name="Grace"))
+                    session.flush()
+                    session.rollback()
+                    tester.assert_enqueued("contacts", times=1)
+            outer.rollback()
+        with engine.connect() as connection:
+            assert connection.execute(select(func.count()).select_from(Contact)).scalar() == 0
+            assert not inspect(connection).has_table("outbox_events")
+    engine.dispose()
+
+
+def test_what_earlier_tests_have_left_is_none_of_this_test(application: Engine) -> None:
+    with OutboxTester(application) as earlier, Session(application) as session:
+        OutboxRepository(session).update("notes", "1", {"text": "of nothing"})
+        session.commit()
+        earlier.drain(allow_dead=True)
+        OutboxRepository(session).update("notes", "2", {"text": "of nothing"})
+        session.commit()
+    with OutboxTester(application) as tester, Session(application) as session:
+        tester.assert_nothing_enqueued()
+        OutboxRepository(session).index("notes", "3", {"text": "a"})
+        session.commit()
+        tester.assert_enqueued("notes", times=1)
+        tester.drain()
+        assert tester.document("notes", "3") == {"text": "a"}
+
+
+@pytest.mark.usefixtures("tester")
+def test_index_that_was_rebuilt_before_is_made_again_under_its_name(application: Engine) -> None:
+    with application.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO outbox_indexes (index_name, physical_index)"
+            " VALUES ('notes', 'notes-000007'), ('plain', 'plain')"
+        )
+    with OutboxTester(application) as again, Session(application) as session:
+        for name in ("notes", "plain"):
+            OutboxRepository(session).index(name, "1", {"text": "zebra"})
+        session.commit()
+        again.drain()
+        assert [len(again.search(name, "zebra")) for name in ("notes", "plain")] == [1, 1]
+
+
+@pytest.mark.parametrize("given", [Session, sessionmaker(), scoped_session(sessionmaker()), "sqlite:///app.db"])
+def test_what_is_neither_engine_nor_connection_is_refused_with_what_to_write(given: Any) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"needs an Engine or a Connection, not .*session.get_bind\(\), .* db.engine"
+    ):
+        OutboxTester(given)
+
+
+def test_connection_without_a_transaction_is_refused(application: Engine) -> None:
+    with application.connect() as connection, pytest.raises(InvalidInput, match=r"connection.begin\(\)"):
+        OutboxTester(connection)
 
 
 def test_fixture_serves_an_application(pytester: pytest.Pytester) -> None:

@@ -182,6 +182,9 @@ class Dialect(Protocol):
 
     # -- in the transaction of an application, through its own connection, and as cheap as can be ----------------
 
+    def engine_within(self, connection: Connection) -> Engine:
+        """An engine over this connection, whose transactions are savepoints where it has one open."""
+
     def lock(self, connection: Connection) -> None:
         """Take what lets one transaction at a time look and then write, where a database has such a lock; now, unless
         the transaction has it. Raises SQLAlchemy's `OperationalError`."""

@@ -16,7 +16,7 @@ from outbox.errors import DatabaseUnavailable
 from outbox.files import beside
 from outbox.store.dialect import Finding, Row, Run, Sizes
 from outbox.store.sqlite import engine as engines
-from outbox.store.sqlite import inserts, lock, malformed
+from outbox.store.sqlite import inserts, lock, malformed, nested
 from outbox.store.sqlite.findings import findings
 from outbox.store.sqlite.place import guard, named_by, path_of
 from outbox.store.sqlite.presence import LockFiles
@@ -186,6 +186,9 @@ class SQLite:
         return findings(engine)
 
     # -- in the transaction of an application ---------------------------------------------------------------------
+
+    def engine_within(self, connection: Connection) -> Engine:
+        return nested.engine_within(connection)
 
     def lock(self, connection: Connection) -> None:
         engines.take_for(connection)
