@@ -20,7 +20,7 @@ from outbox.store import conflicts, jobs, verifications
 from outbox.store.dialect import Finding as Finding
 from outbox.store.dialect import finding
 from outbox.store.models import DRIFT, now_ms
-from outbox.store.store import Store, dialect_of
+from outbox.store.store import Store, database_name, dialect_of
 from outbox.triggers import installer as database_triggers
 from outbox.triggers.sqlite import UNSEEN_KEY, UNSEEN_KEY_REMEDY
 
@@ -149,6 +149,23 @@ def _relays(relays: Sequence[dict[str, Any]], now: int, silent_ms: int) -> list[
             "the clock was set back: let NTP set it",
             "warn",
         ),
+    ]
+
+
+def engines(registry: EntityRegistry | None) -> list[Finding]:
+    """Whether the engines of captured sessions are prepared; nothing where it is not known which ones they use."""
+    found = sorted(registry.engines() if registry else (), key=str)
+    wanting = [database_name(each) for each in found if not dialect_of(each).is_prepared(each)]
+    if not found:
+        return []
+    return [
+        finding(
+            "engine",
+            not wanting,
+            f"that of {', '.join(wanting)} is not prepared" if wanting else "prepared",
+            "call outbox.sqlite.prepare(engine) in the application, once, before its first connection",
+            "warn",
+        )
     ]
 
 

@@ -21,6 +21,7 @@ import pytest
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session
 
 from outbox import OutboxRepository, Search, schema, sqlite, triggers
 from outbox.destinations import destination_of
@@ -42,6 +43,7 @@ FILES = {
     "docs/how-to/alembic.md": {"alembic_app/models.py", "migrations/env.py"},
     "docs/how-to/triggers.md": {"triggers_app/models.py", "triggers_app/migration.py"},
     "docs/how-to/test-your-application.md": {"myapp/models.py", "tests/conftest.py", "tests/test_contacts.py"},
+    "docs/how-to/without-prepare.md": {"plain_engine/models.py"},
     "docs/how-to/from-bullmq.md": {"bullmq_app/fill.py", "bullmq_app/compare.py"},
 }
 """Which pages have files, and which."""
@@ -325,6 +327,19 @@ def test_triggers_note_plain_sql_before_and_after_a_migration_that_rebuilds_the_
             connection.execute(text("UPDATE contacts SET name = NULL"))
         tester.drain()
         assert tester.document("contacts", "1") == {"name": None, "tenantId": "acme"}
+
+
+def test_engine_without_prepare_takes_turns_with_a_relay(guide: Callable[[str], Path]) -> None:
+    guide("docs/how-to/without-prepare.md")
+    with_tables("plain_engine.models")
+    engine = importlib.import_module("plain_engine.models").engine
+    with OutboxTester(engine) as tester, Session(engine) as session:
+        for number in range(3):
+            sqlite.lock(session)
+            OutboxRepository(session).index("contacts", str(number), {"name": "Ada"})
+            session.commit()
+            tester.drain()
+        assert len(tester.search("contacts", "ada")) == 3
 
 
 def test_rows_that_another_language_inserts_are_delivered(engine: Engine) -> None:

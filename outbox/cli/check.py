@@ -68,7 +68,7 @@ def _findings(loaded: Settings) -> list[Finding]:
         except ConfigurationError as error:
             findings.append(Finding("entities", "fail", str(error), "set OUTBOX_ENTITIES as it is set for the relay"))
         else:
-            findings += doctor.triggers(engine, registry)
+            findings += [*doctor.engines(registry), *doctor.triggers(engine, registry)]
     try:
         to = destination_of(loaded)
     except ConfigurationError as error:

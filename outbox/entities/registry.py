@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sqlalchemy import Engine
 from sqlalchemy.orm.interfaces import ORMOption
 
 from outbox import documents
@@ -151,3 +152,7 @@ class EntityRegistry:
             self._capture = Capture(self)
         self._capture.listen(sessions)
         return sessions
+
+    def engines(self) -> set[Engine]:
+        """The engines that captured sessions are known to use."""
+        return set() if self._capture is None else self._capture.engines()

@@ -118,6 +118,9 @@ class Dialect(Protocol):
         """Unless `create`, have the engine never make a database, also when it is removed later; call it before the
         first connection. Raises `ConfigurationError` if there is none, and if opening it would lock its owner out."""
 
+    def is_prepared(self, engine: Engine) -> bool:
+        """Whether that was done for an engine."""
+
     def prepare(self, engine: Engine) -> None:
         """Make every new connection fit for the outbox; once, before the first one."""
 

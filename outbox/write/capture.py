@@ -18,8 +18,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
-from sqlalchemy import Connection, Result, event
+from sqlalchemy import Connection, Engine, Result, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstanceState, ORMExecuteState, Session, UOWTransaction
 from sqlalchemy.orm.attributes import instance_state
@@ -58,9 +59,11 @@ class Capture:
         self._last_known = Known(registry)
         self._coverage = Coverage(registry)
         self._flush = object()  # the key of what a session remembers from before a flush until after it
+        self._sessions: WeakSet[Any] = WeakSet()  # what was captured
 
     def listen(self, sessions: Any) -> None:
         """Note what these sessions change from now on; see `EntityRegistry.capture`. Again changes nothing."""
+        captured = sessions
         if _is_async_sessionmaker(sessions):
             # Their events are those of the session inside, of which each maker gets a class of its own.
             inside = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
@@ -82,6 +85,15 @@ class Capture:
                     f"{shortened(sessions)} makes no sessions; capture a sessionmaker, scoped_session, "
                     "async_sessionmaker or subclass of Session"
                 ) from None
+        self._sessions.add(captured)
+
+    def engines(self) -> set[Engine]:
+        """Those that the captured sessions are known to use; others choose theirs when they are asked."""
+        found: list[Any] = []
+        for sessions in self._sessions:
+            given = getattr(getattr(sessions, "session_factory", sessions), "kw", {})
+            found += [given.get("bind"), *(given.get("binds") or {}).values()]
+        return {engine for each in found if isinstance(engine := getattr(each, "sync_engine", each), Engine)}
 
     def _known(self) -> Known:
         known = self._last_known

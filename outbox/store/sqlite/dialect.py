@@ -77,6 +77,9 @@ class SQLite:
     def guard(self, engine: Engine, *, create: bool) -> None:
         guard(engine, create=create)
 
+    def is_prepared(self, engine: Engine) -> bool:
+        return engines.is_prepared_engine(engine)
+
     def prepare(self, engine: Engine) -> None:
         engines.prepare(engine)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Dialect, Engine, event
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, scoped_session
 
 from outbox.errors import ConfigurationError
 from outbox.store.sqlite import lock as write_lock
-from outbox.store.sqlite.place import opened_by
+from outbox.store.sqlite.holder import name_holder
+from outbox.store.sqlite.place import opened_by, path_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 BUSY_TIMEOUT_S = 30.0
@@ -26,6 +30,9 @@ WRITE: Final = "WRITE"
 """The default of `outbox_begin`: the write lock is taken at the first statement that writes."""
 
 _BUSY_TIMEOUT: Final = "outbox.busy_timeout"
+
+_prepared: WeakSet[Dialect] = WeakSet()
+_warned = False
 
 
 def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_S) -> None:
@@ -78,6 +85,19 @@ def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_
         if write_lock.writes(statement):
             take_for(connection)
 
+    @event.listens_for(sync_engine, "handle_error")
+    def on_error(context: ExceptionContext) -> None:
+        connection, error = context.connection, context.sqlalchemy_exception
+        if connection is not None and isinstance(error, OperationalError) and not write_lock.is_trying(connection):
+            name_holder(error, connection.info.get(write_lock.FILE))
+
+    _prepared.add(sync_engine.dialect)
+
+
+def is_prepared_engine(engine: Engine) -> bool:
+    """Whether `prepare` was called for it, or for one that it was made of by `execution_options`."""
+    return engine.dialect in _prepared
+
 
 def is_prepared(connection: Connection) -> bool:
     """Whether `prepare` was called for its engine before the connection was made."""
@@ -95,7 +115,28 @@ def take_for(connection: Connection) -> None:
     if (busy_timeout := connection.info.get(_BUSY_TIMEOUT)) is not None:
         write_lock.take(connection, busy_timeout)
     elif not write_lock.is_held(connection):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        path = path_of(connection.engine)
+        _warn_of_unprepared(path)
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        except OperationalError as error:
+            name_holder(error, path)
+            raise
+
+
+def _warn_of_unprepared(path: Path | None) -> None:
+    """Once in a process. A database in memory has no relay beside it."""
+    global _warned
+    if path is None or _warned:
+        return
+    _warned = True
+    from loguru import logger  # not above: the write side loads it for a mistake only
+
+    logger.warning(
+        "the engine of {database} is not prepared for a relay beside it: reads and writes can fail with 'database is "
+        "locked'; call outbox.sqlite.prepare(engine) once, before its first connection",
+        database=str(path),
+    )
 
 
 def lock(session: Session | scoped_session[Any]) -> None:

@@ -48,6 +48,7 @@ FILE = "outbox.file"
 
 _TAKEN = "outbox.lock_taken_in"
 _CALLS = "outbox.calls_when_locked"
+_TRYING = "outbox.tries_to_lock"
 
 
 def writes(statement: str) -> bool:
@@ -130,7 +131,13 @@ def _impatient(connection: Connection, busy_timeout: float) -> Iterator[None]:
         cursor.close()
 
 
+def is_trying(connection: Connection) -> bool:
+    """Whether it just tries to take the lock, time and again: that it is taken is no error then."""
+    return bool(connection.info.get(_TRYING))
+
+
 def _tried(connection: Connection) -> bool:
+    connection.info[_TRYING] = True
     try:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     except OperationalError as error:
@@ -143,6 +150,8 @@ def _tried(connection: Connection) -> bool:
         if code != sqlite3.SQLITE_BUSY:
             raise
         return False
+    finally:
+        connection.info[_TRYING] = False
     return True
 
 
