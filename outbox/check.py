@@ -16,7 +16,7 @@ from outbox.destinations.base import FOREVER, Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
 from outbox.maintenance.growth import DEFAULT, Limits, Sizes, growth
-from outbox.store import conflicts, jobs, verifications
+from outbox.store import conflicts, jobs, verifications, versions
 from outbox.store.dialect import Finding as Finding
 from outbox.store.dialect import finding
 from outbox.store.models import DRIFT, now_ms
@@ -228,6 +228,16 @@ def destination(to: Destination, *, at: str = "") -> list[Finding]:
     ]
 
 
+def newer_indexes(store: Store, to: Destination) -> list[str]:
+    """Indexes that this database has filled, and whose newest documents it has never sent.
+
+    So it is an older file than the one that they were filled from last, such as a backup, and gives its ids once more.
+    Raises `DestinationError`.
+    """
+    newest = {name: to.newest_version(target) for name, target in versions.filled_indexes(store).items()}
+    return sorted(name for name, held in newest.items() if versions.was_never_sent(store, held))  # asked last: ids rise
+
+
 def indexes(engine: Engine, to: Destination, gc_deletes: str, registry: EntityRegistry | None = None) -> list[Finding]:
     """Each index that rows go to. Nothing when the tables cannot be read: `database` says so.
 
@@ -240,17 +250,28 @@ def indexes(engine: Engine, to: Destination, gc_deletes: str, registry: EntityRe
             targets = store.targets()
             kept = {name: old[0] for name in targets if (old := jobs.kept_index(store, name))}
             held = {each.index: each for each in conflicts.held_by_others(store)}
+            newer = _newer(store, to)
         finally:
             store.close()
     except (ConfigurationError, DatabaseUnavailable):
         return []
     of_none = [name for name in targets if registry is not None and not registry.of_index(name)]
-    return [
+    return newer + [
         _held(held[name])
         if name in held
         else _index(to, name, target, gc_deletes, kept.get(name), of_entity=name not in of_none)
         for name, target in sorted(targets.items())
     ]
+
+
+def _newer(store: Store, to: Destination) -> list[Finding]:
+    try:
+        newer = newer_indexes(store, to)
+    except DestinationError:
+        return []  # `_index` says which
+    found = f"the database is older than index {', '.join(newer)}, which holds documents that it has never sent"
+    remedy = "run 'outbox-relay epoch advance' before a relay delivers"
+    return [Finding("restored", "fail", found, remedy)] if newer else []
 
 
 def _held(by_others: conflicts.Held) -> Finding:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from outbox.check import newer_indexes
+from outbox.destinations.base import Operation
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.store import operators, verifications
+from outbox.store.models import now_ms, version
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.relays import Relays, until
@@ -47,6 +54,45 @@ def test_relay_whose_database_is_another_one_ends_and_says_what_to_do(
     assert last.startswith("error: database ")
     assert "was replaced or removed" in last
     assert "epoch advance" in last
+
+
+def test_relay_on_an_older_file_is_refused_until_the_epoch_is_advanced(outbox: Outbox, embedded_relays: Relays) -> None:
+    database = Path(str(outbox.engine.url.database))
+    outbox.index("contacts", "c1", {"name": "Ada"})
+    assert embedded_relays.call("run", "--drain").returncode == 0
+    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(database.with_name("b.db"))) as backup:
+        source.backup(backup)
+    outbox.index("contacts", "c2", {"name": "Grace"})  # is not in the backup
+    assert embedded_relays.call("run", "--drain").returncode == 0
+    outbox.close()
+    outbox.engine.dispose()
+    database.with_name("b.db").rename(database)
+    row = outbox.index("contacts", "c2", {"name": "Alan"})
+    refused = embedded_relays.call("run", "--drain")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"database {database} is older than index contacts" in refused.stderr
+    assert "run 'outbox-relay epoch advance'" in refused.stderr
+    assert "run 'outbox-relay epoch advance'" in embedded_relays.call("check").stdout
+    assert embedded_relays.call("epoch", "advance", "--yes").returncode == 0
+    assert embedded_relays.call("run", "--drain").stderr.endswith("1 done, 0 dead\n")
+    assert "'Alan'" in embedded_relays.call("search", "contacts", "Alan", "--json").stdout.replace('"', "'")
+    assert row
+
+
+def test_documents_that_the_database_has_sent_or_a_repair_has_gone_above_do_not_make_it_an_older_one(
+    outbox: Outbox, embedded: EmbeddedDestination
+) -> None:
+    row, store = outbox.index("contacts", "c1", {"name": "Ada"}), outbox.store()
+    outbox.drain(embedded)
+    outbox.index("contacts", "c1", {"name": "Ada Lovelace"})
+    assert newer_indexes(store, embedded) == []
+    by_hand = version(1, row + 7)
+    embedded.apply([Operation("contacts", "contacts-000001", "c1", by_hand, b"{}")])
+    assert newer_indexes(store, embedded) == ["contacts"]
+    verifications.raise_above(store, by_hand, now_ms())
+    assert newer_indexes(store, embedded) == []
+    operators.purge(store, None, up_to=10**9)
+    assert newer_indexes(store, embedded) == []
 
 
 def test_relay_whose_database_stays_the_same_goes_on(outbox: Outbox, embedded_relays: Relays) -> None:

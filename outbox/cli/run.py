@@ -13,6 +13,7 @@ import click
 from loguru import logger
 
 from outbox import __version__, logs, schema
+from outbox.check import newer_indexes
 from outbox.cli.entities import registry_of
 from outbox.cli.interpreter import tuned
 from outbox.cli.options import database_option
@@ -22,7 +23,7 @@ from outbox.cli.wiring import engine_of, load_settings, open_store
 from outbox.destinations import address_of, destination_of
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
-from outbox.errors import ConfigurationError, OutboxError
+from outbox.errors import ConfigurationError, DestinationError, OutboxError
 from outbox.maintenance.scheduler import Maintenance
 from outbox.reindex.reindexer import Reindexer
 from outbox.relay import Relay, Totals
@@ -95,6 +96,7 @@ def run(
         if drain and control.paused_at is not None:
             why = logs.safe(control.pause_reason or "?")
             raise ConfigurationError(f"the outbox is paused ({why}): run 'outbox-relay resume' first")
+        _refuse_older(store, destination)
         admin_server = prepare(loaded, insecure=insecure) if admin else None
         with _registered(store) as relay_id:
             relay = Relay(store, destination, loaded, relay_id=relay_id, registry=registry)
@@ -115,6 +117,21 @@ def run(
     if drain and totals.dead:
         click.echo(f"{logs.rows(totals.dead, 'is', 'are')} dead: see 'outbox-relay dead list'", err=True)
         sys.exit(1)
+
+
+def _refuse_older(store: Store, destination: Destination) -> None:
+    """A database that was restored gives ids once more: the index would refuse these rows, or take one for another. A
+    destination that is away cannot be asked; it refuses them one by one."""
+    try:
+        newer = newer_indexes(store, destination)
+    except DestinationError:
+        return
+    if newer:
+        raise ConfigurationError(
+            f"database {database_name(store.connection.engine)} is older than index {', '.join(newer)}: it was "
+            "restored from a backup or replaced, and gives ids once more that were delivered; run "
+            "'outbox-relay epoch advance', then start the relay again"
+        )
 
 
 @contextmanager

@@ -170,6 +170,10 @@ class Destination(Protocol):
     def highest_version(self, name: str) -> int:
         """The highest version found in the index, 0 if it is empty or missing. Raises `DestinationError`."""
 
+    def newest_version(self, name: str) -> int:
+        """The highest version of what was written last, as far as a quick look shows; 0 for none. Raises
+        `DestinationError`."""
+
     def count(self, target: str) -> int:
         """How many documents are there. Raises `DestinationError`."""
 

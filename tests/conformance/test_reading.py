@@ -97,6 +97,14 @@ def test_highest_version_of_an_empty_a_missing_and_a_filled_index(index: Index, 
     assert index.destination.highest_version(name) == 10**12 + 49
 
 
+def test_newest_version_of_an_empty_a_missing_and_a_filled_index(index: Index, name: str) -> None:
+    assert index.destination.newest_version(name) == 0
+    assert index.destination.newest_version(f"{name}-missing") == 0
+    index.apply(*(index.put(f"c{n}", 10**12 + n, {}) for n in range(1, 50)))
+    index.one(index.put("c7", 10**12 + 60, {}))
+    assert index.destination.newest_version(name) == 10**12 + 60
+
+
 def test_well_destination_says_so(index: Index) -> None:
     assert index.destination.ping() is None
     health = index.destination.health()

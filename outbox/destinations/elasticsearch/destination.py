@@ -169,6 +169,9 @@ class ElasticsearchDestination:
         # Versions cannot be sorted by: all are read.
         return max((listed.version for page in self.pages(name, 5_000) for listed in page.values()), default=0)
 
+    def newest_version(self, name: str) -> int:
+        return reading.newest_version(self._client, name)
+
     def count(self, target: str) -> int:
         return reading.count(self._client, target)
 

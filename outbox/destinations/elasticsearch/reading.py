@@ -14,6 +14,7 @@ from outbox.destinations.base import TENANT_FIELD, Hit, Listed, Stored, index_mi
 from outbox.destinations.elasticsearch.failures import FAILURES, failing_as, type_and_reason
 from outbox.errors import DestinationError, shortened
 
+_NEWEST: Final = 1_000
 _POINT_KEPT: Final = "5m"
 _LISTED_FIELDS: Final = "pit_id,_shards.failed,hits.hits._id,hits.hits._version,hits.hits._source,hits.hits.sort"
 
@@ -130,6 +131,25 @@ def _tenant_field(client: Elasticsearch, name: str) -> str:
     types = client.field_caps(index=name, fields=[TENANT_FIELD], filter_path="fields.*.*.type").body
     is_text = "text" in types.get("fields", {}).get(TENANT_FIELD, {})
     return f"{TENANT_FIELD}.keyword" if is_text else TENANT_FIELD
+
+
+def newest_version(client: Elasticsearch, name: str) -> int:
+    """The highest version among the documents that were written last; deleted ones are not seen."""
+    with failing_as(f"versions of index {name} cannot be read"):
+        try:
+            client.indices.refresh(index=name)
+            newest = client.search(
+                index=name,
+                size=_NEWEST,
+                version=True,
+                source=False,
+                # Versions cannot be sorted by, the order of writes can; an empty index does not know the field.
+                sort=[{"_seq_no": {"order": "desc", "unmapped_type": "long"}}],
+                track_total_hits=False,
+            )
+        except NotFoundError:
+            return 0
+    return max((hit["_version"] for hit in newest["hits"]["hits"]), default=0)
 
 
 def count(client: Elasticsearch, target: str) -> int:

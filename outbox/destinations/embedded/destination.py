@@ -144,6 +144,9 @@ class EmbeddedDestination:
             except FileMissing:
                 return 0
 
+    def newest_version(self, name: str) -> int:
+        return self.highest_version(name)
+
     def count(self, target: str) -> int:
         what = f"documents of index {target} cannot be counted"
         with self._file.failing_as(what), self._file.reading() as connection:
