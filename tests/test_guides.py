@@ -42,7 +42,11 @@ FILES = {
     "docs/how-to/search.md": {"search_app/find.py"},
     "docs/how-to/alembic.md": {"alembic_app/models.py", "migrations/env.py"},
     "docs/how-to/triggers.md": {"triggers_app/models.py", "triggers_app/migration.py"},
-    "docs/how-to/test-your-application.md": {"myapp/models.py", "tests/conftest.py", "tests/test_contacts.py"},
+    "docs/how-to/test-your-application.md": {  # run by test_testing_guide.py
+        "myapp/models.py",
+        *("tests/conftest.py", "tests/test_contacts.py"),
+        *("rolled_back/conftest.py", "in_memory/conftest.py", "in_parallel/conftest.py"),
+    },
     "docs/how-to/without-prepare.md": {"plain_engine/models.py"},
     "docs/how-to/from-bullmq.md": {"bullmq_app/fill.py", "bullmq_app/compare.py"},
 }
