@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -154,3 +156,23 @@ def relays(outbox: Outbox, proxy: FaultProxy, tmp_path: Path) -> Iterator[Relays
     running = Relays(outbox, proxy.url, tmp_path)
     yield running
     running.end()
+
+
+@pytest.fixture
+def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """Writes the files of a page to the working directory, where they can be imported."""
+    from tests.support.pages import EVERYTHING, write_files  # not above: this loads the command line and the API
+
+    packages = set()
+
+    def write(page: str) -> Path:
+        packages.update(name.partition("/")[0] for name in write_files(EVERYTHING[page], tmp_path))
+        return tmp_path
+
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield write
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        if (engine := getattr(sys.modules[name], "engine", None)) is not None and isinstance(engine, Engine):
+            engine.dispose()
+        del sys.modules[name]

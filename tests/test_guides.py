@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,21 +23,27 @@ from sqlalchemy.orm import Session
 from outbox import OutboxRepository, Search, schema, sqlite, triggers
 from outbox.destinations import destination_of
 from outbox.settings import load
-from outbox.store.models import metadata
 from outbox.testing import OutboxTester
 from tests.support import LIMIT_S
+from tests.support.guides import client_of, delivering, with_tables
 from tests.support.node import Node
 from tests.support.outbox import Outbox
-from tests.support.pages import EVERYTHING, ROOT, blocks, first, write_files
+from tests.support.pages import EVERYTHING, ROOT, blocks, first
 
 FILES = {
     "README.md": {"myapp/models.py"},
     "docs/tutorial.md": {".env", "models.py", "app.py"},  # run by test_tutorial.py
-    "docs/how-to/fastapi.md": {"fastapi_app/models.py", "fastapi_app/api.py", "fastapi_app/async_api.py"},
-    "docs/how-to/flask-sqlalchemy.md": {"flask_app/__init__.py", "plain_flask/models.py", "plain_flask/web.py"},
+    "docs/how-to/fastapi.md": {f"fastapi_app/{name}.py" for name in ("models", "per_request", "api", "async_api")},
+    "docs/how-to/flask-sqlalchemy.md": {
+        *("flask_app/__init__.py", "migrated_app/__init__.py", "plain_flask/models.py", "plain_flask/web.py"),
+    },
     "docs/how-to/sqlmodel.md": {"sqlmodel_app/models.py", "sqlmodel_app/api.py"},
     "docs/how-to/search.md": {"search_app/find.py"},
-    "docs/how-to/alembic.md": {"alembic_app/models.py", "migrations/env.py"},
+    "docs/how-to/alembic.md": {
+        *("alembic_app/models.py", "migrations/env.py"),  # and, run by test_guides_of_migrations.py:
+        *("alembic_app/filters.py", "alembic_app/start.py", "alembic_app/async_start.py"),
+    },
+    "docs/how-to/backups.md": {"backup_app/dump.py"},  # run by test_backups.py
     "docs/how-to/triggers.md": {"triggers_app/models.py", "triggers_app/migration.py"},
     "docs/how-to/test-your-application.md": {  # run by test_testing_guide.py
         "myapp/models.py",
@@ -51,46 +54,6 @@ FILES = {
     "docs/how-to/from-bullmq.md": {"bullmq_app/fill.py", "bullmq_app/compare.py"},
 }
 """Which pages have files, and which."""
-
-
-@pytest.fixture
-def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
-    """Writes the files of a page to the working directory, where they can be imported."""
-    packages = set()
-
-    def write(page: str) -> Path:
-        packages.update(name.partition("/")[0] for name in write_files(EVERYTHING[page], tmp_path))
-        return tmp_path
-
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
-    yield write
-    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
-        if (engine := getattr(sys.modules[name], "engine", None)) is not None and isinstance(engine, Engine):
-            engine.dispose()
-        del sys.modules[name]
-
-
-def with_tables(name: str) -> ModuleType:
-    """A module of models, whose database has all tables."""
-    models = importlib.import_module(name)
-    getattr(models, "Base", None) and models.Base.metadata.create_all(models.engine)
-    schema.upgrade(models.engine)
-    return models
-
-
-@contextmanager
-def delivering(models: ModuleType) -> Iterator[OutboxTester]:
-    with OutboxTester(models.engine, models.registry) as made:
-        yield made
-
-
-def client_of(app: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the test client's own dependencies
-        from fastapi.testclient import TestClient
-
-        return TestClient(app)
 
 
 @contextmanager
@@ -153,6 +116,23 @@ def test_fastapi_creates_a_contact_that_can_be_found(guide: Callable[[str], Path
         tester.assert_enqueued("contacts", "1", action="refresh", tenant_id="acme", times=1)
         tester.drain()
         assert tester.document("contacts", "1") == {"name": "Ada Lovelace", "tenantId": "acme"}
+
+
+def test_fastapi_with_a_session_for_each_request_reads_without_the_lock_and_notes_what_it_changes(
+    guide: Callable[[str], Path],
+) -> None:
+    guide("docs/how-to/fastapi.md")
+    with delivering(models := with_tables("fastapi_app.models")) as tester:
+        module = importlib.import_module("fastapi_app.per_request")
+        client = client_of(module.app)
+        with models.Session.begin() as session:
+            session.add(models.Contact(name="Ada", tenant_id="acme"))
+        with contextmanager(module.request_session)() as reading:  # the request of somebody else, still under way
+            assert reading.get_one(models.Contact, 1).name == "Ada"
+            assert client.put("/contacts/1", params={"name": "Grace"}).json() == {"name": "Grace"}
+        assert client.get("/contacts").json() == ["Grace"]
+        tester.drain()
+        assert tester.document("contacts", "1") == {"name": "Grace", "tenantId": "acme"}
 
 
 def test_fastapi_answers_when_the_change_can_be_found(
@@ -263,48 +243,6 @@ def test_search_of_an_application_finds_and_says_when_it_cannot(
     destination.close()
     outbox.close()
     engine.dispose()
-
-
-@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
-@pytest.mark.parametrize("whose", ["outbox-relay migrate", "the application"])
-def test_alembic_of_the_application_leaves_the_tables_alone_or_makes_them(
-    guide: Callable[[str], Path], whose: str
-) -> None:
-    from alembic import command
-    from alembic.config import Config
-
-    page = "docs/how-to/alembic.md"
-    application = guide(page)
-    models = with_tables("alembic_app.models")
-    scripts = application / "migrations"
-    env = (scripts / "env.py").read_text()
-    shutil.rmtree(scripts)
-    config = Config(str(application / "alembic.ini"), stdout=io.StringIO())
-    command.init(config, str(scripts))
-    (scripts / "env.py").write_text(env)
-    with models.engine.begin() as connection:
-        models.Base.metadata.drop_all(connection)
-        if whose == "the application":
-            metadata.drop_all(connection)
-            connection.execute(text(f"DROP TABLE {schema.VERSION_TABLE}"))
-    command.revision(config, autogenerate=True)
-    (revision,) = (scripts / "versions").glob("*.py")
-    content = revision.read_text()
-    assert "create_table('contacts'" in content
-    assert "outbox" not in content
-    if whose == "the application":
-        (call,) = re.findall(r"`(outbox\.models\.metadata\.create_all\(.*?\))`", EVERYTHING[page])
-        content = content.replace("def upgrade() -> None:", f"def upgrade() -> None:\n    import outbox.models; {call}")
-        revision.write_text(content)
-    command.upgrade(config, "head")
-    with models.engine.connect() as connection:
-        made = set(connection.scalars(text("SELECT name FROM sqlite_master WHERE tbl_name = 'outbox_events'")))
-    assert {index.name for index in metadata.tables["outbox_events"].indexes} <= made
-    with delivering(models) as tester:
-        with models.Session.begin() as session:
-            session.add(models.Contact(name="Ada", tenant_id="acme"))
-        tester.drain()
-        assert tester.document("contacts", "1") == {"name": "Ada", "tenantId": "acme"}
 
 
 def test_triggers_note_plain_sql_before_and_after_a_migration_that_rebuilds_the_table(
