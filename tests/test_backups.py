@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from outbox import schema, sqlite
+from tests.support import LIMIT_S
 from tests.support.guides import with_tables
 from tests.support.pages import EVERYTHING, ROOT, blocks
 
@@ -53,8 +54,10 @@ def shell(tmp_path: Path) -> Shell:
                 "OUTBOX_DESTINATION": "embedded",
                 "OUTBOX_EMBEDDED_PATH": "search.db",
             },
+            input="y\n",  # `epoch advance` asks
             capture_output=True,
             text=True,
+            timeout=LIMIT_S,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
@@ -68,6 +71,13 @@ def commands(page: str, first: str) -> str:
     shown = [each.content for each in blocks(EVERYTHING[page]) if each.language == "sh"]
     (found,) = [each for each in shown if each.startswith(first)]
     return "\n".join(line for line in found.splitlines() if "systemctl" not in line)
+
+
+def restore() -> str:
+    """Its last command finds drift, and says so with exit code 1."""
+    *first, last = commands(RESTORE, "sudo systemctl stop").splitlines()
+    assert last.startswith("outbox-relay verify --repair")
+    return "\n".join([*first, f"if {last}\nthen exit 3; fi"])
 
 
 def changed_after_the_backup(models: ModuleType, shell: Shell) -> None:
@@ -97,7 +107,7 @@ def matches_again(models: ModuleType, shell: Shell) -> None:
 def test_file_copied_with_sqlites_own_means_and_restored(models: ModuleType, shell: Shell) -> None:
     shell(commands(BACKUPS, "python3 -c"))
     changed_after_the_backup(models, shell)
-    shell(commands(RESTORE, "sudo systemctl stop"))
+    shell(restore())
     matches_again(models, shell)
 
 
@@ -110,7 +120,7 @@ def test_dump_of_every_table_as_sql_loaded_into_a_new_file(models: ModuleType, s
         file.unlink()
     with closing(sqlite3.connect(tmp_path / "backup.db")) as connection:
         connection.executescript(dumped)
-    shell(commands(RESTORE, "sudo systemctl stop"))
+    shell(restore())
     matches_again(models, shell)
 
 
