@@ -64,6 +64,8 @@ class Capture:
     def listen(self, sessions: Any) -> None:
         """Note what these sessions change from now on; see `EntityRegistry.capture`. Again changes nothing."""
         captured = sessions
+        if _is_async_sessionmaker(factory := getattr(sessions, "session_factory", None)):
+            sessions = factory  # of an async_scoped_session
         if _is_async_sessionmaker(sessions):
             # Their events are those of the session inside, of which each maker gets a class of its own.
             inside = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
@@ -80,10 +82,10 @@ class Capture:
         ):
             try:
                 event.listen(target, name, listener)
-            except (SQLAlchemyError, AttributeError):  # the latter from what has other events, as an engine has
+            except (SQLAlchemyError, AttributeError, NotImplementedError):  # of what has other events, as an engine has
                 raise ConfigurationError(
-                    f"{shortened(sessions)} makes no sessions; capture a sessionmaker, scoped_session, "
-                    "async_sessionmaker or subclass of Session"
+                    f"{shortened(sessions)} makes no sessions; capture a sessionmaker, scoped_session (of "
+                    "Flask-SQLAlchemy db.session), async_sessionmaker or subclass of Session"
                 ) from None
         self._sessions.add(captured)
 

@@ -22,6 +22,7 @@ from outbox.errors import (
 from outbox.settings import WriteSettings, write_settings
 from outbox.store.dialect import Row
 from outbox.store.models import Action, now_ms
+from outbox.store.sessions import require_session
 from outbox.write import sync
 from outbox.write.journal import journal_of
 
@@ -52,11 +53,7 @@ class OutboxRepository:
         *,
         settings: WriteSettings | None = None,
     ) -> None:
-        if not callable(getattr(session, "flush", None)) or hasattr(session, "sync_session"):
-            raise InvalidInput(
-                f"OutboxRepository needs a SQLAlchemy Session, not {type(session).__name__}; for an AsyncSession: "
-                "await session.run_sync(lambda session: OutboxRepository(session).index(...))"
-            )
+        require_session(session, "OutboxRepository", "OutboxRepository(session).index(...)")
         self._given, self._registry = session, registry
         self._settings = settings or write_settings()
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine, create_engine, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 from outbox import ConfigurationError, EntityRegistry, OutboxRepository, sqlite
 from tests.support.watching import Rows
@@ -160,3 +160,25 @@ def test_session_in_autocommit_is_refused(database: Engine, registry: EntityRegi
     with sessions() as session, pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
         session.add(Contact(id=1, name="Ada", tenant_id="t1"))
         session.flush()
+
+
+def test_models_that_are_imported_twice_are_noted_once(
+    database: Engine, sessions: sessionmaker[Session], new: Rows
+) -> None:
+    for _ in range(2):  # as by a test runner that loads a module under two names, with one session for both
+
+        class Again(DeclarativeBase):
+            pass
+
+        class Note(Again):
+            __tablename__ = "notes_again"
+            id: Mapped[int] = mapped_column(primary_key=True)
+
+        Again.metadata.create_all(database)
+        registry = EntityRegistry()
+        registry.add(Note, index="notes", fields=["id"])
+        registry.capture(sessions)
+        registry.capture(sessions)
+        with sessions.begin() as session:
+            session.add(Note())
+    assert new() == ["notes/1", "notes/2"]

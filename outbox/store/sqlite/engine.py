@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, scoped_session
 
 from outbox.errors import ConfigurationError
+from outbox.store.sessions import require_session
 from outbox.store.sqlite import lock as write_lock
 from outbox.store.sqlite.holder import name_holder
 from outbox.store.sqlite.place import opened_by, path_of
@@ -144,8 +145,10 @@ def lock(session: Session | scoped_session[Any]) -> None:
 
     What is read from here on stays as it is until the transaction ends. For documents that are built by hand from rows:
     what was read before the lock can be older than the row that is written. Waits as long as `prepare` said.
-    Raises `ConfigurationError` if the session has changes that are not flushed: what they were based on may be old.
+    Raises `ConfigurationError` if the session has changes that are not flushed: what they were based on may be old;
+    `InvalidInput` for what is no session.
     """
+    require_session(session, "sqlite.lock", "sqlite.lock(session)")
     if isinstance(session, scoped_session):
         session = session()
     if session.new or session.dirty or session.deleted:
