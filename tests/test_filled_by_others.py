@@ -79,9 +79,12 @@ def test_log_check_and_status_name_the_one_command(
     assert f"run '{ADVANCE}'" in line
     checked = command("check")
     assert checked.exit_code == 1
-    assert f"index contacts: 1 row waits: the index holds version {EPOCH_STEP + 1} of c1" in checked.stdout
+    assert f"index contacts: 1 row waits: the index holds version {EPOCH_STEP + 1} of document c1" in checked.stdout
     assert f"→ run '{ADVANCE}'" in checked.stdout
-    assert f"WAITING for contacts, 1 row: the index holds version {EPOCH_STEP + 1} of c1" in command("status").stdout
+    assert (
+        f"WAITING for contacts, 1 row: the index holds version {EPOCH_STEP + 1} of document c1"
+        in command("status").stdout
+    )
     (held,) = json.loads(command("status", "--json").stdout)["held_by_versions"]
     assert (held["index"], held["rows"], ADVANCE in held["reason"]) == ("contacts", 1, True)
     command("epoch", "advance", "--yes")

@@ -202,12 +202,10 @@ class Destination(Protocol):
     def close(self) -> None: ...
 
 
-def ensured(
-    destination: Destination, name: str, mappings: Mapping[str, Any] | None, settings: Mapping[str, Any] | None
-) -> tuple[str, bool]:
+def ensured(destination: Destination, name: str, *options: Mapping[str, Any]) -> tuple[str, bool]:
     """As `Destination.ensure_index`, and whether the index was there before: others may have filled it then."""
     found = bool(destination.inspect_index(name, name).readers)
-    return destination.ensure_index(name, mappings, settings), found
+    return destination.ensure_index(name, *options), found
 
 
 def remembered(destination: Destination, name: str, document_ids: Sequence[str]) -> list[int]:

@@ -147,7 +147,7 @@ class Reindexer:
         store, name = self._store, chosen.index
         old = store.targets().get(name)
         if old is None:
-            options = self._registry.index_options(name) or (None, None)
+            options = self._registry.index_options(name) or ()
             target, found = ensured(self._destination, name, *options)
             store.register_index(name, target, found=found)
             old = store.targets()[name]

@@ -119,7 +119,7 @@ def understood(outcome: Outcome, known: Facts) -> Outcome:
 
 def _filled_by_others(last: Event, conflict: Outcome) -> Outcome:
     """What an unexplained version means in an index that others have filled: it says nothing against the row."""
-    error = f"the index holds version {conflict.version} of {last.document_id}: {FOUND_REMEDY}"
+    error = f"the index holds version {conflict.version} of document {last.document_id}: {FOUND_REMEDY}"
     return Outcome(OutcomeKind.BLOCKED, UNEXPLAINED, error)
 
 

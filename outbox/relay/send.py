@@ -36,7 +36,7 @@ def _look_up(destination: Destination, registry: EntityRegistry | None, request:
     for name in request.unknown_indexes:
         try:
             options = registry.index_options(name) if registry else None
-            targets[name] = ensured(destination, name, *(options or (None, None)))
+            targets[name] = ensured(destination, name, *(options or ()))
         except DestinationError as error:
             refused[name] = str(error)
             if why := destination.ping():  # asking for each index would cost as many timeouts

@@ -111,7 +111,9 @@ class ElasticsearchDestination:
         look = self._client.options(ignore_status=404).indices
         try:
             found = look.get_alias(index=target)
-            aliases = found.body.get(target, {}).get("aliases", {}) if isinstance(found.body, dict) else {}
+            if not isinstance(found.body, dict):
+                return outcomes.NOT_ELASTICSEARCH
+            aliases = found.body.get(target, {}).get("aliases", {})
             if found.meta.status != 404 and (target == name or name in aliases):
                 self._checked[target] = time.monotonic() + CHECK_INDEX_EVERY_S
                 return None

@@ -63,6 +63,10 @@ def inspect(client: Elasticsearch, name: str, target: str) -> IndexFacts:
     with failing_as(f"index {name} cannot be looked at"):
         settings = client.indices.get_settings(index=target, name="index.gc_deletes")
         readers = client.indices.get_alias(index=name)
+    if not isinstance(settings.body, dict) or not isinstance(readers.body, dict):
+        raise DestinationError(
+            f"index {name} cannot be looked at: Elasticsearch does not answer {shortened(readers.body)}"
+        )
     of_index = settings.body.get(target, {}).get("settings", {}).get("index", {})
     return IndexFacts(
         exists=settings.meta.status != 404,

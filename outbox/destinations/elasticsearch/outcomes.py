@@ -56,7 +56,9 @@ _CURRENT_VERSION = re.compile(r".*\bcurrent version \[(\d+)\]", re.DOTALL)  # th
 
 APPLIED: Final = Outcome(OutcomeKind.APPLIED)
 UNANSWERED: Final = Outcome(OutcomeKind.UNAVAILABLE, "unanswered", "the answer says nothing about this row")
-NOT_ELASTICSEARCH: Final = Outcome(OutcomeKind.UNAVAILABLE, "not_elasticsearch", "the answer has no list of items")
+NOT_ELASTICSEARCH: Final = Outcome(
+    OutcomeKind.UNAVAILABLE, "not_elasticsearch", "the answer is none of Elasticsearch's"
+)
 
 
 def of_item(operation: Operation, item: Any) -> Outcome:
