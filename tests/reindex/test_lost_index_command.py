@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from outbox.cli import main
 from tests.reindex.world import World
 from tests.support.outbox import Outbox
+from tests.support.pages import ROOT
 from tests.support.places import EmbeddedPlace
 from tests.support.relays import Relays, until
 
@@ -35,6 +36,7 @@ def relays(world: World, tmp_path: Path) -> Iterator[Relays]:
     """Processes that deliver to the file, without the proxy of Elasticsearch."""
     running = Relays(world.outbox, "http://localhost:1", tmp_path)
     running.give(**world.place.environment, OUTBOX_ENTITIES=f"{__name__}:registry", OUTBOX_HEARTBEAT_INTERVAL="0.2")
+    running.give(PYTHONPATH=str(ROOT))
     yield running
     running.end()
 
