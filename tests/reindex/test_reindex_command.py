@@ -165,7 +165,6 @@ def test_database_restored_from_before_the_last_reindex_finds_its_index_again(co
     ("arguments", "said"),
     [
         (["--entity", "contact"], "did you mean 'contacts'"),
-        (["--entity", "contacts", "--tenant", "t9"], "there are t1"),
         (["--entity", "contacts", "--from-date", "soon"], "is not a date"),
         (["--entity", "contacts", "--all"], "do not go together"),
         (["--resume", "--list"], "--resume and --list do not go together"),
@@ -175,6 +174,11 @@ def test_database_restored_from_before_the_last_reindex_finds_its_index_again(co
 def test_what_makes_no_sense_is_one_line_and_ends_with_2(command: Command, arguments: list[str], said: str) -> None:
     result = command("reindex", *arguments)
     assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+def test_tenant_that_is_nowhere_is_one_line_and_ends_with_1(command: Command) -> None:
+    result = command("reindex", "--entity", "contacts", "--tenant", "t9")
+    assert (result.exit_code, "there is no tenant 't9'; there are t1" in result.stderr) == (1, True)
 
 
 def test_registry_is_asked_for(command: Command) -> None:
