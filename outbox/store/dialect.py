@@ -124,14 +124,14 @@ class Dialect(Protocol):
     def prepare(self, engine: Engine) -> None:
         """Make every new connection fit for the outbox; once, before the first one."""
 
-    def begin(self, run: Run, engine: Engine, *, alone: bool) -> None:
+    def begin(self, run: Run, connection: Connection, *, alone: bool) -> None:
         """Begin a write transaction, once no application waits to write. `alone`: beside no other transaction that asks
         for it."""
 
-    def step_rows(self, engine: Engine) -> int:
+    def step_rows(self, connection: Connection) -> int:
         """How many rows one write transaction may change: few where applications have to wait for it."""
 
-    def flush(self, run: Run, engine: Engine) -> None:
+    def flush(self, run: Run, connection: Connection) -> None:
         """Have on disk what this connection has committed, and everything committed before it. Holds no lock meanwhile.
         Raises `OSError`."""
 

@@ -135,7 +135,7 @@ class Store:
         `alone`: no other one that says so runs beside it, so that what it has read stays true.
         """
         asked = time.monotonic()
-        self.dialect.begin(self.run, self._connection.engine, alone=alone)
+        self.dialect.begin(self.run, self._connection, alone=alone)
         began = time.monotonic()
         try:
             yield
@@ -152,14 +152,14 @@ class Store:
     def in_steps(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:
         """Rows for one write transaction after another, each short enough for the applications that wait for it."""
         while rows:
-            step = self.dialect.step_rows(self._connection.engine)
+            step = self.dialect.step_rows(self._connection)
             yield rows[:step]
             rows = rows[step:]
 
     def flush(self) -> None:
         """Have on disk what was committed, and everything that was committed before it."""
         try:
-            self.dialect.flush(self.run, self._connection.engine)
+            self.dialect.flush(self.run, self._connection)
         except OSError as error:
             raise DatabaseUnavailable(f"database: what was written is not on disk: {error.strerror}") from error
 

@@ -83,24 +83,24 @@ class SQLite:
     def prepare(self, engine: Engine) -> None:
         engines.prepare(engine)
 
-    def begin(self, run: Run, engine: Engine, *, alone: bool) -> None:  # noqa: ARG002
+    def begin(self, run: Run, connection: Connection, *, alone: bool) -> None:  # noqa: ARG002
         """Takes the write lock at once: who reads first and then writes fails when another one wrote in between."""
-        lock.leave_to_writers(path_of(engine))
+        lock.leave_to_writers(_file_of(connection))
         run("BEGIN IMMEDIATE")
 
-    def step_rows(self, engine: Engine) -> int:
-        return STEP_ROWS_BESIDE_WRITERS if lock.is_busy(path_of(engine)) else STEP_ROWS
+    def step_rows(self, connection: Connection) -> int:
+        return STEP_ROWS_BESIDE_WRITERS if lock.is_busy(_file_of(connection)) else STEP_ROWS
 
-    def flush(self, run: Run, engine: Engine) -> None:  # noqa: ARG002
+    def flush(self, run: Run, connection: Connection) -> None:  # noqa: ARG002
         """What `synchronous=FULL` does in a commit, which holds the write lock for these milliseconds.
 
         What a checkpoint has moved into the database was on disk before. SQLite keeps no lock on the log, so that
         closing it here releases none.
         """
-        if (log := _log_of(engine)) is None:
+        if (file := _file_of(connection)) is None:
             return
         with contextlib.suppress(FileNotFoundError):  # another journal mode: its commits are on disk by themselves
-            opened = os.open(log, os.O_RDONLY)
+            opened = os.open(beside(file, "-wal"), os.O_RDONLY)
             try:
                 os.fdatasync(opened)
             finally:
@@ -224,14 +224,15 @@ class SQLite:
         return range(highest_id + 1, inserts.highest_id(connection) + 1)
 
 
-def _log_of(engine: Engine) -> Path | None:
-    path = path_of(engine)
-    return path and beside(path, "-wal")
+def _file_of(connection: Connection) -> Path | None:
+    """As `path_of`, for every transaction: what a prepared connection found when it opened the file costs no look."""
+    info = connection.info
+    return info[lock.FILE] if lock.FILE in info else path_of(connection.engine)
 
 
 def _log_bytes(engine: Engine) -> int:
-    log = _log_of(engine)
+    path = path_of(engine)
     try:
-        return log.stat().st_size if log else 0
+        return beside(path, "-wal").stat().st_size if path else 0
     except FileNotFoundError:
         return 0

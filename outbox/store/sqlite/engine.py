@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -116,19 +115,18 @@ def take_for(connection: Connection) -> None:
     if (busy_timeout := connection.info.get(_BUSY_TIMEOUT)) is not None:
         write_lock.take(connection, busy_timeout)
     elif not write_lock.is_held(connection):
-        path = path_of(connection.engine)
-        _warn_of_unprepared(path)
+        _warn_of_unprepared(connection.engine)
         try:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         except OperationalError as error:
-            name_holder(error, path)
+            name_holder(error, path_of(connection.engine))
             raise
 
 
-def _warn_of_unprepared(path: Path | None) -> None:
+def _warn_of_unprepared(engine: Engine) -> None:
     """Once in a process. A database in memory has no relay beside it."""
     global _warned
-    if path is None or _warned:
+    if _warned or (path := path_of(engine)) is None:
         return
     _warned = True
     from loguru import logger  # not above: the write side loads it for a mistake only

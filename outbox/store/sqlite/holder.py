@@ -9,6 +9,8 @@ from typing import Final
 
 from sqlalchemy.exc import DBAPIError
 
+from outbox.files import beside
+
 _LOCKED: Final = "database is locked"
 
 # Where SQLite locks for its one writer: https://sqlite.org/walformat.html ("WAL locks"), and os.h ("RESERVED_BYTE").
@@ -32,7 +34,7 @@ def name_holder(error: DBAPIError, database: Path | None) -> None:
 def _holders(database: Path) -> Iterator[str]:
     locked = {
         inode: byte
-        for path, byte in ((Path(f"{database}-shm"), _WAL_WRITE_LOCK), (database, _RESERVED_BYTE))
+        for path, byte in ((beside(database, "-shm"), _WAL_WRITE_LOCK), (database, _RESERVED_BYTE))
         if (inode := _inode(path)) is not None
     }
     try:
