@@ -19,9 +19,14 @@ The text of each says what happened, names the value (shortened) and ends with w
 does not answer, or that refuses a document, raises nothing: that is an `Outcome` (see `outbox.destinations.base`).
 """
 
+from typing import ClassVar
+
 
 class OutboxError(Exception):
     """The root: catch this to catch everything that the outbox raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+    """Of a command that it ends: 2 for what must be corrected first."""
 
 
 class InvalidInput(OutboxError, ValueError):
@@ -37,7 +42,9 @@ class InvalidName(InvalidInput):
 
 
 class ConfigurationError(OutboxError):
-    """A setting is missing or wrong. The command line prints it as one line and exits with 2."""
+    """A setting is missing or wrong."""
+
+    exit_code = 2
 
 
 class SchemaError(ConfigurationError):
@@ -45,7 +52,9 @@ class SchemaError(ConfigurationError):
 
 
 class UnknownTenant(ConfigurationError):
-    """No row and no document is of the tenant that was asked for. The command line exits with 1."""
+    """No row and no document is of the tenant that was asked for."""
+
+    exit_code = 1
 
 
 class ReindexFailed(OutboxError):
@@ -54,6 +63,8 @@ class ReindexFailed(OutboxError):
 
 class DatabaseUnavailable(OutboxError):
     """The database cannot be opened, stayed locked for too long, or has no room left."""
+
+    exit_code = 2
 
 
 class SyncFailed(OutboxError):

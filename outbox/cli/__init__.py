@@ -19,13 +19,7 @@ import sys
 import click
 
 from outbox import __version__, logs
-from outbox.errors import (
-    ConfigurationError,
-    DatabaseUnavailable,
-    DestinationUnanswered,
-    OutboxError,
-    UnknownTenant,
-)
+from outbox.errors import DestinationUnanswered, OutboxError
 
 
 class Main(click.Group):
@@ -37,8 +31,7 @@ class Main(click.Group):
         except OutboxError as error:
             where = "; 'outbox-relay check' says more" if isinstance(error, DestinationUnanswered) else ""
             click.echo(f"error: {logs.safe(str(error))}{where}", err=True)
-            to_correct = isinstance(error, (ConfigurationError, DatabaseUnavailable))
-            sys.exit(2 if to_correct and not isinstance(error, UnknownTenant) else 1)
+            sys.exit(error.exit_code)
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
