@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.reindex.world import SECOND, World
+from tests.reindex.world import SECOND, World, in_a_file
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.pages import EVERYTHING, ROOT, blocks
-from tests.support.places import EmbeddedPlace
 from tests.support.relays import Relays, until
 
 registry = World.registered(tenancy="prefixed")
@@ -21,11 +20,8 @@ registry = World.registered(tenancy="prefixed")
 @pytest.fixture
 def world(outbox: Outbox, tmp_path: Path) -> Iterator[World]:
     """An application whose documents are in a file."""
-    place = EmbeddedPlace(tmp_path / "search.db")
-    made = World(outbox, place).filled(50)
-    yield made
-    made.store.close()
-    place.destination.close()
+    with in_a_file(outbox, tmp_path, 50) as made:
+        yield made
 
 
 def finished(outbox: Outbox) -> bool:

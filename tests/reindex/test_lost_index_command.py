@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from outbox.cli import main
-from tests.reindex.world import World
+from tests.reindex.world import Command, World, command_of, in_a_file
 from tests.support.outbox import Outbox
 from tests.support.pages import ROOT
-from tests.support.places import EmbeddedPlace
 from tests.support.relays import Relays, until
 
-Command = Callable[..., Result]
 REINDEX = "outbox-relay reindex --all"
 
 registry = World.registered(tenancy="prefixed")
@@ -24,11 +20,8 @@ registry = World.registered(tenancy="prefixed")
 
 @pytest.fixture
 def world(outbox: Outbox, tmp_path: Path) -> Iterator[World]:
-    place = EmbeddedPlace(tmp_path / "search.db")
-    made = World(outbox, place).filled(3)
-    yield made
-    made.store.close()
-    place.destination.close()
+    with in_a_file(outbox, tmp_path, 3) as made:
+        yield made
 
 
 @pytest.fixture
@@ -43,16 +36,7 @@ def relays(world: World, tmp_path: Path) -> Iterator[Relays]:
 
 @pytest.fixture
 def command(world: World) -> Command:
-    environment = {
-        "OUTBOX_DATABASE_URL": f"sqlite:///{world.outbox.engine.url.database}",
-        "OUTBOX_ENTITIES": f"{__name__}:registry",
-        **world.place.environment,
-    }
-
-    def run(*arguments: str, **given: str | None) -> Result:
-        return CliRunner().invoke(main, arguments, env=environment | given)
-
-    return run
+    return command_of(world, f"{__name__}:registry")
 
 
 def deleted(tmp_path: Path) -> None:

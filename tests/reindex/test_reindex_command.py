@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from outbox import check
-from outbox.cli import main
 from outbox.store import jobs
-from tests.reindex.world import FIRST, SECOND, Backup, World
+from tests.reindex.world import FIRST, SECOND, Backup, Command, World, command_of, in_a_file
 from tests.support.outbox import Outbox
-from tests.support.places import EmbeddedPlace
-
-Command = Callable[..., Result]
 
 registry = World.registered(tenancy="prefixed")
 
 
 @pytest.fixture
 def world(outbox: Outbox, tmp_path: Path) -> Iterator[World]:
-    place = EmbeddedPlace(tmp_path / "search.db")
-    made = World(outbox, place).filled(3)
-    yield made
-    made.store.close()
-    place.destination.close()
+    with in_a_file(outbox, tmp_path, 3) as made:
+        yield made
 
 
 @pytest.fixture
-def command(world: World, tmp_path: Path) -> Command:
-    environment = {
-        "OUTBOX_DATABASE_URL": f"sqlite:///{world.outbox.engine.url.database}",
-        "OUTBOX_DESTINATION": "embedded",
-        "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db"),
-        "OUTBOX_ENTITIES": f"{__name__}:registry",
-    }
-
-    def run(*arguments: str, **given: str | None) -> Result:
-        return CliRunner().invoke(main, arguments, env=environment | given)
-
-    return run
+def command(world: World) -> Command:
+    return command_of(world, f"{__name__}:registry")
 
 
 def left_at(world: World, phase: str) -> None:

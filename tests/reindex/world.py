@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner, Result
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import EntityRegistry
+from outbox.cli import main
 from outbox.destinations.base import Destination
 from outbox.entities import loader
 from outbox.reindex import Reindexer, reindex
@@ -22,8 +24,9 @@ from outbox.store.jobs import Job
 from outbox.store.store import Store
 from tests.support.models import Base, Contact
 from tests.support.outbox import Outbox
-from tests.support.places import Place
+from tests.support.places import EmbeddedPlace, Place
 
+Command = Callable[..., Result]
 FIRST, SECOND = "contacts-000001", "contacts-000002"
 
 
@@ -113,6 +116,30 @@ class World:
         assert self.readers() == (live,)
         assert self.store.targets()["contacts"] == live
         assert self.outbox.counts()["dead"] == 0
+
+
+@contextmanager
+def in_a_file(outbox: Outbox, directory: Path, rows: int) -> Iterator[World]:
+    """An application with so many contacts, delivered to the embedded destination."""
+    place = EmbeddedPlace(directory / "search.db")
+    made = World(outbox, place).filled(rows)
+    yield made
+    made.store.close()
+    place.destination.close()
+
+
+def command_of(world: World, entities: str) -> Command:
+    """`outbox-relay` at the terminal of that application. `entities`: where its registry is."""
+    environment = {
+        "OUTBOX_DATABASE_URL": f"sqlite:///{world.outbox.engine.url.database}",
+        "OUTBOX_ENTITIES": entities,
+        **world.place.environment,
+    }
+
+    def run(*arguments: str, **given: str | None) -> Result:
+        return CliRunner().invoke(main, arguments, env=environment | given)
+
+    return run
 
 
 class Backup:
