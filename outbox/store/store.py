@@ -151,10 +151,11 @@ class Store:
 
     def in_steps(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:
         """Rows for one write transaction after another, each short enough for the applications that wait for it."""
-        while rows:
+        at = 0
+        while at < len(rows):  # what is left is not copied each time: a purge may have millions
             step = self.dialect.step_rows(self._connection)
-            yield rows[:step]
-            rows = rows[step:]
+            yield rows[at : at + step]
+            at += step
 
     def flush(self) -> None:
         """Have on disk what was committed, and everything that was committed before it."""
