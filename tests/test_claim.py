@@ -20,8 +20,6 @@ from outbox.store.sqlite import dialect, lock
 from outbox.store.store import Store
 from tests.support.outbox import Outbox, settings
 
-NOW = now_ms() + 60_000
-
 
 class Interrupted(Store):
     """A store that others are faster than: `meanwhile` is called before its next write transaction, once."""
@@ -54,7 +52,8 @@ def small_steps(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def claim(store: Store, rows: int = 100, relay: int = 1) -> Claim | None:
-    request = ClaimRequest(relay=relay, now=NOW, lease_ms=60_000, longest_wait=60_000, rows=rows, bytes_=10**9)
+    later = now_ms() + 30_000  # what is put back while it looks is due for it
+    request = ClaimRequest(relay=relay, now=later, lease_ms=60_000, longest_wait=60_000, rows=rows, bytes_=10**9)
     return claims.claim(store, request)
 
 
@@ -112,7 +111,7 @@ def test_row_that_was_given_back_meanwhile_is_claimed_as_it_is_now(outbox: Outbo
         claimed = claim(store, relay=2)
         assert claimed is not None
         event = claimed.events[0]
-        failed = Transition(event, State.PENDING, available_at=NOW, attempts=1, error_type="x", error="x")
+        failed = Transition(event, State.PENDING, available_at=now_ms(), attempts=1, error_type="x", error="x")
         outcomes.record(store, claimed, [failed], now_ms())
 
     late.meanwhile = another_fails
@@ -164,9 +163,9 @@ def test_record_that_was_cut_short_between_two_steps_loses_no_claim_when_it_is_r
 
     late.meanwhile = after_the_first_step
     with pytest.raises(DatabaseUnavailable):
-        settler.record(claimed, transitions, NOW)
+        settler.record(claimed, transitions, now_ms())
     assert outbox.counts()["done"] == 2
-    settler.record(claimed, transitions, NOW)
+    settler.record(claimed, transitions, now_ms())
     assert [outbox.state(row) for row in rows] == ["done"] * 6
     assert (settler.totals.done, settler.totals.lost_claims, settler.recorded) == (6, 0, set())
 
