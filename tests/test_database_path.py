@@ -114,6 +114,7 @@ def test_application_that_has_gone_to_another_directory_waits_beside_its_databas
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_commands_take_every_spelling_and_say_the_whole_path(spelt: str, real: Path, tmp_path: Path) -> None:
     made = call("migrate", url=spelt)
     path = str(Path(str(make_url(spelt).database).removeprefix("file://").removeprefix("file:")).absolute())

@@ -70,6 +70,7 @@ def application_writes(data: Path) -> str:
     return as_user(APPLICATION, data, sys.executable, "-c", WRITES, f"{data}/app.db").stderr
 
 
+@pytest.mark.slow
 def test_command_of_a_user_who_may_not_write_leaves_nothing_that_locks_the_application_out(data: Path) -> None:
     migrated(data, 0o022)
     for command in (["check"], ["status"], ["dead", "list"], ["migrate"], ["run", "--drain"], ["serve", "--port", "0"]):
@@ -81,6 +82,7 @@ def test_command_of_a_user_who_may_not_write_leaves_nothing_that_locks_the_appli
     assert application_writes(data) == ""
 
 
+@pytest.mark.slow
 def test_look_into_the_embedded_destination_does_not_lock_the_relay_out(data: Path) -> None:
     migrated(data, 0o002)
     assert application_writes(data) == ""
@@ -93,6 +95,7 @@ def test_look_into_the_embedded_destination_does_not_lock_the_relay_out(data: Pa
     assert as_user(RELAY, data, *COMMAND, "search", "contacts", "Ada").returncode == 0
 
 
+@pytest.mark.slow
 def test_two_users_of_one_group_work_side_by_side_with_a_umask_that_lets_it_write(data: Path) -> None:
     migrated(data, 0o002)
     relay = as_user(RELAY, data, *COMMAND, "check")

@@ -56,6 +56,7 @@ def test_relay_whose_database_is_another_one_ends_and_says_what_to_do(
     assert "epoch advance" in last
 
 
+@pytest.mark.slow
 def test_relay_on_an_older_file_is_refused_until_the_epoch_is_advanced(outbox: Outbox, embedded_relays: Relays) -> None:
     database = Path(str(outbox.engine.url.database))
     outbox.index("contacts", "c1", {"name": "Ada"})

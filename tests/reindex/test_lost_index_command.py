@@ -65,6 +65,7 @@ def test_every_command_names_the_one_that_makes_the_index(command: Command, worl
     world.assert_in_step()
 
 
+@pytest.mark.slow
 def test_relay_whose_file_is_deleted_says_so_and_delivers_when_the_index_is_made(
     relays: Relays, world: World, tmp_path: Path
 ) -> None:
