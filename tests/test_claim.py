@@ -103,6 +103,16 @@ def test_row_does_not_go_before_an_earlier_one_that_an_operator_has_just_put_bac
     assert ids(claim(late)) == [first, second]
 
 
+def test_row_whose_earlier_one_is_finished_after_the_look_goes_at_once(outbox: Outbox, late: Interrupted) -> None:
+    outbox.update("contacts", "c1", {"name": "Ada"})
+    other = outbox.store()
+    first = claim(other, relay=2)
+    assert first is not None
+    second = outbox.update("contacts", "c1", {"town": "London"})
+    late.meanwhile = lambda: outcomes.record(other, first, [done(event) for event in first.events], now_ms())
+    assert ids(claim(late)) == [second]
+
+
 def test_row_that_was_given_back_meanwhile_is_claimed_as_it_is_now(outbox: Outbox, late: Interrupted) -> None:
     (row,) = outbox.index_many("contacts", [("c1", {})])
 

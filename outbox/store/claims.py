@@ -265,7 +265,10 @@ def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
 
 
 def _park(store: Store, blocked: Sequence[int], request: ClaimRequest) -> None:
-    """Rows behind an unfinished one take over its time: otherwise they fill every look and starve others."""
+    """Rows behind an unfinished one take over its time: otherwise they fill every look and starve others.
+
+    Those behind one that was finished after the look are due at once: nothing would wake them later.
+    """
     dialect = store.dialect
     until = "coalesce(CASE WHEN h.state = 'claimed' THEN h.lease_expires_at ELSE h.available_at END, :soonest)"
     with store.write(durable=False, alone=True):
@@ -276,10 +279,11 @@ def _park(store: Store, blocked: Sequence[int], request: ClaimRequest) -> None:
                 FROM outbox_events AS h {dialect.indexed("held")}
                 WHERE ({held("h")}) AND h.index_name = outbox_events.index_name
                 AND h.document_id = outbox_events.document_id AND h.id < outbox_events.id
-                ORDER BY h.id LIMIT 1), :soonest)
+                ORDER BY h.id LIMIT 1), :now)
             WHERE id {dialect.among("ids")} AND state = 'pending'
             """,
             ids=blocked,
+            now=request.now,
             soonest=request.now + 1,
             latest=request.now + request.longest_wait,
         )
