@@ -48,11 +48,13 @@ def as_user(user: int, data: Path, *command: str, umask: int = 0o022) -> subproc
         "OUTBOX_DESTINATION": "embedded",
         "OUTBOX_EMBEDDED_PATH": f"{data}/search.db",
     }
+    # What it covers it would have to leave in this checkout, where it may not write.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     who = ["setpriv", f"--reuid={user}", f"--regid={GROUP}", "--clear-groups"]
     return subprocess.run(
         [*who, *command],
         umask=umask,
-        env=os.environ | environment,
+        env=inherited | environment,
         capture_output=True,
         text=True,
         cwd="/",
