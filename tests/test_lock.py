@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from outbox import ConfigurationError, sqlite
 from outbox.store.sqlite import lock
+from outbox.store.store import Store
 from tests.support import LIMIT_S
 
 
@@ -224,6 +225,18 @@ def test_writer_that_waits_gets_the_lock_and_relays_can_tell(
     assert other.execute("SELECT count(*) FROM notes").fetchone() == (2,)
     assert lock.leave_to_writers(path) < lock.LONGEST_YIELD_S
     patient.dispose()
+
+
+def test_relay_rests_after_it_had_the_lock_where_a_writer_had_to_wait(path: Path, engine: Engine) -> None:
+    with lock.waiting(path):
+        pass
+    store = Store(engine)
+    with store.write(durable=False):
+        pass
+    with store.write(durable=False):
+        pass
+    store.close()
+    assert store.lock_times.waited_ms >= lock.LEAST_REST_S * 1_000 - store.lock_times.held_ms
 
 
 def test_lock_of_a_session_forgets_what_was_read_before(engine: Engine, other: sqlite3.Connection) -> None:

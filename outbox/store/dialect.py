@@ -28,6 +28,13 @@ class Run(Protocol):
     ) -> CursorResult[*tuple[Any, ...]]: ...
 
 
+class Hold(NamedTuple):
+    """A write transaction that has ended: when, by the monotonic clock, and how long it had the lock; in seconds."""
+
+    ended: float
+    seconds: float
+
+
 class Sizes(NamedTuple):
     """Bytes of a database: `used` with what is empty inside, `free` of it, and of its `log` where that grows."""
 
@@ -124,9 +131,9 @@ class Dialect(Protocol):
     def prepare(self, engine: Engine) -> None:
         """Make every new connection fit for the outbox; once, before the first one."""
 
-    def begin(self, run: Run, connection: Connection, *, alone: bool) -> None:
+    def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:
         """Begin a write transaction, once no application waits to write. `alone`: beside no other transaction that asks
-        for it."""
+        for it. `last`: the one before it, of this connection."""
 
     def step_rows(self, connection: Connection) -> int:
         """How many rows one write transaction may change: few where applications have to wait for it."""

@@ -14,14 +14,14 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
-from outbox.store.dialect import Dialect, Presence, Sizes
+from outbox.store.dialect import Dialect, Hold, Presence, Sizes
 from outbox.store.models import VERSION_TABLE, fresh, held, waiting
 from outbox.store.sqlite.dialect import SQLite
 
@@ -79,11 +79,14 @@ class LockTimes:
     waited_ms: float = 0.0
     held_ms: float = 0.0
     longest_ms: float = 0.0  # the longest that one of them has held it
+    last: Hold = field(default_factory=lambda: Hold(0.0, 0.0))
 
-    def add(self, waited_s: float, held_s: float) -> None:
-        self.waited_ms += waited_s * 1_000
-        self.held_ms += held_s * 1_000
-        self.longest_ms = max(self.longest_ms, held_s * 1_000)
+    def add(self, asked: float, began: float, ended: float) -> None:
+        """Instants of the monotonic clock, in seconds."""
+        self.last = Hold(ended, ended - began)
+        self.waited_ms += (began - asked) * 1_000
+        self.held_ms += self.last.seconds * 1_000
+        self.longest_ms = max(self.longest_ms, self.last.seconds * 1_000)
 
 
 class Store:
@@ -135,7 +138,7 @@ class Store:
         `alone`: no other one that says so runs beside it, so that what it has read stays true.
         """
         asked = time.monotonic()
-        self.dialect.begin(self.run, self._connection, alone=alone)
+        self.dialect.begin(self.run, self._connection, alone=alone, last=self.lock_times.last)
         began = time.monotonic()
         try:
             yield
@@ -145,7 +148,7 @@ class Store:
                 self.run("ROLLBACK")
             raise
         finally:
-            self.lock_times.add(began - asked, time.monotonic() - began)
+            self.lock_times.add(asked, began, time.monotonic())
         if durable:
             self.flush()
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, Insert
 
 from outbox.errors import DatabaseUnavailable
 from outbox.files import beside
-from outbox.store.dialect import Finding, Row, Run, Sizes
+from outbox.store.dialect import Finding, Hold, Row, Run, Sizes
 from outbox.store.sqlite import engine as engines
 from outbox.store.sqlite import inserts, lock, malformed, nested
 from outbox.store.sqlite.findings import findings
@@ -83,8 +83,9 @@ class SQLite:
     def prepare(self, engine: Engine) -> None:
         engines.prepare(engine)
 
-    def begin(self, run: Run, connection: Connection, *, alone: bool) -> None:  # noqa: ARG002
+    def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:  # noqa: ARG002
         """Takes the write lock at once: who reads first and then writes fails when another one wrote in between."""
+        lock.rest(_file_of(connection), last)
         lock.leave_to_writers(_file_of(connection))
         run("BEGIN IMMEDIATE")
 
