@@ -14,6 +14,7 @@ from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty, Synonym
 from outbox.entities import keys
 from outbox.entities.entity import Branch, Dependency, Entity
 from outbox.entities.keys import Tenancy, TextForm
+from outbox.entities.members import order_of
 from outbox.errors import ConfigurationError, shortened
 
 
@@ -134,7 +135,8 @@ def tree_of(mapper: Mapper[Any], fields: Sequence[str], where: str) -> Branch:
                     "make the document by to_document"
                 )
             if name not in at.branches:
-                at.branches[name] = Branch(many=bool(prop.uselist), sorted_by_database=bool(prop.order_by))
+                order = None if prop.order_by else order_of(prop.mapper)
+                at.branches[name] = Branch(many=bool(prop.uselist), order=order)
             at, model = at.branches[name], prop.mapper
             tree.plain = False
         tree.plain &= _check_leaf(model, last, f"{where}: field {path!r}")

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, inspect
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import ORMOption
 
 from outbox.entities import keys
 from outbox.entities.keys import DocumentKey, Tenancy, TextForm
+from outbox.entities.members import Order
 from outbox.errors import InvalidName, shortened
 from outbox.settings import WriteSettings
 
@@ -150,7 +151,7 @@ class Branch:
     branches: dict[str, Branch] = field(default_factory=dict)
     many: bool = False
     plain: bool = True  # nothing but columns, which need no objects
-    sorted_by_database: bool = False
+    order: Order | None = None  # of the members; None: that of the relationship
 
     def document(self, row: Any) -> dict[str, Any]:
         made = {name: getattr(row, name) for name in self.leaves}
@@ -160,7 +161,7 @@ class Branch:
                 made[name] = None if related is None else branch.document(related)
                 continue
             members = list(related.values() if isinstance(related, Mapping) else related)
-            if not branch.sorted_by_database:
-                members.sort(key=lambda member: inspect(member).identity)
+            if branch.order is not None:
+                members.sort(key=branch.order)
             made[name] = [branch.document(member) for member in members]
         return made

@@ -1,0 +1,136 @@
+"""The members of a to-many path come in the order of their primary keys, of whatever types those are."""
+
+from __future__ import annotations
+
+import enum
+import json
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import (
+    Column,
+    Date,
+    DateTime,
+    Engine,
+    Enum,
+    Float,
+    ForeignKey,
+    Integer,
+    Interval,
+    LargeBinary,
+    Numeric,
+    String,
+    Time,
+    TypeDecorator,
+    Uuid,
+)
+from sqlalchemy.orm import DeclarativeBase, Session, relationship
+
+from outbox import EntityRegistry
+from outbox.entities import loader
+
+
+class Role(enum.Enum):
+    USER = "a user"
+    ADMIN = "an admin"
+
+
+class Version:
+    """A value of the application's own, which has no order and prints its address."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Version) and other.number == self.number
+
+    def __hash__(self) -> int:
+        return hash(self.number)
+
+
+class VersionType(TypeDecorator[Version]):
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, _dialect: Any) -> Any:
+        return value.number
+
+    def process_result_value(self, value: Any, _dialect: Any) -> Any:
+        return Version(value)
+
+
+KEYS: dict[str, tuple[Any, list[Any]]] = {
+    "enum": (Enum(Role), [Role.ADMIN, Role.USER]),
+    "date": (Date(), [date(2024, 1, 31), date(2024, 2, 1)]),
+    "datetime": (DateTime(), [datetime(2024, 1, 1, 9), datetime(2024, 1, 1, 9, 0, 0, 5)]),
+    "time": (Time(), [time(9), time(10)]),
+    "uuid": (Uuid(), [UUID(int=1), UUID(int=2)]),
+    "uuid as text": (Uuid(as_uuid=False), [str(UUID(int=1)), str(UUID(int=2))]),
+    "decimal": (Numeric(10, 2), [Decimal("9.5"), Decimal("10")]),
+    "float": (Float(), [9.5, 10.0]),
+    "bytes": (LargeBinary(), [b"\x00", b"\xff"]),
+    "interval": (Interval(), [timedelta(1), timedelta(2)]),
+    "integer": (Integer(), [9, 10]),
+    "text": (String(), ["10", "9"]),
+    "of the application": (VersionType(), [Version(9), Version(10)]),
+}
+
+
+def team_of(type_: Any) -> tuple[type[DeclarativeBase], Any, Any]:
+    class Base(DeclarativeBase):
+        pass
+
+    class Member(Base):
+        __tablename__ = "members"
+        team_id = Column(ForeignKey("teams.id"), primary_key=True)
+        key = Column(type_, primary_key=True)
+        name = Column(String)
+
+    class Team(Base):
+        __tablename__ = "teams"
+        id = Column(Integer, primary_key=True)
+        members = relationship(Member)
+
+    return Base, Team, Member
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_list_of_members_has_the_order_of_their_keys_in_relay_reindex_and_verify(
+    engine: Engine, kind: str, turned: bool
+) -> None:
+    type_, keys = KEYS[kind]
+    base, team, member = team_of(type_)
+    base.metadata.create_all(engine)
+    registry = EntityRegistry()
+    entity = registry.add(team, index="teams", fields=["members.name"])
+    with Session(engine) as session:
+        session.add(team(id=1))
+        for at, key in sorted(enumerate(keys), reverse=turned):
+            session.add(member(team_id=1, key=key, name=str(at)))
+            session.flush()
+        session.commit()
+    with engine.connect() as connection:
+        (relayed,) = loader.load_places(connection, entity, [("teams", "1")]).values()
+        (reindexed,) = loader.page(connection, entity, loader.Part(), None, 10)
+        ((_, verified),) = loader.load_rows(connection, entity, [(1,)]).values()
+    assert relayed == reindexed.document == verified
+    assert isinstance(relayed, bytes)
+    assert json.loads(relayed) == {"members": [{"name": "0"}, {"name": "1"}]}
+
+
+def test_members_whose_keys_lack_a_part_come_first(engine: Engine) -> None:
+    base, team, _ = team_of(String())
+    partly = base.metadata.tables["members"].c.key
+    partly.nullable = True
+    base.metadata.create_all(engine)
+    entity = EntityRegistry().add(team, index="teams", fields=["members.name"])
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO teams (id) VALUES (1)")
+        connection.exec_driver_sql("INSERT INTO members VALUES (1, 'a', '1'), (1, NULL, '0')")
+        (made,) = loader.load_places(connection, entity, [("teams", "1")]).values()
+    assert isinstance(made, bytes)
+    assert json.loads(made) == {"members": [{"name": "0"}, {"name": "1"}]}
