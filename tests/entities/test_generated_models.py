@@ -1,0 +1,79 @@
+"""Models that nobody wrote: what is registered of them is exact, whichever way a session changes their rows."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+
+from outbox import sqlite, triggers
+from outbox.errors import ConfigurationError
+from outbox.store import models
+from outbox.testing import OutboxTester
+from tests.entities.drawn.history import Application, Step, histories
+from tests.entities.drawn.mapping import Mapped
+from tests.entities.drawn.models import World, worlds
+from tests.entities.drawn.truth import expected, held
+
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "300"))
+
+
+def play(world: World, history: list[Step], directory: Path) -> bool:
+    """Whether what was drawn may be registered; then everything is compared, after each commit."""
+    note("\n".join(map(repr, (*world.models, *world.entities))))
+    mapped = Mapped(world)
+    engine = create_engine(f"sqlite:///{directory / 'app.db'}")
+    try:
+        registry = mapped.registered()
+    except ConfigurationError as refused:
+        note(f"refused: {refused}")
+        return False
+    else:
+        sqlite.prepare(engine)
+        models.metadata.create_all(engine)
+        mapped.base.metadata.create_all(engine)
+        sessions = sessionmaker(engine, expire_on_commit=world.expire, autoflush=world.autoflush)
+        registry.capture(sessions)
+        if world.triggers:
+            with engine.begin() as connection:
+                triggers.install(connection, registry)
+        application = Application(mapped, engine, sessions)
+        with OutboxTester(engine, registry) as outbox:
+            for step in [*history, Step("commit", 0, 0, 0, 0, False)]:
+                note(repr(step))
+                application.do(step)
+                if not application.session.in_transaction():
+                    outbox.drain()
+                    assert held(mapped, outbox.destination) == expected(mapped, engine)
+        application.close()
+        return True
+    finally:
+        engine.dispose()
+        mapped.dispose()
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # of histories that no application should have
+@pytest.mark.parametrize("examples", [25, pytest.param(EXAMPLES, marks=pytest.mark.slow)])
+def test_documents_of_any_models_equal_the_rows_after_any_history(examples: int) -> None:
+    registered: Counter[bool] = Counter()
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        print_blob=True,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(worlds(), histories())
+    def play_it(world: World, history: list[Step]) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            registered[play(world, history, Path(directory))] += 1
+
+    play_it()
+    assert registered[False] <= registered.total() / 3, f"{registered[False]} of {registered.total()} were refused"
