@@ -128,6 +128,8 @@ def _check(value: Any, depth: int) -> None:
             except _Unfit as unfit:
                 unfit.path.append(str(position))
                 raise
+    elif isinstance(value, time) and value.tzinfo is not None:
+        raise _Unfit("is a time with a time zone, which has no JSON form; use a datetime, or text")
     elif not isinstance(value, (date, time, UUID)):  # a datetime is a date
         raise _Unfit(
             f"is of type {type(value).__name__}, which has no JSON form; convert it to str, int, float, list or dict"

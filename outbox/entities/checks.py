@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import inspect
@@ -15,6 +15,7 @@ from outbox.entities import keys
 from outbox.entities.entity import Branch, Dependency, Entity
 from outbox.entities.keys import Tenancy, TextForm
 from outbox.entities.members import order_of
+from outbox.entities.refusals import check_type, no_attribute, no_field
 from outbox.errors import ConfigurationError, shortened
 
 
@@ -103,23 +104,12 @@ def attribute_named(mapper: Mapper[Any], name: str, where: str) -> str:
     if isinstance(prop, SynonymProperty):
         return attribute_named(mapper, prop.name, where)
     if prop is None:
-        raise ConfigurationError(
-            f"{where}: {mapper.class_.__name__} has no attribute {shortened(name)}{nearest(name, _names(mapper))}"
-        )
+        raise no_attribute(mapper, name, where)
     return name
 
 
 def listed(known: Iterable[str]) -> str:
     return f"; registered are {', '.join(sorted(known)) or 'none'}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _names(mapper: Mapper[Any]) -> list[str]:
-    return [str(name) for name in mapper.all_orm_descriptors.keys()]  # noqa: SIM118  (no plain mapping)
 
 
 def tree_of(mapper: Mapper[Any], fields: Sequence[str], where: str) -> Branch:
@@ -148,13 +138,15 @@ def tree_of(mapper: Mapper[Any], fields: Sequence[str], where: str) -> Branch:
 def _check_leaf(mapper: Mapper[Any], name: str, where: str) -> bool:
     """Whether the field is a column. Raises `ConfigurationError` if it is nothing that a document can hold."""
     descriptor = mapper.all_orm_descriptors.get(name)
-    if isinstance(descriptor, hybrid_property) or isinstance(getattr(mapper.class_, name, None), property):
+    of_class = isinstance(getattr(mapper.class_, name, None), (property, cached_property))
+    if isinstance(descriptor, hybrid_property) or (of_class and name not in mapper.attrs):
         return False
     prop = mapper.attrs.get(attribute_named(mapper, name, where))
     if isinstance(prop, RelationshipProperty):
         raise ConfigurationError(f"{where} is a relationship; name fields of it, e.g. {name}.id")
     if not isinstance(prop, ColumnProperty):
-        raise ConfigurationError(f"{where} is no column; make the document by to_document")
+        raise no_field(mapper, name, where)
+    check_type(prop.columns[0].type, where)
     return True
 
 

@@ -23,8 +23,8 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column
 from sqlalchemy.sql.util import ClauseAdapter
 
-from outbox.entities.checks import nearest
 from outbox.entities.entity import Branch, Dependency, Entity
+from outbox.entities.refusals import nearest
 from outbox.errors import ConfigurationError
 
 _Path = tuple[RelationshipProperty[Any], ...]

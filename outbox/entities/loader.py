@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from typing import Any, Final, NamedTuple
+from weakref import WeakSet
 
 from sqlalchemy import ColumnElement, Connection, Select, false, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
@@ -16,6 +17,7 @@ from outbox import documents
 from outbox.documents import TENANT_FIELD
 from outbox.entities.entity import Branch, Entity
 from outbox.entities.keys import DocumentKey, Tenancy, among, portions
+from outbox.entities.row import ColumnsOfRow
 from outbox.errors import DatabaseUnavailable, InvalidDocument, InvalidName
 from outbox.settings import write_settings
 from outbox.store.store import dialect_of
@@ -25,6 +27,9 @@ PAGE_BYTES = 5_000_000
 
 OBJECTS_AT_ONCE = 250
 ROWS_AT_ONCE = 100  # one by one costs more than to make a small document; all together they may be large
+
+_BUILT_FOR_WHEN: Final[WeakSet[Entity]] = WeakSet()
+"""Entities whose `when` has asked for more than columns."""
 
 
 class LoadFailed(NamedTuple):
@@ -171,12 +176,12 @@ def _page_of_columns(
     connection: Connection, entity: Entity, part: Part, after: tuple[Any, ...] | None, limit: int
 ) -> list[Row]:
     """In one query. Raises `_Unreadable` if the types of its columns cannot read one of the rows."""
-    make, width = _Maker(entity), len(entity.key)
+    width = len(entity.key)
     rows: list[Row] = []
     size = 0
     try:
         statement = part.of(entity, _after(entity, _columns(entity), after)).limit(limit)
-        with connection.execute(statement) as result:
+        with closing(_Maker(connection, entity)) as make, connection.execute(statement) as result:
             for some in result.partitions(ROWS_AT_ONCE):
                 for row in some:
                     found = make.of_row(row)
@@ -266,15 +271,16 @@ def _found(connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, .
 
 
 def _query(connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]]) -> dict[Any, _Found]:
-    make = _Maker(entity)
     if _needs_objects(entity):
+        make = _Maker(connection, entity)
         with Session(connection, autoflush=False) as session:
             statement = select(entity.model).where(among(entity.key_columns, wanted)).options(*_options(entity))
             objects = session.scalars(statement).unique()
             return {tuple(getattr(each, name) for name in entity.key): make.of_object(each) for each in objects}
     found: dict[Any, _Found] = {}
     width = len(entity.key)
-    with connection.execute(_columns(entity).where(among(entity.key_columns, wanted))) as result:
+    statement = _columns(entity).where(among(entity.key_columns, wanted))
+    with closing(_Maker(connection, entity)) as make, connection.execute(statement) as result:
         for rows in result.partitions(ROWS_AT_ONCE):
             found |= {row[:width]: make.of_row(row) for row in rows}
     return found
@@ -303,8 +309,9 @@ def _at(place: tuple[str, str], found: _Found | None) -> Loaded:
 class _Maker:
     """Makes documents of what was loaded; a failure is that document's alone."""
 
-    def __init__(self, entity: Entity) -> None:
-        self._entity = entity
+    def __init__(self, connection: Connection, entity: Entity) -> None:
+        self._connection, self._entity = connection, entity
+        self._session: Session | None = None
         self._max_bytes = (entity.limits or write_settings()).max_document_bytes
         self._width = len(entity.key)
         self._tenant_at = self._width if entity.tenant else None
@@ -318,9 +325,21 @@ class _Maker:
         document = dict(zip(self._names, row[self._fields_at : end], strict=True))
         whole = None
         if entity.when is not None:
-            whole = SimpleNamespace(**dict(zip(self._all_columns, row[end:], strict=True)))
+            columns = dict(zip(self._all_columns, row[end:], strict=True))
+            whole = ColumnsOfRow(entity.model, columns, partial(self._object, tuple(row[: self._width])))
         tenant = None if self._tenant_at is None else row[self._tenant_at]
         return self._made(row[: self._width], tenant, whole, document, None)
+
+    def _object(self, identity: tuple[Any, ...]) -> Any:
+        """That of a row whose `when` asks for more than columns: from the next query on they are built at once."""
+        _BUILT_FOR_WHEN.add(self._entity)
+        if self._session is None:
+            self._session = Session(self._connection, autoflush=False)
+        return self._session.get(self._entity.model, identity)
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
 
     def of_object(self, instance: Any) -> _Found:
         entity = self._entity
@@ -387,7 +406,8 @@ def _or_unavailable(entity: Entity) -> Iterator[None]:
 
 
 def _needs_objects(entity: Entity) -> bool:
-    return entity.to_document is not None or entity.load_options is not None or not entity.tree.plain
+    given = entity.to_document is not None or entity.load_options is not None
+    return given or not entity.tree.plain or entity in _BUILT_FOR_WHEN
 
 
 def _column_names(entity: Entity) -> list[str]:

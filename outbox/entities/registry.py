@@ -17,6 +17,7 @@ from outbox.documents import TENANT_FIELD
 from outbox.entities import checks, links
 from outbox.entities.entity import Dependency, Entity
 from outbox.entities.keys import Tenancy
+from outbox.entities.refusals import nearest
 from outbox.errors import ConfigurationError, shortened
 from outbox.settings import WriteSettings
 
@@ -47,7 +48,7 @@ class EntityRegistry:
         except KeyError:
             known = self._entities
             raise ConfigurationError(
-                f"no entity {shortened(name)} is registered{checks.listed(known)}{checks.nearest(name, known)}"
+                f"no entity {shortened(name)} is registered{checks.listed(known)}{nearest(name, known)}"
             ) from None
 
     def add(
@@ -73,8 +74,8 @@ class EntityRegistry:
         * `fields`: what a document holds: attributes of the model, or paths through its relationships
           (`account.name`; through a to-many one the field is a list of objects). Or `to_document`: a function that
           makes the document of an object.
-        * `when`: rows for which it is false have no document. With fields that are columns it gets all columns of
-          the row as attributes; with `to_document`, paths or `load_options` the object itself.
+        * `when`: rows for which it is false have no document. It gets the object, or what behaves as one: where
+          `fields` are columns, no object is built unless `when` asks for a property, a method or a relationship.
         * `watch`: what else has to change for the document to be made anew, beside `fields`: say here what
           `when` and `to_document` look at. Without it, if there is either of them, every column counts.
         * `tenant`: the attribute that names the tenant; documents hold it as `tenantId`. `tenancy`: `shared` (the

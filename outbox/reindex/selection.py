@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Date, DateTime, Integer
 
 from outbox.entities import loader
-from outbox.entities.checks import listed, nearest
+from outbox.entities.checks import listed
 from outbox.entities.entity import Entity
 from outbox.entities.keys import Tenancy, is_tenant_index
 from outbox.entities.loader import Part
+from outbox.entities.refusals import nearest
 from outbox.entities.registry import EntityRegistry
 from outbox.entities.spelling import is_known, some_tenants, tenant_texts, unknown
 from outbox.errors import ConfigurationError, shortened

@@ -10,8 +10,8 @@ from sqlalchemy import Connection
 from outbox import documents
 from outbox.destinations.base import Outcome, OutcomeKind
 from outbox.entities import loader
-from outbox.entities.checks import nearest
 from outbox.entities.loader import Loaded, LoadFailed
+from outbox.entities.refusals import nearest
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import DatabaseUnavailable, InvalidName, shortened
 from outbox.relay.plan import Content

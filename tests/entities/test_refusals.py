@@ -1,0 +1,119 @@
+"""Fields that no document could hold, or that are named by another name: refused with what to write."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import UTC, time, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Enum, ForeignKey, Interval, LargeBinary, PickleType, TypeDecorator
+from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
+from sqlalchemy.orm import Composite, DeclarativeBase, Mapped, Session, composite, mapped_column, relationship
+
+from outbox import ConfigurationError, EntityRegistry
+from tests.entities.world import loaded
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Tag(Base):
+    __tablename__ = "tags"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str]
+    film_id: Mapped[int] = mapped_column(ForeignKey("films.id"))
+
+
+class Mark(enum.Enum):
+    GOOD = b"\x01"
+
+
+class Seconds(TypeDecorator[int]):
+    """Kept as an interval, read as a number."""
+
+    impl = Interval
+    cache_ok = True
+
+    def process_result_value(self, value: Any, _dialect: Any) -> Any:
+        return None if value is None else value.total_seconds()
+
+
+@dataclass
+class Size:
+    width: int
+    height: int
+
+
+class Film(Base):
+    __tablename__ = "films"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    took: Mapped[timedelta | None]
+    poster: Mapped[bytes | None] = mapped_column(LargeBinary)
+    mark: Mapped[Mark | None] = mapped_column(Enum(Mark))
+    length: Mapped[Any] = mapped_column(Seconds, nullable=True)
+    anything: Mapped[Any] = mapped_column(PickleType, nullable=True)
+    width: Mapped[int] = mapped_column(default=1)
+    height: Mapped[int] = mapped_column(default=1)
+    size: Composite[Size] = composite("width", "height")
+    tags: Mapped[list[Tag]] = relationship()
+    labels: AssociationProxy[list[str]] = association_proxy("tags", "label")
+
+    def as_text(self) -> str:
+        return "film"
+
+    @property
+    def seconds(self) -> float | None:
+        return self.took.total_seconds() if self.took else None
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [
+        ("labels", "Film.labels is an association proxy; name the path that it leads along, 'tags.label'"),
+        ("labels.x", "Film.labels is an association proxy"),
+        (
+            "took",
+            "field 'took' has values of type timedelta, which have no JSON form; make the document by to_document",
+        ),
+        ("poster", "field 'poster' has values of type bytes"),
+        ("mark", r"field 'mark': Mark.GOOD has the value b'\\x01', which has no JSON form"),
+        ("size", "field 'size' is a composite; name its parts, 'width', 'height'"),
+        ("as_text", "Film.as_text is a method; make the document by to_document"),
+    ],
+)
+def test_field_that_no_document_can_hold_is_refused_by_its_name(field: str, reason: str) -> None:
+    registry = EntityRegistry()
+    with pytest.raises(ConfigurationError, match=reason):
+        registry.add(Film, index="films", fields=["id", field])
+
+
+def test_association_proxy_is_named_as_such_wherever_an_attribute_is_given() -> None:
+    with pytest.raises(ConfigurationError, match=r"watch: Film\.labels is an association proxy"):
+        EntityRegistry().add(Film, index="films", fields=["id"], watch=["labels"])
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (timedelta(1), "document field 'anything.x.0': is of type timedelta"),
+        (b"", "document field 'anything.x.0': is of type bytes"),
+        (time(1, tzinfo=UTC), "document field 'anything.x.0': is a time with a time zone"),
+        ({1, 2}, "document field 'anything.x.0': is of type set"),
+        ({1: 2}, "document field 'anything.x.0': has the key 1"),
+    ],
+)
+def test_value_that_no_document_can_hold_is_named_by_its_field(engine: Any, value: Any, reason: str) -> None:
+    Base.metadata.create_all(engine)
+    registry = EntityRegistry()
+    entity = registry.add(Film, index="films", fields=["anything", "seconds", "length"])
+    with Session(engine) as session:
+        session.add_all([Film(id=1, anything={"x": [value]}), Film(id=2, anything=7, took=timedelta(seconds=5))])
+        session.add(Film(id=3, length=timedelta(seconds=5)))
+        failed, fine, decorated = loaded(registry, session, entity, "1", "2", "3")
+    assert failed.error_type == "invalid_document"
+    assert failed.error.startswith(reason)
+    assert fine == {"anything": 7, "seconds": 5.0, "length": None}
+    assert decorated["length"] == 5.0

@@ -1,0 +1,125 @@
+"""What `when` may ask of a row: columns, properties, methods, relationships, whatever the fields are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, ForeignKey
+from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
+from sqlalchemy.ext.hybrid import hybrid_method, hybrid_property
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+
+from outbox import EntityRegistry
+from tests.entities.world import loaded, statements
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Site(Base):
+    __tablename__ = "sites"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    open: Mapped[bool]
+
+
+class Page(Base):
+    __tablename__ = "pages"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    state: Mapped[str]
+    site_id: Mapped[int] = mapped_column(ForeignKey("sites.id"))
+    site: Mapped[Site] = relationship()
+    site_is_open: AssociationProxy[bool] = association_proxy("site", "open")
+    SHOWN = "public"
+
+    @property
+    def is_public(self) -> bool:
+        return self.state == self.SHOWN
+
+    @cached_property
+    def is_public_once(self) -> bool:
+        return self.is_public
+
+    @hybrid_property
+    def is_public_too(self) -> bool:
+        return self.state == "public"
+
+    @hybrid_method
+    def has_state(self, state: str) -> bool:
+        return self.state == state
+
+    def is_in(self, *states: str) -> bool:
+        return self.state in states
+
+    @property
+    def is_reachable(self) -> bool:
+        return self.is_public and self.site.open
+
+
+@pytest.fixture
+def pages(engine: Engine) -> Engine:
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        sites = [Site(id=1, open=True), Site(id=2, open=False)]
+        session.add_all(sites)
+        for at in range(1, 5):
+            session.add(Page(id=at, title="t", state="public" if at < 4 else "draft", site=sites[at % 2]))
+        session.commit()
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("when", "shown"),
+    [
+        (lambda page: page.state == "public", "123"),
+        (lambda page: page.is_public, "123"),
+        (lambda page: page.is_public_once, "123"),
+        (lambda page: page.is_public_too, "123"),
+        (lambda page: page.has_state("public"), "123"),
+        (lambda page: page.is_in("public", "new"), "123"),
+        (lambda page: page.state == page.SHOWN, "123"),
+        (lambda page: page.site.open, "24"),
+        (lambda page: page.site_is_open, "24"),
+        (lambda page: page.is_reachable, "2"),
+        (lambda page: getattr(page, "owner", None) is None, "1234"),
+    ],
+)
+def test_when_asks_the_model_whatever_it_likes(pages: Engine, when: Callable[[Any], bool], shown: str) -> None:
+    registry = EntityRegistry()
+    entity = registry.add(Page, index="pages", fields=["title"], when=when)
+    for _ in range(2):  # objects are built one by one, or all at once
+        with Session(pages) as session:
+            documents = loaded(registry, session, entity, *"1234")
+        assert documents == [{"title": "t"} if at in shown else None for at in "1234"]
+
+
+def test_objects_that_when_asks_for_are_built_in_one_query_from_the_second_batch_on(pages: Engine) -> None:
+    registry = EntityRegistry()
+    entity = registry.add(Page, index="pages", fields=["title"], when=lambda page: page.is_public)
+    with Session(pages) as session:
+        loaded(registry, session, entity, *"1234")
+        with statements(pages) as seen:
+            loaded(registry, session, entity, *"1234")
+    assert len(seen) == 1
+
+
+def test_name_that_the_model_lacks_is_said_of_the_model(pages: Engine) -> None:
+    registry = EntityRegistry()
+    entity = registry.add(Page, index="pages", fields=["title"], when=lambda page: page.is_pubic)
+    with Session(pages) as session:
+        (failed,) = loaded(registry, session, entity, "1")
+    assert failed == ("when_failed", "AttributeError: 'Page' object has no attribute 'is_pubic'")
+
+
+def test_transaction_of_the_caller_outlives_the_objects(pages: Engine) -> None:
+    registry = EntityRegistry()
+    entity = registry.add(Page, index="pages", fields=["title"], when=lambda page: page.is_public)
+    with Session(pages) as session:
+        session.add(Page(id=9, title="new", state="public", site_id=1))
+        assert loaded(registry, session, entity, "9") == [{"title": "new"}]
+        session.commit()
+        assert session.get(Page, 9) is not None
