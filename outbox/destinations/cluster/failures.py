@@ -1,4 +1,4 @@
-"""Pure: what the client raises and what Elasticsearch complains of, each in one line."""
+"""Pure: what goes wrong with a request and what a cluster complains of, each in one line."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from elastic_transport import ConnectionTimeout, TransportError
-from elasticsearch import ApiError
-
+from outbox.destinations.cluster.wire import FAILURES, Refused, Unanswered
 from outbox.errors import DestinationError, DestinationUnanswered, shortened
 
-FAILURES: Final = (ApiError, TransportError)
-"""What the client raises for a request: an error status or an answer that is not Elasticsearch's, or no answer."""
+TIMEOUT: Final = "timeout"
+"""`Unanswered.kind` of a request whose answer did not come in time."""
 
 _NO_SHARD = frozenset({"search_phase_execution_exception", "no_shard_available_action_exception"})
 """With 503; with 400 a query is at fault."""
@@ -25,21 +23,21 @@ def failing_as(what: str) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        kind = DestinationUnanswered if isinstance(error, TransportError) else DestinationError
+        kind = DestinationUnanswered if isinstance(error, Unanswered) else DestinationError
         raise kind(f"{what}: {describe(error)}") from error
 
 
 def describe(error: Exception) -> str:
     """What went wrong, without addresses' passwords and without pages of HTML."""
-    if isinstance(error, ConnectionTimeout):
+    if isinstance(error, Unanswered) and error.kind == TIMEOUT:
         return "Connection timeout"
-    if isinstance(error, ApiError):
+    if isinstance(error, Refused):
         cause = cause_of(error)
-        if error.meta.status == 503 and cause and cause.get("type") in _NO_SHARD:
+        if error.status == 503 and cause and cause.get("type") in _NO_SHARD:
             return "none of its shards is ready: it is just being made, a node is starting, or it is red; try again"
-        what = ": ".join(type_and_reason(cause)) if cause is not None else error.message
-        return f"HTTP {error.meta.status}: {shortened(what, 200)}"
-    text = str(getattr(error, "message", error))
+        what = ": ".join(type_and_reason(cause)) if cause is not None else str(error)
+        return f"HTTP {error.status}: {shortened(what, 200)}"
+    text = str(error)
     if "Connection refused" in text:
         return "Connection refused"
     if text.startswith("("):  # the arguments of an exception of urllib3; the last words say what happened
@@ -48,8 +46,8 @@ def describe(error: Exception) -> str:
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 
-def cause_of(error: ApiError) -> dict[str, Any] | None:
-    """Elasticsearch's own account of a refused request; None if the answer holds none."""
+def cause_of(error: Refused) -> dict[str, Any] | None:
+    """The cluster's own account of a refused request; None if the answer holds none."""
     cause = error.body.get("error") if isinstance(error.body, dict) else None
     return cause if isinstance(cause, dict) else None
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from elasticsearch import ApiError, Elasticsearch
-
 from outbox.destinations.base import IndexFacts
-from outbox.destinations.elasticsearch.failures import cause_of, describe, failing_as, type_and_reason
+from outbox.destinations.cluster.failures import cause_of, describe, failing_as, type_and_reason
+from outbox.destinations.cluster.wire import Cluster, Refused, path_to
 from outbox.errors import DestinationError, shortened
 
 _HELD_BACK: Final = ("index.refresh_interval", "index.number_of_replicas")
@@ -16,7 +15,7 @@ _HELD_BACK: Final = ("index.refresh_interval", "index.number_of_replicas")
 
 
 def ensure(
-    client: Elasticsearch,
+    cluster: Cluster,
     name: str,
     mappings: Mapping[str, Any] | None,
     settings: Mapping[str, Any] | None,
@@ -25,18 +24,19 @@ def ensure(
     """The physical index of `name`, created if nothing has that name; it remembers deletes for `gc_deletes`."""
     with failing_as(f"index {name} cannot be prepared"):
         kept = {"index.gc_deletes": gc_deletes}
-        target = _find(client, name) or _create_with_alias(client, name, mappings, {**(settings or {}), **kept})
-        client.indices.put_settings(index=target, settings=kept)
+        target = _find(cluster, name) or _create_with_alias(cluster, name, mappings, {**(settings or {}), **kept})
+        _put_settings(cluster, target, kept)
     return target
 
 
-def _find(client: Elasticsearch, name: str) -> str | None:
-    answer = client.options(ignore_status=404).indices.get_alias(index=name)
-    if answer.meta.status == 404:
+def _find(cluster: Cluster, name: str) -> str | None:
+    answer = cluster.request("GET", path_to(name, "_alias"), accept=(404,))
+    if answer.status == 404:
         return None
     found = answer.body
     if not isinstance(found, dict) or not found:
-        raise DestinationError(f"index {name} cannot be looked up: Elasticsearch does not answer {shortened(found)}")
+        title = cluster.product.title
+        raise DestinationError(f"index {name} cannot be looked up: {title} does not answer {shortened(found)}")
     if len(found) > 1:
         raise DestinationError(
             f"alias {name} points to {len(found)} indexes ({', '.join(sorted(found))}); make it point to one"
@@ -45,77 +45,71 @@ def _find(client: Elasticsearch, name: str) -> str | None:
 
 
 def _create_with_alias(
-    client: Elasticsearch, name: str, mappings: Mapping[str, Any] | None, settings: Mapping[str, Any]
+    cluster: Cluster, name: str, mappings: Mapping[str, Any] | None, settings: Mapping[str, Any]
 ) -> str:
     target = f"{name}-000001"
     # 400: another relay was faster (resource_already_exists_exception), or the name is taken
-    created = client.options(ignore_status=400).indices.create(
-        index=target, aliases={name: {}}, mappings=mappings, settings=settings
-    )
-    if (found := _find(client, name)) is None:
+    wanted = {"aliases": {name: {}}, "settings": settings} | ({} if mappings is None else {"mappings": mappings})
+    created = cluster.request("PUT", path_to(target), wanted, accept=(400,))
+    if (found := _find(cluster, name)) is None:
         raise DestinationError(f"index {target} cannot be created: {shortened(created.body, 300)}")
     return found
 
 
-def inspect(client: Elasticsearch, name: str, target: str) -> IndexFacts:
+def inspect(cluster: Cluster, name: str, target: str) -> IndexFacts:
     """The state of a physical index and of its name."""
-    client = client.options(ignore_status=404)
     with failing_as(f"index {name} cannot be looked at"):
-        settings = client.indices.get_settings(index=target, name="index.gc_deletes")
-        readers = client.indices.get_alias(index=name)
+        settings = cluster.request("GET", path_to(target, "_settings", "index.gc_deletes"), accept=(404,))
+        readers = cluster.request("GET", path_to(name, "_alias"), accept=(404,))
     if not isinstance(settings.body, dict) or not isinstance(readers.body, dict):
-        raise DestinationError(
-            f"index {name} cannot be looked at: Elasticsearch does not answer {shortened(readers.body)}"
-        )
+        title = cluster.product.title
+        raise DestinationError(f"index {name} cannot be looked at: {title} does not answer {shortened(readers.body)}")
     of_index = settings.body.get(target, {}).get("settings", {}).get("index", {})
     return IndexFacts(
-        exists=settings.meta.status != 404,
-        readers=() if readers.meta.status == 404 else tuple(sorted(readers.body)),
-        gc_deletes=of_index.get("gc_deletes", "60s"),  # Elasticsearch's default is left out of the answer
+        exists=settings.status != 404,
+        readers=() if readers.status == 404 else tuple(sorted(readers.body)),
+        gc_deletes=of_index.get("gc_deletes", "60s"),  # the default is left out of the answer
     )
 
 
 def create(
-    client: Elasticsearch, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any], gc_deletes: str
+    cluster: Cluster, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any], gc_deletes: str
 ) -> None:
-    """A physical index without an alias, cheap to fill.
-
-    `client` must not try twice: the first attempt may have made the index.
-    """
+    """A physical index without an alias, cheap to fill."""
     what = f"index {target} cannot be created"
     held_back = {"index.refresh_interval": "-1", "index.number_of_replicas": 0}
     with failing_as(what):
         try:
-            created = client.indices.create(
-                index=target,
-                mappings=mappings,
-                settings={**_flat(settings), **held_back, "index.gc_deletes": gc_deletes},
-            )
-        except ApiError as error:  # in full: it says which field of the mappings is wrong
+            wanted = {**_flat(settings), **held_back, "index.gc_deletes": gc_deletes}
+            # Once: the first attempt may have made the index.
+            created = cluster.request(
+                "PUT", path_to(target), {"mappings": mappings, "settings": wanted}, once=True
+            ).body
+        except Refused as error:  # in full: it says which field of the mappings is wrong
             cause = cause_of(error)
             why = describe(error) if cause is None else ": ".join(type_and_reason(cause))
             raise DestinationError(f"{what}: {why}") from error
     if not created.get("shards_acknowledged", True):
-        drop(client, target)
+        drop(cluster, target)
         raise DestinationError(f"{what}: no node takes its primary shards")
 
 
-def finish(client: Elasticsearch, target: str, settings: Mapping[str, Any]) -> None:
+def finish(cluster: Cluster, target: str, settings: Mapping[str, Any]) -> None:
     """Give a filled index what was held back, and make all of its documents visible."""
     given = _flat(settings)
     with failing_as(f"index {target} cannot get its settings"):
         # null: the default of the cluster
-        client.indices.put_settings(index=target, settings={name: given.get(name) for name in _HELD_BACK})
-    refresh(client, target)
+        _put_settings(cluster, target, {name: given.get(name) for name in _HELD_BACK})
+    refresh(cluster, target)
 
 
-def refresh(client: Elasticsearch, name: str) -> None:
+def refresh(cluster: Cluster, name: str) -> None:
     """Make what was applied so far visible to searches."""
     with failing_as(f"index {name} cannot be refreshed"):
-        client.indices.refresh(index=name)
+        cluster.request("POST", path_to(name, "_refresh"))
 
 
-def swap(client: Elasticsearch, name: str, old: str | None, new: str, *, adopt: bool) -> None:
+def swap(cluster: Cluster, name: str, old: str | None, new: str, *, adopt: bool) -> None:
     """Lead `name` to `new` instead of `old`, in one step; `adopt`: remove the index `old` in it."""
     what = f"alias {name} cannot be moved from {old or 'nothing'} to {new}"
     added: dict[str, Any] = {"add": {"index": new, "alias": name}}
@@ -123,15 +117,19 @@ def swap(client: Elasticsearch, name: str, old: str | None, new: str, *, adopt: 
     if adopt:
         removed = {"remove_index": {"index": old}}
     with failing_as(what):
-        if old is None and (leads_to := _find(client, name)):
+        if old is None and (leads_to := _find(cluster, name)):
             raise DestinationError(f"{what}: it leads to {leads_to}")
-        client.indices.update_aliases(actions=[added] if old is None else [removed, added])
+        cluster.request("POST", "/_aliases", {"actions": [added] if old is None else [removed, added]})
 
 
-def drop(client: Elasticsearch, target: str) -> None:
+def drop(cluster: Cluster, target: str) -> None:
     """Remove a physical index; one that is missing is fine."""
     with failing_as(f"index {target} cannot be removed"):
-        client.options(ignore_status=404).indices.delete(index=target)
+        cluster.request("DELETE", path_to(target), accept=(404,))
+
+
+def _put_settings(cluster: Cluster, target: str, settings: Mapping[str, Any]) -> None:
+    cluster.request("PUT", path_to(target, "_settings"), settings)
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pure: what an answer of Elasticsearch means for the operations of the request. The first rule that fits decides."""
+"""Pure: what an answer of a cluster means for the operations of the request. The first rule that fits decides."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from elastic_transport import ConnectionTimeout
-from elasticsearch import ApiError
-
 from outbox.destinations import merge
 from outbox.destinations.base import DOCUMENT_MISSING, ILLEGAL_DOCUMENT, Operation, Outcome, OutcomeKind, rejected
-from outbox.destinations.elasticsearch.failures import describe, type_and_reason
+from outbox.destinations.cluster.failures import describe, type_and_reason
+from outbox.destinations.cluster.wire import Product, Refused, Unanswered
 
 DOCUMENT_FAULTS: Final = frozenset(
     {
@@ -56,9 +54,11 @@ _CURRENT_VERSION = re.compile(r".*\bcurrent version \[(\d+)\]", re.DOTALL)  # th
 
 APPLIED: Final = Outcome(OutcomeKind.APPLIED)
 UNANSWERED: Final = Outcome(OutcomeKind.UNAVAILABLE, "unanswered", "the answer says nothing about this row")
-NOT_ELASTICSEARCH: Final = Outcome(
-    OutcomeKind.UNAVAILABLE, "not_elasticsearch", "the answer is none of Elasticsearch's"
-)
+
+
+def foreign(product: Product) -> Outcome:
+    """Of an answer that the product does not give."""
+    return Outcome(OutcomeKind.UNAVAILABLE, f"not_{product.name}", f"the answer is none of {product.title}'s")
 
 
 def of_item(operation: Operation, item: Any) -> Outcome:
@@ -102,16 +102,16 @@ def of_refused_request(error: Exception, *, single: bool, answers_others: Callab
     `answers_others` makes another request now: what answers 400 to everything (a TLS port, a client that is too
     new) must condemn no document.
     """
-    if isinstance(error, ApiError) and error.meta.status in _TOO_LARGE_OR_MALFORMED and answers_others():
+    if isinstance(error, Refused) and error.status in _TOO_LARGE_OR_MALFORMED and answers_others():
         return unavailable(error)._replace(kind=OutcomeKind.REJECTED if single else OutcomeKind.SPLIT)
     return unavailable(error)
 
 
 def unavailable(error: Exception) -> Outcome:
     """What any other failed request means for all that it asked for."""
-    if isinstance(error, ApiError):
-        return Outcome(OutcomeKind.UNAVAILABLE, f"http_{error.meta.status}", describe(error))
-    kind = "timeout" if isinstance(error, ConnectionTimeout) else type(error).__name__
+    if isinstance(error, Refused):
+        return Outcome(OutcomeKind.UNAVAILABLE, f"http_{error.status}", describe(error))
+    kind = error.kind if isinstance(error, Unanswered) else type(error).__name__
     return Outcome(OutcomeKind.UNAVAILABLE, kind, describe(error))
 
 

@@ -1,4 +1,4 @@
-"""Operations sent to Elasticsearch: one `_bulk` request for all, patches merged before it.
+"""Operations sent to a cluster: one `_bulk` request for all, patches merged before it.
 
 Not `helpers.bulk()`: it pairs answers with operations by position alone, does not retry an item 429, and counts a
 conflict and the 404 of a delete as errors.
@@ -7,29 +7,18 @@ conflict and the 404 of a delete as errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import orjson
-from elastic_transport import ConnectionError as NoConnection
-from elasticsearch import Elasticsearch
-from elasticsearch.serializer import NdjsonSerializer
-from urllib3.exceptions import NewConnectionError
 
 from outbox.destinations.base import Operation, Outcome
-from outbox.destinations.elasticsearch import outcomes
-from outbox.destinations.elasticsearch.failures import FAILURES
+from outbox.destinations.cluster import outcomes
+from outbox.destinations.cluster.wire import FAILURES, Cluster
 
 _ANSWERED_FIELDS: Final = "errors,items.*._id,items.*.status,items.*.error"
 
 
-class Prepared(NdjsonSerializer):
-    """For bodies of `_bulk`, which are bytes already: the client's own copies each of them twice."""
-
-    def dumps(self, data: bytes) -> bytes:
-        return data
-
-
-def merge_patches(client: Elasticsearch, operations: dict[int, Operation]) -> dict[int, Outcome]:
+def merge_patches(cluster: Cluster, operations: dict[int, Operation]) -> dict[int, Outcome]:
     """Turn patches into full documents, in `operations`. Returns the outcomes of those that need no request any more.
 
     A partial update cannot carry an external version: one such item fails a whole `_bulk` request with 400. So
@@ -40,13 +29,12 @@ def merge_patches(client: Elasticsearch, operations: dict[int, Operation]) -> di
     if not patched:
         return {}
     try:
-        found = client.mget(
-            docs=[{"_index": operation.target, "_id": operation.document_id} for operation in patched.values()]
-        ).body["docs"]
+        wanted = [{"_index": operation.target, "_id": operation.document_id} for operation in patched.values()]
+        found = cluster.request("POST", "/_mget", {"docs": wanted}).body["docs"]
     except FAILURES as error:
         return dict.fromkeys(patched, outcomes.unavailable(error))
     except (KeyError, TypeError):
-        return dict.fromkeys(patched, outcomes.NOT_ELASTICSEARCH)
+        return dict.fromkeys(patched, outcomes.foreign(cluster.product))
     settled: dict[int, Outcome] = {}
     for at, (position, operation) in enumerate(patched.items()):
         merged = outcomes.patched(operation, found[at] if at < len(found) else None)
@@ -58,51 +46,28 @@ def merge_patches(client: Elasticsearch, operations: dict[int, Operation]) -> di
 
 
 def send(
-    client: Elasticsearch,
-    operations: Sequence[Operation],
-    *,
-    timeout: str,
-    nodes: int,
-    answers_others: Callable[[], bool],
+    cluster: Cluster, operations: Sequence[Operation], *, timeout: str, answers_others: Callable[[], bool]
 ) -> list[Outcome]:
-    """The outcome of each operation, all sent in one request to the first of `nodes` that gives a connection.
+    """The outcome of each operation, all sent in one request to the first node that gives a connection.
 
-    `client` must not try twice: see `_answer`. `timeout` is how long Elasticsearch may wait for shards, in its words;
-    `answers_others` is asked when it refuses the request as a whole.
+    `timeout` is how long the cluster may wait for shards, in its words; `answers_others` is asked when it refuses the
+    request as a whole.
     """
     targets = {target: orjson.dumps(target) for target in {operation.target for operation in operations}}
     body = b"".join([_lines(operation, targets[operation.target]) for operation in operations])
     try:
-        answer = _answer(client, body, timeout, nodes)
+        # Once: what a node may have seen is not repeated behind the outbox's back. The second one would find the
+        # versions that the first has brought, and for a row that was delivered once nothing explains its own version.
+        answer = cluster.request("POST", "/_bulk", body, once=True, timeout=timeout, filter_path=_ANSWERED_FIELDS).body
     except FAILURES as error:
         refused = outcomes.of_refused_request(error, single=len(operations) == 1, answers_others=answers_others)
         return [refused] * len(operations)
     items = answer.get("items") if isinstance(answer, dict) else None
     if not isinstance(items, list):
-        return [outcomes.NOT_ELASTICSEARCH] * len(operations)
+        return [outcomes.foreign(cluster.product)] * len(operations)
     return [
         outcomes.of_item(operation, items[at] if at < len(items) else None) for at, operation in enumerate(operations)
     ]
-
-
-def _answer(client: Elasticsearch, body: bytes, timeout: str, nodes: int) -> Any:
-    """Asks the next node only where the one before gave no connection.
-
-    What a node may have seen is not repeated behind the outbox's back: the second one would find the versions that
-    the first has brought, and for a row that was delivered once nothing explains its own version.
-    """
-    while True:
-        nodes -= 1
-        try:
-            # Prepared bytes are sent as they are, which the annotation leaves out.
-            return client.bulk(
-                operations=body,  # type: ignore[arg-type]
-                timeout=timeout,
-                filter_path=_ANSWERED_FIELDS,
-            ).body
-        except NoConnection as error:
-            if nodes <= 0 or not isinstance(error.__cause__, NewConnectionError):
-                raise
 
 
 def _lines(operation: Operation, target: bytes) -> bytes:

@@ -1,0 +1,160 @@
+"""One `_bulk` request for each `apply`, and every answer mapped to one outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from outbox.destinations import misled
+from outbox.destinations.base import (
+    Health,
+    Hit,
+    IndexFacts,
+    Listed,
+    Operation,
+    Outcome,
+    OutcomeKind,
+    Stored,
+    unsendable,
+)
+from outbox.destinations.cluster import bulk, indexes, listing, outcomes, reading
+from outbox.destinations.cluster.failures import describe, failing_as
+from outbox.destinations.cluster.wire import FAILURES, Cluster, path_to
+from outbox.errors import DestinationError, shortened
+
+CHECK_INDEX_EVERY_S: Final = 5.0
+
+
+class ClusterDestination:
+    """See `outbox.destinations.base.Destination` for what it promises."""
+
+    def __init__(self, cluster: Cluster, *, bulk_timeout: float, gc_deletes: str) -> None:
+        self._cluster = cluster
+        self._bulk_timeout = f"{int(bulk_timeout * 1000)}ms"
+        self._gc_deletes = gc_deletes
+        self._checked: dict[str, float] = {}  # by physical index: until when it need not be looked up again
+
+    def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
+        known: dict[int, Outcome] = {}
+        sendable: dict[int, Operation] = {}
+        usable: dict[str, Outcome | None] = {}
+        away: Outcome | None = None  # known from one index: asking for each would cost as many timeouts
+        for position, operation in enumerate(operations):
+            if operation.target not in usable:
+                usable[operation.target] = found = away or self._check_target(operation.index, operation.target)
+                away = found if found and found.kind is OutcomeKind.UNAVAILABLE else None
+            if refused := usable[operation.target] or unsendable(operation):
+                known[position] = refused
+            else:
+                sendable[position] = operation
+        known |= bulk.merge_patches(self._cluster, sendable)
+        sent = {position: operation for position, operation in sendable.items() if position not in known}
+        if sent:
+            known |= zip(sent, self._send(list(sent.values())), strict=True)
+        for position, outcome in known.items():
+            if outcome.kind is OutcomeKind.BLOCKED:
+                self._checked.pop(operations[position].target, None)
+        return [known[position] for position in range(len(operations))]
+
+    def _send(self, operations: Sequence[Operation]) -> list[Outcome]:
+        return bulk.send(
+            self._cluster, operations, timeout=self._bulk_timeout, answers_others=lambda: self.ping() is None
+        )
+
+    def _check_target(self, name: str, target: str) -> Outcome | None:
+        """None if the physical index is there and readers reach it by its name; else why its rows must wait.
+
+        Looked up again every few seconds: writing to an index that was deleted meanwhile would create it anew, without
+        mappings and without its alias (deletes do so even with `require_alias`).
+        """
+        if self._checked.get(target, 0.0) > time.monotonic():
+            return None
+        try:
+            found = self._cluster.request("GET", path_to(target, "_alias"), accept=(404,))
+            if not isinstance(found.body, dict):
+                return outcomes.foreign(self._cluster.product)
+            aliases = found.body.get(target, {}).get("aliases", {})
+            if found.status != 404 and (target == name or name in aliases):
+                self._checked[target] = time.monotonic() + CHECK_INDEX_EVERY_S
+                return None
+            readers = self._cluster.request("GET", path_to(name, "_alias"), accept=(404,))
+        except FAILURES as error:
+            return outcomes.unavailable(error)
+        leads_to = sorted(readers.body) if readers.status != 404 else ()
+        return misled.outcome(name, target, exists=found.status != 404, readers=leads_to)
+
+    def ensure_index(
+        self, name: str, mappings: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> str:
+        return indexes.ensure(self._cluster, name, mappings, settings, self._gc_deletes)
+
+    def read(self, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
+        return reading.read(self._cluster, target, document_ids)
+
+    def pages(
+        self, name: str, size: int, *, share: tuple[int, int] = (0, 1), tenants: bool = False
+    ) -> Iterator[dict[str, Listed]]:
+        return listing.pages(self._cluster, name, size, share, tenants=tenants)
+
+    def refresh(self, name: str) -> None:
+        indexes.refresh(self._cluster, name)
+
+    def has_tenant(self, name: str, tenants: tuple[str, ...]) -> bool:
+        return reading.has_tenant(self._cluster, name, tenants)
+
+    def search(self, name: str, query: str, *, tenant: object = None, limit: int = 10) -> list[Hit]:
+        return reading.search(self._cluster, name, query, tenant, limit)
+
+    def ping(self) -> str | None:
+        try:
+            self._status()
+        except FAILURES as error:
+            return describe(error)
+        return None
+
+    def health(self) -> Health:
+        product = self._cluster.product
+        what = f"{product.name} does not answer"
+        with failing_as(what):
+            status = self._status()
+            # Not `GET /`: a node of the core alone has no such page.
+            nodes = self._cluster.request("GET", "/_nodes/_local", filter_path="nodes.*.version").body
+        if not isinstance(status, dict) or not isinstance(nodes, dict):
+            raise DestinationError(f"{what}: {shortened(status)} is not an answer of {product.title}")
+        versions = [node.get("version", "?") for node in nodes.get("nodes", {}).values()]
+        return Health(product.name, versions[0] if versions else "?", status.get("status", "?"))
+
+    def _status(self) -> Any:
+        return self._cluster.request("GET", "/_cluster/health", filter_path="status").body
+
+    def inspect_index(self, name: str, target: str) -> IndexFacts:
+        return indexes.inspect(self._cluster, name, target)
+
+    def highest_version(self, name: str) -> int:
+        # Versions cannot be sorted by: all are read.
+        return max((listed.version for page in self.pages(name, 5_000) for listed in page.values()), default=0)
+
+    def newest_version(self, name: str) -> int:
+        return reading.newest_version(self._cluster, name)
+
+    def count(self, target: str) -> int:
+        return reading.count(self._cluster, target)
+
+    def create_index(self, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        indexes.create(self._cluster, target, mappings, settings, self._gc_deletes)
+
+    def finish_index(self, target: str, settings: Mapping[str, Any]) -> None:
+        indexes.finish(self._cluster, target, settings)
+
+    def swap(self, name: str, old: str | None, new: str, *, adopt: bool = False) -> None:
+        indexes.swap(self._cluster, name, old, new, adopt=adopt)
+        if old:
+            self._checked.pop(old, None)
+
+    def drop_index(self, target: str) -> None:
+        indexes.drop(self._cluster, target)
+        self._checked.pop(target, None)
+
+    def close(self) -> None:
+        self._cluster.client.close()

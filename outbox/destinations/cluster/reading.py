@@ -1,0 +1,98 @@
+"""What the indexes hold: by id, counted, searched. Every function raises `DestinationError`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from outbox import documents
+from outbox.destinations.base import TENANT_FIELD, Hit, Stored, index_missing
+from outbox.destinations.cluster.failures import failing_as, type_and_reason
+from outbox.destinations.cluster.wire import Cluster, Missing, path_to
+from outbox.errors import DestinationError, shortened
+
+_NEWEST: Final = 1_000
+
+
+def read(cluster: Cluster, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
+    """The documents that are there, by id."""
+    if not document_ids:
+        return {}  # asking for none is an error
+    with failing_as(f"documents of index {target} cannot be read"):
+        found = cluster.request("POST", path_to(target, "_mget"), {"ids": list(document_ids)}).body["docs"]
+    for each in found:  # a closed index must not look like an empty one
+        if (failed := each.get("error")) and failed.get("type") != "index_not_found_exception":
+            reason = shortened(type_and_reason(failed)[1], 200)
+            raise DestinationError(f"documents of index {target} cannot be read: {reason}")
+    return {each["_id"]: Stored(each["_version"], each["_source"]) for each in found if each.get("found")}
+
+
+def has_tenant(cluster: Cluster, name: str, tenants: tuple[str, ...]) -> bool:
+    """Whether a document is of a tenant, in one of these spellings; False if there is no such index."""
+    with failing_as(f"index {name} cannot be searched"):
+        try:
+            cluster.request("POST", path_to(name, "_refresh"))
+            only = {"query": _of_tenant(cluster, name, tenants)}
+            return bool(cluster.request("POST", path_to(name, "_count"), only, terminate_after=1).body["count"])
+        except Missing:
+            return False
+
+
+def search(cluster: Cluster, name: str, query: str, tenant: object, limit: int) -> list[Hit]:
+    """The best matches, best first; of one tenant, if given. Raises `IndexMissing` too."""
+    if not query:
+        query = " "  # no words match nothing, but the beginning of an empty one matches everything
+    words = [
+        {"multi_match": {"query": query, "type": "best_fields", "fuzziness": "AUTO", "lenient": True}},
+        {"multi_match": {"query": query, "type": "bool_prefix", "lenient": True, "boost": 2}},
+    ]
+    with failing_as(f"index {name} cannot be searched"):
+        try:
+            only = [] if tenant is None else [_of_tenant(cluster, name, documents.tenant_spellings(tenant))]
+            wanted = {"bool": {"should": words, "minimum_should_match": 1, "filter": only}}
+            hits = _hits(cluster, name, {"size": limit, "query": wanted})
+        except Missing:
+            raise index_missing(name) from None
+    return [Hit(hit["_id"], hit["_score"], hit["_source"]) for hit in hits]
+
+
+def _of_tenant(cluster: Cluster, name: str, tenants: tuple[str, ...]) -> dict[str, Any]:
+    return {"terms": {_tenant_field(cluster, name): list(tenants)}}
+
+
+def _tenant_field(cluster: Cluster, name: str) -> str:
+    """A text field would match parts of a tenant's name: 'acme' those of 'acme-2' too."""
+    path = path_to(name, "_field_caps")
+    types = cluster.request("GET", path, fields=TENANT_FIELD, filter_path="fields.*.*.type").body
+    is_text = "text" in types.get("fields", {}).get(TENANT_FIELD, {})
+    return f"{TENANT_FIELD}.keyword" if is_text else TENANT_FIELD
+
+
+def newest_version(cluster: Cluster, name: str) -> int:
+    """The highest version among the documents that were written last; deleted ones are not seen."""
+    with failing_as(f"versions of index {name} cannot be read"):
+        try:
+            cluster.request("POST", path_to(name, "_refresh"))
+            wanted = {
+                "size": _NEWEST,
+                "version": True,
+                "_source": False,
+                # Versions cannot be sorted by, the order of writes can; an empty index does not know the field.
+                "sort": [{"_seq_no": {"order": "desc", "unmapped_type": "long"}}],
+                "track_total_hits": False,
+            }
+            newest = _hits(cluster, name, wanted)
+        except Missing:
+            return 0
+    return max((hit["_version"] for hit in newest), default=0)
+
+
+def _hits(cluster: Cluster, name: str, wanted: Mapping[str, Any]) -> list[Any]:
+    hits: list[Any] = cluster.request("POST", path_to(name, "_search"), wanted).body["hits"]["hits"]
+    return hits
+
+
+def count(cluster: Cluster, target: str) -> int:
+    """How many documents are there."""
+    with failing_as(f"documents of index {target} cannot be counted"):
+        return int(cluster.request("POST", path_to(target, "_count")).body["count"])
