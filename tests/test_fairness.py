@@ -105,14 +105,9 @@ def test_clock_that_jumps_back_neither_refills_nor_strands_a_tenant() -> None:
     assert rates.exhausted(1_000) == []
 
 
-@pytest.mark.parametrize("action", ["index", "update", "delete"])
-def test_row_that_an_update_of_another_tenant_overtook_is_not_lost_in_silence(
-    outbox: Outbox, tmp_path: Path, action: str
-) -> None:
-    destination = EmbeddedDestination(tmp_path / "search.db")
-    outbox.index("contacts", "c1", {"n": 0})
-    outbox.drain(destination)
-    write(outbox, "t1", "contacts", 5)  # before the row in question, in the lane of its tenant
+def of_two_tenants(outbox: Outbox, action: str) -> tuple[int, int]:
+    """A row in the lane of one tenant, behind a backlog, and an update of the same document by another tenant."""
+    write(outbox, "t1", "contacts", 5)
     with outbox.sessions.begin() as session:
         repo = outbox.repository(session)
         if action == "delete":
@@ -120,15 +115,45 @@ def test_row_that_an_update_of_another_tenant_overtook_is_not_lost_in_silence(
         else:
             earlier = getattr(repo, action)("contacts", "c1", {"earlier": True}, tenant_id="t1")
         later = repo.update("contacts", "c1", {"later": True}, tenant_id="t2")
-    outbox.drain(destination, batch_rows=2)
-    assert (outbox.state(later or 0), outbox.state(earlier)) == ("done", "dead")
-    assert outbox.row(earlier)["error_type"] == "overtaken"
+    assert later is not None
+    return earlier, later
 
 
-def test_document_that_a_later_document_of_another_tenant_overtook_is_history(outbox: Outbox, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("action", "ends_as"),
+    [
+        ("index", {"earlier": True, "later": True}),
+        ("update", {"n": 0, "earlier": True, "later": True}),
+        ("delete", None),
+    ],
+)
+def test_rows_of_one_document_under_two_tenants_arrive_in_the_order_of_their_commits(
+    outbox: Outbox, tmp_path: Path, action: str, ends_as: dict[str, object] | None
+) -> None:
     destination = EmbeddedDestination(tmp_path / "search.db")
-    write(outbox, "t1", "contacts", 5)
-    earlier = outbox.index("contacts", "c1", {"n": 1}, tenant_id="t1")
-    later = outbox.index("contacts", "c1", {"n": 2}, tenant_id="t2")
+    outbox.index("contacts", "c1", {"n": 0})
+    outbox.drain(destination)
+    earlier, later = of_two_tenants(outbox, action)
     outbox.drain(destination, batch_rows=2)
-    assert (outbox.outcome(later), outbox.outcome(earlier)) == ("applied", "superseded")
+    found = destination.read("contacts", ["c1"]).get("c1")
+    assert (found.source if found else None) == ends_as
+    if ends_as:
+        assert (outbox.state(earlier), outbox.outcome(later)) == ("done", "applied")
+    else:  # there was nothing left to update
+        assert (outbox.outcome(earlier), outbox.row(later)["error_type"]) == ("deleted", "document_missing")
+
+
+@pytest.mark.parametrize("action", ["index", "update", "delete"])
+def test_row_that_an_update_overtook_under_an_earlier_version_is_not_lost_in_silence(
+    outbox: Outbox, tmp_path: Path, action: str
+) -> None:
+    destination = EmbeddedDestination(tmp_path / "search.db")
+    outbox.index("contacts", "c1", {"n": 0})
+    outbox.drain(destination)
+    earlier, later = of_two_tenants(outbox, action)
+    outbox.raw("UPDATE outbox_events SET state = 'dead' WHERE id = :id", id=earlier)  # it holds up nothing
+    outbox.drain(destination)
+    outbox.raw("UPDATE outbox_events SET state = 'pending' WHERE id = :id", id=earlier)
+    outbox.drain(destination)
+    assert (outbox.state(later), outbox.state(earlier)) == ("done", "dead")
+    assert outbox.row(earlier)["error_type"] == "overtaken"

@@ -29,6 +29,9 @@ def empty(tmp_path: Path) -> Iterator[Engine]:
     made.dispose()
 
 
+BEFORE_0007 = "state = 'claimed' OR (state = 'pending' AND available_at IS NOT NULL)"
+
+
 def migrate() -> Result:
     return CliRunner().invoke(main, ["migrate", "--database-url", "sqlite:///app.db"])
 
@@ -64,8 +67,31 @@ def test_tables_that_metadata_makes_are_letter_for_letter_those_of_before(empty:
     # SQLAlchemy 2.0 breaks lines in another way, and puts parentheses around what has some.
     said = " ".join("\n".join(made).split()).replace("((CAST(", "(CAST(").replace("INTEGER)))", "INTEGER))")
     assert hashlib.sha256(said.encode()).hexdigest() == (
-        "315ab1a33dee0c742568e0ef39899effef4e11143d42d9d279e88604387ce668"
+        "1ee8d6c8f5880dfc32d23281eb3d6288ce86ed19665c3970743cf73275c77e7f"
     )
+
+
+def test_what_a_relay_of_an_earlier_version_asks_while_it_finishes_is_answered_after_the_upgrade(empty: Engine) -> None:
+    schema.upgrade(empty)
+    with empty.begin() as connection:
+        for id_, state, available_at in (
+            (1, "pending", None),
+            (2, "claimed", None),
+            (3, "pending", 5),
+            (4, "done", None),
+        ):
+            connection.exec_driver_sql(
+                "INSERT INTO outbox_events (id, action, index_name, document_id, state, available_at)"
+                " VALUES (?, 'delete', 'contacts', 'c1', ?, ?)",
+                (id_, state, available_at),
+            )
+        read = "SELECT id FROM outbox_events INDEXED BY ix_outbox_events_held WHERE"
+        for sql, ids in (
+            (f"{read} {BEFORE_0007} ORDER BY id", [2, 3]),
+            (f"{read} ({BEFORE_0007}) AND index_name = 'contacts' AND document_id = 'c1' AND state = 'pending'", [3]),
+            (f"{read} ({BEFORE_0007}) AND index_name = 'contacts' AND document_id = 'c1' AND id > 2", [3]),
+        ):
+            assert connection.exec_driver_sql(sql).scalars().all() == ids
 
 
 def test_tables_that_other_migrations_made_are_left_to_them(empty: Engine) -> None:

@@ -14,8 +14,8 @@ from outbox.store.models import (
     UNANSWERED,
     Event,
     fresh,
-    held,
     tenant,
+    unfinished,
     waiting,
 )
 from outbox.store.store import Store
@@ -121,10 +121,8 @@ def any_unfinished(store: Store, index: str) -> bool:
     """Whether a row of the index is pending or claimed."""
     return bool(
         store.run(
-            f"SELECT EXISTS (SELECT 1 FROM outbox_events {store.dialect.indexed('fresh')}"
-            f" WHERE {fresh()} AND index_name = :index)"
-            f" OR EXISTS (SELECT 1 FROM outbox_events {store.dialect.indexed('held')}"
-            f" WHERE ({held()}) AND index_name = :index)",
+            f"SELECT EXISTS (SELECT 1 FROM outbox_events {store.dialect.indexed('held')}"
+            f" WHERE ({unfinished()}) AND index_name = :index)",
             index=index,
         ).scalar_one()
     )
@@ -226,7 +224,7 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
                          WHERE d.event_id = c.id),
                         0) AS bytes,
                (SELECT max(h.id) FROM outbox_events AS h {dialect.indexed("held")}
-                WHERE ({held("h")})
+                WHERE ({unfinished("h")})
                 AND h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id) AS behind
         FROM outbox_events AS c WHERE c.id {dialect.among("ids")} ORDER BY c.id {dialect.locked(skip=True)}
         """,
@@ -267,17 +265,18 @@ def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
 def _park(store: Store, blocked: Sequence[int], request: ClaimRequest) -> None:
     """Rows behind an unfinished one take over its time: otherwise they fill every look and starve others.
 
-    Those behind one that was finished after the look are due at once: nothing would wake them later.
+    A fresh one, of another lane, has no time: they wait as long as any row may, or until its end wakes them. Those
+    behind one that was finished after the look are due at once: nothing would wake them later.
     """
     dialect = store.dialect
-    until = "coalesce(CASE WHEN h.state = 'claimed' THEN h.lease_expires_at ELSE h.available_at END, :soonest)"
+    until = "coalesce(CASE WHEN h.state = 'claimed' THEN h.lease_expires_at ELSE h.available_at END, :latest)"
     with store.write(durable=False, alone=True):
         store.run(
             f"""
             UPDATE outbox_events SET available_at = coalesce((
                 SELECT {dialect.greatest(":soonest", dialect.least(":latest", until))}
                 FROM outbox_events AS h {dialect.indexed("held")}
-                WHERE ({held("h")}) AND h.index_name = outbox_events.index_name
+                WHERE ({unfinished("h")}) AND h.index_name = outbox_events.index_name
                 AND h.document_id = outbox_events.document_id AND h.id < outbox_events.id
                 ORDER BY h.id LIMIT 1), :now)
             WHERE id {dialect.among("ids")} AND state = 'pending'
@@ -324,15 +323,19 @@ def _holds(store: Store, events: Sequence[Event], ids: Sequence[int], token: str
     """
     dialect = store.dialect
     pending = f"SELECT deliveries FROM outbox_events WHERE id {dialect.among('ids')} AND state = 'pending'"
+    # The nearest is enough: if it is among the rows, its own is asked for as well.
+    nearest = (
+        f"SELECT max(e.id) FROM outbox_events AS e {dialect.indexed('held')} WHERE ({unfinished('e')})"
+        " AND e.index_name = c.index_name AND e.document_id = c.document_id AND e.id < c.id"
+    )
     return bool(
         store.run(
             f"""
             SELECT (SELECT count(*) = :rows AND sum(deliveries) = :deliveries
                     FROM ({pending} {dialect.locked()}) AS pending)
             AND NOT EXISTS (
-                SELECT 1 FROM outbox_events AS c JOIN outbox_events AS h {dialect.indexed("held")}
-                ON h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id
-                WHERE c.id {dialect.among("ids")} AND ({held("h")})
+                SELECT 1 FROM outbox_events AS c JOIN outbox_events AS h ON h.id = ({nearest})
+                WHERE c.id {dialect.among("ids")}
                 AND h.id {dialect.outside("ids")} AND coalesce(h.claim_token, '') <> :token)
             """,
             ids=ids,

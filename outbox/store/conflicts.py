@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from outbox.store.models import EPOCH_STEP, UNEXPLAINED, Action, Event, Role, held, waiting
+from outbox.store.models import EPOCH_STEP, UNEXPLAINED, Action, Event, Role, unfinished, waiting
 from outbox.store.store import Store, printable
 
 
@@ -90,7 +90,7 @@ def _removed_since(store: Store, ids: Sequence[int]) -> list[int]:
     dialect = store.dialect
     found = store.run(
         f"SELECT e.id FROM outbox_events AS e WHERE e.id {dialect.among('ids')} AND EXISTS ("
-        f" SELECT 1 FROM outbox_events AS h {dialect.indexed('held')} WHERE ({held('h')})"
+        f" SELECT 1 FROM outbox_events AS h {dialect.indexed('held')} WHERE ({unfinished('h')})"
         " AND h.index_name = e.index_name AND h.document_id = e.document_id AND h.id > e.id"
         " AND h.action IN ('delete', 'refresh') AND h.deliveries > 0)",
         ids=ids,

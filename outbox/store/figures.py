@@ -123,17 +123,19 @@ def tenant_backlog(store: Store, tenants: tuple[str, ...], now: int) -> Backlog:
     """The same of one tenant, in all its spellings."""
     mine, given = of_tenants(tenants, models.tenant())
     indexed = store.dialect.indexed
-    fresh, first, retrying, claimed, held_since, dead = store.run(
-        "SELECT fresh.*, held.*,"
+    fresh, first, retrying, waits_since, claimed, held_since, dead = store.run(
+        "SELECT fresh.*, waiting.*, claimed.*,"
         f" (SELECT count(*) FROM outbox_events {indexed('dead')} WHERE state = 'dead' AND {mine})"
         f" FROM (SELECT count(*), min(id) FROM outbox_events {indexed('fresh')}"
         f" WHERE {models.fresh()} AND {mine}) AS fresh,"
-        " (SELECT count(*) FILTER (WHERE state = 'pending'), count(*) FILTER (WHERE state = 'claimed'),"
-        f" min(created_at) FROM outbox_events {indexed('held')} WHERE ({models.held()}) AND {mine}) AS held",
+        f" (SELECT count(*), min(created_at) FROM outbox_events {indexed('waiting')}"
+        f" WHERE {models.waiting()} AND {mine}) AS waiting,"
+        f" (SELECT count(*), min(created_at) FROM outbox_events {indexed('leases')}"
+        f" WHERE state = 'claimed' AND {mine}) AS claimed",
         given,
     ).one()
     written = store.run("SELECT created_at FROM outbox_events WHERE id = :id", id=first).scalar_one_or_none()
-    oldest = min((since for since in (written, held_since) if since is not None), default=None)
+    oldest = min((since for since in (written, waits_since, held_since) if since is not None), default=None)
     return Backlog(fresh, retrying, claimed, dead, _age(oldest, now))
 
 
@@ -227,10 +229,11 @@ def _fresh_by_tenant(store: Store) -> Iterator[tuple[str, int, int]]:
 
 def _held_by_tenant(store: Store) -> Iterator[tuple[str, int, int]]:
     """The same of rows that are claimed or wait for another attempt."""
+    indexed, row = store.dialect.indexed, f"SELECT {models.tenant()} AS tenant, created_at FROM outbox_events"
     found = store.run(
-        f"SELECT tenant, count(*), min(created_at) FROM (SELECT {models.tenant()} AS tenant, created_at"
-        f" FROM outbox_events {store.dialect.indexed('held')} WHERE {models.held()} LIMIT {MOST_HELD}) AS held"
-        " GROUP BY tenant"
+        "SELECT tenant, count(*), min(created_at) FROM ("
+        f"{row} {indexed('leases')} WHERE state = 'claimed'"
+        f" UNION ALL {row} {indexed('waiting')} WHERE {models.waiting()} LIMIT {MOST_HELD}) AS held GROUP BY tenant"
     )
     return ((row[0], row[1], row[2]) for row in found)
 

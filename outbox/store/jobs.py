@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 
 from outbox.errors import ReindexFailed
-from outbox.store.models import EPOCH_STEP, OPEN_JOBS, JobState, fresh, held, version
+from outbox.store.models import EPOCH_STEP, OPEN_JOBS, JobState, unfinished, version
 from outbox.store.store import Store, printable
 
 
@@ -150,13 +150,10 @@ def names_used(store: Store, index: str) -> set[str]:
 
 def unfinished_up_to(store: Store, index: str, last: int) -> int:
     """How many rows of the index, up to that id, are pending or claimed."""
-    indexed = store.dialect.indexed
     return int(
         store.run(
-            f"SELECT (SELECT count(*) FROM outbox_events {indexed('fresh')}"
-            f" WHERE {fresh()} AND index_name = :index AND id <= :last)"
-            f" + (SELECT count(*) FROM outbox_events {indexed('held')}"
-            f" WHERE ({held()}) AND index_name = :index AND id <= :last)",
+            f"SELECT count(*) FROM outbox_events {store.dialect.indexed('held')}"
+            f" WHERE ({unfinished()}) AND index_name = :index AND id <= :last",
             index=index,
             last=last,
         ).scalar_one()
@@ -177,8 +174,8 @@ def unsettled(store: Store, index: str, document_ids: Sequence[str]) -> set[str]
 def claims_on(store: Store, index: str, now: int) -> set[str]:
     """The tokens of the claims that hold rows of the index."""
     rows = store.run(
-        f"SELECT DISTINCT claim_token FROM outbox_events {store.dialect.indexed('held')}"
-        f" WHERE ({held()}) AND state = 'claimed' AND index_name = :index AND lease_expires_at > :now",
+        f"SELECT DISTINCT claim_token FROM outbox_events {store.dialect.indexed('leases')}"
+        " WHERE state = 'claimed' AND index_name = :index AND lease_expires_at > :now",
         index=index,
         now=now,
     )

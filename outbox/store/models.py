@@ -98,13 +98,17 @@ def fresh(of: str = "") -> str:
 
 
 def waiting(of: str = "") -> str:
-    """Rows that wait for their next attempt, or behind an earlier row of their document."""
+    """Rows that wait for their next attempt, or behind an earlier row of their document, of whatever lane."""
     return "{0}state = 'pending' AND {0}available_at IS NOT NULL".format(of and f"{of}.")
 
 
-def held(of: str = "") -> str:
-    """Unfinished rows that are not fresh: they decide whether a later row of their document may go. An OR."""
-    return f"{of and f'{of}.'}state = 'claimed' OR ({waiting(of)})"
+def unfinished(of: str = "") -> str:
+    """Rows that are pending or claimed: no later row of their document may be claimed before them. An OR.
+
+    Always spelled like this: a database that compares conditions by their text finds the index of these rows by it,
+    also for those alone that are not fresh, as relays before revision 0007 ask.
+    """
+    return f"({of and f'{of}.'}state = 'claimed' OR ({waiting(of)})) OR ({fresh(of)})"
 
 
 def tenant(of: str = "") -> str:
@@ -144,7 +148,7 @@ events = Table(
     # One index for each question that is asked often; none of them holds a done row but the one that prunes it.
     Index("ix_outbox_events_fresh", "index_name", text(tenant()), "id", **some_rows(fresh())),
     Index("ix_outbox_events_waiting", "available_at", "id", **some_rows(waiting())),
-    Index("ix_outbox_events_held", "index_name", "document_id", "id", **some_rows(held())),
+    Index("ix_outbox_events_held", "index_name", "document_id", "id", **some_rows(unfinished())),
     Index("ix_outbox_events_leases", "lease_expires_at", **some_rows("state = 'claimed'")),
     Index("ix_outbox_events_dead", "index_name", "document_id", "id", **some_rows("state = 'dead'")),
     Index("ix_outbox_events_done", "finished_at", **some_rows("state = 'done'")),

@@ -8,7 +8,7 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 from outbox.store.claims import Claim
-from outbox.store.models import LATENCIES, LATENCY_BOUNDS_MS, State, Transition, held, waiting
+from outbox.store.models import LATENCIES, LATENCY_BOUNDS_MS, State, Transition, unfinished, waiting
 from outbox.store.store import Store, printable
 from outbox.store.upkeep import COUNTED_BY, add_to_stats
 
@@ -80,18 +80,17 @@ def _release_followers(store: Store, transitions: Sequence[Transition], now: int
         return
     unsettled = {_document(transition) for transition in transitions if transition.state is State.PENDING}
     settled = {_document(transition) for transition in transitions} - unsettled
-    for index_name, document_id in settled:
-        store.run(
-            f"""
-            UPDATE outbox_events SET available_at = :now WHERE id IN (
-                SELECT w.id FROM outbox_events AS w {store.dialect.indexed("held")}
-                WHERE ({held("w")}) AND w.index_name = :index AND w.document_id = :document
-                AND w.state = 'pending' ORDER BY w.id LIMIT 1000)
-            """,
-            now=now,
-            index=index_name,
-            document=document_id,
-        )
+    store.run(
+        f"""
+        UPDATE outbox_events SET available_at = :now WHERE {waiting()} AND id IN (
+            SELECT f.id FROM {store.dialect.table("settled", index_name="TEXT", document_id="TEXT")} AS d
+            JOIN outbox_events AS f ON f.id IN (
+                SELECT n.id FROM outbox_events AS n {store.dialect.indexed("held")} WHERE ({unfinished("n")})
+                AND n.index_name = d.index_name AND n.document_id = d.document_id ORDER BY n.id LIMIT 1000))
+        """,
+        now=now,
+        settled=list(settled),
+    )
 
 
 _Counts = dict[tuple[str, str, str, str], dict[str, int]]  # by index, entity, tenant and action

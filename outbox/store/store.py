@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store.dialect import Dialect, Hold, Presence, Sizes
-from outbox.store.models import VERSION_TABLE, fresh, held, waiting
+from outbox.store.models import VERSION_TABLE, fresh, waiting
 from outbox.store.sqlite.dialect import SQLite
 
 MAX_ERROR_CHARS = 2_000
@@ -38,6 +38,7 @@ _COUNTED = {
     "done": "state = 'done'",
     "dead": "state = 'dead'",
 }
+_UNFINISHED = ("fresh", "waiting", "leases")
 _DIALECTS: dict[str, Dialect] = {"sqlite": SQLite()}
 
 
@@ -297,14 +298,17 @@ class Store:
 
     def unfinished(self) -> int:
         """Rows that are pending or claimed."""
-        return sum(self.counted("fresh", "waiting", "leases"))
+        return sum(self.counted(*_UNFINISHED))
 
     def oldest_unfinished(self) -> int | None:
         """When the oldest row that is pending or claimed was written."""
+        each = (
+            f"SELECT min(id) AS id FROM outbox_events {self.dialect.indexed(name)} WHERE {_COUNTED[name]}"
+            for name in _UNFINISHED
+        )
         oldest: int | None = self.run(
-            "SELECT created_at FROM outbox_events WHERE id = (SELECT min(id) FROM ("
-            f" SELECT min(id) AS id FROM outbox_events {self.dialect.indexed('fresh')} WHERE {fresh()} UNION ALL"
-            f" SELECT min(id) FROM outbox_events {self.dialect.indexed('held')} WHERE {held()}) AS oldest)"
+            "SELECT created_at FROM outbox_events"
+            f" WHERE id = (SELECT min(id) FROM ({' UNION ALL '.join(each)}) AS oldest)"
         ).scalar_one_or_none()
         return oldest
 

@@ -7,20 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from outbox.store import versions
-from outbox.store.models import EPOCH_STEP, FOUND, fresh, held
+from outbox.store.models import EPOCH_STEP, FOUND, unfinished
 from outbox.store.store import Store, printable
 
 
 def note_unfinished(store: Store) -> int:
     """Note which documents have unfinished rows, for `moving`. Returns the highest id issued before."""
-    indexed = store.dialect.indexed
     store.dialect.temporary(store.run, "unfinished", index_name="TEXT", document_id="TEXT")
     before = store.watermark()
     store.run(
-        "INSERT INTO unfinished"
-        f" SELECT index_name, document_id FROM outbox_events {indexed('fresh')} WHERE {fresh()}"
-        " UNION ALL"
-        f" SELECT index_name, document_id FROM outbox_events {indexed('held')} WHERE {held()} ON CONFLICT DO NOTHING"
+        f"INSERT INTO unfinished SELECT index_name, document_id FROM outbox_events {store.dialect.indexed('held')}"
+        f" WHERE {unfinished()} ON CONFLICT DO NOTHING"
     )
     return before
 
