@@ -287,3 +287,14 @@ def test_item_429_backs_off_without_spending_an_attempt(
     assert outbox.row(rows[0])["attempts"] == 0
     outbox.drain(destination, now + SECOND)
     assert outbox.state(rows[0]) == "done"
+
+
+def test_error_of_a_document_that_is_no_json_does_not_hold_the_document(
+    outbox: Outbox, destination: ElasticsearchDestination
+) -> None:
+    row = outbox.put_raw("contacts", "c1", '{"password": "correct horse", "n": x}')
+    outbox.drain(destination)
+    error = outbox.row(row)["error"]
+    assert outbox.state(row) == "dead"
+    assert "Unrecognized token" in error
+    assert "correct horse" not in error

@@ -51,6 +51,12 @@ DOCUMENT_MISSING: Final = "document_missing"
 ILLEGAL_DOCUMENT: Final = "illegal_document"
 """Error type of stored content that is no JSON object on one line."""
 
+SOURCE_MISSING: Final = "source_missing"
+"""Error type of a partial update where the index does not give back all of the document."""
+
+FAILURE_STORE: Final = "failure_store"
+"""Error type of a document that a data stream has put aside instead of taking it."""
+
 MAX_ID_BYTES: Final = 512
 
 FOREVER: Final = "forever"

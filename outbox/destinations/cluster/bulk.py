@@ -15,7 +15,7 @@ from outbox.destinations.base import Operation, Outcome
 from outbox.destinations.cluster import outcomes
 from outbox.destinations.cluster.wire import FAILURES, Cluster
 
-_ANSWERED_FIELDS: Final = "errors,items.*._id,items.*.status,items.*.error"
+_ANSWERED_FIELDS: Final = "errors,items.*._id,items.*.status,items.*.error,items.*.failure_store"
 
 
 def merge_patches(cluster: Cluster, operations: dict[int, Operation]) -> dict[int, Outcome]:

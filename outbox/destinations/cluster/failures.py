@@ -16,6 +16,9 @@ TIMEOUT: Final = "timeout"
 _NO_SHARD = frozenset({"search_phase_execution_exception", "no_shard_available_action_exception"})
 """With 503; with 400 a query is at fault."""
 
+_DOCUMENT = re.compile(r"\s*at \[Source: .*; line: [-\d]+, column: [-\d]+\]", re.DOTALL)
+"""Where a parser says what it was reading: with the document itself, wherever a cluster does not leave it out."""
+
 
 @contextmanager
 def failing_as(what: str) -> Iterator[None]:
@@ -57,8 +60,9 @@ def type_and_reason(error: dict[str, Any]) -> tuple[str, str]:
     parts: list[str] = []
     cause: Any = error
     while isinstance(cause, dict) and len(parts) < 4:
-        if cause.get("reason") and cause["reason"] not in parts:
-            parts.append(str(cause["reason"]))
+        reason = _DOCUMENT.sub("", str(cause.get("reason") or ""))
+        if reason and reason not in parts:
+            parts.append(reason)
         cause = cause.get("caused_by")
     return _encodable(str(error.get("type"))), _encodable(": ".join(parts)) or "no reason given"
 

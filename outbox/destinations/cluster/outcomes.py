@@ -9,7 +9,16 @@ from dataclasses import replace
 from typing import Any, Final
 
 from outbox.destinations import merge
-from outbox.destinations.base import DOCUMENT_MISSING, ILLEGAL_DOCUMENT, Operation, Outcome, OutcomeKind, rejected
+from outbox.destinations.base import (
+    DOCUMENT_MISSING,
+    FAILURE_STORE,
+    ILLEGAL_DOCUMENT,
+    SOURCE_MISSING,
+    Operation,
+    Outcome,
+    OutcomeKind,
+    rejected,
+)
 from outbox.destinations.cluster.failures import describe, type_and_reason
 from outbox.destinations.cluster.wire import Product, Refused, Unanswered
 
@@ -42,6 +51,16 @@ INDEX_FAULTS: Final = frozenset(
 )
 """Error types that are about the index: every row of it would meet the same."""
 
+# An index whose documents first pass through something that is away. The text of a document never comes first.
+_INFERENCE = "inference_exception"
+_AWAY = re.compile(
+    r"(Exception when running|Error loading inference for) inference id \["
+    r"|Inference (id|service) \[[^]]*\] not found for field \["
+    r"|pipeline with id \[[^]]*\] does not exist"
+    r"|Pipeline processor configured for non-existent pipeline \[",
+    re.IGNORECASE,
+)
+
 _NOT_NOW = frozenset({429, 502, 503, 504})
 _TOO_LARGE_OR_MALFORMED = frozenset({400, 413})
 
@@ -53,6 +72,11 @@ _OF_A_DOCUMENT = re.compile(r"\b(field|fields|mapper|mapping|_id|term|object|mal
 _CURRENT_VERSION = re.compile(r".*\bcurrent version \[(\d+)\]", re.DOTALL)  # the last one: the _id comes before it
 
 APPLIED: Final = Outcome(OutcomeKind.APPLIED)
+NOT_IN_THE_INDEX: Final = Outcome(
+    OutcomeKind.FAILED,
+    FAILURE_STORE,
+    "the index did not take the document, it went to the failure store of its data stream, which says why",
+)
 UNANSWERED: Final = Outcome(OutcomeKind.UNAVAILABLE, "unanswered", "the answer says nothing about this row")
 
 
@@ -71,6 +95,8 @@ def of_item(operation: Operation, item: Any) -> Outcome:
     if not isinstance(result, dict) or result.get("_id") != operation.document_id:
         return UNANSWERED
     status, error = result.get("status"), result.get("error")
+    if result.get("failure_store") == "used":
+        return NOT_IN_THE_INDEX
     if error is None and (status in (200, 201) or (status == 404 and operation.document is None)):
         return APPLIED
     error_type, reason = type_and_reason(error if isinstance(error, dict) else {"type": f"http_{status}"})
@@ -85,6 +111,8 @@ def _kind(status: Any, error_type: str, reason: str) -> OutcomeKind:
     if status == 400 and error_type in DOCUMENT_FAULTS:
         return OutcomeKind.REJECTED
     if error_type in INDEX_FAULTS or status in (401, 403):
+        return OutcomeKind.BLOCKED
+    if status != 429 and (error_type == _INFERENCE or _AWAY.match(reason)):
         return OutcomeKind.BLOCKED
     if status == 400 and error_type == _VAGUE:
         if _OF_AN_INDEX.search(reason):
@@ -125,7 +153,7 @@ def patched(operation: Operation, found: Any) -> Operation | Outcome:
     if not found.get("found"):
         return rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
     if not isinstance(found.get("_source"), dict):
-        return rejected("source_missing", "the index stores no _source to merge into; write the full document")
+        return rejected(SOURCE_MISSING, "the index stores no _source to merge into; write the full document")
     try:
         source = json.dumps(found["_source"], ensure_ascii=False).encode()
         return replace(operation, document=merge.merged(source, operation.patches), patches=())
