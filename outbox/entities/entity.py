@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, Select
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import ORMOption
 
 from outbox.entities import keys
 from outbox.entities.keys import DocumentKey, Tenancy, TextForm
+from outbox.entities.kinds import kind_sql
 from outbox.entities.members import Order
 from outbox.errors import InvalidName, shortened
 from outbox.settings import WriteSettings
@@ -56,6 +57,11 @@ class Entity:
     def column(self, attribute: str) -> Any:
         """The mapped attribute, as statements need it."""
         return getattr(self.mapper.class_, attribute)
+
+    def rows(self, statement: Select[Any]) -> Select[Any]:
+        """A SELECT, of rows of this entity: in a table that it shares with its relatives, those of its kind."""
+        statement, kind = statement.select_from(self.model), kind_sql(self.mapper)
+        return statement if kind is None else statement.where(kind)
 
     @property
     def key_columns(self) -> list[Any]:

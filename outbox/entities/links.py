@@ -24,6 +24,7 @@ from sqlalchemy.sql.schema import Column
 from sqlalchemy.sql.util import ClauseAdapter
 
 from outbox.entities.entity import Branch, Dependency, Entity
+from outbox.entities.kinds import kind_attributes
 from outbox.entities.refusals import nearest
 from outbox.errors import ConfigurationError
 
@@ -63,6 +64,8 @@ def counted(entity: Entity) -> frozenset[str] | None:
         names.add(entity.tenant)
     for via in (dependency.via for dependency in entity.depends_on.values()):
         names |= _leading_attributes(entity.mapper, via)
+    if entity.mapper.inherits is not None:
+        names |= kind_attributes(entity.mapper)
     return _settled(entity.mapper, names | _attributes_of(entity.mapper, entity.tree))
 
 
@@ -255,6 +258,8 @@ def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[st
     for prop in target.relationships:
         if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & (linking - set(key)):
             linking.add(prop.key)
+    if target.inherits is not None:
+        linking |= kind_attributes(target)
     alias = aliased(target)
     statement = joined(entity, path, alias)[0].where(_among([getattr(alias, name) for name in key]))
     return Link(

@@ -122,7 +122,7 @@ def load_places(
 def count(connection: Connection, entity: Entity, part: Part) -> int:
     """How many rows an entity has, also those that have no document. Raises `DatabaseUnavailable`."""
     with _or_unavailable(entity):
-        return int(connection.execute(part.of(entity, select(func.count()).select_from(entity.model))).scalar_one())
+        return int(connection.execute(part.of(entity, entity.rows(select(func.count())))).scalar_one())
 
 
 def tenants(connection: Connection, entity: Entity, limit: int = -1) -> list[str]:
@@ -130,7 +130,7 @@ def tenants(connection: Connection, entity: Entity, limit: int = -1) -> list[str
     tenant = entity.tenant_sql()
     if tenant is None:
         return []
-    statement = select(tenant).select_from(entity.model).where(tenant.is_not(None)).distinct().order_by(tenant)
+    statement = entity.rows(select(tenant)).where(tenant.is_not(None)).distinct().order_by(tenant)
     with _or_unavailable(entity):
         return [row[0] for row in connection.execute(statement.limit(limit))]
 
@@ -142,7 +142,7 @@ def identities(
 
     One short read for each page: a long one would keep the write-ahead log from being taken up.
     """
-    statement = _after(entity, select(*entity.key_columns).select_from(entity.model), after)
+    statement = _after(entity, entity.rows(select(*entity.key_columns)), after)
     with _or_unavailable(entity):
         return [tuple(row) for row in connection.execute(part.of(entity, statement).limit(limit))]
 
@@ -244,9 +244,7 @@ def _tenants_of(
     columns = [*entity.key_columns, *([entity.column(entity.tenant)] if entity.tenant else [])]
     for part in portions(wanted, len(entity.key)):
         with _or_unavailable(entity):
-            rows = connection.execute(
-                select(*columns).select_from(entity.model).where(among(entity.key_columns, part))
-            ).all()
+            rows = connection.execute(entity.rows(select(*columns)).where(among(entity.key_columns, part))).all()
         for row in rows:
             found[row[:width]] = entity.tenant_text(row[width]) if entity.tenant else None
     return found
@@ -274,8 +272,8 @@ def _query(connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, .
     if _needs_objects(entity):
         make = _Maker(connection, entity)
         with Session(connection, autoflush=False) as session:
-            statement = select(entity.model).where(among(entity.key_columns, wanted)).options(*_options(entity))
-            objects = session.scalars(statement).unique()
+            statement = entity.rows(select(entity.model)).where(among(entity.key_columns, wanted))
+            objects = session.scalars(statement.options(*_options(entity))).unique()
             return {tuple(getattr(each, name) for name in entity.key): make.of_object(each) for each in objects}
     found: dict[Any, _Found] = {}
     width = len(entity.key)
@@ -418,7 +416,7 @@ def _column_names(entity: Entity) -> list[str]:
 def _columns(entity: Entity) -> Select[Any]:
     tenant = [entity.tenant] if entity.tenant else []
     names = [*entity.key, *tenant, *entity.tree.leaves, *_column_names(entity)]
-    return select(*(entity.column(name).label(f"c{at}") for at, name in enumerate(names))).select_from(entity.model)
+    return entity.rows(select(*(entity.column(name).label(f"c{at}") for at, name in enumerate(names))))
 
 
 def _options(entity: Entity) -> list[ORMOption]:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from outbox import documents
 from outbox.destinations.base import Outcome, OutcomeKind
 from outbox.entities import loader
+from outbox.entities.entity import Entity
 from outbox.entities.loader import Loaded, LoadFailed
 from outbox.entities.refusals import nearest
 from outbox.entities.registry import EntityRegistry
@@ -82,9 +83,25 @@ def from_database(connection: Connection, registry: EntityRegistry, events: Sequ
             loaded |= dict.fromkeys((row.id for row in rows), _unknown(name, known))
             continue
         places = [(row.index_name, row.document_id) for row in rows]
-        made = loader.load_places(connection, entity, places)
+        made = _of_index(connection, registry, entity, places)
         loaded |= {row.id: made[place] for row, place in zip(rows, places, strict=True)}
     return loaded
+
+
+def _of_index(
+    connection: Connection, registry: EntityRegistry, entity: Entity, places: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Loaded]:
+    """The documents at these places, of an entity or, if its row is none of its own any more, of another one there.
+
+    Two kinds of one table may share an index: a row that changes its kind keeps its place then, and brings a `refresh`
+    row for each of the two.
+    """
+    found = loader.load_places(connection, entity, places)
+    for other in registry:
+        empty = [place for place, document in found.items() if document is None and other.index_names(place[0])]
+        if other is not entity and empty:
+            found |= loader.load_places(connection, other, empty)
+    return found
 
 
 def _unknown(name: str | None, known: Iterable[str]) -> LoadFailed:

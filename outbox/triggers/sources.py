@@ -32,6 +32,7 @@ from sqlalchemy.sql.util import ClauseAdapter
 
 from outbox.entities.entity import Entity
 from outbox.entities.keys import Tenancy
+from outbox.entities.kinds import kind_sql
 from outbox.entities.links import Link, counted, joined, links_of, selected
 from outbox.errors import ConfigurationError
 
@@ -105,7 +106,7 @@ def _tables(mapper: Mapper[Any], *, all_: bool) -> list[tuple[Mapper[Any], Table
 def _own(entity: Entity, mapper: Mapper[Any], table: Table) -> Source:
     """In joined inheritance each table of the entity has a part of its rows."""
     equated = _equated_columns(mapper, table)
-    tenant, kind = entity.tenant_sql(), _kind(entity.mapper)
+    tenant, kind = entity.tenant_sql(), kind_sql(entity.mapper)
     place = [entity.index_sql(), entity.document_id_sql(), null() if tenant is None else tenant]
 
     def documents(row: str) -> Select[Any]:
@@ -148,14 +149,6 @@ def _refusal(entity: Entity) -> str:
     return (
         f"outbox-relay: a document of entity {entity.name!r} can have no place: {tenant}its id must be 1 to 512 bytes"
     )
-
-
-def _kind(mapper: Mapper[Any]) -> ColumnElement[bool] | None:
-    """What tells rows of a subclass from those of its relatives."""
-    if mapper.inherits is None or not isinstance(mapper.polymorphic_on, Column):
-        return None
-    kinds = [each.polymorphic_identity for each in mapper.self_and_descendants]
-    return mapper.polymorphic_on.in_([each for each in kinds if each is not None])
 
 
 class _Row:

@@ -188,6 +188,8 @@ class Flush:
                 for own in plan.own:
                     if not own.moves.isdisjoint(changed):
                         moving.setdefault(own.entity, []).append(identity)
+                for own in plan.relatives:
+                    moving.setdefault(own.entity, []).append(identity)
                 for link in plan.links:
                     if not link.linking.isdisjoint(changed):
                         linked.setdefault(link, []).append(identity)
@@ -199,7 +201,7 @@ class Flush:
                 _adopted(state, state.committed_state, plan, linked)
         for state in going:
             if (plan := self.plan_before(state.class_)) and state.key:
-                for own in plan.own:
+                for own in (*plan.own, *plan.relatives):
                     moving.setdefault(own.entity, []).append(state.key[1])
                 for link in plan.links:
                     linked.setdefault(link, []).append(state.key[1])
@@ -226,6 +228,8 @@ class Flush:
                         places.append((entity, entity.key_of(identity, tenant_of(entity, values))))
                     else:
                         unknown.setdefault(entity, []).append(identity)
+                if any(values.get(name) != plan.kind for name in plan.kinds):
+                    _note_relatives(plan, values, unknown)
                 for link in plan.links:
                     identity = current_identity(values, link.key)
                     touched.setdefault(link, []).append(identity)
@@ -242,6 +246,7 @@ class Flush:
                 for own in plan.own:
                     if _counts(state, own.counts, changed, plan):
                         self._note_change(state, own, changed, unknown)
+                _note_relatives(plan, state.dict, unknown)
                 for link in plan.links:
                     if _counts(state, link.counts, changed, plan):
                         identity = current_identity(state.dict, link.key)
@@ -284,6 +289,12 @@ class Flush:
         if entity.tenancy is SHARED:
             return former_place(entity, former_identity(state), tenant_of(entity, state.dict))
         return [] if (entity, former_identity(state)) in self.looked else remembered_places(state, entity)
+
+
+def _note_relatives(plan: Plan, values: Mapping[str, Any], unknown: dict[Entity, list[Identity]]) -> None:
+    """A row that the database may know as one of another kind than the object is, or will from now on."""
+    for own in plan.relatives:
+        unknown.setdefault(own.entity, []).append(current_identity(values, own.entity.key))
 
 
 def _counts(state: InstanceState[Any], counts: frozenset[str] | None, changed: Mapping[str, Any], plan: Plan) -> bool:

@@ -118,7 +118,7 @@ def places_of(
     columns, width = entity.key_columns, len(entity.key)
     found: list[Place] = []
     for part in _portions(entity.mapper, identities):
-        statement = select(*columns, *tenant).select_from(entity.model).where(among(columns, part))
+        statement = entity.rows(select(*columns, *tenant)).where(among(columns, part))
         for row in connection.execute(statement):
             tenant_id = row[width] if tenant else None
             if refused is None:

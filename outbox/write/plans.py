@@ -12,6 +12,7 @@ from sqlalchemy.orm import Mapper, RelationshipProperty
 
 from outbox.entities.entity import Entity
 from outbox.entities.keys import SHARED
+from outbox.entities.kinds import kind_attributes, same_hierarchy
 from outbox.entities.links import Link, counted, links
 from outbox.entities.registry import EntityRegistry
 from outbox.store import models
@@ -31,6 +32,9 @@ class Plan:
     """What a change of an object of some class means."""
 
     own: tuple[Own, ...]
+    relatives: tuple[Own, ...]  # that the row may be of now or later, other than by the class of the object
+    kinds: frozenset[str]  # attributes that say of which of them it is …
+    kind: Any  # … and what they say of an object of the class itself
     links: tuple[Link, ...]
     collections: tuple[tuple[str, Link], ...]  # whose new members may leave another object
     orphans: tuple[str, ...]  # relationships whose former members a flush may delete
@@ -40,12 +44,13 @@ class Plan:
 
     @cached_property
     def is_empty(self) -> bool:
-        return not (self.own or self.links or self.collections or self.orphans or self.parents)
+        return not (self.own or self.relatives or self.links or self.collections or self.orphans or self.parents)
 
     @cached_property
     def looks_before(self) -> bool:
         """Whether a flush may overwrite what says where documents are."""
-        return bool(self.links or self.collections or self.orphans or self.parents or any(o.moves for o in self.own))
+        followed = self.relatives or self.links or self.collections or self.orphans or self.parents
+        return bool(followed or any(own.moves for own in self.own))
 
 
 class Memo(dict[type[Any], Plan | None]):
@@ -65,8 +70,9 @@ class Known:
     def __init__(self, registry: EntityRegistry) -> None:
         self.generation = registry.generation
         self.own = [Own(entity, counted(entity), _moves(entity)) for entity in registry]
+        self._of_kinds = [own for own in self.own if own.entity.mapper.inherits is not None]
         self.links = links(registry)
-        self.looks_before = bool(self.links) or any(own.moves for own in self.own)
+        self.looks_before = bool(self.links or self._of_kinds) or any(own.moves for own in self.own)
         self.has_collections = any(link.children for link in self.links)
         self.plans = Memo(self._plan)
         self._reduced: dict[frozenset[Entity], Memo] = {}
@@ -77,7 +83,10 @@ class Known:
         relationships = mapper.relationships
         plan = Plan(
             tuple(own for own in self.own if mapper.isa(own.entity.mapper)),
-            tuple(link for link in self.links if mapper.isa(link.target)),
+            tuple(each for each in self._of_kinds if is_relative(mapper, each.entity.mapper)),
+            kind_attributes(mapper),
+            mapper.polymorphic_identity,
+            tuple(link for link in self.links if mapper.isa(link.target) or is_relative(mapper, link.target)),
             tuple((link.children[1], link) for link in self.links if link.children and mapper.isa(link.children[0])),
             tuple(each.key for each in relationships if each.cascade.delete_orphan and self._looks_at(each.mapper)),
             frozenset(each.key for each in relationships if deletes_orphans(each))
@@ -90,7 +99,8 @@ class Known:
 
     def _looks_at(self, mapper: Mapper[Any]) -> bool:
         """Whether the deletion of such an object takes away what says where documents are."""
-        looked = [own.entity.mapper for own in self.own if own.moves] + [link.target for link in self.links]
+        looking = [*self._of_kinds, *(own for own in self.own if own.moves)]
+        looked = [own.entity.mapper for own in looking] + [link.target for link in self.links]
         return any(related(gone, each) for gone in cascade_deleted(mapper) for each in looked)
 
     def plans_without(self, aside: frozenset[Entity]) -> Memo:
@@ -117,6 +127,7 @@ def without(plan: Plan | None, aside: frozenset[Entity]) -> Plan | None:
     reduced = replace(
         plan,
         own=tuple(own for own in plan.own if own.entity not in aside),
+        relatives=tuple(own for own in plan.relatives if own.entity not in aside),
         links=tuple(link for link in plan.links if link.entity not in aside),
         collections=tuple((name, link) for name, link in plan.collections if link.entity not in aside),
     )
@@ -127,7 +138,12 @@ def _moves(entity: Entity) -> frozenset[str]:
     """What says where a document belongs, beside what the identity map knows by itself."""
     if entity.tenancy is SHARED or entity.tenant is None:
         return frozenset()
-    return frozenset((*entity.key, entity.tenant))
+    return frozenset((*entity.key, entity.tenant)) | kinds_of(entity)
+
+
+def kinds_of(entity: Entity) -> frozenset[str]:
+    """The attributes that say whether a row of its table is one of the entity."""
+    return kind_attributes(entity.mapper) if entity.mapper.inherits is not None else frozenset()
 
 
 def intersects(counts: frozenset[str] | None, names: frozenset[str] | None) -> bool:
@@ -154,6 +170,11 @@ def cascade_deleted(mapper: Mapper[Any]) -> set[Mapper[Any]]:
 def related(mapper: Mapper[Any], other: Mapper[Any]) -> bool:
     """Whether an object of one may be one of the other."""
     return mapper.isa(other) or other.isa(mapper)
+
+
+def is_relative(mapper: Mapper[Any], other: Mapper[Any]) -> bool:
+    """Whether the row of an object of one may be of the other, although the object is not."""
+    return not mapper.isa(other) and same_hierarchy(mapper, other)
 
 
 def _insert_of(link: Link) -> Insert:

@@ -8,12 +8,13 @@ from typing import Any
 from sqlalchemy import Result, select
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
+from outbox.entities.kinds import kind_attributes, same_hierarchy
 from outbox.entities.links import Link
 from outbox.errors import InvalidName
 from outbox.write import journal
 from outbox.write.changes import Identity, Place, dependents_of, key_names, note, note_dependents, places_of
 from outbox.write.coverage import Coverage
-from outbox.write.plans import Known, Own, intersects, related
+from outbox.write.plans import Known, Own, intersects, kinds_of, related
 
 
 def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> Result[Any] | None:
@@ -25,8 +26,8 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
     if mapper is None:
         return None
     names = _assigned(state, mapper) if state.is_update else None
-    own = [each for each in known.own if related(mapper, each.entity.mapper) and intersects(each.counts, names)]
-    touched = [link for link in known.links if related(mapper, link.target) and intersects(link.counts, names)]
+    own = [each for each in known.own if _is_about(mapper, each.entity.mapper, each.counts, names)]
+    touched = [link for link in known.links if _is_about(mapper, link.target, link.counts, names)]
     if not own and not touched:
         return None
     session = state.session
@@ -45,7 +46,7 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
     leaving = state.is_delete
     before: list[Place] = []
     for each in own:
-        if leaving or intersects(each.moves | frozenset(each.entity.key), names):
+        if leaving or intersects(each.moves | kinds_of(each.entity) | frozenset(each.entity.key), names):
             before += places_of(session, each.entity, identities)
     for link in touched:
         if leaving or intersects(link.linking, names):
@@ -60,6 +61,15 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
         result = state.invoke_statement()
     _note_rows(known, session, own, touched, identities, before, names)
     return result
+
+
+def _is_about(
+    mapper: Mapper[Any], other: Mapper[Any], counts: frozenset[str] | None, names: frozenset[str] | None
+) -> bool:
+    """Whether a statement about one mapped class may change what counts of another; `names`: what it sets."""
+    if related(mapper, other):
+        return intersects(counts, names)
+    return same_hierarchy(mapper, other) and intersects(kind_attributes(mapper), names)
 
 
 def _note_rows(
