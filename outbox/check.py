@@ -16,6 +16,7 @@ from outbox.destinations.base import FOREVER, Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
 from outbox.maintenance.growth import DEFAULT, Limits, Sizes, growth
+from outbox.mappings import IndexDrift, drift
 from outbox.store import conflicts, jobs, verifications, versions
 from outbox.store.dialect import Finding as Finding
 from outbox.store.dialect import finding
@@ -306,6 +307,41 @@ def _index(to: Destination, name: str, target: str, gc_deletes: str, kept: str |
         )
     remembered = "good" if facts.gc_deletes == FOREVER else facts.gc_deletes
     return Finding(title, "ok", f"goes to {target}, remembers deletes for {remembered}")
+
+
+def mappings(engine: Engine, to: Destination, registry: EntityRegistry | None) -> list[Finding]:
+    """Each index of an entity that has mappings or settings other than the registered ones.
+
+    Nothing of an index that is not compared, see `outbox.mappings.drift`: `indexes` and `database` say why.
+    """
+    if registry is None:
+        return []
+    store = Store(engine)
+    try:
+        schema.require_head(engine)
+        return [_drifted(each, registry) for each in drift(store, to, registry) if each.differences]
+    except (ConfigurationError, DatabaseUnavailable, DestinationError):
+        return []
+    finally:
+        store.close()
+
+
+def _drifted(of: IndexDrift, registry: EntityRegistry) -> Finding:
+    """A strict index refuses documents with a field that it lacks."""
+    number, first = len(of.differences), of.differences[0]
+    more = f", and {number - 1:,} more" if number > 1 else ""
+    options = registry.index_options(of.index) or ({}, {})
+    refused = options[0].get("dynamic") == "strict" and any(each.held is None for each in of.differences)
+    remedies = [
+        *(["'outbox-relay mappings apply'"] if of.additive else []),
+        *([f"'outbox-relay reindex --entity {of.entities[0]}'"] if of.rebuild else []),
+    ]
+    return Finding(
+        f"index {of.index}",
+        "fail" if refused else "warn",
+        f"{of.target} is not as registered: {first}{more}",
+        f"run {', then '.join(remedies)}",
+    )
 
 
 def _milliseconds(duration: str) -> float:

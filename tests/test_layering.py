@@ -30,6 +30,7 @@ FLOORS: dict[str, set[str]] = {
     "relay": {"destinations", "documents", "entities", "errors", "logs", "settings", "store"},
     "reindex": {"destinations", "entities", "errors", "logs", "store"},
     "verify": {"destinations", "entities", "errors", "store"},
+    "mappings": {"destinations", "entities", "errors", "store"},
     "maintenance": {"errors", "logs", "reindex", "settings", "store", "verify"},
     "schema": {"errors", "store"},
     "models": {"store"},
@@ -37,9 +38,9 @@ FLOORS: dict[str, set[str]] = {
     "search": {"destinations", "settings"},
     "tenants": {"destinations", "documents", "entities", "errors", "store"},
     "testing": {"destinations", "entities", "errors", "relay", "settings", "store"},
-    "check": {"destinations", "entities", "errors", "logs", "maintenance", "schema", "store", "triggers"},
-    "admin": {"destinations", "entities", "errors", "logs", "reindex", "schema", "settings", "store", "tenants"}
-    | {"verify"},
+    "check": {"destinations", "entities", "errors", "logs", "maintenance", "mappings", "schema", "store", "triggers"},
+    "admin": {"destinations", "entities", "errors", "logs", "mappings", "reindex", "schema", "settings", "store"}
+    | {"tenants", "verify"},
 }
 """Each room of `outbox/` and the rooms that it may import; the command line is above all of them."""
 

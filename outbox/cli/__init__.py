@@ -52,6 +52,7 @@ def main() -> None:
                  outbox-relay search             what does an index find?
     Entities:    outbox-relay verify             does an index match the database?
                  outbox-relay reindex            rebuild it, under traffic
+                 outbox-relay mappings apply     add to it what is registered
                  outbox-relay triggers install   note changes past the ORM, too
                  outbox-relay tenant drop        remove everything of one tenant
     In trouble:  outbox-relay dead list          what was given up, and why
@@ -72,6 +73,7 @@ from outbox.cli import (  # noqa: E402  (they register themselves on the group)
     control,
     dead,
     look,
+    mappings,
     monitoring,
     reindex,
     run,
@@ -83,6 +85,9 @@ from outbox.cli import (  # noqa: E402  (they register themselves on the group)
     verify,
 )
 
-for module in (run, serve, monitoring, look, check, search, verify, reindex, dead, control, tenant, triggers, systemd):
+for module in (
+    *(run, serve, monitoring, look, check, search, verify, reindex, mappings),
+    *(dead, control, tenant, triggers, systemd),
+):
     for each in module.commands:
         main.add_command(each)

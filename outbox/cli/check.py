@@ -79,6 +79,7 @@ def _findings(loaded: Settings) -> list[Finding]:
         findings += answers
         if engine and all(finding.level != "fail" for finding in answers if finding.name == "destination"):
             findings += doctor.indexes(engine, to, loaded.gc_deletes, registry)
+            findings += doctor.mappings(engine, to, registry)
         to.close()
     if engine:
         engine.dispose()

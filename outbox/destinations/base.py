@@ -114,6 +114,15 @@ class IndexFacts:
     gc_deletes: str  # how long deletes are remembered, e.g. 24h, or FOREVER
 
 
+@dataclass(frozen=True, slots=True)
+class IndexDefinition:
+    """How a physical index takes documents, in the form of Elasticsearch: see `outbox.destinations.differences`."""
+
+    mappings: Mapping[str, Any]  # defaults may be left out
+    defaults: Mapping[str, Mapping[str, Any]]  # all parameters of some fields, by full path
+    settings: Mapping[str, Any] | None  # by full names, defaults too; None: it has none
+
+
 class Destination(Protocol):
     """A search engine that keeps the highest version of each document. Used from several threads at once."""
 
@@ -172,6 +181,14 @@ class Destination(Protocol):
 
     def inspect_index(self, name: str, target: str) -> IndexFacts:
         """The state of a physical index and of its name. Changes nothing. Raises `DestinationError`."""
+
+    def definition(self, target: str, mappings: Mapping[str, Any]) -> IndexDefinition:
+        """What a physical index was made with, to be compared with those mappings. Raises `DestinationError`, also
+        where it is missing."""
+
+    def amend_index(self, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Add to the mappings and settings of a physical index. Raises `DestinationError`, and changes nothing of
+        either, where that takes a rebuild."""
 
     def highest_version(self, name: str) -> int:
         """The highest version found in the index, 0 if it is empty or missing. Raises `DestinationError`."""

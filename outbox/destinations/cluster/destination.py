@@ -10,6 +10,7 @@ from outbox.destinations import misled
 from outbox.destinations.base import (
     Health,
     Hit,
+    IndexDefinition,
     IndexFacts,
     Listed,
     Operation,
@@ -18,7 +19,7 @@ from outbox.destinations.base import (
     Stored,
     unsendable,
 )
-from outbox.destinations.cluster import bulk, indexes, listing, outcomes, reading
+from outbox.destinations.cluster import bulk, definitions, indexes, listing, outcomes, reading
 from outbox.destinations.cluster.failures import describe, failing_as
 from outbox.destinations.cluster.wire import FAILURES, Cluster, path_to
 from outbox.errors import DestinationError, shortened
@@ -130,6 +131,12 @@ class ClusterDestination:
 
     def inspect_index(self, name: str, target: str) -> IndexFacts:
         return indexes.inspect(self._cluster, name, target)
+
+    def definition(self, target: str, mappings: Mapping[str, Any]) -> IndexDefinition:
+        return definitions.read(self._cluster, target, mappings)
+
+    def amend_index(self, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        definitions.amend(self._cluster, target, mappings, settings)
 
     def highest_version(self, name: str) -> int:
         # Versions cannot be sorted by: all are read.

@@ -8,6 +8,7 @@ from typing import Any, Final
 from outbox.destinations.base import IndexFacts
 from outbox.destinations.cluster.failures import cause_of, describe, failing_as, type_and_reason
 from outbox.destinations.cluster.wire import Cluster, Refused, path_to
+from outbox.destinations.differences import flat_settings
 from outbox.errors import DestinationError, shortened
 
 _HELD_BACK: Final = ("index.refresh_interval", "index.number_of_replicas")
@@ -80,7 +81,7 @@ def create(
     held_back = {"index.refresh_interval": "-1", "index.number_of_replicas": 0}
     with failing_as(what):
         try:
-            wanted = {**_flat(settings), **held_back, "index.gc_deletes": gc_deletes}
+            wanted = {**flat_settings(settings), **held_back, "index.gc_deletes": gc_deletes}
             # Once: the first attempt may have made the index.
             created = cluster.request(
                 "PUT", path_to(target), {"mappings": mappings, "settings": wanted}, once=True
@@ -96,7 +97,7 @@ def create(
 
 def finish(cluster: Cluster, target: str, settings: Mapping[str, Any]) -> None:
     """Give a filled index what was held back, and make all of its documents visible."""
-    given = _flat(settings)
+    given = flat_settings(settings)
     with failing_as(f"index {target} cannot get its settings"):
         # null: the default of the cluster
         _put_settings(cluster, target, {name: given.get(name) for name in _HELD_BACK})
@@ -130,12 +131,3 @@ def drop(cluster: Cluster, target: str) -> None:
 
 def _put_settings(cluster: Cluster, target: str, settings: Mapping[str, Any]) -> None:
     cluster.request("PUT", path_to(target, "_settings"), settings)
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Settings of an index by their full names: they may come nested, and without `index.`."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        path = f"{above}{name}"
-        found |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
-    return found if above else {name if name.startswith("index.") else f"index.{name}": v for name, v in found.items()}

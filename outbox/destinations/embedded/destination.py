@@ -17,7 +17,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from outbox.destinations import misled
-from outbox.destinations.base import FOREVER, Health, Hit, IndexFacts, Listed, Operation, Outcome, OutcomeKind, Stored
+from outbox.destinations.base import (
+    FOREVER,
+    Health,
+    Hit,
+    IndexDefinition,
+    IndexFacts,
+    Listed,
+    Operation,
+    Outcome,
+    OutcomeKind,
+    Stored,
+)
+from outbox.destinations.differences import differences
 from outbox.destinations.embedded import documents, indexes, search
 from outbox.destinations.embedded.file import MAKES_IT, File, FileMissing, describe
 from outbox.errors import DestinationError
@@ -134,6 +146,20 @@ class EmbeddedDestination:
             except FileMissing:
                 exists, reader = False, None
             return IndexFacts(exists, (reader,) if reader else (), FOREVER)
+
+    def definition(self, target: str, mappings: Mapping[str, Any]) -> IndexDefinition:  # noqa: ARG002  (kept as given)
+        what = f"mappings of index {target} cannot be read"
+        with self._file.failing_as(what), self._file.reading() as connection:
+            return IndexDefinition(indexes.mappings_of(connection, target), {}, None)
+
+    def amend_index(self, target: str, mappings: Mapping[str, Any], settings: Mapping[str, Any]) -> None:  # noqa: ARG002
+        what = f"index {target} cannot be changed"
+        with self._file.failing_as(what), self._file.writing() as connection:
+            held = indexes.mappings_of(connection, target)
+            for each in differences(mappings, {}, IndexDefinition(held, {}, None)):
+                if not each.additive:
+                    raise DestinationError(f"{what}: {each}")
+            indexes.amend(connection, target, mappings)
 
     def highest_version(self, name: str) -> int:
         with self._file.failing_as(f"versions of index {name} cannot be read"):

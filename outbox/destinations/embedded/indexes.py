@@ -9,6 +9,7 @@ from typing import Any
 
 from outbox.destinations import misled
 from outbox.destinations.base import Outcome, index_missing
+from outbox.destinations.differences import merged
 
 
 def find(connection: sqlite3.Connection, name: str) -> str | None:
@@ -61,6 +62,20 @@ def _mappings_of(connection: sqlite3.Connection, target: str) -> dict[str, Any] 
     """The mappings of a physical index, empty if it has none; None if there is no such index."""
     found = connection.execute("SELECT coalesce(mappings, '{}') FROM indexes WHERE name = ?", (target,)).fetchone()
     return json.loads(found[0]) if found else None
+
+
+def mappings_of(connection: sqlite3.Connection, target: str) -> dict[str, Any]:
+    """The mappings of a physical index, empty if it has none. Raises `IndexMissing`."""
+    found = _mappings_of(connection, target)
+    if found is None:
+        raise index_missing(target)
+    return found
+
+
+def amend(connection: sqlite3.Connection, target: str, mappings: Mapping[str, Any]) -> None:
+    """Add fields to the mappings of a physical index, or parameters to its fields. Raises `IndexMissing`."""
+    amended = merged(mappings_of(connection, target), mappings)
+    connection.execute("UPDATE indexes SET mappings = ? WHERE name = ?", (json.dumps(amended), target))
 
 
 def usable(connection: sqlite3.Connection, name: str, target: str) -> Mapping[str, Any] | Outcome:

@@ -1,0 +1,92 @@
+"""Whether the indexes are what the registry says, and what is added to them where they are not.
+
+A change of a registered entity's mappings or settings, or of fields that mappings are derived from, reaches an index
+that is there already by `apply`, as far as that goes without a rebuild, or by a reindex.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from outbox.destinations.base import Destination
+from outbox.destinations.differences import Difference, differences, merged
+from outbox.entities.registry import EntityRegistry
+from outbox.errors import DestinationError, DestinationUnanswered
+from outbox.store import jobs
+from outbox.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class IndexDrift:
+    """How an index of entities differs from what is registered. `unknown`: why that cannot be said, for people."""
+
+    index: str
+    target: str
+    entities: tuple[str, ...]
+    differences: tuple[Difference, ...] = ()
+    unknown: str = ""
+
+    @property
+    def additive(self) -> list[Difference]:
+        """What `apply` adds."""
+        return [each for each in self.differences if each.additive]
+
+    @property
+    def rebuild(self) -> list[Difference]:
+        """What takes a reindex."""
+        return [each for each in self.differences if not each.additive]
+
+
+def drift(
+    store: Store, destination: Destination, registry: EntityRegistry, entities: Collection[str] = ()
+) -> list[IndexDrift]:
+    """Every index that rows of registered entities go to, or of some of them, compared with the registry.
+
+    An index that is being made anew, that is missing, or whose readers get another one is not compared. What is kept
+    of a reindex (`--keep-old`) is meant to be as it was. Raises `DestinationError`.
+    """
+    found = []
+    for name, target in sorted(store.targets().items()):
+        of_index = tuple(each.name for each in registry.of_index(name))
+        if of_index and (not entities or set(of_index) & set(entities)):
+            found.append(_compared(store, destination, registry, IndexDrift(name, target, of_index)))
+    return found
+
+
+def _compared(store: Store, destination: Destination, registry: EntityRegistry, of: IndexDrift) -> IndexDrift:
+    job = jobs.open_job(store, of.index)
+    if job is not None and job.new_index is not None:
+        return replace(of, unknown=f"reindex {job.id} makes it anew: compare again when it has ended")
+    if destination.inspect_index(of.index, of.target).readers != (of.target,):
+        return replace(of, unknown=f"{of.target} is missing, or readers get another: see 'outbox-relay check'")
+    mappings, settings = registry.index_options(of.index) or ({}, {})
+    held = destination.definition(of.target, mappings)
+    return replace(of, differences=tuple(differences(mappings, settings, held)))
+
+
+def apply(destination: Destination, drifted: IndexDrift) -> dict[Difference, str]:
+    """Add what can be added to an index. Returns what was refused all the same, and why.
+
+    Raises `DestinationUnanswered`; what was asked until then may be done.
+    """
+    if not drifted.additive or _amended(destination, drifted.target, drifted.additive) is None:
+        return {}
+    # One request is refused as a whole: see which part of it.
+    refused = {each: _amended(destination, drifted.target, [each]) for each in drifted.additive}
+    return {each: why for each, why in refused.items() if why is not None}
+
+
+def _amended(destination: Destination, target: str, some: Iterable[Difference]) -> str | None:
+    mappings: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for each in some:
+        mappings, settings = merged(mappings, each.mappings), {**settings, **each.settings}
+    try:
+        destination.amend_index(target, mappings, settings)
+    except DestinationUnanswered:
+        raise
+    except DestinationError as error:
+        return str(error)
+    return None
