@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select
+from sqlalchemy import ColumnElement, Join, Select, Table
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import ORMOption
 
@@ -57,6 +57,12 @@ class Entity:
     def column(self, attribute: str) -> Any:
         """The mapped attribute, as statements need it."""
         return getattr(self.mapper.class_, attribute)
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it is mapped to a view that is marked as one, or to a SELECT: its rows come and go with others."""
+        table = self.mapper.local_table
+        return bool(table.info.get("is_view")) if isinstance(table, Table) else not isinstance(table, Join)
 
     def rows(self, statement: Select[Any]) -> Select[Any]:
         """A SELECT, of rows of this entity: in a table that it shares with its relatives, those of its kind."""

@@ -39,7 +39,7 @@ class Link:
     target: Mapper[Any]
     key: tuple[str, ...]  # attributes of its primary key
     counts: frozenset[str] | None  # attributes of the target whose change makes the documents anew; None: all
-    linking: frozenset[str]  # attributes of the target that say which documents are made of it
+    linking: frozenset[str] | None  # attributes of the target that say which documents are made of it; None: all
     children: tuple[Mapper[Any], str] | None  # the collection whose members bring such a change along
     documents: Select[Any]  # index, _id and tenant of the documents made of the rows `:identities`
     columns: tuple[str, ...] = ()  # attributes of the entity that hold the key of the target …
@@ -131,7 +131,13 @@ def _property(mapper: Mapper[Any], column: Column[Any]) -> MapperProperty[Any] |
 
 
 def check(entity: Entity) -> None:
-    """Raises `ConfigurationError` for a dependency that leads nowhere."""
+    """Raises `ConfigurationError` for a dependency that leads nowhere, or is lacking."""
+    if entity.is_view and not entity.depends_on:
+        raise ConfigurationError(
+            f"entity {entity.name!r}: {entity.model.__name__} is mapped to a view or a SELECT, which nobody writes to; "
+            "name the models that its rows are made of, each with the column that holds its key, e.g. "
+            "depends_on={Page: 'id'}"
+        )
     for _ in links_of(entity):
         pass
 
@@ -245,7 +251,10 @@ def _by_columns(
                 )
     documents = selected(entity).where(_among([entity.column(name) for name in names]))
     key = _key_of(target)
-    return Link(entity, target, key, counts, frozenset(key), None, documents, columns=tuple(names))
+    linking: frozenset[str] | None = frozenset(key)
+    if entity.is_view or tuple(names) == entity.key:  # the other row may decide whether there is one at all
+        linking = counts
+    return Link(entity, target, key, counts, linking, None, documents, columns=tuple(names))
 
 
 def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[str] | None) -> Link:
@@ -260,14 +269,15 @@ def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[st
             linking.add(prop.key)
     if target.inherits is not None:
         linking |= kind_attributes(target)
+    counts = None if counts is None else counts | linking
     alias = aliased(target)
     statement = joined(entity, path, alias)[0].where(_among([getattr(alias, name) for name in key]))
     return Link(
         entity,
         target,
         key,
-        None if counts is None else counts | linking,
-        frozenset(linking),
+        counts,
+        counts if entity.is_view else frozenset(linking),
         children,
         statement.distinct(),
         path=path,

@@ -98,9 +98,10 @@ def install(connection: Connection, registry: EntityRegistry) -> list[Standing]:
         if sqlite.stored(connection, "view").get(VIEW, ("", ""))[1] != sqlite.view(made):
             _execute(connection, [f"DROP VIEW IF EXISTS {VIEW}", sqlite.view(made)])
     except DBAPIError as error:
-        raise ConfigurationError(
-            f"the triggers cannot be created: {error.orig}; create the tables of the application first"
-        ) from error
+        remedy = "create the tables of the application first"
+        if "on view" in str(error.orig):
+            remedy = "say in its model that the table is a view: Table(…, info={'is_view': True})"
+        raise ConfigurationError(f"the triggers cannot be created: {error.orig}; {remedy}") from error
     return wrong
 
 

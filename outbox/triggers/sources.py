@@ -74,10 +74,17 @@ class Source:
     documents: Callable[[str], Select[Any]]
     refusal: Refusal | None = None
 
+    @property
+    def told_before(self) -> bool:
+        """Whether the old row has to be looked at before the change: a row of a view may be gone after it."""
+        return self.entity.is_view
+
 
 def sources_of(entity: Entity) -> list[Source]:
     """All that documents of an entity are made of. Raises `ConfigurationError`."""
-    found = [_own(entity, mapper, table) for mapper, table in _tables(entity.mapper, all_=counted(entity) is None)]
+    found: list[Source] = []
+    if not entity.is_view:
+        found = [_own(entity, mapper, table) for mapper, table in _tables(entity.mapper, all_=counted(entity) is None)]
     paths: set[tuple[Any, ...]] = set()
     for link in links_of(entity):
         found += [_linked(link, mapper, table) for mapper, table in _tables(link.target, all_=link.counts is None)]

@@ -48,6 +48,8 @@ _OPERATIONS: Final = {
     "replace": "BEFORE INSERT",
     "insert": "AFTER INSERT",
     "update_replace": "BEFORE UPDATE",
+    "before_update": "BEFORE UPDATE",
+    "before_delete": "BEFORE DELETE",
     "update": "AFTER UPDATE",
     "delete": "AFTER DELETE",
 }
@@ -142,11 +144,16 @@ def _statements(source: Source, operation: str) -> Iterator[_Statement]:
     if operation in ("insert", "update"):
         if source.refusal is not None:
             yield _Statement(_refused(source.refusal), counts, None)
-        if operation == "update":
+        if operation == "update" and not source.told_before:
             yield _Statement(source.documents(OLD), source.places, source.entity)
         yield _Statement(source.documents(NEW), counts, source.entity)
+    elif operation in ("before_update", "before_delete"):
+        if source.told_before:
+            places = source.places if operation == "before_update" else None
+            yield _Statement(source.documents(OLD), places, source.entity)
     elif operation == "delete":
-        yield _Statement(source.documents(OLD), None, source.entity)
+        if not source.told_before:
+            yield _Statement(source.documents(OLD), None, source.entity)
     else:
         for key in unique_keys(source.table):
             if not key.determines(source.places):

@@ -191,7 +191,7 @@ class Flush:
                 for own in plan.relatives:
                     moving.setdefault(own.entity, []).append(identity)
                 for link in plan.links:
-                    if not link.linking.isdisjoint(changed):
+                    if link.linking is None or not link.linking.isdisjoint(changed):
                         linked.setdefault(link, []).append(identity)
                 _adopted(state, changed, plan, linked)
                 going += _orphaned(state, changed, plan)
@@ -251,7 +251,7 @@ class Flush:
                     if _counts(state, link.counts, changed, plan):
                         identity = current_identity(state.dict, link.key)
                         touched.setdefault(link, []).append(identity)
-                        if not link.linking.isdisjoint(changed):
+                        if link.linking is None or not link.linking.isdisjoint(changed):
                             moved.setdefault(link, []).append(identity)
         refused: list[InvalidName] = []
         for entity, identities in unknown.items():

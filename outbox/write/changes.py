@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
+from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Insert, select
+from sqlalchemy import Connection, Engine, Insert, inspect, select
 from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, Session
 
 from outbox.entities.entity import Entity
@@ -25,6 +26,7 @@ UNLOADED: Final = PassiveFlag.PASSIVE_NO_INITIALIZE
 
 _REFRESH: Final = Action.REFRESH.value
 _TOGETHER: Final = "outbox.entities_in_its_database"
+_LOOKED_AT: Final[WeakKeyDictionary[Engine, WeakSet[Entity]]] = WeakKeyDictionary()
 Identity = tuple[Any, ...]
 Place = tuple[Entity, DocumentKey]
 
@@ -73,7 +75,27 @@ def _require_one_database(session: Session, journal: Journal, entity: Entity) ->
             f"are in {own.url.database}, so that the two cannot commit together: bind the outbox tables "
             "(outbox.models.metadata) to the database of the entity, through the same engine"
         )
+    _check_view(journal.connection, entity)
     together.add(entity)
+
+
+def _check_view(connection: Connection, entity: Entity) -> None:
+    """Raises `ConfigurationError` for a view that is not known as one, so that rows would leave it unseen."""
+    looked = _LOOKED_AT.setdefault(connection.engine, WeakSet())
+    by_key = all(tuple(_names(each.via)) == entity.key for each in entity.depends_on.values())
+    if by_key or entity.is_view or entity in looked:
+        return
+    table: Any = entity.mapper.local_table
+    if getattr(table, "name", None) in inspect(connection).get_view_names(getattr(table, "schema", None)):
+        raise ConfigurationError(
+            f"entity {entity.name!r}: {table.name} is a view; say so in its model, so that rows which leave it are "
+            "noticed: Table(…, info={'is_view': True})"
+        )
+    looked.add(entity)
+
+
+def _names(via: str | Sequence[str]) -> Sequence[str]:
+    return [via] if isinstance(via, str) else via
 
 
 def former_identity(state: InstanceState[Any]) -> Identity:
