@@ -85,7 +85,10 @@ class Settings(WriteSettings):
     # Throughput
     batch_rows: int = Field(1_000, ge=1, le=10_000, description="most rows in one claim and one request")
     batch_bytes: int = Field(
-        5_000_000, ge=10_000, le=90_000_000, description="about how many bytes of documents one request carries at most"
+        5_000_000,
+        ge=10_000,
+        le=90_000_000,
+        description="most bytes of documents in one request, beside its largest; 200 bytes a row come on top",
     )
     concurrency: int = Field(4, ge=1, le=50, description="requests in flight at the same time")
 

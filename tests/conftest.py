@@ -16,6 +16,7 @@ from sqlalchemy import Engine, create_engine
 from outbox import schema, sqlite
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
+from tests.support.memory_cluster import MemoryCluster
 from tests.support.node import VERSION, VERSION_9, Node, unavailable_reason
 from tests.support.outbox import Outbox
 from tests.support.places import ElasticsearchPlace, EmbeddedPlace, Place
@@ -103,6 +104,14 @@ def destination(proxy: FaultProxy) -> Iterator[ElasticsearchDestination]:
     made = ElasticsearchDestination([proxy.url], request_timeout=30)
     yield made
     made.close()
+
+
+@pytest.fixture
+def cluster() -> Iterator[MemoryCluster]:
+    """What takes requests like Elasticsearch, for tests of what goes over the wire."""
+    running = MemoryCluster()
+    yield running
+    running.close()
 
 
 @pytest.fixture(params=["embedded", pytest.param("elasticsearch", marks=pytest.mark.elasticsearch)])

@@ -199,6 +199,7 @@ class AdminService:
             registry,
             requests=settings.concurrency,
             interrupt=self._background.raise_if_stopping,
+            request_bytes=settings.batch_bytes,
             lease_s=settings.lease,
             request_timeout_s=settings.request_timeout,
         )

@@ -108,6 +108,7 @@ def _act(
         registry,
         rate=given["rate"],
         requests=loaded.concurrency,
+        request_bytes=loaded.batch_bytes,
         lease_s=loaded.lease,
         request_timeout_s=loaded.request_timeout,
     )

@@ -206,6 +206,7 @@ def _maintenance(
             registry,
             requests=1,  # no operator waits for it, and rows of others do
             interrupt=interrupt,
+            request_bytes=loaded.batch_bytes,
             lease_s=loaded.lease,
             request_timeout_s=loaded.request_timeout,
         )

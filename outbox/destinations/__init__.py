@@ -36,6 +36,7 @@ def destination_of(loaded: Settings) -> Destination:
         request_timeout=loaded.request_timeout,
         bulk_timeout=loaded.bulk_timeout,
         connections=loaded.concurrency + 2,  # a reindex and a verification go on beside the rows
+        request_bytes=loaded.batch_bytes,
         gc_deletes=loaded.gc_deletes,
     )
 

@@ -59,6 +59,9 @@ FAILURE_STORE: Final = "failure_store"
 
 MAX_ID_BYTES: Final = 512
 
+LINE_BYTES: Final = 200
+"""What one row may add to a request beside its document."""
+
 FOREVER: Final = "forever"
 """`IndexFacts.gc_deletes` of a destination that never forgets a delete."""
 
@@ -131,7 +134,8 @@ class Destination(Protocol):
 
         Raises nothing. An operation is applied if its version is higher (`or_equal`: not lower) than the one the
         destination holds, or remembers of a deleted document; else it is a conflict that reports that version. Patches
-        are rejected as `document_missing` where the document is not there.
+        are rejected as `document_missing` where the document is not there. What does not fit into one request beside
+        the others, see `weight`, is left out: `SPLIT`.
         """
 
     def ensure_index(
@@ -243,12 +247,25 @@ def remembered(destination: Destination, name: str, document_ids: Sequence[str])
 
 
 def apply_halved(destination: Destination, operations: Sequence[Operation]) -> list[Outcome]:
-    """The outcomes of operations; a request that is too large is halved until it fits."""
+    """The outcomes of operations; what is too much for one request is halved until it fits."""
     outcomes = destination.apply(operations)
-    if len(operations) == 1 or all(outcome.kind is not OutcomeKind.SPLIT for outcome in outcomes):
-        return outcomes
-    middle = len(operations) // 2
-    return apply_halved(destination, operations[:middle]) + apply_halved(destination, operations[middle:])
+    split = [at for at, outcome in enumerate(outcomes) if outcome.kind is OutcomeKind.SPLIT]
+    middle = (len(split) + 1) // 2
+    for half in (split[:middle], split[middle:]) if len(operations) > 1 else ():
+        if half:
+            again = apply_halved(destination, [operations[at] for at in half])
+            for at, outcome in zip(half, again, strict=True):
+                outcomes[at] = outcome
+    return outcomes
+
+
+def weight(operation: Operation) -> int:
+    """How many bytes of a request's limit an operation takes up: its document, and what else is above `LINE_BYTES`."""
+    size = len(operation.document or b"") + sum(map(len, operation.patches))
+    name = operation.document_id
+    # Escaped in JSON; the rest of the line has 100 bytes at most.
+    line = 100 + len(operation.target) + (2 if name.isascii() and name.isprintable() else 6) * len(name)
+    return size if line <= LINE_BYTES else size + line - LINE_BYTES
 
 
 def unsendable(operation: Operation) -> Outcome | None:

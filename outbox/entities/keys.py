@@ -280,9 +280,11 @@ def among(columns: Sequence[Any], wanted: Sequence[tuple[Any, ...]]) -> ColumnEl
     return condition
 
 
-def portions(wanted: Sequence[tuple[Any, ...]], width: int) -> Iterator[Sequence[tuple[Any, ...]]]:
-    """Keys of `width` columns, as many at a time as one statement takes."""
-    step = MOST_PARAMETERS // width
+def portions(
+    wanted: Sequence[tuple[Any, ...]], width: int, most: int = MOST_PARAMETERS
+) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """Keys of `width` columns, as many at a time as one statement takes, and `most` at most."""
+    step = min(most, MOST_PARAMETERS // width)
     return (wanted[start : start + step] for start in range(0, len(wanted), step))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
-from sqlalchemy import ColumnElement, Connection, Select, false, func, select, tuple_
+from sqlalchemy import Connection, Select, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import ColumnProperty, Mapper, Session, joinedload, selectinload, undefer
 from sqlalchemy.orm.interfaces import ORMOption
@@ -16,7 +17,8 @@ from sqlalchemy.orm.interfaces import ORMOption
 from outbox import documents
 from outbox.documents import TENANT_FIELD
 from outbox.entities.entity import Branch, Entity
-from outbox.entities.keys import DocumentKey, Tenancy, among, portions
+from outbox.entities.keys import MOST_PARAMETERS, DocumentKey, Tenancy, among, portions
+from outbox.entities.part import Part as Part
 from outbox.entities.row import ColumnsOfRow
 from outbox.errors import DatabaseUnavailable, InvalidDocument, InvalidName
 from outbox.settings import write_settings
@@ -25,7 +27,7 @@ from outbox.store.store import dialect_of
 PAGE_BYTES = 5_000_000
 """A page of documents ends when it is as large as that, however few they are."""
 
-OBJECTS_AT_ONCE = 250
+OBJECTS_AT_ONCE = 100
 ROWS_AT_ONCE = 100  # one by one costs more than to make a small document; all together they may be large
 
 _BUILT_FOR_WHEN: Final[WeakSet[Entity]] = WeakSet()
@@ -57,34 +59,6 @@ class Row(NamedTuple):
         return self.entity.key_text(self.identity)
 
 
-class Part(NamedTuple):
-    """Which rows of an entity: of one tenant, changed since then, or all."""
-
-    tenant: str | None = None
-    since: Any = None
-
-    def of(self, entity: Entity, statement: Select[Any]) -> Select[Any]:
-        if self.tenant is not None:
-            if entity.tenant is None:
-                return statement.where(false())  # an entity without tenants has nothing of one
-            statement = statement.where(_is_tenant(entity, entity.tenant, self.tenant))
-        if self.since is not None and entity.changed_at is not None:
-            statement = statement.where(entity.column(entity.changed_at) >= self.since)
-        return statement
-
-
-def _is_tenant(entity: Entity, attribute: str, tenant: str) -> ColumnElement[bool]:
-    """Whether a row is of a tenant. Text is compared with each spelling; other types have one of their own."""
-    column, form, meant = entity.column(attribute), entity.tenant_form, entity.tenant_meant(tenant)
-    if form is None or meant is None:  # no tenant of this type
-        return false()
-    if form.to_text is str:
-        found: ColumnElement[bool] = column.in_(documents.tenant_spellings(tenant))
-        return found
-    same: ColumnElement[bool] = column == form.from_text(meant)
-    return same
-
-
 class _Found(NamedTuple):
     """A row's document and where it belongs now."""
 
@@ -93,6 +67,7 @@ class _Found(NamedTuple):
 
 
 _NOWHERE = DocumentKey("", "", None)
+_UNREAD = _Found(None, None)  # there was no room for it
 
 
 class _Unreadable(Exception):
@@ -100,9 +75,11 @@ class _Unreadable(Exception):
 
 
 def load_places(
-    connection: Connection, entity: Entity, places: Sequence[tuple[str, str]]
+    connection: Connection, entity: Entity, places: Sequence[tuple[str, str]], most_bytes: int | None = None
 ) -> dict[tuple[str, str], Loaded]:
     """What the database says now of the documents at these places: (index name, `_id`).
+
+    With `most_bytes` of those that it gets to before there is so much: of one at least, and of a few too many.
 
     JSON text; or None, if there is no such row, if `when` excludes it, or if its document now belongs elsewhere
     (another tenant); or why it cannot be made. One query, and one more for each to-many path.
@@ -110,9 +87,11 @@ def load_places(
     """
     identities = {place: entity.identity_of(place[1]) for place in places}
     wanted = list({identity for identity in identities.values() if identity is not None})
-    found = _found(connection, entity, wanted)
+    found = _found(connection, entity, wanted, most_bytes)
     return {
-        place: _at(place, None if identity is None else found.get(identity)) for place, identity in identities.items()
+        place: _at(place, each)
+        for place, identity in identities.items()
+        if (each := None if identity is None else found.get(identity)) is not _UNREAD
     }
 
 
@@ -159,17 +138,10 @@ def page(connection: Connection, entity: Entity, part: Part, after: Sequence[str
     if not _needs_objects(entity):
         with suppress(_Unreadable):
             return _page_of_columns(connection, entity, part, key, limit)
-    rows: list[Row] = []
-    size = 0
     following = identities(connection, entity, part, after=key, limit=limit)
-    for start in range(0, len(following), OBJECTS_AT_ONCE):
-        wanted = following[start : start + OBJECTS_AT_ONCE]
-        found = _found(connection, entity, wanted)
-        rows += [Row(entity, identity, *found.get(identity, _Found(None, None))) for identity in wanted]
-        size += sum(map(_size, found.values()))
-        if size >= PAGE_BYTES:
-            break
-    return rows
+    found = _found(connection, entity, following, PAGE_BYTES)
+    read = (identity for identity in following if found.get(identity) is not _UNREAD)
+    return [Row(entity, identity, *found.get(identity, _Found(None, None))) for identity in read]
 
 
 def _page_of_columns(
@@ -250,25 +222,33 @@ def _tenants_of(
     return found
 
 
-def _found(connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]]) -> dict[Any, _Found]:
+def _found(
+    connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]], most_bytes: int | None = None
+) -> dict[Any, _Found]:
     found: dict[Any, _Found] = {}
-    for part in portions(wanted, len(entity.key)):
-        try:
-            found |= _query(connection, entity, part)
-        except Exception as error:
-            _refuse_if_unavailable(connection, entity, error)
-            # A row that driver, types of columns or a loader cannot read: find it, so that only it fails.
-            if len(part) == 1:
-                said = (isinstance(error, DBAPIError) and error.orig) or error
-                found[part[0]] = _Found(None, LoadFailed("load_failed", _text(said)))
-            else:
-                middle = len(part) // 2
-                for half in (part[:middle], part[middle:]):
-                    found |= _found(connection, entity, half)
+    room = sys.maxsize if most_bytes is None else most_bytes
+    at_once = OBJECTS_AT_ONCE if _needs_objects(entity) else MOST_PARAMETERS
+    for part in portions(wanted, len(entity.key), at_once):
+        some = _read(connection, entity, part, room) if room > 0 else dict.fromkeys(part, _UNREAD)
+        room -= sum(map(_size, some.values()))
+        found |= some
     return found
 
 
-def _query(connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]]) -> dict[Any, _Found]:
+def _read(connection: Connection, entity: Entity, part: Sequence[tuple[Any, ...]], room: int) -> dict[Any, _Found]:
+    try:
+        return _query(connection, entity, part, room)
+    except Exception as error:
+        _refuse_if_unavailable(connection, entity, error)
+        # A row that driver, types of columns or a loader cannot read: find it, so that only it fails.
+        if len(part) == 1:
+            said = (isinstance(error, DBAPIError) and error.orig) or error
+            return {part[0]: _Found(None, LoadFailed("load_failed", _text(said)))}
+        middle = len(part) // 2
+        return {**_read(connection, entity, part[:middle], room), **_read(connection, entity, part[middle:], room)}
+
+
+def _query(connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]], room: int) -> dict[Any, _Found]:
     if _needs_objects(entity):
         make = _Maker(connection, entity)
         with Session(connection, autoflush=False) as session:
@@ -280,7 +260,10 @@ def _query(connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, .
     statement = _columns(entity).where(among(entity.key_columns, wanted))
     with closing(_Maker(connection, entity)) as make, connection.execute(statement) as result:
         for rows in result.partitions(ROWS_AT_ONCE):
-            found |= {row[:width]: make.of_row(row) for row in rows}
+            if room <= 0:
+                return {**dict.fromkeys(wanted, _UNREAD), **found}
+            found |= (some := {row[:width]: make.of_row(row) for row in rows})
+            room -= sum(map(_size, some.values()))
     return found
 
 

@@ -28,6 +28,7 @@ from outbox.store.models import JobState, now_ms
 from outbox.store.store import Store
 
 REQUESTS: Final = 4
+REQUEST_BYTES: Final = 5_000_000
 
 _ENDING: dict[str, str] = {JobState.FAILING: "failed", JobState.CANCELLING: "cancelled"}
 
@@ -35,8 +36,9 @@ _ENDING: dict[str, str] = {JobState.FAILING: "failed", JobState.CANCELLING: "can
 class Reindexer:
     """Works on jobs, one after another, until they have ended.
 
-    `rate`: documents a second, at most. `requests`: how many in flight. `interrupt` is called now and then, also during
-    long waits; what it raises ends the work on the job, whose lease is released.
+    `rate`: documents a second, at most. `requests`: how many in flight, `request_bytes`: of documents in each, at most.
+    `interrupt` is called now and then, also during long waits; what it raises ends the work on the job, whose lease is
+    released.
     """
 
     def __init__(
@@ -47,13 +49,14 @@ class Reindexer:
         *,
         rate: float | None = None,
         requests: int = REQUESTS,
+        request_bytes: int = REQUEST_BYTES,
         interrupt: Callable[[], None] = lambda: None,
         lease_s: float = 60.0,
         request_timeout_s: float = 20.0,
     ) -> None:
         lease_ms = int(1_000 * max(lease_s, 2 * request_timeout_s + 5))
         self._store, self._destination, self._registry = store, destination, registry
-        self._resources = Resources(store, destination, registry, rate, requests, lease_ms, interrupt)
+        self._resources = Resources(store, destination, registry, rate, requests, request_bytes, lease_ms, interrupt)
         self._holder = f"{socket.gethostname()}, pid {os.getpid()}"
 
     def run(self, chosen: Selection) -> Generator[Progress, None, None]:

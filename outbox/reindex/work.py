@@ -59,6 +59,7 @@ class Resources:
     registry: EntityRegistry
     rate: float | None
     requests: int
+    request_bytes: int
     lease_ms: int
     interrupt: Callable[[], None]
 
@@ -176,7 +177,13 @@ class Work:
 
     def writer(self) -> Writer[Any]:
         """For this job's documents; it sends nothing once the job is no longer this process's."""
-        return Writer(self.destination, self._resources.requests, check=self.note, report=self.report)
+        return Writer(
+            self.destination,
+            self._resources.requests,
+            self._resources.request_bytes,
+            check=self.note,
+            report=self.report,
+        )
 
     def write(self, operations: Sequence[Operation]) -> list[str]:
         """Apply operations, waiting while the destination is away. Returns what it refuses, each as one line."""

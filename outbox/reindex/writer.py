@@ -11,10 +11,9 @@ from math import inf
 from types import TracebackType
 from typing import Final, Generic, TypeVar
 
-from outbox.destinations.base import Destination, Operation, Outcome, OutcomeKind, apply_halved
+from outbox.destinations.base import Destination, Operation, Outcome, OutcomeKind, apply_halved, weight
 from outbox.errors import DestinationError, shortened
 
-REQUEST_BYTES: Final = 5_000_000
 FIRST_PAUSE_S: Final = 0.05
 FAILED_PAUSE_S: Final = 1.0  # at least: these attempts are numbered
 LONGEST_PAUSE_S: Final = 10.0
@@ -47,24 +46,28 @@ class _Request(Generic[M]):
 
 
 class Writer(Generic[M]):
-    """Applies pages of operations, up to `requests` requests at a time, for as long as it takes. While `gentle` is set
-    it is one at a time: requests of live rows then wait behind at most one of this writer.
+    """Applies pages of operations, up to `requests` requests at a time of up to `request_bytes` of documents, for as
+    long as it takes. While `gentle` is set it is one at a time: requests of live rows then wait behind at most one of
+    this writer.
 
     For one thread, which alone decides what is sent; only requests run in others. `check` is called before each of
     them, and twice a second while answers are awaited: when it raises, nothing more is sent. `report` is told why the
     destination takes nothing at present, and None once it does; until then it is tried again with growing pauses, one
-    request at a time. Leaving the context waits for the answers of what is in flight, so that nothing is written later.
+    request at a time, and what was too much at once in halves. Leaving the context waits for the answers of what is in
+    flight, so that nothing is written later.
     """
 
     def __init__(
         self,
         destination: Destination,
         requests: int,
+        request_bytes: int,
         *,
         check: Callable[[], None],
         report: Callable[[str | None], None],
     ) -> None:
         self._destination, self._most, self._check, self._report = destination, requests, check, report
+        self._request_bytes = request_bytes
         self._pool = ThreadPoolExecutor(requests, "outbox-writer")
         self._pages: deque[Page[M]] = deque()
         self._waiting: deque[_Request[M]] = deque()
@@ -83,7 +86,7 @@ class Writer(Generic[M]):
     def send(self, operations: Sequence[Operation], mark: M) -> None:
         """Send a page as soon as there is room for it. Raises `DestinationError` if the index takes nothing at all."""
         page = Page(mark, len(operations))
-        requests = [_Request(page, batch) for batch in _batches(operations)]
+        requests = [_Request(page, batch) for batch in _batches(operations, self._request_bytes)]
         page.open = len(requests)
         self._pages.append(page)
         self._waiting += requests
@@ -141,7 +144,11 @@ class Writer(Generic[M]):
                     f"{shortened(operation.document_id)}: {outcome.error_type}: {outcome.error}"
                 )
         if trouble:
-            self._waiting.appendleft(replace(request, operations=again, failures=request.failures + failed))
+            halved = len(again) > 1 and trouble.kind is OutcomeKind.OVERLOADED
+            middle = len(again) // 2 if halved else 0
+            for part in (again[middle:], again[:middle]) if halved else (again,):
+                self._waiting.appendleft(replace(request, operations=part, failures=request.failures + failed))
+            request.page.open += halved
             if request.sent_at >= self._not_before:  # what was in flight beside it says the same
                 least = FAILED_PAUSE_S if failed else FIRST_PAUSE_S
                 self._pause = min(max(2 * self._pause, least), LONGEST_PAUSE_S)
@@ -154,16 +161,15 @@ class Writer(Generic[M]):
             self._report(None)
 
 
-def _batches(operations: Sequence[Operation]) -> Iterator[Sequence[Operation]]:
+def _batches(operations: Sequence[Operation], most_bytes: int) -> Iterator[Sequence[Operation]]:
     batch: list[Operation] = []
     size = 0
     for operation in operations:
-        weight = len(operation.document or b"")
-        if batch and size + weight > REQUEST_BYTES:
+        if batch and size + weight(operation) > most_bytes:
             yield batch
             batch, size = [], 0
         batch.append(operation)
-        size += weight
+        size += weight(operation)
     if batch:
         yield batch
 

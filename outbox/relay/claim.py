@@ -21,14 +21,18 @@ class Claimer:
         self._store, self._settings, self._health, self._id = store, settings, health, relay_id
         self._lease_ms = int(settings.lease * 1000)
         self._longest_wait_ms = max(longest_wait_ms, self._lease_ms)
+        self._left_out: set[str] = set()
         self._rates = TenantRates(settings.tenant_rate) if settings.tenant_rate else None
 
-    def next(self, now: int, in_flight: Collection[Claim]) -> Claim | None:
+    def next(self, now: int, in_flight: Collection[Claim], leave_out: Collection[str] = ()) -> Claim | None:
         """Rows that are worth sending now, or None. `in_flight`: claims whose rows are with the destination.
+
+        `leave_out`: indexes whose turn it is not.
 
         Raises `SchemaError` as `Store.pin` says, and `MalformedRows`.
         """
         rows, health = self._settings.batch_rows, self._health
+        self._left_out = {*leave_out, *health.intakes.paused(now)}
         if health.destination.is_open:
             if in_flight or not health.destination.probe_due(now):
                 return None
@@ -44,7 +48,7 @@ class Claimer:
         # One trial of an index at a time: a red one holds each for seconds, and all would hold every worker.
         asked = {event.index_name for claim in in_flight for event in claim.events}
         for name in self._health.indexes_to_try(now):
-            if name in asked:
+            if name in asked or name in self._left_out:
                 continue
             if claim := self._claim(now, 1, only=name, lone=lone):
                 self._health.tried(name, now)
@@ -64,10 +68,12 @@ class Claimer:
                 longest_wait=self._longest_wait_ms,
                 rows=rows,
                 bytes_=self._settings.batch_bytes,
-                leave_out=[name for name in self._health.paused_indexes() if name != only],
+                leave_out=[*self._left_out, *(name for name in self._health.paused_indexes() if name != only)],
                 only=only,
                 tenants_out=rates.exhausted(now) if rates else (),
                 tenant_rows=rates.burst if rates else None,
+                expected=self._health.intakes.expected(),
+                most=self._health.intakes.most(),
                 lone_after=self._settings.lone_after,
                 lone=lone,
             ),

@@ -50,12 +50,14 @@ def apply(
     ]
     refusals: list[Refusal] = []
     sendable = _merged(destination, operations, outcomes, copied)
-    copied_outcomes = apply_halved(destination, [each for _, each in sendable]) if sendable else ()
-    for (at, operation), outcome in zip(sendable, copied_outcomes, strict=True):
-        if outcome.kind in _AGAIN:
-            outcomes[at] = outcome
-        elif outcome.kind not in _TOOK and outcomes[at].kind in _TOOK:
-            refusals.append(Refusal(at, operation.target, outcome))
+    for target in sorted({operation.target for _, operation in sendable}):  # each as large as the live one's
+        of_target = [each for each in sendable if each[1].target == target]
+        copied_outcomes = apply_halved(destination, [operation for _, operation in of_target])
+        for (at, _), outcome in zip(of_target, copied_outcomes, strict=True):
+            if outcome.kind in _AGAIN:
+                outcomes[at] = outcome
+            elif outcome.kind not in _TOOK and outcomes[at].kind in _TOOK:
+                refusals.append(Refusal(at, target, outcome))
     return outcomes, refusals
 
 
@@ -74,7 +76,9 @@ def _merged(
         for target in {operations[at].target for at in patched}:
             ids = [operations[at].document_id for at in patched if operations[at].target == target]
             for document_id, stored in destination.read(target, ids).items():
-                found[target, document_id] = json.dumps(stored.source, ensure_ascii=False).encode()
+                found[target, document_id] = json.dumps(
+                    stored.source, ensure_ascii=False, separators=(",", ":")
+                ).encode()
     except DestinationError as error:
         for at in patched:
             outcomes[at] = Outcome(OutcomeKind.UNAVAILABLE, "unavailable", str(error))

@@ -8,13 +8,18 @@ from typing import Any
 from loguru import logger
 
 from outbox import logs
-from outbox.destinations.base import Outcome, OutcomeKind
+from outbox.destinations.base import Outcome, OutcomeKind, weight
 from outbox.relay.breaker import Breaker
+from outbox.relay.intake import SMALL_BYTES, Intakes
 from outbox.relay.plan import Fold
 from outbox.relay.poison import PoisonDetector
-from outbox.relay.requests import Answer
+from outbox.relay.requests import Answer, Request
 from outbox.settings import Settings
 from outbox.store.models import Event
+
+OTHERS_ANSWERED_MS = 10_000
+
+Answered = Sequence[tuple[Fold, Outcome]]
 
 # Outcomes of an index that answers, whether it takes rows or not.
 _SETTLING = frozenset({OutcomeKind.CONFLICT, OutcomeKind.REJECTED, OutcomeKind.FAILED})
@@ -32,6 +37,8 @@ class Health:
         self._unfinished = unfinished
         self.destination = self._new_breaker()
         self._indexes: dict[str, Breaker] = {}
+        self._took_at = 0  # when the destination last took something, or said why not
+        self.intakes = Intakes(settings.batch_bytes, self._first_pause_ms, self._longest_pause_ms)
         self.poison = PoisonDetector(just_ms=int(settings.lease * 1000) + 2 * int(settings.request_timeout * 1000))
         # Other rows come before the next one that is sent alone: the last such row got no answer. Or this relay has
         # just begun, perhaps because such a row killed the one before it: the others must not wait for the next death.
@@ -72,9 +79,16 @@ class Health:
         answered = answer.by_fold
         self.lone_failed = answer.request.claim.lone and answer.outcomes[0].kind is OutcomeKind.UNAVAILABLE
         away = next((each for each in answered if each[1].kind is OutcomeKind.UNAVAILABLE), None)
+        sent = [each for each in answered if each[0].known is None]
+        taken = {refusal.at for refusal in answer.refusals}  # by the live index, whatever another one says
+        overloads = [each for at, each in enumerate(sent) if each[1].kind is OutcomeKind.OVERLOADED and at not in taken]
+        refused = bool(sent) and len(overloads) == len(sent)
         if away and not answer.failed_alone:
             self._destination_failed(away[1], away[0].events[-1], now)
-        elif any(fold.known is None for fold, _ in answered):
+        elif refused and (self.destination.is_open or self._has_no_time(answer.request, now)):
+            self._destination_failed(sent[0][1], sent[0][0].events[-1], now)
+        elif sent and not refused:
+            self._took_at = now
             self._destination_answered(now)
         if answer.failed_alone:
             ((fold, _),) = answered
@@ -82,6 +96,8 @@ class Health:
             return
         for index, outcomes in _by_index(answered).items():
             self._note_index(index, outcomes, now)
+        for index in answer.request.indexes if sent else ():
+            self._note_intake(index, sent, overloads, answer.took_ms, now)
 
     def note_indexes(self, answer: Answer, now: int) -> None:
         """Note what an answer says that was asked where indexes are."""
@@ -110,6 +126,26 @@ class Health:
             )
         elif breaker and outcomes.keys() <= _SETTLING:
             breaker.proved_nothing(now)
+
+    def _has_no_time(self, request: Request, now: int) -> bool:
+        """Whether an overload is the destination's: a small request was refused, and no other one taken of late."""
+        return request.size <= SMALL_BYTES and not 0 <= now - self._took_at < OTHERS_ANSWERED_MS
+
+    def _note_intake(self, index: str, sent: Answered, overloads: Answered, took_ms: int, now: int) -> None:
+        """Note whether an index had time for its part of a request."""
+        operations = [fold.operation for fold, _ in sent if fold.operation.index == index]
+        size, intake = sum(map(weight, operations)), self.intakes.of(index)
+        overload = next((outcome for fold, outcome in overloads if fold.operation.index == index), None)
+        if overload is None:
+            if intake.taken(size, took_ms, now):
+                logger.info("index {index} is no longer overloaded", index=index)
+        elif intake.refused(len(operations), size, now):
+            logger.warning(
+                "index {index} is overloaded ({reason}), its requests are smaller and fewer for a while; "
+                "other indexes go on",
+                index=index,
+                reason=logs.safe(f"{overload.error_type}: {overload.error}"),
+            )
 
     def _destination_answered(self, now: int) -> None:
         open_for = self.destination.succeeded(now)
@@ -145,7 +181,7 @@ class Health:
         return Breaker(self._first_pause_ms, self._longest_pause_ms)
 
 
-def _by_index(answered: Sequence[tuple[Fold, Outcome]]) -> dict[str, dict[OutcomeKind, Outcome]]:
+def _by_index(answered: Answered) -> dict[str, dict[OutcomeKind, Outcome]]:
     """For each index what kinds of outcomes there are, and one of each."""
     found: dict[str, dict[OutcomeKind, Outcome]] = {}
     for fold, outcome in answered:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sqlalchemy import Connection
 
@@ -15,6 +15,7 @@ from outbox.entities.loader import Loaded, LoadFailed
 from outbox.entities.refusals import nearest
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import DatabaseUnavailable, InvalidName, shortened
+from outbox.relay.intake import Intakes
 from outbox.relay.plan import Content
 from outbox.store import claims
 from outbox.store.claims import Claim
@@ -29,20 +30,32 @@ _NO_REGISTRY = Outcome(
 )
 
 
-def contents(store: Store, registry: EntityRegistry | None, claim: Claim) -> dict[int, Content]:
+FIRST_ROWS = 50
+"""So many documents are made of an index of which no size is known yet."""
+
+
+def contents(
+    store: Store, registry: EntityRegistry | None, claim: Claim, intakes: Intakes | None = None
+) -> tuple[dict[int, Content], list[Event]]:
     """The content of the claimed rows by their ids. A row that has none, and should, is missing.
 
+    With `intakes` no more documents are made than a request carries, or a few more; and the rows of the others.
     Read after the claim has committed: what a `refresh` row speaks of is in the database then, or something
     newer, for which there is a later row.
     """
     found: dict[int, Content] = {**claims.load(store, claim)}
     refreshed = [event for event in claim.events if event.action == Action.REFRESH]
+    unmade: list[Event] = []
     if refreshed:
-        found |= _entities(store, registry, refreshed)
+        made = _entities(store, registry, refreshed, intakes)
+        # Rows of one document stay together.
+        later = {(event.index_name, event.document_id) for event in refreshed if event.id not in made}
+        unmade = [event for event in claim.events if (event.index_name, event.document_id) in later] if later else []
+        found |= made
     for event in claim.events:
         if event.index_name not in claim.targets and (malformed := malformed_name(event.index_name)):
             found[event.id] = malformed
-    return found
+    return found, unmade
 
 
 def malformed_name(index_name: str) -> Outcome | None:
@@ -57,17 +70,53 @@ def malformed_name(index_name: str) -> Outcome | None:
     return None
 
 
-def _entities(store: Store, registry: EntityRegistry | None, events: Sequence[Event]) -> dict[int, Content]:
+def _entities(
+    store: Store, registry: EntityRegistry | None, events: Sequence[Event], intakes: Intakes | None
+) -> dict[int, Content]:
+    """Without those for which there is no room; the first is made, whatever its size."""
     if registry is None:
         return {event.id: _NO_REGISTRY for event in events}
+    made: dict[int, Content] = {}
     try:
-        loaded = from_database(store.connection, registry, events)
+        for some, room in _portions(events, intakes, made):
+            loaded = from_database(store.connection, registry, some, room)
+            made |= {id_: _failed(each) if isinstance(each, LoadFailed) else each for id_, each in loaded.items()}
     except DatabaseUnavailable as error:
         return {event.id: Outcome(OutcomeKind.BLOCKED, "entity_unavailable", str(error)) for event in events}
-    return {id_: _failed(each) if isinstance(each, LoadFailed) else each for id_, each in loaded.items()}
+    return made
 
 
-def from_database(connection: Connection, registry: EntityRegistry, events: Sequence[Event]) -> dict[int, Loaded]:
+def _portions(
+    events: Sequence[Event], intakes: Intakes | None, made: Mapping[int, Content]
+) -> Iterator[tuple[Sequence[Event], int | None]]:
+    """As many rows at a time as there is room for, by the sizes of those that were `made` before, and the room."""
+    if intakes is None:
+        yield events, None
+        return
+    at, room = 0, intakes.full
+    while at < len(events) and room > 0:
+        expected = intakes.expected()
+        end, left = at, room
+        while end < len(events) and left > 0 and (events[end].index_name in expected or end - at < FIRST_ROWS):
+            left -= expected.get(events[end].index_name, 0)
+            end += 1
+        some = events[at:end]
+        yield some, room
+        sizes: dict[str, list[int]] = defaultdict(list)
+        for event in some:
+            if isinstance(content := made.get(event.id), bytes):
+                sizes[event.index_name].append(len(content))
+        for index, each in sizes.items():
+            intakes.of(index).made(len(each), sum(each))
+            room -= sum(each)
+        if len(made) < end:
+            return
+        at = end
+
+
+def from_database(
+    connection: Connection, registry: EntityRegistry, events: Sequence[Event], most_bytes: int | None = None
+) -> dict[int, Loaded]:
     """What the database says now of the documents of `refresh` rows, by event id, see `loader.load_places`.
 
     Raises `DatabaseUnavailable`. Takes no lock of its own.
@@ -83,24 +132,30 @@ def from_database(connection: Connection, registry: EntityRegistry, events: Sequ
             loaded |= dict.fromkeys((row.id for row in rows), _unknown(name, known))
             continue
         places = [(row.index_name, row.document_id) for row in rows]
-        made = _of_index(connection, registry, entity, places)
-        loaded |= {row.id: made[place] for row, place in zip(rows, places, strict=True)}
+        made = _of_index(connection, registry, entity, places, most_bytes)
+        loaded |= {row.id: made[place] for row, place in zip(rows, places, strict=True) if place in made}
     return loaded
 
 
 def _of_index(
-    connection: Connection, registry: EntityRegistry, entity: Entity, places: Sequence[tuple[str, str]]
+    connection: Connection,
+    registry: EntityRegistry,
+    entity: Entity,
+    places: Sequence[tuple[str, str]],
+    most_bytes: int | None,
 ) -> dict[tuple[str, str], Loaded]:
     """The documents at these places, of an entity or, if its row is none of its own any more, of another one there.
 
     Two kinds of one table may share an index: a row that changes its kind keeps its place then, and brings a `refresh`
     row for each of the two.
     """
-    found = loader.load_places(connection, entity, places)
+    found = loader.load_places(connection, entity, places, most_bytes)
     for other in registry:
         empty = [place for place, document in found.items() if document is None and other.index_names(place[0])]
         if other is not entity and empty:
-            found |= loader.load_places(connection, other, empty)
+            of_other = loader.load_places(connection, other, empty, most_bytes)
+            unread = set(empty) - of_other.keys()
+            found = {place: each for place, each in (found | of_other).items() if place not in unread}
     return found
 
 

@@ -17,6 +17,7 @@ from outbox.relay import requests, send
 from outbox.relay.claim import Claimer
 from outbox.relay.decide import Policy
 from outbox.relay.health import Health
+from outbox.relay.intake import HEAVY_BYTES
 from outbox.relay.requests import Answer, Request
 from outbox.relay.send import Workers
 from outbox.relay.settle import Settler, Totals
@@ -54,6 +55,7 @@ class Relay:
         self._in_flight: dict[int, Request] = {}
         self._following: deque[Request] = deque()  # what has to follow answers, before more is claimed
         self._database_error: str | None = None
+        self._claims = False  # whose turn it was: what is claimed, or what follows
         self._stopping = False
 
     @property
@@ -80,12 +82,17 @@ class Relay:
     def _next_request(self, now: int) -> Request | None:
         """Claim rows that are worth sending, load what they say, and plan what is sent for them."""
         claim = self._claim(now)
-        return requests.planned(self._store, self._registry, claim) if claim else None
+        if not claim:
+            return None
+        first, *rest = requests.planned(self._store, self._registry, claim, self._health.intakes, now)
+        self._following += rest
+        return first
 
     def _claim(self, now: int) -> Claim | None:
+        in_flight = self._in_flight.values()
         while True:
             try:
-                claim = self._claimer.next(now, [request.claim for request in self._in_flight.values()])
+                claim = self._claimer.next(now, [request.claim for request in in_flight], self._waits_for_its_turn())
             except MalformedRows:
                 self._settler.end_malformed(now)
                 continue
@@ -103,7 +110,7 @@ class Relay:
 
     def _next_following(self, now: int) -> Request | None:
         """The next request that has to follow an answer, under a lease that outlasts it."""
-        while self._following:
+        while self._following and not (self._is_last_worker() and self._following[0].indexes & self._heavy()):
             ready = self._ready(self._following[0], now)
             self._following.popleft()  # not before: the database may fail
             if ready:
@@ -120,6 +127,31 @@ class Relay:
             logger.warning("a lease ended before its rows were sent; the relay that has them now delivers them")
         return ready
 
+    def _next(self, now: int) -> Request | None:
+        """What follows answers, and what is claimed: by turns, so that neither waits for all of the other."""
+        self._claims = not self._claims
+        if self._claims and sum(request.size for request in self._following) <= self._settings.batch_bytes:
+            return self._next_request(now) or self._next_following(now)
+        return self._next_following(now) or self._next_request(now)
+
+    def _waits_for_its_turn(self) -> set[str]:
+        """Indexes of which nothing more is claimed now: the last worker is for others, and so is every second turn."""
+        following = {index for request in self._following for index in request.indexes}
+        return following | self._heavy() if self._is_last_worker() else following
+
+    def _is_last_worker(self) -> bool:
+        return 1 < self._settings.concurrency == len(self._in_flight) + 1
+
+    def _heavy(self) -> set[str]:
+        """Indexes of which others should not have to wait for a request that is under way."""
+        most = self._health.intakes.most()
+        return {
+            index
+            for request in self._in_flight.values()
+            for index in request.indexes
+            if index in most or request.size >= HEAVY_BYTES
+        }
+
     # -- as a process -------------------------------------------------------------------------------------------
 
     def run(self, *, drain: bool = False, progress: Callable[[Totals], None] | None = None) -> Totals:
@@ -133,9 +165,7 @@ class Relay:
         while not self._stopping:
             pause = self._settings.poll_interval
             try:
-                while len(self._in_flight) < self._settings.concurrency and (
-                    request := self._next_following(now_ms()) or self._next_request(now_ms())
-                ):
+                while len(self._in_flight) < self._settings.concurrency and (request := self._next(now_ms())):
                     self._in_flight[id(request)] = request
                     workers.submit(request)
                     self._note_database(None)

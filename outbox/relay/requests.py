@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from outbox.destinations.base import Outcome
+from outbox.destinations.base import Outcome, weight
 from outbox.entities.registry import EntityRegistry
 from outbox.relay import load, plan
 from outbox.relay.dual_write import Refusal
-from outbox.relay.plan import Fold
+from outbox.relay.intake import HEAVY_BYTES, Intakes
+from outbox.relay.plan import Content, Fold
 from outbox.store import claims
 from outbox.store.claims import Claim
 from outbox.store.models import Event
 from outbox.store.store import Store
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """One call of the destination. With `unknown_indexes` it asks where these are, and no row is sent.
 
@@ -30,6 +32,16 @@ class Request:
     rest: Sequence[Fold] = ()
     sent: bool = False
     unknown_indexes: Sequence[str] = ()
+
+    @cached_property
+    def size(self) -> int:
+        """The bytes of its documents."""
+        return sum(weight(fold.operation) for fold in self.folds if fold.known is None)
+
+    @cached_property
+    def indexes(self) -> set[str]:
+        """The indexes that it speaks to."""
+        return {fold.operation.index for fold in self.folds}
 
     @property
     def rows(self) -> list[int]:
@@ -52,6 +64,7 @@ class Answer:
     targets: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     failed_alone: bool = False  # no answer for this row, and one for a harmless operation on its document
+    took_ms: int = 0
     refusals: Sequence[Refusal] = ()  # by the new index of a reindex, of what the live one took
 
     @property
@@ -59,19 +72,58 @@ class Answer:
         return list(zip(self.request.folds, self.outcomes, strict=True))
 
 
-def planned(store: Store, registry: EntityRegistry | None, claim: Claim) -> Request:
-    """What is sent for a claim: its rows with their contents of this moment, or first the question where they go."""
+def planned(store: Store, registry: EntityRegistry | None, claim: Claim, intakes: Intakes, now: int) -> list[Request]:
+    """What is sent for a claim: its rows with their contents of this moment, or first the question where they go.
+
+    No request carries more than its indexes take. What is not made yet when there is enough for one is given back.
+    """
     unknown = sorted({event.index_name for event in claim.events} - claim.targets.keys())
     if well_formed := [name for name in unknown if not load.malformed_name(name)]:
-        return Request(claim, unknown_indexes=well_formed)
-    return Request(claim, _folds(store, registry, claim, claim.events))
+        return [Request(claim, unknown_indexes=well_formed)]
+    contents, unmade = load.contents(store, registry, claim, intakes)
+    if unmade:
+        claims.release(store, claim, [event.id for event in unmade], now, undelivered=True)
+        left = {event.id for event in unmade}
+        claim = replace(claim, events=tuple(event for event in claim.events if event.id not in left))
+    return list(cut(claim, _folds(claim, contents, claim.events), intakes))
+
+
+def cut(claim: Claim, folds: Sequence[Fold], intakes: Intakes) -> Iterator[Request]:
+    """Requests that carry no more than their indexes take. What is heavy comes last, each index by itself."""
+    most = intakes.most()
+    whole = Request(claim, folds)
+    if whole.size < HEAVY_BYTES and not most.keys() & whole.indexes:  # as nearly all are
+        yield whole
+        return
+    by_index: dict[str, list[Fold]] = defaultdict(list)
+    for fold in folds:
+        by_index[fold.operation.index].append(fold)
+    heavy = {name for name, some in by_index.items() if name in most or Request(claim, some).size >= HEAVY_BYTES}
+    light = [fold for fold in folds if fold.operation.index not in heavy]
+    yield from (Request(claim, some) for some in _cut(light, intakes.full))
+    for name in sorted(heavy):
+        yield from (Request(claim, some) for some in _cut(by_index[name], most.get(name, intakes.full)))
+
+
+def _cut(folds: Sequence[Fold], most: int) -> Iterator[Sequence[Fold]]:
+    some: list[Fold] = []
+    left = most
+    for fold in folds:
+        left -= (size := weight(fold.operation))
+        if left < 0 and some:
+            yield some
+            some, left = [], most - size
+        some.append(fold)
+    if some:
+        yield some
 
 
 def one_by_one(store: Store, registry: EntityRegistry | None, claim: Claim, fold: Fold) -> Request:
     """The rows of a fold that was sent, each by itself, in the order of their ids: only the guilty one may die."""
     # What failed may have been applied: the version that the last row brings now is there already.
     again = tuple(event._replace(deliveries=event.deliveries + 1) for event in fold.events)
-    first, *rest = _folds(store, registry, replace(claim, events=again), *([event] for event in again))
+    contents, _ = load.contents(store, registry, replace(claim, events=again))
+    first, *rest = _folds(claim, contents, *([event] for event in again))
     return Request(claim, [first], rest, sent=True)
 
 
@@ -94,8 +146,7 @@ def release(store: Store, request: Request, now: int, *, sent: bool) -> None:
     claims.release(store, request.claim, request.rows, now, undelivered=not sent)
 
 
-def _folds(store: Store, registry: EntityRegistry | None, claim: Claim, *documents: Sequence[Event]) -> list[Fold]:
-    """The rows of each document, or each row by itself, with their contents of this moment."""
-    contents = load.contents(store, registry, claim)
+def _folds(claim: Claim, contents: Mapping[int, Content], *documents: Sequence[Event]) -> list[Fold]:
+    """The rows of each document, or each row by itself, with their contents."""
     targets = defaultdict(str, claim.targets)  # a malformed name has none, and nothing is sent for it
     return [fold for events in documents for fold in plan.fold(events, contents, targets, claim.epoch)]

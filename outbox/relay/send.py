@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,13 +21,15 @@ def send(destination: Destination, registry: EntityRegistry | None, request: Req
     """Carry out a request. Raises nothing for a destination that is away: that is an outcome."""
     if request.unknown_indexes:
         return _look_up(destination, registry, request)
+    began = time.monotonic()
     operations = [fold.operation for fold in request.folds if fold.known is None]
     applied, refusals = dual_write.apply(destination, operations, request.claim.dual_writes) if operations else ((), ())
+    took_ms = int((time.monotonic() - began) * 1000)
     answered = iter(applied)
     outcomes = [fold.known or next(answered) for fold in request.folds]
     alone = request.claim.lone and outcomes[0].kind is OutcomeKind.UNAVAILABLE
     failed_alone = alone and _answers_for_its_document(destination, request)
-    return Answer(request, outcomes, failed_alone=failed_alone, refusals=refusals)
+    return Answer(request, outcomes, failed_alone=failed_alone, refusals=refusals, took_ms=took_ms)
 
 
 def _look_up(destination: Destination, registry: EntityRegistry | None, request: Request) -> Answer:

@@ -163,7 +163,9 @@ class Settler:
         self.health.note_indexes(answer, now)
         self.record(claim, decide.held_back(answer, self.policy, now), now)
         events = tuple(event for event in claim.events if event.index_name not in answer.refused)
-        return [requests.planned(self.store, self.registry, replace(claim, events=events))] if events else []
+        if not events:
+            return []
+        return requests.planned(self.store, self.registry, replace(claim, events=events), self.health.intakes, now)
 
 
 def _log(answer: Answer) -> None:

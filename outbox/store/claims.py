@@ -5,22 +5,27 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from outbox.store.malformed import NUMBER, TEXT, TEXT_OR_NULL, well_formed
 from outbox.store.models import (
     POISON,
     RELAY_DIED,
     UNANSWERED,
+    Action,
     Event,
     fresh,
     tenant,
     unfinished,
     waiting,
 )
+from outbox.store.shares import Shares
 from outbox.store.store import Store
 
 _CLAIMED = ", ".join("c.deliveries + 1" if name == "deliveries" else f"c.{name}" for name in Event._fields)
+_ACTION, _INDEX, _TENANT = map(Event._fields.index, ("action", "index_name", "tenant_id"))
+_BYTES = 2  # after the fields of an Event, see `_due`
+REFRESH: Final = Action.REFRESH  # to look it up in its class costs ten times as much, at each row
 _TYPES = (NUMBER, *3 * (TEXT,), *2 * (TEXT_OR_NULL,), *3 * (NUMBER,))  # of the fields of an Event
 
 
@@ -42,7 +47,8 @@ class ClaimRequest:
     """What a relay can work on. Instants and spans in milliseconds.
 
     `longest_wait`: a row that is to wait longer was written before the clock was set back, and is due. `leave_out` and
-    `only` name indexes; `tenants_out` tenants, and `tenant_rows` is the most fresh rows of one. A row that was
+    `only` name indexes; `tenants_out` tenants, and `tenant_rows` is the most fresh rows of one. `expected`: bytes of a
+    document that the relay has to make, `most`: bytes of all documents, both by index. A row that was
     delivered `lone_after` times and got no answer is claimed alone, and before the others, the one that waits
     longest first; without `lone` it is passed over.
     """
@@ -57,6 +63,8 @@ class ClaimRequest:
     only: str | None = None
     tenants_out: Collection[str] = ()
     tenant_rows: int | None = None
+    expected: Mapping[str, int] = field(default_factory=dict)
+    most: Mapping[str, int] = field(default_factory=dict)
     lone_after: int = 10
     lone: bool = True
 
@@ -67,7 +75,7 @@ class ClaimRequest:
 def claim(store: Store, request: ClaimRequest) -> Claim | None:
     """Take up to `rows` due rows (about `bytes_` of documents), in order and without a gap for each document.
 
-    Tenants and indexes share a batch evenly, so that a backlog of one does not starve the others.
+    Tenants and indexes share a batch evenly, its rows and its bytes, so that a backlog of one does not starve others.
     None when nothing could be claimed, or the outbox is paused. Raises `SchemaError` as `Store.pin` says, and
     `MalformedRows`.
     """
@@ -240,11 +248,23 @@ def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
     taken: set[int] = set()
     blocked: list[int] = []
     blocked_documents: set[tuple[str, str]] = set()
-    size, width = 0, len(Event._fields)
-    for row in candidates:
+    passed_over: set[tuple[str, str]] = set()  # documents for which there is no room
+    width = len(Event._fields)
+    shares = Shares(
+        [(row[_INDEX], row[_TENANT]) for row in candidates],
+        [
+            request.expected.get(row[_INDEX], 0) if row[_ACTION] == REFRESH else row[width + _BYTES]
+            for row in candidates
+        ],
+        request.bytes_,
+        request.most,
+    )
+    for at, row in enumerate(candidates):
         event = Event._make(row[:width])
-        error_type, available_at, row_bytes, behind = row[width:]
+        error_type, available_at, _, behind = row[width:]
         document = (event.index_name, event.document_id)
+        if document in passed_over:
+            continue
         if document in blocked_documents or (behind is not None and behind not in taken):
             blocked_documents.add(document)
             blocked.append(event.id)
@@ -252,11 +272,11 @@ def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
         if event.deliveries > request.lone_after and error_type in (UNANSWERED, RELAY_DIED, POISON):
             suspects.append((available_at, event))
             continue
-        if chosen and size + row_bytes > request.bytes_:
-            break
+        if not shares.take(at, first=not chosen):
+            passed_over.add(document)
+            continue
         chosen.append(event)
         taken.add(event.id)
-        size += row_bytes
     if suspects and request.lone:
         return _Found([min(suspects)[1]], blocked, lone=True)
     return _Found(chosen, blocked, lone=False)

@@ -6,43 +6,77 @@ conflict and the 404 of a delete as errors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import orjson
 
-from outbox.destinations.base import Operation, Outcome
+from outbox.destinations.base import Operation, Outcome, weight
 from outbox.destinations.cluster import outcomes
 from outbox.destinations.cluster.wire import FAILURES, Cluster
+
+FIRST_READ: Final = 20
+"""So many documents are read of an index of which no size is known yet."""
 
 _ANSWERED_FIELDS: Final = "errors,items.*._id,items.*.status,items.*.error,items.*.failure_store"
 
 
-def merge_patches(cluster: Cluster, operations: dict[int, Operation]) -> dict[int, Outcome]:
-    """Turn patches into full documents, in `operations`. Returns the outcomes of those that need no request any more.
+class Merger:
+    """Turns patches into full documents, of as many operations as one request has room for.
 
     A partial update cannot carry an external version: one such item fails a whole `_bulk` request with 400. So
     the stored document is read and merged here, and the version decides as for any other: only a request of a relay
     that lost its claim can slip in between, with what the stored document already has.
     """
-    patched = {position: operation for position, operation in operations.items() if operation.patches}
-    if not patched:
-        return {}
-    try:
-        wanted = [{"_index": operation.target, "_id": operation.document_id} for operation in patched.values()]
-        found = cluster.request("POST", "/_mget", {"docs": wanted}).body["docs"]
-    except FAILURES as error:
-        return dict.fromkeys(patched, outcomes.unavailable(error))
-    except (KeyError, TypeError):
-        return dict.fromkeys(patched, outcomes.foreign(cluster.product))
-    settled: dict[int, Outcome] = {}
-    for at, (position, operation) in enumerate(patched.items()):
-        merged = outcomes.patched(operation, found[at] if at < len(found) else None)
-        if isinstance(merged, Outcome):
-            settled[position] = merged
-        else:
-            operations[position] = merged
-    return settled
+
+    def __init__(self, cluster: Cluster, most_bytes: int) -> None:
+        self._cluster, self._most_bytes = cluster, most_bytes
+        self._sizes: dict[str, int] = {}  # of documents, by physical index, as they were read last
+
+    def merge(self, operations: dict[int, Operation]) -> dict[int, Outcome]:
+        """Change `operations`, by position. Returns the outcomes of those that need no request, or fit in no more."""
+        waiting = [position for position, operation in operations.items() if operation.patches]
+        if not waiting:
+            return {}
+        settled: dict[int, Outcome] = {}
+        room = self._most_bytes - sum(weight(each) for each in operations.values() if not each.patches)
+        while waiting and room > 0:
+            some = self._portion(operations, waiting, room)
+            waiting = waiting[len(some) :]
+            try:
+                settled |= self._merge(operations, some)
+            except FAILURES as error:
+                return settled | dict.fromkeys((*some, *waiting), outcomes.unavailable(error))
+            room -= sum(weight(operations[position]) for position in some if position not in settled)
+        return settled | dict.fromkeys(waiting, outcomes.REQUEST_FULL)
+
+    def _portion(self, operations: Mapping[int, Operation], waiting: Sequence[int], room: int) -> Sequence[int]:
+        """The next to read: as many as there is room for, by the sizes that are known."""
+        for end, position in enumerate(waiting):
+            size = self._sizes.get(operations[position].target)
+            if end and (room <= 0 or (size is None and end >= FIRST_READ)):
+                return waiting[:end]
+            room -= size or 0
+        return waiting
+
+    def _merge(self, operations: dict[int, Operation], positions: Sequence[int]) -> dict[int, Outcome]:
+        patched = [operations[position] for position in positions]
+        wanted = [{"_index": each.target, "_id": each.document_id} for each in patched]
+        found = self._cluster.request("POST", "/_mget", {"docs": wanted})
+        try:
+            documents = found.body["docs"]
+        except (KeyError, TypeError):
+            return dict.fromkeys(positions, outcomes.foreign(self._cluster.product))
+        settled: dict[int, Outcome] = {}
+        for at, (position, operation) in enumerate(zip(positions, patched, strict=True)):
+            merged = outcomes.patched(operation, documents[at] if at < len(documents) else None)
+            if isinstance(merged, Outcome):
+                settled[position] = merged
+            else:
+                operations[position] = merged
+                size = weight(merged)
+                self._sizes[merged.target] = (self._sizes.get(merged.target, size) + size) // 2
+        return settled
 
 
 def send(

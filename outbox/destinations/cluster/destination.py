@@ -18,6 +18,7 @@ from outbox.destinations.base import (
     OutcomeKind,
     Stored,
     unsendable,
+    weight,
 )
 from outbox.destinations.cluster import bulk, definitions, indexes, listing, outcomes, reading
 from outbox.destinations.cluster.failures import describe, failing_as
@@ -30,8 +31,9 @@ CHECK_INDEX_EVERY_S: Final = 5.0
 class ClusterDestination:
     """See `outbox.destinations.base.Destination` for what it promises."""
 
-    def __init__(self, cluster: Cluster, *, bulk_timeout: float, gc_deletes: str) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: Cluster, *, bulk_timeout: float, request_bytes: int, gc_deletes: str) -> None:
+        self._cluster, self._request_bytes = cluster, request_bytes
+        self._merger = bulk.Merger(cluster, request_bytes)
         self._bulk_timeout = f"{int(bulk_timeout * 1000)}ms"
         self._gc_deletes = gc_deletes
         self._checked: dict[str, float] = {}  # by physical index: until when it need not be looked up again
@@ -49,8 +51,16 @@ class ClusterDestination:
                 known[position] = refused
             else:
                 sendable[position] = operation
-        known |= bulk.merge_patches(self._cluster, sendable)
-        sent = {position: operation for position, operation in sendable.items() if position not in known}
+        known |= self._merger.merge(sendable)
+        sent: dict[int, Operation] = {}
+        room = self._request_bytes
+        for position, operation in sendable.items():
+            if position not in known:
+                room -= weight(operation)
+                if room >= 0 or not sent:
+                    sent[position] = operation
+                else:
+                    known[position] = outcomes.REQUEST_FULL
         if sent:
             known |= zip(sent, self._send(list(sent.values())), strict=True)
         for position, outcome in known.items():

@@ -61,7 +61,8 @@ _AWAY = re.compile(
     re.IGNORECASE,
 )
 
-_NOT_NOW = frozenset({429, 502, 503, 504})
+TOO_MANY: Final = 429  # more than there is memory for, or threads; smaller requests may pass
+_NOT_NOW = frozenset({TOO_MANY, 502, 503, 504})
 _TOO_LARGE_OR_MALFORMED = frozenset({400, 413})
 
 # One error type for many faults: only its text tells a document's from an index's.
@@ -78,6 +79,7 @@ NOT_IN_THE_INDEX: Final = Outcome(
     "the index did not take the document, it went to the failure store of its data stream, which says why",
 )
 UNANSWERED: Final = Outcome(OutcomeKind.UNAVAILABLE, "unanswered", "the answer says nothing about this row")
+REQUEST_FULL: Final = Outcome(OutcomeKind.SPLIT, "request_full", "other documents have filled the request")
 
 
 def foreign(product: Product) -> Outcome:
@@ -138,7 +140,8 @@ def of_refused_request(error: Exception, *, single: bool, answers_others: Callab
 def unavailable(error: Exception) -> Outcome:
     """What any other failed request means for all that it asked for."""
     if isinstance(error, Refused):
-        return Outcome(OutcomeKind.UNAVAILABLE, f"http_{error.status}", describe(error))
+        refused = OutcomeKind.OVERLOADED if error.status == TOO_MANY else OutcomeKind.UNAVAILABLE
+        return Outcome(refused, f"http_{error.status}", describe(error))
     kind = error.kind if isinstance(error, Unanswered) else type(error).__name__
     return Outcome(OutcomeKind.UNAVAILABLE, kind, describe(error))
 

@@ -27,6 +27,7 @@ class ElasticsearchDestination(ClusterDestination):
         request_timeout: float = 20.0,
         bulk_timeout: float = 5.0,
         connections: int = 10,
+        request_bytes: int = 5_000_000,
         gc_deletes: str = "24h",
     ) -> None:
         options: dict[str, Any] = {"ca_certs": str(ca_certs)} if ca_certs else {}
@@ -35,4 +36,9 @@ class ElasticsearchDestination(ClusterDestination):
         elif basic_auth:
             options["basic_auth"] = basic_auth
         client = ElasticsearchClient(urls, request_timeout=request_timeout, connections=connections, **options)
-        super().__init__(Cluster(ELASTICSEARCH, client, len(urls)), bulk_timeout=bulk_timeout, gc_deletes=gc_deletes)
+        super().__init__(
+            Cluster(ELASTICSEARCH, client, len(urls)),
+            bulk_timeout=bulk_timeout,
+            request_bytes=request_bytes,
+            gc_deletes=gc_deletes,
+        )
