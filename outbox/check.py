@@ -27,7 +27,11 @@ from outbox.triggers.sqlite import UNSEEN_KEY, UNSEEN_KEY_REMEDY
 
 SILENT_MS = 30_000
 CLOCK_MS = 5_000
-_SUPPORTED = re.compile(r"8\.(19|[2-9]\d)\.|9\.")
+_SUPPORTED = {
+    "elasticsearch": (re.compile(r"8\.(19|[2-9]\d)\.|9\."), "use Elasticsearch 8.19 or newer 8.x, or 9.x"),
+    "opensearch": (re.compile(r"2\.(19|[2-9]\d)\.|3\."), "use OpenSearch 2.19 or newer 2.x, or 3.x"),
+}
+"""Each product that a cluster may be: the versions that are known, and what to do about another."""
 _UNITS_MS = {"nanos": 1e-6, "micros": 1e-3, "ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -216,15 +220,18 @@ def destination(to: Destination, *, at: str = "") -> list[Finding]:
     try:
         health = to.health()
     except DestinationError as error:
-        remedy = "check OUTBOX_ELASTICSEARCH_URL and its credentials, or OUTBOX_EMBEDDED_PATH"
+        remedy = (
+            "check OUTBOX_DESTINATION, and OUTBOX_ELASTICSEARCH_URL or OUTBOX_OPENSEARCH_URL with its credentials, or "
+            "OUTBOX_EMBEDDED_PATH"
+        )
         return [Finding("destination", "fail", f"{error} ({at})" if at else str(error), remedy)]
     product = f"{health.product} {health.version}"
     if health.product == "embedded":
         return [Finding("destination", "ok", product), Finding("file", "ok", health.status)]
-    known = health.product == "elasticsearch" and _SUPPORTED.match(health.version) is not None
+    known, remedy = _SUPPORTED[health.product]
     red = health.status == "red"
     return [
-        finding("destination", known, product, "use Elasticsearch 8.19 or newer 8.x, or 9.x"),
+        finding("destination", known.match(health.version) is not None, product, remedy),
         finding("cluster", not red, f"status {health.status}", "some shards are away: see GET _cluster/health"),
     ]
 

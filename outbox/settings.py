@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from outbox.errors import ConfigurationError
@@ -59,7 +59,7 @@ class Settings(WriteSettings):
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of the application's database, e.g. sqlite:///app.db"
     )
-    destination: Literal["elasticsearch", "embedded"] = Field(
+    destination: Literal["elasticsearch", "opensearch", "embedded"] = Field(
         "elasticsearch", description="where documents are delivered; embedded is one SQLite file, without a cluster"
     )
     elasticsearch_url: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -73,6 +73,12 @@ class Settings(WriteSettings):
     elasticsearch_ca_certs: Path | None = Field(
         None, description="file with the certificate authority of the cluster; without it, the system's are trusted"
     )
+    opensearch_url: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="the same of OpenSearch, for OUTBOX_DESTINATION=opensearch; needs the extra 'opensearch'"
+    )
+    opensearch_username: str | None = Field(None, description="user name there")
+    opensearch_password: SecretStr | None = Field(None, description="password of that user")
+    opensearch_ca_certs: Path | None = Field(None, description="file with the certificate authority of that cluster")
     embedded_path: Path | None = Field(
         None, description="file of the embedded destination, e.g. search.db; never the application's database"
     )
@@ -198,15 +204,21 @@ class Settings(WriteSettings):
         """Without a heartbeat for so long a relay counts as gone."""
         return int(self.heartbeat_interval * HEARTBEATS_MISSED * 1_000)
 
-    @field_validator("elasticsearch_url", mode="before")
+    @property
+    def cluster_url(self) -> tuple[str, ...]:
+        """The addresses of the cluster that is the destination; none are needed for the embedded one."""
+        return self.opensearch_url if self.destination == "opensearch" else self.elasticsearch_url
+
+    @field_validator("elasticsearch_url", "opensearch_url", mode="before")
     @classmethod
     def _split_urls(cls, value: object) -> object:
         return tuple(url.strip() for url in value.split(",") if url.strip()) if isinstance(value, str) else value
 
-    @field_validator("elasticsearch_url")
+    @field_validator("elasticsearch_url", "opensearch_url")
     @classmethod
-    def _with_scheme(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_address, urls))
+    def _with_scheme(cls, urls: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        product = str(info.field_name).removesuffix("_url")
+        return tuple(_address(url, product) for url in urls)
 
     @field_validator("admin_token")
     @classmethod
@@ -308,12 +320,13 @@ def _weekday(text: str) -> int:
     raise ValueError(f"{text!r} is no weekday: 0 to 7 (0 and 7 are Sunday) or sun, mon, …")
 
 
-def _address(url: str) -> str:
+def _address(url: str, product: str) -> str:
     """An address with its port. Raises `ValueError` that shows no part of it: a password may stand anywhere."""
+    apart = f"or set {variable(f'{product}_username')} and {variable(f'{product}_password')}"
     if not url.startswith(("http://", "https://")):
         raise ValueError(
             "each address must start with http:// or https://; addresses are separated by commas, so write a comma in "
-            "a password as %2C, or set OUTBOX_ELASTICSEARCH_USERNAME and OUTBOX_ELASTICSEARCH_PASSWORD"
+            f"a password as %2C, {apart}"
         )
     try:
         parts = urlsplit(url)
@@ -322,7 +335,7 @@ def _address(url: str) -> str:
     if "@" in f"{parts.path}{parts.query}{parts.fragment}":
         raise ValueError(
             "its password contains '/', '?' or '#', which end the host's part of an address: write them as %2F, %3F "
-            "and %23, or set OUTBOX_ELASTICSEARCH_USERNAME and OUTBOX_ELASTICSEARCH_PASSWORD"
+            f"and %23, {apart}"
         )
     try:
         port = parts.port

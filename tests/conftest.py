@@ -1,4 +1,4 @@
-"""Real parts for all tests: a SQLite file, the outbox tables in it, and one Elasticsearch node for the session."""
+"""Real parts for all tests: a SQLite file, the outbox tables in it, and one node of each product for the session."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from loguru import logger
 from sqlalchemy import Engine, create_engine
 
 from outbox import schema, sqlite
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support.memory_cluster import MemoryCluster
-from tests.support.node import VERSION, VERSION_9, Node, unavailable_reason
+from tests.support.node import ELASTICSEARCH_9, OPENSEARCH, TESTED, Node, Server, destination_to, unavailable_reason
 from tests.support.outbox import Outbox
-from tests.support.places import ElasticsearchPlace, EmbeddedPlace, Place
+from tests.support.places import ClusterPlace, EmbeddedPlace, Place
 from tests.support.proxy import FaultProxy
 from tests.support.relays import Relays
 
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what a test needs by the fixtures it takes, so that no test can forget to say so."""
     for item in items:
         taken = set(getattr(item, "fixturenames", ()))
-        if taken & {"node", "node_9"}:
+        if taken & {"node", "node_9", "node_of_opensearch"}:
             item.add_marker("elasticsearch")
         if "chromium" in taken:
             item.add_marker("browser")
@@ -65,22 +65,32 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 @pytest.fixture(scope="session")
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    """One real Elasticsearch for all tests; each test uses index names of its own or wipes."""
-    yield from _node(request, VERSION)
+    """One real Elasticsearch (or TEST_PRODUCT) for all tests; each test uses index names of its own or wipes."""
+    yield from _node(request, TESTED)
 
 
 @pytest.fixture(scope="session")
 def node_9(request: pytest.FixtureRequest) -> Iterator[Node]:
     """The same of the next major version, for the tests of the contract."""
-    yield from _node(request, VERSION_9)
+    yield from _node(request, ELASTICSEARCH_9)
 
 
-def _node(request: pytest.FixtureRequest, version: str) -> Iterator[Node]:
-    if reason := unavailable_reason(version):
+@pytest.fixture(scope="session")
+def node_of_opensearch(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """The same of OpenSearch."""
+    if TESTED is OPENSEARCH:
+        yield request.getfixturevalue("node")
+    else:
+        yield from _node(request, OPENSEARCH)
+
+
+def _node(request: pytest.FixtureRequest, server: Server) -> Iterator[Node]:
+    if reason := unavailable_reason(server):
+        why = f"no {server.product} {server.version}: {reason}"
         if request.config.getoption("--require-elasticsearch"):
-            pytest.fail(f"no Elasticsearch {version}: {reason}")
-        pytest.skip(f"no Elasticsearch {version}: {reason}")
-    running = Node.start(version=version)
+            pytest.fail(why)
+        pytest.skip(why)
+    running = Node.start(server=server)
     yield running
     running.stop()
 
@@ -100,8 +110,8 @@ def proxy(clean_node: Node) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def destination(proxy: FaultProxy) -> Iterator[ElasticsearchDestination]:
-    made = ElasticsearchDestination([proxy.url], request_timeout=30)
+def destination(proxy: FaultProxy) -> Iterator[ClusterDestination]:
+    made = destination_to(proxy.url, request_timeout=30)
     yield made
     made.close()
 
@@ -114,12 +124,12 @@ def cluster() -> Iterator[MemoryCluster]:
     running.close()
 
 
-@pytest.fixture(params=["embedded", pytest.param("elasticsearch", marks=pytest.mark.elasticsearch)])
+@pytest.fixture(params=["embedded", pytest.param(TESTED.product, marks=pytest.mark.elasticsearch)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Each kind of destination in turn, for tests that hold for all of them."""
-    if request.param == "elasticsearch":
+    if request.param != "embedded":
         names = ("destination", "node", "proxy")
-        yield ElasticsearchPlace(*(request.getfixturevalue(name) for name in names))
+        yield ClusterPlace(*(request.getfixturevalue(name) for name in names))
     else:
         made = EmbeddedPlace(tmp_path / "search.db")
         yield made

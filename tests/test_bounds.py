@@ -7,7 +7,7 @@ import tomllib
 
 from packaging.requirements import Requirement
 
-from tests.support.node import VERSION_9
+from tests.support.node import ELASTICSEARCH_9, OPENSEARCH
 from tests.support.pages import PAGES, ROOT
 
 PAGE = PAGES["reference/versions.md"]
@@ -28,7 +28,7 @@ def admitted(requirement: Requirement) -> tuple[str, str]:
 
 
 def test_packages_are_all_in_the_table_with_their_bounds_and_no_others() -> None:
-    needed = [Requirement(each) for each in (*PROJECT["dependencies"], *EXTRAS["admin"])]
+    needed = [Requirement(each) for each in (*PROJECT["dependencies"], *EXTRAS["admin"], *EXTRAS["opensearch"])]
     by_applications = ("aiosqlite", "flask", "flask-sqlalchemy", "flask-migrate", "sqlmodel")
     needed += [each for each in map(Requirement, EXTRAS["dev"]) if each.name in by_applications]
     listed = re.findall(r"^\| (\S+) \|", PAGE.split("| package |")[1], re.MULTILINE)
@@ -43,7 +43,8 @@ def test_python_from_and_to_are_those_of_the_project_and_of_the_nightly_tests() 
 
 def test_elasticsearch_from_and_to_are_those_of_the_tests() -> None:
     (oldest,) = re.findall(r'TEST_ELASTICSEARCH_VERSION", "(\d+\.\d+)', (ROOT / "tests/support/node.py").read_text())
-    assert said("Elasticsearch") == (oldest, VERSION_9.rpartition(".")[0])
+    assert said("Elasticsearch") == (oldest, ELASTICSEARCH_9.version.rpartition(".")[0])
+    assert said("OpenSearch")[0] == OPENSEARCH.version.rpartition(".")[0]
 
 
 def test_oldest_versions_are_installed_all_at_once_and_each_sqlalchemy_alone() -> None:

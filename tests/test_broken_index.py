@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.store import operators
 from outbox.store.models import now_ms
-from tests.support.node import Node
+from tests.support.node import Node, destination_to
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy, Request, hold
 from tests.support.relays import Relays, until
@@ -103,7 +103,7 @@ def test_disk_monitor_that_blocks_and_frees_indexes_delays_rows_and_kills_none(
 
 
 def test_closed_index_of_one_tenant_holds_no_other_tenant(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, node: Node, proxy: FaultProxy
 ) -> None:
     tenants = ["t1", "t2", "t3"]
     for tenant in tenants:
@@ -158,7 +158,7 @@ def open_again(node: Node) -> None:
 
 
 def test_short_trouble_of_an_index_delays_its_rows_by_the_first_pause_only(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     outbox.index("contacts", "c0", {})
     outbox.drain(destination)
@@ -174,7 +174,7 @@ def test_short_trouble_of_an_index_delays_its_rows_by_the_first_pause_only(
 
 
 def test_rows_that_prove_nothing_do_not_hold_up_an_index_that_is_mended(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     """The first rows to be tried are refused by the mapping, or already there: neither says that the index is back."""
     outbox.index("contacts", "c0", {"n": 1})
@@ -195,7 +195,7 @@ def test_rows_that_prove_nothing_do_not_hold_up_an_index_that_is_mended(
 
 
 def test_reason_of_a_paused_index_is_what_its_last_trial_said(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     outbox.index("contacts", "c0", {})
     outbox.drain(destination)
@@ -212,7 +212,7 @@ def test_reason_of_a_paused_index_is_what_its_last_trial_said(
 
 @pytest.mark.parametrize("broken", [closed, write_blocked, at_flood_stage])
 def test_broken_index_holds_only_its_own_rows(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, broken: Any
+    outbox: Outbox, destination: ClusterDestination, node: Node, broken: Any
 ) -> None:
     outbox.index("contacts", "c1", {})
     outbox.drain(destination)
@@ -238,12 +238,12 @@ def test_broken_index_holds_only_its_own_rows(
 
 
 def test_missing_index_is_not_created_anew_behind_its_alias(
-    outbox: Outbox, proxy: FaultProxy, node: Node, destination: ElasticsearchDestination
+    outbox: Outbox, proxy: FaultProxy, node: Node, destination: ClusterDestination
 ) -> None:
     outbox.index("contacts", "c1", {})
     outbox.drain(destination)
     node.request("DELETE", "/contacts-000001")
-    fresh = ElasticsearchDestination([proxy.url], request_timeout=30)  # has not looked at the index yet
+    fresh = destination_to(proxy.url, request_timeout=30)  # has not looked at the index yet
     rows = [outbox.delete("contacts", "c1"), outbox.index("contacts", "c2", {})]
     flowing = outbox.index("deals", "d1", {})
     outbox.drain(fresh)
@@ -252,9 +252,7 @@ def test_missing_index_is_not_created_anew_behind_its_alias(
     assert node.indexes() == ["deals-000001"]
 
 
-def test_alias_on_two_indexes_is_blocked_and_said(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
-) -> None:
+def test_alias_on_two_indexes_is_blocked_and_said(outbox: Outbox, destination: ClusterDestination, node: Node) -> None:
     for name in ("a", "b"):
         node.request("PUT", f"/{name}", {"aliases": {"contacts": {}}})
     row = outbox.index("contacts", "c1", {})
@@ -266,7 +264,7 @@ def test_alias_on_two_indexes_is_blocked_and_said(
 
 @pytest.mark.parametrize("remove", ["purge", "another relay"])
 def test_broken_index_without_rows_is_no_longer_waited_for(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, remove: str
+    outbox: Outbox, destination: ClusterDestination, node: Node, remove: str
 ) -> None:
     outbox.index("contacts", "c1", {})
     outbox.drain(destination)
@@ -287,7 +285,7 @@ def test_broken_index_without_rows_is_no_longer_waited_for(
 
 
 def test_broken_index_whose_rows_wait_is_still_waited_for(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     outbox.index("contacts", "c1", {})
     outbox.drain(destination)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.store.models import now_ms
 from tests.support.node import Node
 from tests.support.outbox import Outbox
@@ -35,7 +35,7 @@ def test_rejected_fold_kills_only_the_guilty_row(outbox: Outbox, place: Place) -
 
 
 def test_relay_killed_between_unfolded_rows_leaves_the_dead_letter(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     outbox.index("contacts", "other", {"age": 1})
     outbox.drain(destination)
@@ -57,7 +57,7 @@ def test_relay_killed_between_unfolded_rows_leaves_the_dead_letter(
 
 
 def test_answer_lost_between_unfolded_rows_leaves_the_dead_letter_and_the_good_one(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, node: Node
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy, node: Node
 ) -> None:
     outbox.index("contacts", "other", {"age": 1})
     outbox.drain(destination)
@@ -93,7 +93,7 @@ def test_failures_of_a_fold_that_was_applied_all_the_same_kill_none_of_its_rows(
 
 
 def test_outage_after_a_fold_that_failed_and_was_applied_all_the_same_condemns_none_of_its_rows(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     rows = [outbox.index("contacts", "c1", {"n": n}) for n in (1, 2)]
     faults = iter([failing_item(500, "some_exception"), refuse])  # the fold, then the first of its rows alone

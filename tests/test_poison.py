@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.relay.poison import PoisonDetector
 from outbox.relay.relay import Relay
 from outbox.store import claims, operators, upkeep
 from outbox.store.claims import Claim
 from outbox.store.models import now_ms
-from tests.support.node import Node
+from tests.support.node import Node, destination_to
 from tests.support.outbox import Outbox
 from tests.support.proxy import PRODUCT, FaultProxy, Reply, Request, anything, bulk, hang, refuse, reply, swallow
 
@@ -44,9 +44,9 @@ def answer_each(status: int, error_type: str) -> Any:
 
 
 @pytest.fixture
-def impatient(proxy: FaultProxy) -> Iterator[ElasticsearchDestination]:
+def impatient(proxy: FaultProxy) -> Iterator[ClusterDestination]:
     """For a test in which it makes no difference whether a request hangs or only takes too long."""
-    made = ElasticsearchDestination([proxy.url], request_timeout=0.4)
+    made = destination_to(proxy.url, request_timeout=0.4)
     yield made
     made.close()
 
@@ -68,10 +68,10 @@ class Clock:
 @pytest.mark.elasticsearch
 @pytest.mark.parametrize("fault", [refuse, swallow, hang])
 def test_document_that_gets_no_answer_dies_alone_and_200_good_ones_arrive(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, fault: Any, request: Any
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy, fault: Any, request: Any
 ) -> None:
     # Twenty requests hang, one after another; none of the others may take as long.
-    made = ElasticsearchDestination([proxy.url], request_timeout=1.5 if fault is hang else 30)
+    made = destination_to(proxy.url, request_timeout=1.5 if fault is hang else 30)
     request.addfinalizer(made.close)
     outbox.index("contacts", "first", {"n": 0})
     outbox.drain(destination)
@@ -99,7 +99,7 @@ def test_document_that_gets_no_answer_dies_alone_and_200_good_ones_arrive(
 
 @pytest.mark.elasticsearch
 def test_row_that_fails_alone_dies_only_after_two_failures_between_rows_that_were_applied(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, node: Node
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy, node: Node
 ) -> None:
     poison = outbox.index("contacts", "c1", POISON)
     proxy.on(poisonous, refuse)
@@ -140,7 +140,7 @@ def test_row_that_fails_alone_dies_only_after_two_failures_between_rows_that_wer
 @pytest.mark.elasticsearch
 @pytest.mark.parametrize("fault", [refuse, reply(503), hang])
 def test_outage_of_everything_kills_nothing_however_often_it_is_tried(
-    outbox: Outbox, impatient: ElasticsearchDestination, proxy: FaultProxy, fault: Any
+    outbox: Outbox, impatient: ClusterDestination, proxy: FaultProxy, fault: Any
 ) -> None:
     clock = Clock(*(outbox.relay(impatient, n, lone_after=2, breaker_longest_pause=1) for n in (1, 2)))
     rows = [outbox.index("contacts", "first", {})]
@@ -159,7 +159,7 @@ def test_outage_of_everything_kills_nothing_however_often_it_is_tried(
 
 @pytest.mark.elasticsearch
 def test_outage_that_begins_whenever_a_certain_row_is_sent_kills_nothing(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     row = outbox.index("contacts", "c1", POISON)
     clock = Clock(outbox.relay(destination, lone_after=2, breaker_longest_pause=1))
@@ -184,7 +184,7 @@ def test_outage_that_begins_whenever_a_certain_row_is_sent_kills_nothing(
 
 @pytest.mark.elasticsearch
 def test_data_node_without_answers_behind_a_healthy_master_kills_nothing_and_other_indexes_arrive(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     outbox.index("contacts", "first", {})
     outbox.index("deals", "first", {})
@@ -205,7 +205,7 @@ def test_data_node_without_answers_behind_a_healthy_master_kills_nothing_and_oth
 
 @pytest.mark.elasticsearch
 def test_shard_without_answers_kills_none_of_its_rows_while_other_shards_of_the_index_answer(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     outbox.index("contacts", "first", {})
     clock = Clock(outbox.relay(destination, lone_after=2, breaker_longest_pause=1))
@@ -224,7 +224,7 @@ def test_shard_without_answers_kills_none_of_its_rows_while_other_shards_of_the_
 
 @pytest.mark.elasticsearch
 def test_poisonous_update_dies_alone_and_leaves_the_document_as_it_was(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, node: Node
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy, node: Node
 ) -> None:
     outbox.index("contacts", "c1", {"name": "Ada"})
     clock = Clock(outbox.relay(destination, lone_after=2, breaker_longest_pause=1))
@@ -244,7 +244,7 @@ def test_poisonous_update_dies_alone_and_leaves_the_document_as_it_was(
 
 @pytest.mark.elasticsearch
 def test_dead_poison_that_is_retried_is_sent_alone_again_and_may_succeed(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     poison = outbox.index("contacts", "c1", POISON)
     proxy.on(poisonous, refuse)
@@ -263,7 +263,7 @@ def test_dead_poison_that_is_retried_is_sent_alone_again_and_may_succeed(
 
 @pytest.mark.elasticsearch
 def test_delivery_that_never_left_does_not_count(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     rows = outbox.index_many("contacts", [("c1", {}), ("c2", {})])
     proxy.on(anything, refuse)  # the index is unknown, and nobody says where it is
@@ -274,7 +274,7 @@ def test_delivery_that_never_left_does_not_count(
 
 @pytest.mark.elasticsearch
 def test_row_that_was_answered_time_and_again_is_not_sent_alone(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     outbox.index("contacts", "first", {})
     clock = Clock(outbox.relay(destination, lone_after=2, breaker_longest_pause=1))

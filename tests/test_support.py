@@ -22,8 +22,8 @@ import pytest
 
 from tests.support import LIMIT_S
 from tests.support.node import (
-    GIVEN,
-    SCRIPT,
+    ELASTICSEARCH,
+    TESTED,
     Node,
     free_port,
     own_directory,
@@ -67,15 +67,18 @@ def client(proxy: FaultProxy) -> Iterator[http.client.HTTPConnection]:
     made.close()
 
 
+SCRIPT = ELASTICSEARCH.script
+
+
 @pytest.fixture
 def own_node(request: pytest.FixtureRequest) -> Iterator[Node]:
     """A node that a test may kill."""
-    if os.environ.get(GIVEN):
+    if TESTED.url:
         pytest.skip("a given node is not killed")
     if reason := unavailable_reason():
         if request.config.getoption("--require-elasticsearch"):
-            pytest.fail(f"no Elasticsearch: {reason}")
-        pytest.skip(f"no Elasticsearch: {reason}")
+            pytest.fail(reason)
+        pytest.skip(reason)
     made = Node.start()
     yield made
     made.stop()
@@ -154,7 +157,7 @@ def test_data_of_a_run_that_goes_on_is_no_leftover(tmp_path: Path) -> None:
 
 
 def test_ports_are_none_that_the_system_gives_to_others(node: Node, proxy: FaultProxy) -> None:
-    if not os.environ.get(GIVEN):
+    if not TESTED.url:
         assert 1_024 <= (urlsplit(node.url).port or 0) < 32_768
     assert 1_024 <= (urlsplit(proxy.url).port or 0) < 32_768
     taken = free_port()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.maintenance.scheduler import Maintenance
 from outbox.store import upkeep
 from outbox.store.models import now_ms
@@ -35,7 +35,7 @@ def test_relay_whose_lease_expired_cannot_overwrite_the_outcome(outbox: Outbox, 
 
 
 def test_dead_row_that_another_relay_settled_is_not_counted_by_the_one_that_lost_it(
-    outbox: Outbox, destination: ElasticsearchDestination
+    outbox: Outbox, destination: ClusterDestination
 ) -> None:
     outbox.index("contacts", "typed", {"n": 1})
     outbox.drain(destination)
@@ -52,7 +52,7 @@ def test_dead_row_that_another_relay_settled_is_not_counted_by_the_one_that_lost
 
 
 def test_relay_with_a_short_lease_leaves_the_claims_of_one_with_a_long_lease_alone(
-    outbox: Outbox, destination: ElasticsearchDestination
+    outbox: Outbox, destination: ClusterDestination
 ) -> None:
     row = outbox.index("contacts", "c1", {})
     now = now_ms()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.store import operators, upkeep
 from outbox.store.models import EPOCH_STEP, now_ms
 from outbox.store.operators import Retried
@@ -26,14 +26,14 @@ def mget(request: Request) -> bool:
 
 
 @pytest.fixture
-def typed(outbox: Outbox, destination: ElasticsearchDestination) -> None:
+def typed(outbox: Outbox, destination: ClusterDestination) -> None:
     """An index whose mapping knows that `age` is a number."""
     outbox.index("contacts", "typed", {"age": 1})
     outbox.drain(destination)
 
 
 def test_update_of_a_missing_document_is_dead_and_says_so(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     other = outbox.index("contacts", "other", {"age": 1})
     row = outbox.update("contacts", "c1", {"phone": "123"})
@@ -44,7 +44,7 @@ def test_update_of_a_missing_document_is_dead_and_says_so(
 
 
 def test_update_of_a_document_of_an_earlier_system_keeps_its_fields(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     node.request("PUT", "/contacts", {"mappings": {"dynamic": False}})
     node.request("PUT", "/contacts/_doc/c1", {"legacy": 12345678901234567890123, "half": 0.5})
@@ -54,7 +54,7 @@ def test_update_of_a_document_of_an_earlier_system_keeps_its_fields(
 
 
 def test_updates_of_one_document_become_one_operation(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, node: Node, proxy: FaultProxy
 ) -> None:
     outbox.index("contacts", "c0", {"a": {"x": 0}})
     outbox.drain(destination)
@@ -69,7 +69,7 @@ def test_updates_of_one_document_become_one_operation(
 
 
 def test_update_after_a_delete_in_one_claim_revives_nothing(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     outbox.index("contacts", "c1", {"secret": 1})
     outbox.drain(destination)
@@ -82,7 +82,7 @@ def test_update_after_a_delete_in_one_claim_revives_nothing(
 @pytest.mark.usefixtures("typed")
 @pytest.mark.parametrize("guilty", [0, 1, 2, 3])
 def test_fold_with_one_bad_update_kills_only_that_one(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, guilty: int
+    outbox: Outbox, destination: ClusterDestination, node: Node, guilty: int
 ) -> None:
     outbox.index("contacts", "c1", {"age": 1})
     outbox.drain(destination)
@@ -98,7 +98,7 @@ def test_fold_with_one_bad_update_kills_only_that_one(
 
 
 @pytest.mark.usefixtures("typed")
-def test_update_that_is_no_json_dies_alone(outbox: Outbox, destination: ElasticsearchDestination, node: Node) -> None:
+def test_update_that_is_no_json_dies_alone(outbox: Outbox, destination: ClusterDestination, node: Node) -> None:
     outbox.index("contacts", "c1", {"age": 1})
     bad = [outbox.put_raw("contacts", "c1", text, action="update") for text in ("[1]", '{"a":', "", '{"a":NaN}')]
     last = outbox.update("contacts", "c1", {"phone": "123"})
@@ -112,7 +112,7 @@ def test_update_that_is_no_json_dies_alone(outbox: Outbox, destination: Elastics
 
 
 def test_full_document_applied_but_not_recorded_does_not_come_back_under_an_update(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, node: Node, proxy: FaultProxy
 ) -> None:
     now = now_ms()
     first = outbox.index("contacts", "c1", {"old": 1})
@@ -127,7 +127,7 @@ def test_full_document_applied_but_not_recorded_does_not_come_back_under_an_upda
 
 @pytest.mark.usefixtures("typed")
 def test_retry_of_an_update_that_a_later_one_has_overtaken_stays_dead_and_names_it(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     outbox.index("contacts", "c1", {"age": 1})
     outbox.drain(destination)
@@ -151,7 +151,7 @@ def test_retry_of_an_update_that_a_later_one_has_overtaken_stays_dead_and_names_
 
 @pytest.mark.usefixtures("typed")
 def test_retry_of_several_dead_updates_of_one_document_keeps_their_order(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     early = [outbox.update("contacts", "c1", {"n": n, f"f{n}": n}) for n in range(3)]
     outbox.drain(destination)
@@ -164,7 +164,7 @@ def test_retry_of_several_dead_updates_of_one_document_keeps_their_order(
 
 @pytest.mark.usefixtures("typed")
 def test_relay_killed_between_unfolded_updates_leaves_the_dead_letter_and_applies_the_rest(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, node: Node, proxy: FaultProxy
 ) -> None:
     outbox.index("contacts", "c1", {"age": 1})
     outbox.drain(destination)
@@ -204,7 +204,7 @@ def test_update_folded_into_a_delete_that_was_applied_but_not_recorded_is_no_dea
 
 
 def test_update_applied_but_not_recorded_is_not_applied_twice(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, node: Node, proxy: FaultProxy
 ) -> None:
     now = now_ms()
     outbox.index("contacts", "c1", {"n": 1})
@@ -218,7 +218,7 @@ def test_update_applied_but_not_recorded_is_not_applied_twice(
 
 
 def test_update_under_a_version_that_nothing_explains_is_dead(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     outbox.index("contacts", "c1", {"n": 1})
     outbox.drain(destination)
@@ -234,7 +234,7 @@ def test_update_under_a_version_that_nothing_explains_is_dead(
     [refuse, cut(20), reply(503), reply(200, b"<html>", {"Content-Type": "text/html"}), reply(200, b'{"docs":[]}')],
 )
 def test_read_before_an_update_that_fails_spends_no_attempt(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy, fault: Any
+    outbox: Outbox, destination: ClusterDestination, node: Node, proxy: FaultProxy, fault: Any
 ) -> None:
     now = now_ms()
     outbox.index("contacts", "c1", {"n": 1})

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.maintenance.pruner import prune
 from outbox.store import operators
 from outbox.store.models import EPOCH_STEP, now_ms
 from outbox.store.operators import Retried
-from tests.support.node import Node
+from tests.support.node import Node, destination_to
 from tests.support.outbox import Outbox
 from tests.support.places import Place
 from tests.support.proxy import FaultProxy, bulk, swallow
@@ -30,7 +30,7 @@ def test_relay_killed_after_acknowledgement_redelivers_without_change(outbox: Ou
 
 
 def test_answer_lost_after_the_node_applied_it_is_redelivered_and_explained(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, node: Node, proxy: FaultProxy
 ) -> None:
     row = outbox.index("contacts", "c1", {"name": "Ada"})
     proxy.on(bulk, swallow, times=1)
@@ -46,7 +46,7 @@ def test_connection_that_breaks_is_not_tried_again_at_another_node_before_the_ro
     outbox: Outbox, clean_node: Node, proxy: FaultProxy
 ) -> None:
     """The second node would report the version that the first has just brought, as if somebody else had written it."""
-    cluster = ElasticsearchDestination([proxy.url, proxy.url.replace("127.0.0.1", "localhost")], request_timeout=30)
+    cluster = destination_to(proxy.url, proxy.url.replace("127.0.0.1", "localhost"), request_timeout=30)
     row = outbox.index("contacts", "c1", {"name": "Ada"})
     proxy.on(bulk, swallow, times=1)
     now = now_ms()
@@ -60,7 +60,7 @@ def test_connection_that_breaks_is_not_tried_again_at_another_node_before_the_ro
 
 def test_node_that_gives_no_connection_is_passed_over(outbox: Outbox, clean_node: Node, proxy: FaultProxy) -> None:
     other = FaultProxy(clean_node.url)
-    cluster = ElasticsearchDestination([proxy.url, other.url], request_timeout=30)
+    cluster = destination_to(proxy.url, other.url, request_timeout=30)
     relay = outbox.relay(cluster)
     outbox.index("contacts", "c0", {})
     relay.run_once()
@@ -100,7 +100,7 @@ def test_restored_backup_that_issues_ids_again_is_not_called_superseded(outbox: 
 
 
 def test_version_that_somebody_else_wrote_is_not_called_superseded(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     outbox.index("contacts", "other", {})
     outbox.drain(destination)
@@ -122,7 +122,7 @@ def test_version_of_a_pruned_row_is_explained(outbox: Outbox, place: Place) -> N
 
 
 def test_index_named_like_an_answer_of_the_node_is_found(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     node.request("PUT", "/error/_doc/c0", {})
     outbox.index("error", "c1", {"n": 1})
@@ -132,7 +132,7 @@ def test_index_named_like_an_answer_of_the_node_is_found(
 
 
 def test_document_of_an_earlier_system_with_a_high_internal_version_is_replaced(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node
+    outbox: Outbox, destination: ClusterDestination, node: Node
 ) -> None:
     for n in range(20):
         node.request("PUT", "/contacts/_doc/c1", {"legacy": n})
@@ -144,7 +144,7 @@ def test_document_of_an_earlier_system_with_a_high_internal_version_is_replaced(
 
 
 def test_index_is_created_with_the_settings_that_it_is_given_and_with_ours(
-    destination: ElasticsearchDestination, node: Node
+    destination: ClusterDestination, node: Node
 ) -> None:
     destination.ensure_index("contacts", settings={"index.refresh_interval": "5s", "number_of_shards": 2})
     found = node.request("GET", "/contacts/_settings")[1]["contacts-000001"]["settings"]["index"]

@@ -11,9 +11,9 @@ import pytest
 from loguru import logger
 
 from outbox import logs
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.store.models import now_ms
-from tests.support.node import Node
+from tests.support.node import Node, destination_to
 from tests.support.outbox import Outbox, settings
 from tests.support.places import failing_item
 from tests.support.proxy import FaultProxy, Reply, anything, bulk, cut, hang, refuse, reply, reset, rewrite
@@ -25,8 +25,8 @@ SECOND = 1_000
 
 
 @pytest.fixture
-def impatient(proxy: FaultProxy) -> Iterator[ElasticsearchDestination]:
-    made = ElasticsearchDestination([proxy.url], request_timeout=HUNG_S)
+def impatient(proxy: FaultProxy) -> Iterator[ClusterDestination]:
+    made = destination_to(proxy.url, request_timeout=HUNG_S)
     yield made
     made.close()
 
@@ -48,7 +48,7 @@ def impatient(proxy: FaultProxy) -> Iterator[ElasticsearchDestination]:
     ],
 )
 def test_failed_request_spends_no_attempt_and_is_delivered_after(
-    outbox: Outbox, impatient: ElasticsearchDestination, node: Node, proxy: FaultProxy, fault: Any
+    outbox: Outbox, impatient: ClusterDestination, node: Node, proxy: FaultProxy, fault: Any
 ) -> None:
     rows = outbox.index_many("contacts", [("c1", {"n": 1}), ("c2", {"n": 2})])
     outbox.index("deals", "d1", {})
@@ -89,12 +89,12 @@ def elsewhere(status: int, body: bytes = b"", **headers: str) -> Any:
     ],
 )
 def test_server_that_is_not_elasticsearch_settles_nothing(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy, server: Any, index_known: bool
+    outbox: Outbox, destination: ClusterDestination, node: Node, proxy: FaultProxy, server: Any, index_known: bool
 ) -> None:
     outbox.index("contacts" if index_known else "deals", "gone", {})
     outbox.drain(destination)
     rows = [outbox.index("contacts", "c1", {"n": 1}), outbox.delete("contacts", "gone")]
-    fresh = ElasticsearchDestination([proxy.url], request_timeout=30)  # has not looked at the index yet
+    fresh = destination_to(proxy.url, request_timeout=30)  # has not looked at the index yet
     proxy.on(anything, server)
     for each in (destination, fresh):
         relay, now = outbox.relay(each), now_ms()
@@ -120,7 +120,7 @@ def test_server_that_is_not_elasticsearch_settles_nothing(
     ],
 )
 def test_breaker_says_in_words_what_happened_on_the_wire(
-    outbox: Outbox, impatient: ElasticsearchDestination, proxy: FaultProxy, fault: Any, says: str
+    outbox: Outbox, impatient: ClusterDestination, proxy: FaultProxy, fault: Any, says: str
 ) -> None:
     outbox.index("contacts", "c1", {})
     proxy.on(bulk, fault)
@@ -132,7 +132,7 @@ def test_breaker_says_in_words_what_happened_on_the_wire(
 
 
 def test_outage_claims_nothing_until_the_probe_is_due(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     row = outbox.index("contacts", "c1", {})
     proxy.down()
@@ -149,7 +149,7 @@ def test_outage_claims_nothing_until_the_probe_is_due(
 
 
 def test_clock_that_is_set_back_in_an_outage_leaves_the_pauses_between_probes(outbox: Outbox) -> None:
-    away = ElasticsearchDestination(["http://127.0.0.1:1"], request_timeout=30)
+    away = destination_to("http://127.0.0.1:1", request_timeout=30)
     row = outbox.index("contacts", "c1", {})
     outbox.raw("INSERT INTO outbox_indexes (index_name, physical_index) VALUES ('contacts', 'contacts-000001')")
     relay, now = outbox.relay(away), now_ms()
@@ -161,7 +161,7 @@ def test_clock_that_is_set_back_in_an_outage_leaves_the_pauses_between_probes(ou
 
 
 def test_outage_that_ends_before_it_began_by_the_clock_has_taken_no_time(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     said: list[str] = []
     outbox.index("contacts", "c1", {})
@@ -175,7 +175,7 @@ def test_outage_that_ends_before_it_began_by_the_clock_has_taken_no_time(
 
 @pytest.mark.parametrize("known", [True, False])
 def test_outage_costs_a_batch_of_many_indexes_one_timeout_not_one_each(
-    outbox: Outbox, proxy: FaultProxy, destination: ElasticsearchDestination, known: bool
+    outbox: Outbox, proxy: FaultProxy, destination: ClusterDestination, known: bool
 ) -> None:
     for n in range(5):
         outbox.index(f"index-{n}", "c1", {})
@@ -183,7 +183,7 @@ def test_outage_costs_a_batch_of_many_indexes_one_timeout_not_one_each(
         outbox.drain(destination)
         for n in range(5):
             outbox.index(f"index-{n}", "c2", {})
-    restarted = ElasticsearchDestination([proxy.url], request_timeout=30)
+    restarted = destination_to(proxy.url, request_timeout=30)
     proxy.requests.clear()
     proxy.on(anything, refuse)
     outbox.relay(restarted).run_once()
@@ -194,7 +194,7 @@ def test_outage_costs_a_batch_of_many_indexes_one_timeout_not_one_each(
 
 
 def test_index_that_cannot_even_be_asked_for_opens_the_breaker(
-    outbox: Outbox, destination: ElasticsearchDestination, monkeypatch: pytest.MonkeyPatch
+    outbox: Outbox, destination: ClusterDestination, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = outbox.index("contacts", "c1", {})
     asked: list[str] = []
@@ -216,7 +216,7 @@ def test_index_that_cannot_even_be_asked_for_opens_the_breaker(
 
 @pytest.mark.parametrize("status", [413, 400])
 def test_request_that_is_refused_as_a_whole_is_halved_until_it_passes(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, status: int
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy, status: int
 ) -> None:
     rows = outbox.index_many("contacts", [(f"c{n}", {"text": "x" * (5_000 if n == 3 else 10)}) for n in range(8)])
     proxy.on(lambda request: request.is_bulk and len(request.body) > 4_000, reply(status))
@@ -226,7 +226,7 @@ def test_request_that_is_refused_as_a_whole_is_halved_until_it_passes(
 
 
 def test_400_for_everything_kills_no_document(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     outbox.index("contacts", "first", {})
     outbox.drain(destination)  # the index has just been looked at: the next request is _bulk
@@ -241,7 +241,7 @@ def test_400_for_everything_kills_no_document(
 
 
 def test_short_answer_settles_only_what_it_speaks_of(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     rows = outbox.index_many("contacts", [("c1", {}), ("c2", {}), ("c3", {})])
     proxy.on(bulk, rewrite(lambda answer: {**answer, "items": answer["items"][:1]}), times=1)
@@ -253,7 +253,7 @@ def test_short_answer_settles_only_what_it_speaks_of(
 
 
 def test_answer_in_another_order_settles_nothing_wrongly(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     rows = outbox.index_many("contacts", [("c1", {}), ("c2", {})])
     proxy.on(bulk, rewrite(lambda answer: {**answer, "items": answer["items"][::-1]}), times=1)
@@ -263,7 +263,7 @@ def test_answer_in_another_order_settles_nothing_wrongly(
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_answer_that_holds_half_a_character_is_an_answer_like_any_other(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy, log_format: Literal["text", "json"]
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy, log_format: Literal["text", "json"]
 ) -> None:
     """A preview that was cut in the middle of a surrogate pair: neither SQLite nor UTF-8 takes that."""
     written = io.StringIO()
@@ -277,7 +277,7 @@ def test_answer_that_holds_half_a_character_is_an_answer_like_any_other(
 
 
 def test_item_429_backs_off_without_spending_an_attempt(
-    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
 ) -> None:
     rows = outbox.index_many("contacts", [("c1", {}), ("c2", {})])
     proxy.on(bulk, failing_item(429, "es_rejected_execution_exception"), times=1)

@@ -17,7 +17,6 @@ from sqlalchemy import Engine
 from outbox import logs, schema
 from outbox.admin.guard import is_local
 from outbox.cli.entities import registry_of
-from outbox.cli.installation import install_command
 from outbox.cli.options import database_option
 from outbox.cli.signals import on_stop_signals
 from outbox.cli.wiring import engine_of, load_settings
@@ -25,6 +24,7 @@ from outbox.destinations import destination_of
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, OutboxError
+from outbox.installation import install_command
 from outbox.settings import Settings
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 import click
 
 from outbox import __version__, settings
-from outbox.cli.installation import install_command
 from outbox.cli.options import database_option
 from outbox.cli.serve import STOPPED_WITHIN_S
 from outbox.cli.wiring import engine_of, load_settings
 from outbox.errors import ConfigurationError
-from outbox.settings import Settings
+from outbox.installation import install_command
+from outbox.settings import Settings, variable
 from outbox.store.sqlite.engine import BUSY_TIMEOUT_S
 from outbox.store.store import database_name
 
@@ -134,7 +134,8 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
     named = [database, *([loaded.embedded_path.absolute()] if loaded.embedded_path else [])]
     files = [each for file in named for each in (file, file.resolve())]  # a link's log is beside what it leads to
     command, directory = _command(), _directory(loaded, database)
-    certificates = [loaded.elasticsearch_ca_certs.absolute()] if loaded.elasticsearch_ca_certs else []
+    authorities = (loaded.elasticsearch_ca_certs, loaded.opensearch_ca_certs)
+    certificates = [each.absolute() for each in authorities if each]
     code = [command, Path(sys.base_prefix), Path(__file__).parents[1]]  # an editable installation lies elsewhere
     needed = [*files, directory, *certificates, *code]
     user = user or _owner(database)
@@ -197,10 +198,10 @@ def _to_do(
         yield f"{env_file} does not exist yet: without it the unit does not start"
     if env_file.exists() and not os.access(env_file, os.R_OK):
         yield f"{env_file} is not yours to read: what it sets is used by the unit, but was not looked at here"
-    elif loaded.destination == "elasticsearch" and not loaded.elasticsearch_url:
-        yield f"no destination is set: add OUTBOX_ELASTICSEARCH_URL to {env_file}"
     elif loaded.destination == "embedded" and loaded.embedded_path is None:
         yield f"no file for the embedded destination: add OUTBOX_EMBEDDED_PATH={STATE}/search.db to {env_file}"
+    elif loaded.destination != "embedded" and not loaded.cluster_url:
+        yield f"no destination is set: add {variable(f'{loaded.destination}_url')} to {env_file}"
     if admin:
         yield f"--admin needs the extra: {install_command('admin')}"
     if not database.exists():

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 from outbox.destinations.base import Destination
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store.models import metadata
 from outbox.store.store import Store, dialect_of
 from tests.conformance.database import DATABASES, Database
 from tests.conformance.index import MAPPINGS, Index
-from tests.support.node import Node
+from tests.support.node import OPENSEARCH, TESTED, Node, destination_to
 
 Opener = Callable[[], Destination]
 """Opens the data of one test: again, in another thread or, since it can be pickled, in another process."""
@@ -27,18 +26,20 @@ def _embedded(_request: pytest.FixtureRequest, directory: Path) -> Opener:
     return partial(EmbeddedDestination, directory / "search.db")
 
 
-def _elasticsearch(node: str, request: pytest.FixtureRequest, _directory: Path) -> Opener:
+def _cluster(node: str, request: pytest.FixtureRequest, _directory: Path) -> Opener:
     running: Node = request.getfixturevalue(node)
     request.addfinalizer(running.wipe)
-    return partial(ElasticsearchDestination, [running.url])
+    return partial(destination_to, running.url, server=running.server)
 
 
 _real = pytest.mark.elasticsearch
 DESTINATIONS: list[Any] = [
     pytest.param(_embedded, id="embedded"),
-    pytest.param(partial(_elasticsearch, "node"), id="elasticsearch-8", marks=_real),
-    pytest.param(partial(_elasticsearch, "node_9"), id="elasticsearch-9", marks=_real),
+    pytest.param(partial(_cluster, "node_9"), id="elasticsearch-9", marks=_real),
+    pytest.param(partial(_cluster, "node_of_opensearch"), id="opensearch", marks=_real),
 ]
+if TESTED is not OPENSEARCH:
+    DESTINATIONS.append(pytest.param(partial(_cluster, "node"), id="elasticsearch-8", marks=_real))
 
 
 @pytest.fixture(params=DESTINATIONS)

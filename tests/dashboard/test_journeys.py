@@ -17,7 +17,7 @@ from tests.reindex.world import World
 from tests.support import browser as browsers
 from tests.support.node import Node
 from tests.support.outbox import Outbox
-from tests.support.places import ElasticsearchPlace
+from tests.support.places import ClusterPlace
 from tests.support.proxy import FaultProxy
 from tests.support.relays import Relays, until
 from tests.support.serving import client_of
@@ -68,7 +68,7 @@ def test_reindex_is_begun_cancelled_begun_again_watched_to_its_end_and_verified_
     proxy: FaultProxy,
     look: Look,
 ) -> None:
-    world = World(outbox, ElasticsearchPlace(destination, clean_node, proxy)).filled(20)
+    world = World(outbox, ClusterPlace(destination, clean_node, proxy)).filled(20)
     visit = look(dashboard(relays, "--admin", OUTBOX_ENTITIES=ENTITIES))
     visit.time_stands_still()
     page = visit.open("/")

@@ -13,7 +13,7 @@ from outbox.store import jobs
 from outbox.verify import Kind, Verification, lost
 from tests.reindex.world import FIRST, PHASES, SECOND, World
 from tests.support.node import Node
-from tests.support.places import ElasticsearchPlace
+from tests.support.places import ClusterPlace
 
 THIRD = "contacts-000003"
 
@@ -25,13 +25,13 @@ def assert_in_step(world: World, live: str = SECOND) -> None:
 
 
 def node_of(world: World) -> Node:
-    assert isinstance(world.place, ElasticsearchPlace)
+    assert isinstance(world.place, ClusterPlace)
     return world.place.node
 
 
 def look_again(world: World) -> None:
     """As if the seconds were over for which a relay trusts what it has found."""
-    assert isinstance(world.place, ElasticsearchPlace)
+    assert isinstance(world.place, ClusterPlace)
     world.place.destination._checked.clear()
 
 

@@ -25,7 +25,7 @@ from tests.reindex.world import World
 from tests.support import FACTOR, LIMIT_S
 from tests.support.models import Base, Contact
 from tests.support.outbox import Outbox
-from tests.support.places import ElasticsearchPlace, Place
+from tests.support.places import Place
 from tests.support.relays import until
 
 pytestmark = pytest.mark.slow
@@ -125,13 +125,8 @@ class Watcher(threading.Thread):
 
 
 @pytest.fixture
-def processes(outbox: Outbox, place: Place, tmp_path: Path, request: Any) -> Iterator[Processes]:
-    to = (
-        {"OUTBOX_ELASTICSEARCH_URL": request.getfixturevalue("proxy").url}
-        if isinstance(place, ElasticsearchPlace)
-        else {"OUTBOX_DESTINATION": "embedded", "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db")}
-    )
-    environment = to | {
+def processes(outbox: Outbox, place: Place, tmp_path: Path) -> Iterator[Processes]:
+    environment = place.environment | {
         "OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}",
         "OUTBOX_ENTITIES": f"{__name__}:registry",
         "OUTBOX_REQUEST_TIMEOUT": "20",

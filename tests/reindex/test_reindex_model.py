@@ -37,7 +37,7 @@ from tests.reindex.world import World
 from tests.support import FACTOR
 from tests.support.models import Contact
 from tests.support.outbox import Outbox
-from tests.support.places import ElasticsearchPlace, EmbeddedPlace, Place
+from tests.support.places import ClusterPlace, EmbeddedPlace, Place
 
 pytestmark = pytest.mark.slow
 
@@ -331,7 +331,7 @@ def test_any_history_with_reindexes_ends_with_index_and_database_equal(
             parts = [request.getfixturevalue(name) for name in ("destination", "node", "proxy")]
             parts[1].wipe()
             parts[2].clear()
-            return ElasticsearchPlace(*parts)
+            return ClusterPlace(*parts)
         for each in places:
             each.destination.close()
         places[:] = [EmbeddedPlace(path / "search.db")]

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.store import jobs
 from outbox.store.models import now_ms
 from tests.reindex.world import SECOND, World
 from tests.support import LIMIT_S
 from tests.support.node import Node
 from tests.support.outbox import Outbox
-from tests.support.places import ElasticsearchPlace
+from tests.support.places import ClusterPlace
 from tests.support.proxy import FaultProxy, Request, hold_answer
 from tests.support.relays import Relays, until
 
@@ -29,9 +29,9 @@ registry = World.registered(tenancy="prefixed")
 
 @pytest.fixture
 def world(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy, relays: Relays
+    outbox: Outbox, destination: ClusterDestination, node: Node, proxy: FaultProxy, relays: Relays
 ) -> Iterator[World]:
-    made = World(outbox, ElasticsearchPlace(destination, node, proxy)).filled(ROWS)
+    made = World(outbox, ClusterPlace(destination, node, proxy)).filled(ROWS)
     relays.give(
         OUTBOX_ENTITIES=f"{__name__}:registry", PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     )

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.reindex.reindexer import reindex
 from tests.reindex.faults import after_reading
 from tests.reindex.world import FIRST, SECOND, World
-from tests.support.node import Node
+from tests.support.node import Node, destination_to
 from tests.support.outbox import Outbox
-from tests.support.places import ElasticsearchPlace
+from tests.support.places import ClusterPlace
 from tests.support.proxy import FaultProxy
 
 pytestmark = pytest.mark.elasticsearch
@@ -26,8 +25,8 @@ def world(outbox: Outbox, node: Node, proxy: FaultProxy) -> Iterator[World]:
     """Its indexes remember deletes for one second."""
     if node.directory is None:
         pytest.skip("a given node cannot be restarted")
-    destination = ElasticsearchDestination([proxy.url], request_timeout=20, gc_deletes=f"{GC_DELETES_S}s")
-    made = World(outbox, ElasticsearchPlace(destination, node, proxy))
+    destination = destination_to(proxy.url, request_timeout=20, gc_deletes=f"{GC_DELETES_S}s")
+    made = World(outbox, ClusterPlace(destination, node, proxy))
     yield made
     made.store.close()
     destination.close()

@@ -1,4 +1,4 @@
-"""A real Elasticsearch process under test control."""
+"""A real Elasticsearch or OpenSearch process under test control."""
 
 from __future__ import annotations
 
@@ -16,37 +16,66 @@ import tempfile
 import time
 import weakref
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
+from outbox.destinations.cluster.destination import ClusterDestination
+from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.opensearch.destination import OpenSearchDestination
 from tests.support import LIMIT_S
 
-SCRIPT = Path(__file__).parents[2] / "bin" / "elasticsearch"
 START_TIMEOUT_S = 2 * LIMIT_S
-GIVEN = "TEST_ELASTICSEARCH_URL"
-GIVEN_9 = "TEST_ELASTICSEARCH_9_URL"
-VERSION, VERSION_9 = os.environ.get("TEST_ELASTICSEARCH_VERSION", "8.19.0"), "9.2.0"
 
 
-def given(version: str = VERSION) -> str | None:
-    """The address of a node of this major version that runs already, if the environment names one."""
-    return os.environ.get(GIVEN_9 if version.startswith("9.") else GIVEN)
+class Server(NamedTuple):
+    """What runs: `bin/PRODUCT --version VERSION`, unless the variable `given_by` names one that runs already."""
+
+    product: str
+    version: str
+    given_by: str
+
+    @property
+    def script(self) -> Path:
+        return Path(__file__).parents[2] / "bin" / self.product
+
+    @property
+    def url(self) -> str | None:
+        return os.environ.get(self.given_by)
+
+    def settings(self, url: str) -> dict[str, str]:
+        """What makes a process deliver there."""
+        return {"OUTBOX_DESTINATION": self.product, f"OUTBOX_{self.product.upper()}_URL": url}
 
 
-def unavailable_reason(version: str = VERSION) -> str | None:
+ELASTICSEARCH = Server(
+    "elasticsearch", os.environ.get("TEST_ELASTICSEARCH_VERSION", "8.19.0"), "TEST_ELASTICSEARCH_URL"
+)
+ELASTICSEARCH_9 = Server("elasticsearch", "9.2.0", "TEST_ELASTICSEARCH_9_URL")
+OPENSEARCH = Server("opensearch", "2.19.1", "TEST_OPENSEARCH_URL")
+TESTED = OPENSEARCH if os.environ.get("TEST_PRODUCT") == OPENSEARCH.product else ELASTICSEARCH
+"""What the tests run on that are not about one product."""
+
+
+def destination_to(*urls: str, server: Server = TESTED, **options: Any) -> ClusterDestination:
+    """The destination of that product."""
+    if server.product == OPENSEARCH.product:
+        return OpenSearchDestination(urls, **options)
+    return ElasticsearchDestination(urls, **options)
+
+
+def unavailable_reason(server: Server = TESTED) -> str | None:
     """Why no node can be had here; None if one can."""
-    if given(version):
+    if server.url:
         return None
-    prepared = subprocess.run(
-        [SCRIPT, "--prepare", "--version", version], capture_output=True, text=True, env=_environment(), check=False
-    )
+    prepare = [str(server.script), "--prepare", "--version", server.version]
+    prepared = subprocess.run(prepare, capture_output=True, text=True, env=_environment(), check=False)
     if prepared.returncode == 0:
         return None
-    return (prepared.stderr.strip().splitlines() or [f"{SCRIPT.name} ended with {prepared.returncode}"])[-1]
+    return (prepared.stderr.strip().splitlines() or [f"{server.script.name} ended with {prepared.returncode}"])[-1]
 
 
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.endswith("ELASTICSEARCH_URL")}
+    return {name: value for name, value in os.environ.items() if not name.endswith("SEARCH_URL")}
 
 
 def free_port() -> int:
@@ -62,7 +91,7 @@ def free_port() -> int:
 
 
 def own_directory(temporary: Path) -> tuple[Path, IO[str]]:
-    """A new directory, and the lock on it that tells others that it is in use. `bin/elasticsearch` does the same."""
+    """A new directory, and the lock on it that tells others that it is in use. `bin/nodes/run.sh` does the same."""
     made = Path(tempfile.mkdtemp(prefix="outbox-new-", dir=temporary))
     lock = (made / "lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -85,8 +114,8 @@ def _remove(directory: Path, lock: IO[str]) -> None:
 class Node:
     """One node; `stop`, `kill`, `pause` and `restart` do to its process what they say."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, server: Server = TESTED) -> None:
+        self.url, self.server = url, server
         self.directory: Path | None = None  # None: the node is not ours
         self._process: subprocess.Popen[bytes] | None = None
         self._arguments: list[str] = []
@@ -96,20 +125,20 @@ class Node:
         cls,
         port: int | None = None,
         data: Path | None = None,
-        version: str = VERSION,
+        server: Server = TESTED,
         settings: dict[str, str] | None = None,
     ) -> Node:
         """Start a node, or use the one that the environment names. Port and data: free and temporary."""
-        if url := given(version):
-            return cls(url.rstrip("/"))
+        if url := server.url:
+            return cls(url.rstrip("/"), server)
         remove_leftovers(Path(tempfile.gettempdir()))
         port = port or free_port()
-        node = cls(f"http://127.0.0.1:{port}")
+        node = cls(f"http://127.0.0.1:{port}", server)
         node.directory, lock = own_directory(Path(tempfile.gettempdir()))
         # Not on stop: whoever stops a node may restart it on the same data.
         weakref.finalize(node, _remove, node.directory, lock)
         kept = data or node.directory / "data"
-        node._arguments = ["--port", str(port), "--data", str(kept), "--version", version, "--until-eof"]
+        node._arguments = ["--port", str(port), "--data", str(kept), "--version", server.version, "--until-eof"]
         for name, value in (settings or {}).items():
             node._arguments += ["--set", f"{name}={value}"]
         node.restart()
@@ -122,7 +151,7 @@ class Node:
         log = self.directory / "node.log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [SCRIPT, *self._arguments],
+                [self.server.script, *self._arguments],
                 stdin=subprocess.PIPE,  # its end tells the node of ours, even after a SIGKILL
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -137,7 +166,7 @@ class Node:
         ended = self._process.poll()
         what = f"did not start within {START_TIMEOUT_S} s" if ended is None else f"ended with {ended} at its start"
         self.stop()
-        raise RuntimeError(f"Elasticsearch {what}:\n{log.read_text(errors='replace')[-3_000:]}")
+        raise RuntimeError(f"{self.server.product} {what}:\n{log.read_text(errors='replace')[-3_000:]}")
 
     def stop(self) -> None:
         """End the process, SIGTERM first. Its data stays for `restart` until this program ends."""
@@ -241,7 +270,7 @@ class Node:
             self.request("DELETE", f"/{name}")
 
     def indexes(self) -> list[str]:
-        """All indexes by name; Elasticsearch lists them in any order."""
+        """All indexes by name; a node lists them in any order."""
         return sorted(name for name in self.request("GET", "/_all/_alias")[1] if not name.startswith("."))
 
     def wipe(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from outbox.destinations.base import Destination, Operation, Outcome, OutcomeKind
-from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support.node import Node
 from tests.support.proxy import FaultProxy, bulk, rewrite
@@ -74,14 +74,14 @@ def failing_item(status: int, error_type: str, reason: str = "provoked", positio
     return rewrite(change)
 
 
-class ElasticsearchPlace:
+class ClusterPlace:
     """A node behind the fault proxy."""
 
-    def __init__(self, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy) -> None:
+    def __init__(self, destination: ClusterDestination, node: Node, proxy: FaultProxy) -> None:
         self.destination, self.wire = destination, proxy
         self.get, self.version, self.documents, self.indexes = node.get, node.version, node.documents, node.indexes
         self.drop = node.delete_index
-        self.environment = {"OUTBOX_ELASTICSEARCH_URL": proxy.url}
+        self.environment = node.server.settings(proxy.url)
         self.away, self.back = proxy.down, proxy.up
         self.node = node
 

@@ -18,12 +18,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.support import LIMIT_S
-from tests.support.node import free_port
+from tests.support.node import OPENSEARCH, TESTED, free_port
 
-PRODUCT = {
-    "X-Elastic-Product": "Elasticsearch",
-    "Content-Type": "application/vnd.elasticsearch+json;compatible-with=8",
-}
+PRODUCT = (
+    {"Content-Type": "application/json; charset=UTF-8"}
+    if TESTED is OPENSEARCH
+    else {
+        "X-Elastic-Product": "Elasticsearch",
+        "Content-Type": "application/vnd.elasticsearch+json;compatible-with=8",
+    }
+)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import LIMIT_S
+from tests.support.node import TESTED
 from tests.support.outbox import Outbox
 
 COMMAND = [sys.executable, "-c", "from outbox.cli import main; main()"]
@@ -33,7 +34,7 @@ class Relays:
         self._environment = {
             **os.environ,
             "OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}",
-            "OUTBOX_ELASTICSEARCH_URL": url,
+            **TESTED.settings(url),
             "OUTBOX_REQUEST_TIMEOUT": "20",
             "OUTBOX_BREAKER_FIRST_PAUSE": "0.1",
             "OUTBOX_BREAKER_LONGEST_PAUSE": "0.5",

@@ -32,7 +32,6 @@ def pages(
         "size": size,
         "version": True,
         "_source": {"includes": [TENANT_FIELD]} if tenants else False,
-        "track_total_hits": False,
     } | ({} if parts == 1 else {"slice": {"id": part, "max": parts}})
     with failing_as(f"index {name} cannot be listed"):
         try:
@@ -53,7 +52,8 @@ def by_point_in_time(cluster: Cluster, name: str, wanted: Mapping[str, Any]) -> 
         behind: dict[str, Any] = {}
         while True:
             # Not by _id: sorting by it is refused unless the cluster is configured to allow it.
-            page = {**wanted, **behind, "pit": {"id": point, "keep_alive": _KEPT}, "sort": ["_shard_doc"]}
+            page = {**wanted, **behind, "sort": ["_shard_doc"], "track_total_hits": False}
+            page["pit"] = {"id": point, "keep_alive": _KEPT}
             answer = cluster.request("POST", "/_search", page, filter_path=_ANSWERED_FIELDS).body
             if not (hits := _hits(answer, name)):
                 return

@@ -1,7 +1,6 @@
 // One Elasticsearch node from its published jars: no archive, no container. Started by bin/elasticsearch.
-// System properties: es.path.home (lib/, modules/, config/), node.data, node.port; node.until.eof=true: end when
+// System properties: node.home (lib/, modules/, config/), node.data, node.port; node.until.eof=true: end when
 // standard input does. Arguments: setting=value.
-import java.io.IOException;
 import java.nio.file.Path;
 import java.util.Map;
 import java.util.Set;
@@ -12,25 +11,11 @@ import org.elasticsearch.node.InternalSettingsPreparer;
 import org.elasticsearch.plugins.PluginsLoader;
 
 public class Node {
-    /** A pipe from the parent ends however the parent does, even by SIGKILL. */
-    private static void endWithStandardInput() {
-        Thread reader = new Thread(() -> {
-            try {
-                while (System.in.read() >= 0) { }
-            } catch (IOException e) {
-                // as good as its end
-            }
-            System.exit(0);
-        }, "until-eof");
-        reader.setDaemon(true);
-        reader.start();
-    }
-
     public static void main(String[] settings) throws Exception {
         if (Boolean.getBoolean("node.until.eof")) {
-            endWithStandardInput();
+            Input.endWithIt();
         }
-        Path home = Path.of(System.getProperty("es.path.home"));
+        Path home = Path.of(System.getProperty("node.home"));
         int port = Integer.getInteger("node.port");
         Settings.Builder builder = Settings.builder()
             .put("path.home", home.toString())
