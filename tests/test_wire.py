@@ -290,7 +290,7 @@ def test_item_429_backs_off_without_spending_an_attempt(
 
 
 def test_error_of_a_document_that_is_no_json_does_not_hold_the_document(
-    outbox: Outbox, destination: ElasticsearchDestination
+    outbox: Outbox, destination: ClusterDestination
 ) -> None:
     row = outbox.put_raw("contacts", "c1", '{"password": "correct horse", "n": x}')
     outbox.drain(destination)
