@@ -19,6 +19,8 @@ The text of each says what happened, names the value (shortened) and ends with w
 does not answer, or that refuses a document, raises nothing: that is an `Outcome` (see `outbox.destinations.base`).
 """
 
+import shlex
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -91,3 +93,11 @@ def shortened(value: object, limit: int = 60) -> str:
     """`repr(value)`, cut to `limit` characters, for use in error texts."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def install_command(extra: str) -> str:
+    """The command that brings an extra. A checkout is named by its path: pip may know no package of that name."""
+    checkout = Path(__file__).parents[1]
+    if (checkout / "pyproject.toml").exists():
+        return f"pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
+    return f"pip install 'outbox-relay[{extra}]'"

@@ -19,12 +19,11 @@ ROOT = Path(outbox.__file__).parent
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
-    "installation": set(),
     "settings": {"errors"},
     "documents": {"errors"},
     "logs": {"settings"},
     "store": {"documents", "errors", "files"},
-    "destinations": {"documents", "errors", "files", "installation", "settings"},
+    "destinations": {"documents", "errors", "files", "settings"},
     "entities": {"documents", "errors", "settings", "store"},
     "triggers": {"entities", "errors", "store"},
     "write": {"destinations", "documents", "entities", "errors", "settings", "store", "triggers"},

@@ -23,8 +23,7 @@ from outbox.cli.wiring import engine_of, load_settings
 from outbox.destinations import destination_of
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
-from outbox.errors import ConfigurationError, OutboxError
-from outbox.installation import install_command
+from outbox.errors import ConfigurationError, OutboxError, install_command
 from outbox.settings import Settings
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from outbox import __version__, settings
 from outbox.cli.options import database_option
 from outbox.cli.serve import STOPPED_WITHIN_S
 from outbox.cli.wiring import engine_of, load_settings
-from outbox.errors import ConfigurationError
-from outbox.installation import install_command
+from outbox.errors import ConfigurationError, install_command
 from outbox.settings import Settings, variable
 from outbox.store.sqlite.engine import BUSY_TIMEOUT_S
 from outbox.store.store import database_name

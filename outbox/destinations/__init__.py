@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from outbox.destinations.base import Destination
-from outbox.errors import ConfigurationError
-from outbox.installation import install_command
+from outbox.errors import ConfigurationError, install_command
 from outbox.settings import Settings
 
 
