@@ -34,4 +34,9 @@ class OpenSearchDestination(ClusterDestination):
         client = OpenSearchClient(
             urls, basic_auth=basic_auth, request_timeout=request_timeout, connections=connections, **options
         )
-        super().__init__(Cluster(OPENSEARCH, client, len(urls)), bulk_timeout=bulk_timeout, request_bytes=request_bytes, gc_deletes=gc_deletes)
+        super().__init__(
+            Cluster(OPENSEARCH, client, len(urls)),
+            bulk_timeout=bulk_timeout,
+            request_bytes=request_bytes,
+            gc_deletes=gc_deletes,
+        )
