@@ -3,7 +3,7 @@
 What applications use, to write and to search; the relay runs as a process of its own (`outbox-relay run`).
 """
 
-from outbox.entities import Dependency, EntityRegistry
+from outbox.entities import Dependency, DerivedMappings, EntityRegistry
 from outbox.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -29,6 +29,7 @@ __all__ = [
     "ConfigurationError",
     "DatabaseUnavailable",
     "Dependency",
+    "DerivedMappings",
     "DestinationError",
     "DestinationUnanswered",
     "EntityRegistry",

@@ -1,6 +1,6 @@
 """Which models are documents, and how a document is made of their rows."""
 
-from outbox.entities.entity import Dependency, Entity
+from outbox.entities.entity import Dependency, DerivedMappings, Entity
 from outbox.entities.registry import EntityRegistry
 
-__all__ = ["Dependency", "Entity", "EntityRegistry"]
+__all__ = ["Dependency", "DerivedMappings", "Entity", "EntityRegistry"]

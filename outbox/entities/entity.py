@@ -26,6 +26,18 @@ class Dependency:
     watch: Sequence[str] | None = None
 
 
+@dataclass(frozen=True)
+class DerivedMappings:
+    """Strict mappings made of the types of the columns in `fields`, see `EntityRegistry.add`.
+
+    `explicit`, in the form of Elasticsearch, comes first: a field with a `type` replaces the derived one, one without
+    adds to it, and what is said at the top (`dynamic`, `_source` …) is taken as it is. "derived" is the same without
+    anything explicit.
+    """
+
+    explicit: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class Entity:
     """One model that has documents. Made by `EntityRegistry.add`, which says what each part means."""
@@ -41,7 +53,7 @@ class Entity:
     changed_at: str | None
     watch: frozenset[str] | None
     depends_on: Mapping[Mapper[Any], Dependency]
-    mappings: Mapping[str, Any] | None
+    mappings: Mapping[str, Any] | DerivedMappings | None
     settings: Mapping[str, Any] | None
     load_options: tuple[ORMOption, ...] | None
     key: tuple[str, ...]  # attributes of the primary key

@@ -7,15 +7,15 @@ registry.add(Contact, index="contacts", fields=["first_name", "email", "account.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.orm.interfaces import ORMOption
 
 from outbox import documents
 from outbox.documents import TENANT_FIELD
-from outbox.entities import checks, links
-from outbox.entities.entity import Dependency, Entity
+from outbox.entities import checks, derived, links
+from outbox.entities.entity import Dependency, DerivedMappings, Entity
 from outbox.entities.keys import Tenancy
 from outbox.entities.refusals import nearest
 from outbox.errors import ConfigurationError, shortened
@@ -65,7 +65,7 @@ class EntityRegistry:
         tenancy: str = Tenancy.SHARED,
         depends_on: Mapping[type[Any], str | Sequence[str] | Dependency] | None = None,
         changed_at: str | None = None,
-        mappings: Mapping[str, Any] | None = None,
+        mappings: Mapping[str, Any] | DerivedMappings | Literal["derived"] | None = None,
         settings: Mapping[str, Any] | None = None,
         load_options: Sequence[ORMOption] | None = None,
     ) -> Entity:
@@ -81,12 +81,11 @@ class EntityRegistry:
         * `tenant`: the attribute that names the tenant; documents hold it as `tenantId`. `tenancy`: `shared` (the
           primary key is unique over all tenants), `prefixed` (the `_id` begins with the tenant) or `index` (each
           tenant has its own, `{tenant}_{index}`).
-        * `depends_on`: models whose changes make this entity's documents anew, with the column that points to them,
-          or the relationships that lead there: `{Account: "account_id", Company: "account.company"}`; each row on the
-          way counts. Only changes of some of their columns count with `Dependency("account_id", watch=["name"])`. What
-          paths in `fields` lead to is known already.
+        * `depends_on`: models whose changes make this entity's documents anew, beside what paths in `fields` lead to,
+          with the column that points to them, or the relationships that lead there: `{Account: "account_id", Company:
+          "account.company"}`. Only some of their columns count with `Dependency("account_id", watch=["name"])`.
         * `changed_at`: the attribute that says when a row changed last.
-        * `mappings`, `settings`: of the index, when it is created.
+        * `mappings`, `settings`: of the index, when it is created; `"derived"`: of its fields, see `DerivedMappings`.
         * `load_options`: loader options for the query that loads objects, e.g. `[joinedload(Deal.account)]`.
         """
         mapper = checks.mapper_of(model)
@@ -112,7 +111,7 @@ class EntityRegistry:
             changed_at=checks.column_key(mapper, changed_at, f"{where}: changed_at"),
             watch=checks.attribute_names(mapper, watch, f"{where}: watch"),
             depends_on=checks.dependencies_of(where, depends_on),
-            mappings=mappings,
+            mappings=derived.given(mappings, where),
             settings=settings,
             load_options=None if load_options is None else tuple(load_options),
             key=key,
@@ -123,6 +122,7 @@ class EntityRegistry:
         )
         checks.check_neighbours(entity, self)
         links.check(entity)
+        derived.check(entity, self)
         self._entities[name] = entity
         self.generation += 1
         return entity
@@ -136,7 +136,7 @@ class EntityRegistry:
         found = self.of_index(index)
         if not found:
             return None
-        mappings = dict(found[0].mappings or {})
+        mappings = derived.mappings_of(found)
         if any(entity.tenant for entity in found):
             mappings["properties"] = {TENANT_FIELD: {"type": "keyword"}} | dict(mappings.get("properties", {}))
         return mappings, dict(found[0].settings or {})
