@@ -6,17 +6,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import inspect
+from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint, inspect
 from sqlalchemy.exc import NoInspectionAvailable, SQLAlchemyError
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty, SynonymProperty
+from sqlalchemy.sql.schema import Column, Table
 
+from outbox import documents
 from outbox.entities import keys
-from outbox.entities.entity import Branch, Dependency, Entity
+from outbox.entities.entity import Branch, Dependency, key_of
 from outbox.entities.keys import Tenancy, TextForm
 from outbox.entities.members import order_of
 from outbox.entities.refusals import check_type, no_attribute, no_field
-from outbox.errors import ConfigurationError, shortened
+from outbox.errors import ConfigurationError, InvalidName, shortened
+
+MOST_PREFIX_BYTES = 100
+_UNIQUE = (PrimaryKeyConstraint, UniqueConstraint)
 
 
 def check_lists(
@@ -88,6 +93,50 @@ def column_named(mapper: Mapper[Any], name: str, where: str) -> ColumnProperty[A
     return prop
 
 
+def id_key_of(mapper: Mapper[Any], name: str | None, where: str) -> tuple[str, ...]:
+    """The attributes that make the `_id`: the primary key, or a column that can be it. Raises `ConfigurationError`."""
+    if name is None:
+        return key_of(mapper)
+    prop = column_named(mapper, name, where)
+    columns = [each for each in prop.columns if isinstance(each, Column) and isinstance(each.table, Table)]
+    said = f"{where}: {mapper.class_.__name__}.{name}"
+    if not columns:
+        raise ConfigurationError(f"{said} is no column of a table; name one that is unique and not NULL")
+    if columns[0].nullable:
+        raise ConfigurationError(
+            f"{said} may be NULL, and a document without an _id has no place; declare it nullable=False"
+        )
+    if not any(map(_is_unique, columns)):
+        raise ConfigurationError(
+            f"{said} is not unique by itself, so that two rows would have one document; declare it unique=True, or "
+            "name another column"
+        )
+    return (prop.key,)
+
+
+def _is_unique(column: Column[Any]) -> bool:
+    """Whether the model says that no two rows of its table have the same value there."""
+    keys_: list[list[Any]] = [list(each.columns) for each in column.table.constraints if isinstance(each, _UNIQUE)]
+    keys_ += [
+        list(each.expressions)
+        for each in column.table.indexes
+        if each.unique and not any(name.endswith("_where") for name in each.dialect_kwargs)
+    ]
+    return any(len(each) == 1 and each[0] is column for each in keys_)
+
+
+def prefix_of(where: str, prefix: str) -> str:
+    """What each `_id` begins with. Raises `ConfigurationError`."""
+    try:
+        if prefix:
+            documents.check_document_id(prefix)
+    except InvalidName as error:
+        raise ConfigurationError(f"{where}: id_prefix: {error}") from None
+    if len(prefix.encode()) > MOST_PREFIX_BYTES:
+        raise ConfigurationError(f"{where}: id_prefix {shortened(prefix)} is longer than {MOST_PREFIX_BYTES} bytes")
+    return prefix
+
+
 def column_key(mapper: Mapper[Any], name: str | None, where: str) -> str | None:
     """The attribute of a column, synonyms resolved; None for none. Raises `ConfigurationError`."""
     return None if name is None else column_named(mapper, name, where).key
@@ -148,21 +197,3 @@ def _check_leaf(mapper: Mapper[Any], name: str, where: str) -> bool:
         raise no_field(mapper, name, where)
     check_type(prop.columns[0].type, where)
     return True
-
-
-def check_neighbours(entity: Entity, others: Iterable[Entity]) -> None:
-    """Raises `ConfigurationError` if entities that are registered already leave no place for another one."""
-    for other in others:
-        apart = (other.tenancy is Tenancy.INDEX) != (entity.tenancy is Tenancy.INDEX)
-        of_tenants, of_all = (other, entity) if other.tenancy is Tenancy.INDEX else (entity, other)
-        if apart and of_tenants.index_names(of_all.index):
-            raise ConfigurationError(
-                f"entities {other.name!r} and {entity.name!r}: an index of one tenant is the index of the other"
-            )
-        if other.index != entity.index or apart:
-            continue
-        if (other.mappings, other.settings) != (entity.mappings, entity.settings):
-            raise ConfigurationError(
-                f"entities {other.name!r} and {entity.name!r} share the index {entity.index!r}, but not its "
-                "mappings and settings; give both the same"
-            )

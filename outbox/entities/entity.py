@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from sqlalchemy import ColumnElement, Join, Select, Table
+from sqlalchemy import ColumnElement, Join, Select, Table, Text, literal
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import ORMOption
 
@@ -38,6 +39,11 @@ class DerivedMappings:
     explicit: Mapping[str, Any] = field(default_factory=dict)
 
 
+def key_of(mapper: Mapper[Any]) -> tuple[str, ...]:
+    """The attributes of the primary key of a model."""
+    return tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
+
+
 @dataclass(frozen=True, eq=False)
 class Entity:
     """One model that has documents. Made by `EntityRegistry.add`, which says what each part means."""
@@ -56,15 +62,26 @@ class Entity:
     mappings: Mapping[str, Any] | DerivedMappings | None
     settings: Mapping[str, Any] | None
     load_options: tuple[ORMOption, ...] | None
-    key: tuple[str, ...]  # attributes of the primary key
-    key_forms: tuple[TextForm, ...]
+    id_key: tuple[str, ...]  # attributes that make the _id, unique together: the primary key, or another column
+    id_forms: tuple[TextForm, ...]
+    id_prefix: str
     tenant_form: TextForm | None
     tree: Branch
     limits: WriteSettings | None  # None: those of the environment
 
+    @cached_property
+    def key(self) -> tuple[str, ...]:
+        """The attributes of the primary key."""
+        return key_of(self.mapper)
+
     @property
     def model(self) -> type[Any]:
         return self.mapper.class_
+
+    @cached_property
+    def depth(self) -> int:
+        """How many classes its model inherits from that are mapped too."""
+        return len(list(self.mapper.iterate_to_root())) - 1
 
     def column(self, attribute: str) -> Any:
         """The mapped attribute, as statements need it."""
@@ -82,12 +99,13 @@ class Entity:
         return statement if kind is None else statement.where(kind)
 
     @property
-    def key_columns(self) -> list[Any]:
-        """The columns of the primary key, as statements need them."""
-        return [self.column(name) for name in self.key]
+    def id_columns(self) -> list[Any]:
+        """The columns that make the `_id`, as statements need them."""
+        return [self.column(name) for name in self.id_key]
 
     def key_of(self, identity: Sequence[Any], tenant: Any = None) -> DocumentKey:
-        """Where the document of a row belongs, by primary key and tenant. Raises `InvalidName` for illegal ones."""
+        """Where the document of a row belongs, by what makes its `_id`, and tenant. Raises `InvalidName` for illegal
+        ones."""
         return self.place_of(identity, self.tenant_text(tenant))
 
     def tenant_text(self, tenant: Any) -> str | None:
@@ -100,35 +118,44 @@ class Entity:
 
     def place_of(self, identity: Sequence[Any], tenant_id: str | None) -> DocumentKey:
         """The same, of a tenant that is text already."""
-        if len(identity) == len(self.key_forms) == 1:
-            form = self.key_forms[0]
-            return keys.place(self.index, self.tenancy, tenant_id, form.to_text(identity[0]), short=form.short)
-        return keys.place(self.index, self.tenancy, tenant_id, keys.join(self.key_text(identity)))
+        if len(identity) == len(self.id_forms) == 1:
+            form = self.id_forms[0]
+            text = self.id_prefix + form.to_text(identity[0])
+            return keys.place(self.index, self.tenancy, tenant_id, text, short=form.short)
+        return keys.place(self.index, self.tenancy, tenant_id, self.id_prefix + keys.join(self.key_text(identity)))
 
     def key_text(self, identity: Sequence[Any]) -> list[str]:
-        """A primary key as text, each part by itself."""
-        return [form.to_text(value) for form, value in zip(self.key_forms, identity, strict=True)]
+        """What makes an `_id`, as text, each part by itself."""
+        return [form.to_text(value) for form, value in zip(self.id_forms, identity, strict=True)]
 
     def key_of_object(self, instance: Any) -> DocumentKey:
-        """The same, of an object with a primary key."""
+        """The same, of an object that has what makes its `_id`."""
         tenant = None if self.tenant is None else getattr(instance, self.tenant)
-        identity = [getattr(instance, name) for name in self.key]
+        identity = [getattr(instance, name) for name in self.id_key]
         if None in identity:
-            raise InvalidName(f"{shortened(instance)} has no primary key yet; add it to the session first")
+            raise InvalidName(f"{shortened(instance)} has no {self.id_said} yet; add it to the session first")
         return self.key_of(identity, tenant)
+
+    @property
+    def id_said(self) -> str:
+        """What makes the `_id`, as an error says it."""
+        return "primary key" if self.id_key == self.key else "id"
 
     def has(self, mapper: object) -> bool:
         """Whether objects of a mapped class are of this entity."""
         return isinstance(mapper, Mapper) and mapper.isa(self.mapper)
 
     def identity_of(self, document_id: str) -> tuple[Any, ...] | None:
-        """The primary key of the row that an `_id` belongs to; None if it is no `_id` of this entity."""
+        """What the row that an `_id` belongs to has in `id_key`; None if it is no `_id` of this entity."""
         text = keys.id_text_of(self.tenancy, document_id)
-        parts = None if text is None else keys.split(text, len(self.key))
+        if text is None or not text.startswith(self.id_prefix):
+            return None
+        parts = keys.split(text[len(self.id_prefix) :], len(self.id_key))
         if parts is None:
             return None
         try:
-            return tuple([form.from_text(part) for form, part in zip(self.key_forms, parts, strict=True)])
+            identity = tuple([form.from_text(part) for form, part in zip(self.id_forms, parts, strict=True)])
+            return identity if self.key_text(identity) == parts else None  # 007 is no text of 7
         except ValueError:
             return None
 
@@ -146,8 +173,11 @@ class Entity:
 
     def document_id_sql(self) -> ColumnElement[str]:
         """The `_id`, made by the database."""
-        parts = [form.sql(self.column(name)) for form, name in zip(self.key_forms, self.key, strict=True)]
-        return keys.document_id_sql(self.tenancy, self.tenant_sql(), keys.join_sql(parts))
+        parts = [form.sql(self.column(name)) for form, name in zip(self.id_forms, self.id_key, strict=True)]
+        text = keys.join_sql(parts)
+        if self.id_prefix:
+            text = literal(self.id_prefix, Text).concat(text)
+        return keys.document_id_sql(self.tenancy, self.tenant_sql(), text)
 
     def refused_sql(self) -> ColumnElement[bool]:
         """Whether a row can have no place, so that it must not be written, asked of the database."""
@@ -156,7 +186,7 @@ class Entity:
             self.index_sql(),
             self.document_id_sql(),
             self.tenant_sql(),
-            short_key=all(form.short for form in self.key_forms),
+            short_key=all(form.short for form in self.id_forms),
             short_tenant=self.tenant_form is None or self.tenant_form.short,
         )
 

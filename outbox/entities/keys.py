@@ -45,6 +45,8 @@ ESCAPE: Final = "\\"
 
 _INDEX_TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _INDEX_TENANT_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789-"
+_INTEGER = "-0123456789"
+_UUID = "-0123456789abcdef"
 _PREFIX = re.compile(r"([1-9][0-9]{0,2}):")
 
 
@@ -78,6 +80,7 @@ class TextForm:
     sql: Callable[[ColumnElement[Any]], ColumnElement[str]]
     short: bool = False  # nothing but digits, letters and dashes, and few of them
     members: type[enum.Enum] | None = None  # of an enum
+    characters: str = ""  # all that the text may be made of; empty: any
 
 
 def text_form(type_: TypeEngine[Any], what: str) -> TextForm:
@@ -88,9 +91,10 @@ def text_form(type_: TypeEngine[Any], what: str) -> TextForm:
             raise _unsupported(type_, what)
         return _as_stored(type_, numeric=isinstance(impl, Integer))
     if isinstance(type_, Integer):
-        return TextForm(_int_text, _int_value, lambda column: cast(column, Text), short=True)
+        return TextForm(_int_text, _int_value, lambda column: cast(column, Text), short=True, characters=_INTEGER)
     if isinstance(type_, Uuid):
-        return TextForm(_uuid_text, UUID if type_.as_uuid else _uuid_text, _uuid_sql, short=True)
+        read = UUID if type_.as_uuid else _uuid_text
+        return TextForm(_uuid_text, read, _uuid_sql, short=True, characters=_UUID)
     if isinstance(type_, String):
         return TextForm(str, str, lambda column: cast(column, Text))
     raise _unsupported(type_, what)

@@ -23,7 +23,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column
 from sqlalchemy.sql.util import ClauseAdapter
 
-from outbox.entities.entity import Branch, Dependency, Entity
+from outbox.entities.entity import Branch, Dependency, Entity, key_of
 from outbox.entities.kinds import kind_attributes
 from outbox.entities.refusals import nearest
 from outbox.errors import ConfigurationError
@@ -59,7 +59,7 @@ def counted(entity: Entity) -> frozenset[str] | None:
     """The attributes of an entity whose change makes its document anew. None: all of them."""
     if entity.watch is None and (entity.when is not None or entity.to_document is not None):
         return None
-    names = set(entity.key) | (entity.watch or set())
+    names = {*entity.key, *entity.id_key, *(entity.watch or ())}
     if entity.tenant:
         names.add(entity.tenant)
     for via in (dependency.via for dependency in entity.depends_on.values()):
@@ -222,7 +222,7 @@ def _association(entity: Entity, path: _Path, target: Mapper[Any]) -> Link:
     condition = ClauseAdapter(inspect(alias).selectable).traverse(path[-1].primaryjoin)
     if len(path) > 1:
         condition = ClauseAdapter(inspect(at).selectable).traverse(condition)
-    key = _key_of(target)
+    key = key_of(target)
     counts = _columns_of(target, path[-1]) | set(key)
     counts |= {
         prop.key
@@ -250,7 +250,7 @@ def _by_columns(
                     f"{where}: {name!r} holds {key.column}, which is no primary key; name the relationship instead"
                 )
     documents = selected(entity).where(_among([entity.column(name) for name in names]))
-    key = _key_of(target)
+    key = key_of(target)
     linking: frozenset[str] | None = frozenset(key)
     if entity.is_view or tuple(names) == entity.key:  # the other row may decide whether there is one at all
         linking = counts
@@ -259,7 +259,7 @@ def _by_columns(
 
 def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[str] | None) -> Link:
     last = path[-1]
-    key = _key_of(target)
+    key = key_of(target)
     linking = _columns_of(target, last) | set(key)
     children = None
     if last.direction is RelationshipDirection.ONETOMANY:
@@ -320,7 +320,3 @@ def _among(columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
     if len(columns) == 1:
         return columns[0].in_(parameter)
     return tuple_(*columns).in_(parameter)
-
-
-def _key_of(mapper: Mapper[Any]) -> tuple[str, ...]:
-    return tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)

@@ -14,7 +14,7 @@ from sqlalchemy.orm.interfaces import ORMOption
 
 from outbox import documents
 from outbox.documents import TENANT_FIELD
-from outbox.entities import checks, derived, links
+from outbox.entities import checks, derived, links, neighbours
 from outbox.entities.entity import Dependency, DerivedMappings, Entity
 from outbox.entities.keys import Tenancy
 from outbox.entities.refusals import nearest
@@ -57,6 +57,8 @@ class EntityRegistry:
         *,
         index: str,
         name: str | None = None,
+        id: str | None = None,
+        id_prefix: str = "",
         fields: Sequence[str] | None = None,
         to_document: Callable[[Any], Mapping[str, Any]] | None = None,
         when: Callable[[Any], bool] | None = None,
@@ -84,21 +86,20 @@ class EntityRegistry:
         * `depends_on`: models whose changes make this entity's documents anew, beside what paths in `fields` lead to,
           with the column that points to them, or the relationships that lead there: `{Account: "account_id", Company:
           "account.company"}`. Only some of their columns count with `Dependency("account_id", watch=["name"])`.
+        * `id`: the attribute whose value is the `_id`, in place of the primary key: a column that is unique and never
+          NULL. If it changes, the document moves. `id_prefix`: what each `_id` begins with. Two entities may share an
+          index if their ids cannot meet, or if they are classes of one table's hierarchy: of a row that is both, the
+          document is made by the subclass.
         * `changed_at`: the attribute that says when a row changed last.
         * `mappings`, `settings`: of the index, when it is created; `"derived"`: of its fields, see `DerivedMappings`.
         * `load_options`: loader options for the query that loads objects, e.g. `[joinedload(Deal.account)]`.
         """
         mapper = checks.mapper_of(model)
-        # A table's name is a subclass of str, which the driver would look for an adapter for, at each row.
-        name = str(name or mapper.local_table.name)  # type: ignore[attr-defined]
-        if name in self._entities:
-            raise ConfigurationError(
-                f"an entity {name!r} is registered already, of {self._entities[name].model.__name__}; pass name="
-            )
+        name = self._free(name or mapper.local_table.name)  # type: ignore[attr-defined]
         documents.check_index_name(index)
         where = f"entity {name!r}"
         checks.check_lists(where, fields, to_document, watch)
-        key = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
+        id_key = checks.id_key_of(mapper, id, f"{where}: id")
         entity = Entity(
             name=name,
             mapper=mapper,
@@ -114,22 +115,36 @@ class EntityRegistry:
             mappings=derived.given(mappings, where),
             settings=settings,
             load_options=None if load_options is None else tuple(load_options),
-            key=key,
-            key_forms=tuple(checks.form_of(mapper, each, where) for each in key),
+            id_key=id_key,
+            id_forms=tuple(checks.form_of(mapper, each, where) for each in id_key),
+            id_prefix=checks.prefix_of(where, id_prefix),
             tenant_form=None if tenant is None else checks.form_of(mapper, tenant, f"{where}: tenant"),
             tree=checks.tree_of(mapper, fields or (), where),
             limits=self._settings,
         )
-        checks.check_neighbours(entity, self)
+        return self._register(entity)
+
+    def _register(self, entity: Entity) -> Entity:
+        neighbours.check(entity, self)
         links.check(entity)
         derived.check(entity, self)
-        self._entities[name] = entity
+        self._entities[entity.name] = entity
         self.generation += 1
         return entity
 
+    def _free(self, name: str) -> str:
+        """The name of an entity. Raises `ConfigurationError` if there is one of that name."""
+        if name in self._entities:
+            raise ConfigurationError(
+                f"an entity {name!r} is registered already, of {self._entities[name].model.__name__}; pass name="
+            )
+        # A table's name is a subclass of str, which the driver would look for an adapter for, at each row.
+        return str(name)
+
     def of_index(self, index: str) -> list[Entity]:
-        """The entities that have documents in an index."""
-        return [entity for entity in self if entity.index_names(index)]
+        """The entities that have documents in an index. Of a row of several, the first makes the document: subclasses
+        come before their bases, otherwise it is the order of `add`."""
+        return sorted((entity for entity in self if entity.index_names(index)), key=lambda entity: -entity.depth)
 
     def index_options(self, index: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Mappings and settings to create an index with; None if no entity has documents in it."""

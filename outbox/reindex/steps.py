@@ -27,8 +27,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 from loguru import logger
 
 from outbox import logs
-from outbox.entities import loader
-from outbox.entities.loader import LoadFailed, Row
+from outbox.entities import loader, neighbours
+from outbox.entities.entity import Entity
+from outbox.entities.loader import Row
+from outbox.entities.maker import LoadFailed
 from outbox.entities.spelling import tenant_texts
 from outbox.errors import DestinationError, shortened
 from outbox.reindex.work import LOOK_EVERY_S, Progress, Work, fields, until_claims_end
@@ -101,8 +103,10 @@ def scan(work: Work) -> Iterator[Progress]:
         for entity in entities[first:]:
             after: list[str] | None = at.get("after") if entity.name == at.get("entity") else None
             part = work.selection.part_of(entity)
+            others = neighbours.above(entity, work.registry.of_index(work.job.index_name))
             while rows := loader.page(work.store.connection, entity, part, after, _page_rows(work, writer)):
                 read, after = read + len(rows), rows[-1].key
+                rows = _without_those_of(work, rows, others)
                 operations = work.operations(rows)
                 now = time.monotonic()
                 work.sleep(pace.turn(len(operations), now) - now)
@@ -111,6 +115,15 @@ def scan(work: Work) -> Iterator[Progress]:
                 yield from _settled(work, writer.settled(), *rate_since)
         yield from _settled(work, writer.drain(), *rate_since)
     work.note_now(phase="wait")
+
+
+def _without_those_of(work: Work, rows: list[Row], others: Sequence[Entity]) -> list[Row]:
+    """The rows whose documents none of the others makes: entities that come before theirs, see `of_index`."""
+    for other in others:
+        places = [row.place[:2] for row in rows if row.place]
+        held = loader.holders(work.store.connection, other, places)
+        rows = [row for row in rows if not (row.place and row.place[:2] in held)]
+    return rows
 
 
 def _page_rows(work: Work, writer: Writer[_Mark]) -> int:
@@ -305,14 +318,10 @@ def _parsed(document: bytes | None) -> Any:
 
 def _made(work: Work, document_ids: Sequence[str]) -> Mapping[str, bytes | LoadFailed | None]:
     """What the database says now of documents of the index, whichever of its entities has a row for them."""
-    name, found = work.job.index_name, dict[str, bytes | LoadFailed | None].fromkeys(document_ids)
-    for entity in work.registry.of_index(name):
-        places = [(name, document_id) for document_id, document in found.items() if document is None]
-        found |= {
-            document_id: document
-            for (_, document_id), document in loader.load_places(work.store.connection, entity, places).items()
-        }
-    return found
+    name = work.job.index_name
+    places = [(name, document_id) for document_id in document_ids]
+    made = loader.load_first(work.store.connection, work.registry.of_index(name), places)
+    return {document_id: document for (_, document_id), (_, document) in made.items()}
 
 
 # -- swap, drop -----------------------------------------------------------------------------------------------------

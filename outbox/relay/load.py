@@ -11,7 +11,7 @@ from outbox import documents
 from outbox.destinations.base import Outcome, OutcomeKind
 from outbox.entities import loader
 from outbox.entities.entity import Entity
-from outbox.entities.loader import Loaded, LoadFailed
+from outbox.entities.maker import Loaded, LoadFailed
 from outbox.entities.refusals import nearest
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import DatabaseUnavailable, InvalidName, shortened
@@ -117,46 +117,23 @@ def _portions(
 def from_database(
     connection: Connection, registry: EntityRegistry, events: Sequence[Event], most_bytes: int | None = None
 ) -> dict[int, Loaded]:
-    """What the database says now of the documents of `refresh` rows, by event id, see `loader.load_places`.
+    """What the database says now of the documents of `refresh` rows, by event id, see `loader.load_first`.
 
-    Raises `DatabaseUnavailable`. Takes no lock of its own.
+    Whichever entity of the index makes them: a row may have become another one's since. Raises `DatabaseUnavailable`.
+    Takes no lock of its own.
     """
-    loaded: dict[int, Loaded] = {}
-    by_entity: dict[str | None, list[Event]] = defaultdict(list)
-    for event in events:
-        by_entity[event.entity].append(event)
-    known = {entity.name: entity for entity in registry}
-    for name, rows in by_entity.items():
-        entity = known.get(name or "")
-        if entity is None:
-            loaded |= dict.fromkeys((row.id for row in rows), _unknown(name, known))
-            continue
+    known = {entity.name for entity in registry}
+    loaded: dict[int, Loaded] = {row.id: _unknown(row.entity, known) for row in events if row.entity not in known}
+    entities = {name: tuple(registry.of_index(name)) for name in {row.index_name for row in events}}
+    together: dict[tuple[Entity, ...], list[Event]] = defaultdict(list)
+    for row in events:
+        if row.entity in known:
+            together[entities[row.index_name]].append(row)
+    for of_index, rows in together.items():
         places = [(row.index_name, row.document_id) for row in rows]
-        made = _of_index(connection, registry, entity, places, most_bytes)
-        loaded |= {row.id: made[place] for row, place in zip(rows, places, strict=True) if place in made}
+        made = loader.load_first(connection, of_index, places, most_bytes)
+        loaded |= {row.id: made[place][1] for row, place in zip(rows, places, strict=True) if place in made}
     return loaded
-
-
-def _of_index(
-    connection: Connection,
-    registry: EntityRegistry,
-    entity: Entity,
-    places: Sequence[tuple[str, str]],
-    most_bytes: int | None,
-) -> dict[tuple[str, str], Loaded]:
-    """The documents at these places, of an entity or, if its row is none of its own any more, of another one there.
-
-    Two kinds of one table may share an index: a row that changes its kind keeps its place then, and brings a `refresh`
-    row for each of the two.
-    """
-    found = loader.load_places(connection, entity, places, most_bytes)
-    for other in registry:
-        empty = [place for place, document in found.items() if document is None and other.index_names(place[0])]
-        if other is not entity and empty:
-            of_other = loader.load_places(connection, other, empty, most_bytes)
-            unread = set(empty) - of_other.keys()
-            found = {place: each for place, each in (found | of_other).items() if place not in unread}
-    return found
 
 
 def _unknown(name: str | None, known: Iterable[str]) -> LoadFailed:

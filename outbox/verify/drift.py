@@ -13,7 +13,7 @@ import orjson
 from outbox.destinations.base import TENANT_FIELD, Stored
 from outbox.entities.entity import Entity
 from outbox.entities.keys import tenant_of
-from outbox.entities.loader import Loaded, LoadFailed
+from outbox.entities.maker import Loaded, LoadFailed
 
 MOST_FIELDS: Final = 3
 

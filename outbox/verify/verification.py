@@ -17,7 +17,8 @@ from outbox.destinations.base import Destination, Listed, Stored
 from outbox.entities import loader
 from outbox.entities.entity import Entity
 from outbox.entities.keys import Tenancy, is_tenant_index
-from outbox.entities.loader import Loaded, LoadFailed, Part
+from outbox.entities.loader import Part
+from outbox.entities.maker import Loaded, LoadFailed
 from outbox.entities.registry import EntityRegistry
 from outbox.entities.spelling import is_known, some_tenants, tenant_texts, unknown
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
@@ -212,7 +213,8 @@ class Verification:
         entities = self._registry.of_index(index)
         done = 0
         for page in self._destination.pages(index, self._page, share=share, tenants=self._tenant_id is not None):
-            asked = [each for each, listed in page.items() if self._is_asked_for(index, each, listed)]
+            owners = {each: _owner(entities, self._entities, each) for each in page}
+            asked = [each for each, listed in page.items() if self._is_asked_for(owners[each], index, each, listed)]
             holders: dict[str, str | None] = {}
             for entity in entities:
                 places = [(index, each) for each in asked if each not in holders]
@@ -221,7 +223,7 @@ class Verification:
             # A document with a row was compared with that row; unless the row is another tenant's by now.
             yield from self._settle(
                 {
-                    (index, each): _owner(self._entities, index, each)
+                    (index, each): owners[each]
                     for each in asked
                     if each not in holders or (self._tenants is not None and holders[each] not in self._tenants)
                 }
@@ -230,10 +232,11 @@ class Verification:
             self.totals.listed += len(asked)
             yield Checked("index", index, done, None)
 
-    def _is_asked_for(self, index: str, document_id: str, listed: Listed) -> bool:
+    def _is_asked_for(self, owner: Entity, index: str, document_id: str, listed: Listed) -> bool:
+        if owner not in self._entities:
+            return False
         if self._tenants is None:
             return True
-        owner = _owner(self._entities, index, document_id)
         return tenant_named(owner, index, document_id, listed.tenant_id) in self._tenants
 
     # -- what looks wrong ---------------------------------------------------------------------------------------
@@ -261,8 +264,8 @@ class Verification:
             if place in moving:
                 self._keep(place, entity)
                 continue
-            owner, document = expected.get(place, (entity, None))
-            if drift := judge(owner, place, document, held.get(place), issued):
+            owner, document = expected[place]
+            if drift := judge(owner or entity, place, document, held.get(place), issued):
                 drifts.append(self._found(drift))
         if self._repairs:
             repaired, epoch = repair.repair(self._store, self._destination, drifts)
@@ -270,15 +273,12 @@ class Verification:
             self.totals.epoch = self.totals.epoch if epoch is None else epoch
         yield from drifts
 
-    def _expected(self, suspects: Mapping[Place, Entity]) -> dict[Place, tuple[Entity, Loaded]]:
+    def _expected(self, suspects: Mapping[Place, Entity]) -> dict[Place, tuple[Entity | None, Loaded]]:
         """What the places should hold, and which entity of their index makes it."""
-        found: dict[Place, tuple[Entity, Loaded]] = {}
+        found: dict[Place, tuple[Entity | None, Loaded]] = {}
         for index, ids in by_index(suspects).items():
-            for entity in self._registry.of_index(index):
-                places = [(index, document_id) for document_id in ids]
-                for place, document in loader.load_places(self._store.connection, entity, places).items():
-                    if document is not None and (place not in found or suspects[place] is entity):
-                        found[place] = (entity, document)
+            places = [(index, document_id) for document_id in ids]
+            found |= loader.load_first(self._store.connection, self._registry.of_index(index), places)
         return found
 
     def _keep(self, place: Place, entity: Entity) -> None:
@@ -343,11 +343,11 @@ def _may_be_in(entity: Entity, index: str, tenants: Collection[str] | None) -> b
     return entity.index_names(index)
 
 
-def _owner(entities: Sequence[Entity], index: str, document_id: str) -> Entity:
-    """The entity that a document without a row belongs to: one that could have such an `_id`, if any."""
-    candidates = [entity for entity in entities if entity.index_names(index)]
-    likely = (entity for entity in candidates if entity.identity_of(document_id) is not None)
-    return next(likely, candidates[0])
+def _owner(of_index: Sequence[Entity], chosen: Sequence[Entity], document_id: str) -> Entity:
+    """The entity that a document of an index belongs to if it has no row: one that could have such an `_id`, a chosen
+    one rather than others; if there is none, a chosen one."""
+    likely = [entity for entity in of_index if entity.identity_of(document_id) is not None] or of_index
+    return next((entity for entity in likely if entity in chosen), likely[0])
 
 
 def _parts(documents: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:

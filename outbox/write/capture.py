@@ -5,8 +5,8 @@ and `insert()`, `update()`, `delete()` of mapped classes (`Query.update` and `.d
 
 What is not seen, since no session knows of it: `bulk_insert_mappings` and its sisters, statements on a `Table` or in
 plain SQL, rows that the database changes by itself (`ON DELETE CASCADE`, triggers), an upsert that moves a row to
-another tenant, and other programs. Call `OutboxRepository.refresh` beside those, or have the database note changes
-by triggers (`outbox.triggers`): of an entity that has all of its triggers, nothing is noted here.
+another tenant or changes its `id`, and other programs. Call `OutboxRepository.refresh` beside those, or have the
+database note changes by triggers (`outbox.triggers`): of an entity that has all of its triggers, nothing is noted here.
 
 Rows are inserted in `after_flush`: only then are the entities written, so that the id of a row is higher than that of
 any row whose transaction the entity's write waited for. Places that a document leaves are read before the flush, from
@@ -26,7 +26,6 @@ from sqlalchemy.orm import InstanceState, ORMExecuteState, Session, UOWTransacti
 from sqlalchemy.orm.attributes import instance_state
 
 from outbox.entities.entity import Entity
-from outbox.entities.keys import SHARED
 from outbox.entities.links import Link
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, InvalidName, shortened
@@ -47,7 +46,7 @@ from outbox.write.changes import (
     tenant_of,
 )
 from outbox.write.coverage import Coverage
-from outbox.write.plans import Known, Memo, Own, Plan
+from outbox.write.plans import Known, Memo, Own, Plan, intersects
 from outbox.write.statements import note_statement
 
 
@@ -186,7 +185,7 @@ class Flush:
             if (plan := self.plan_before(state.class_)) and (changed := state.committed_state):
                 identity = former_identity(state)
                 for own in plan.own:
-                    if not own.moves.isdisjoint(changed):
+                    if intersects(own.moves, changed):
                         moving.setdefault(own.entity, []).append(identity)
                 for own in plan.relatives:
                     moving.setdefault(own.entity, []).append(identity)
@@ -220,11 +219,11 @@ class Flush:
         for instance in session.new:
             if plan := plan_of(type(instance)):
                 values = instance_state(instance).dict
-                for entity, _, _ in plan.own:
+                for entity, _, moves in plan.own:
                     identity = current_identity(values, entity.key)
                     if None in identity:
                         continue  # not written yet
-                    if entity.tenant is None or entity.tenant in values:
+                    if moves is not None and (entity.tenant is None or entity.tenant in values):
                         places.append((entity, entity.key_of(identity, tenant_of(entity, values))))
                     else:
                         unknown.setdefault(entity, []).append(identity)
@@ -241,7 +240,7 @@ class Flush:
             changed = state.committed_state
             if is_deleted:
                 for own in plan.own:
-                    places += self._deleted_place(state, own.entity)
+                    places += self._deleted_place(state, own)
             elif changed:
                 for own in plan.own:
                     if _counts(state, own.counts, changed, plan):
@@ -272,21 +271,22 @@ class Flush:
         """A changed object's document; and where it was, if it moved."""
         entity, values = own.entity, state.dict
         current, former = current_identity(values, entity.key), former_identity(state)
-        if entity.tenancy is SHARED:
+        if not own.may_move:
             tenant = tenant_of(entity, values)
             self.places.append((entity, entity.key_of(current, tenant)))
             if former != current:
                 self.places += former_place(entity, former, tenant)
             return
-        # Not by the tenant in memory: another session may have changed it.
+        # Not by what is in memory: another session may have changed it.
         unknown.setdefault(entity, []).append(current)
-        if not own.moves.isdisjoint(changed) and (entity, former) not in self.looked:
+        if intersects(own.moves, changed) and (entity, former) not in self.looked:
             # Moved by a listener of the application's, after we looked: what is remembered has to do.
             self.places += remembered_places(state, entity)
 
-    def _deleted_place(self, state: InstanceState[Any], entity: Entity) -> list[Place]:
+    def _deleted_place(self, state: InstanceState[Any], own: Own) -> list[Place]:
         """The place of a deleted row, if it was not read before the flush."""
-        if entity.tenancy is SHARED:
+        entity = own.entity
+        if not own.may_move:
             return former_place(entity, former_identity(state), tenant_of(entity, state.dict))
         return [] if (entity, former_identity(state)) in self.looked else remembered_places(state, entity)
 

@@ -122,10 +122,18 @@ def former_place(entity: Entity, identity: Identity, tenant: Any) -> list[Place]
 
 
 def remembered_places(state: InstanceState[Any], entity: Entity) -> list[Place]:
-    """The places of an object's row, by the tenants that the session remembers."""
-    history = state.get_history(entity.tenant, UNLOADED) if entity.tenant else None
-    tenants = (history.deleted or history.unchanged or ()) if history else ()
-    return [place for tenant in tenants for place in former_place(entity, former_identity(state), tenant)]
+    """The places of an object's row, by what the session remembers of its tenant and its `_id`."""
+    identities: Iterable[Identity] = [former_identity(state)]
+    if entity.id_key != entity.key:
+        identities = [(value,) for value in _remembered(state, entity.id_key[0])]
+    tenants = (_remembered(state, entity.tenant) if entity.tenant else ()) or (None,)
+    return [place for each in identities for tenant in tenants for place in former_place(entity, each, tenant)]
+
+
+def _remembered(state: InstanceState[Any], attribute: str) -> Sequence[Any]:
+    """What an attribute was; nothing if the session has not loaded it."""
+    history = state.get_history(attribute, UNLOADED)
+    return history.deleted or history.unchanged or ()
 
 
 def places_of(
@@ -137,10 +145,10 @@ def places_of(
     """
     connection = session.connection(bind_arguments={"mapper": entity.mapper})
     tenant = [] if entity.tenant is None else [entity.column(entity.tenant)]
-    columns, width = entity.key_columns, len(entity.key)
+    key, width = [entity.column(name) for name in entity.key], len(entity.id_key)
     found: list[Place] = []
     for part in _portions(entity.mapper, identities):
-        statement = entity.rows(select(*columns, *tenant)).where(among(columns, part))
+        statement = entity.rows(select(*entity.id_columns, *tenant)).where(among(key, part))
         for row in connection.execute(statement):
             tenant_id = row[width] if tenant else None
             if refused is None:

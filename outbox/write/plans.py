@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,7 +24,13 @@ class Own(NamedTuple):
 
     entity: Entity
     counts: frozenset[str] | None  # attributes whose change makes the document anew; None: all
-    moves: frozenset[str]  # attributes that say where the document belongs
+    moves: frozenset[str] | None
+    """Attributes that say where the document belongs, beside what the identity map knows. None: any change may move
+    it, also one that a listener or the database makes of it."""
+
+    @property
+    def may_move(self) -> bool:
+        return self.moves is None or bool(self.moves)
 
 
 @dataclass(eq=False)
@@ -50,7 +56,7 @@ class Plan:
     def looks_before(self) -> bool:
         """Whether a flush may overwrite what says where documents are."""
         followed = self.relatives or self.links or self.collections or self.orphans or self.parents
-        return bool(followed or any(own.moves for own in self.own))
+        return bool(followed or any(own.may_move for own in self.own))
 
 
 class Memo(dict[type[Any], Plan | None]):
@@ -72,7 +78,7 @@ class Known:
         self.own = [Own(entity, counted(entity), _moves(entity)) for entity in registry]
         self._of_kinds = [own for own in self.own if own.entity.mapper.inherits is not None]
         self.links = links(registry)
-        self.looks_before = bool(self.links or self._of_kinds) or any(own.moves for own in self.own)
+        self.looks_before = bool(self.links or self._of_kinds) or any(own.may_move for own in self.own)
         self.has_collections = any(link.children for link in self.links)
         self.plans = Memo(self._plan)
         self._reduced: dict[frozenset[Entity], Memo] = {}
@@ -99,7 +105,7 @@ class Known:
 
     def _looks_at(self, mapper: Mapper[Any]) -> bool:
         """Whether the deletion of such an object takes away what says where documents are."""
-        looking = [*self._of_kinds, *(own for own in self.own if own.moves)]
+        looking = [*self._of_kinds, *(own for own in self.own if own.may_move)]
         looked = [own.entity.mapper for own in looking] + [link.target for link in self.links]
         return any(related(gone, each) for gone in cascade_deleted(mapper) for each in looked)
 
@@ -134,8 +140,9 @@ def without(plan: Plan | None, aside: frozenset[Entity]) -> Plan | None:
     return None if reduced.is_empty else reduced
 
 
-def _moves(entity: Entity) -> frozenset[str]:
-    """What says where a document belongs, beside what the identity map knows by itself."""
+def _moves(entity: Entity) -> frozenset[str] | None:
+    if entity.id_key != entity.key:
+        return None
     if entity.tenancy is SHARED or entity.tenant is None:
         return frozenset()
     return frozenset((*entity.key, entity.tenant)) | kinds_of(entity)
@@ -146,7 +153,7 @@ def kinds_of(entity: Entity) -> frozenset[str]:
     return kind_attributes(entity.mapper) if entity.mapper.inherits is not None else frozenset()
 
 
-def intersects(counts: frozenset[str] | None, names: frozenset[str] | None) -> bool:
+def intersects(counts: frozenset[str] | None, names: Iterable[str] | None) -> bool:
     """Whether one of the attributes counts; None: all."""
     return counts is None or names is None or not counts.isdisjoint(names)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import inspect
@@ -15,7 +15,6 @@ from outbox.entities.registry import EntityRegistry
 from outbox.errors import (
     ConfigurationError,
     InvalidDocument,
-    InvalidInput,
     InvalidName,
     shortened,
 )
@@ -72,7 +71,7 @@ class OutboxRepository:
         if not self._settings.enabled:
             return None
         tenant = _checked(index, document_id, tenant_id)
-        if self._registry and (entity := self._entity_of(index)):
+        if entity := self._entity_of(index, document_id):
             return self._refresh(entity, index, document_id, tenant_id)
         content = documents.serialise(document, max_bytes=self._settings.max_document_bytes)
         return self._insert(Action.INDEX, index, document_id, tenant, content)
@@ -89,7 +88,7 @@ class OutboxRepository:
         if not self._settings.enabled:
             return None
         tenant = _checked(index, document_id, tenant_id)
-        if self._registry and (entity := self._entity_of(index)):
+        if entity := self._entity_of(index, document_id):
             return self._refresh(entity, index, document_id, tenant_id)
         content = documents.serialise(changes, max_bytes=self._settings.max_document_bytes)
         if content == b"{}":
@@ -121,26 +120,24 @@ class OutboxRepository:
         if not self._settings.enabled:
             return []
         documents.check_index_name(index)
-        entity = self._entity_of(index) if self._registry else None
-        tenant = _tenant_of(entity, tenant_id)
-        name = entity.name if entity else None
-        action = Action.REFRESH.value if entity else Action.INDEX.value
+        entities = self._registry.of_index(index) if self._registry else []
+        tenants = {entity: _tenant_of(entity, tenant_id) for entity in (*entities, None)}
+        action = Action.REFRESH.value if entities else Action.INDEX.value
         limit, created_at = self._settings.max_document_bytes, now_ms()
         ready: list[Row] = []
         contents: list[str] = []
         for document_id, document in documents_by_id:
             documents.check_document_id(document_id)
-            size = 0
-            if entity:
-                _check_belongs(entity, document_id)
-            else:
+            entity, size = _owner(entities, document_id), 0
+            if entity is None:
                 try:
                     content = documents.serialise(document, max_bytes=limit)
                 except InvalidDocument as error:
                     raise type(error)(f"{index}/{shortened(document_id)}: {error}") from None
                 contents.append(content.decode())
                 size = len(content)
-            ready.append((action, index, document_id, tenant, name, size, created_at))
+            name = None if entity is None else entity.name
+            ready.append((action, index, document_id, tenants[entity], name, size, created_at))
         if not ready:
             return []
         self._session.flush()
@@ -150,8 +147,9 @@ class OutboxRepository:
         """Have the document of a row made anew of what the database says. Returns the ids of the outbox rows.
 
         `refresh(contact)`: the documents of a mapped object, one for each entity that it is registered as; or
-        `refresh("contacts", 7)`: by the name of the entity and the primary key (a tuple if it is composite), with
-        the tenant where that is part of the document's place. Raises `InvalidName`, and `ConfigurationError` for
+        `refresh("contacts", 7)`: by the name of the entity and the primary key (a tuple if it is composite; the value
+        of another column, if the entity is registered with `id`), with the tenant where that is part of the document's
+        place. Raises `InvalidName`, and `ConfigurationError` for
         what is not registered.
         """
         if not self._settings.enabled:
@@ -162,15 +160,18 @@ class OutboxRepository:
         if isinstance(entity, str):
             named = self._registry[entity]
             identity = key if isinstance(key, tuple) else (key,)
-            if key is None or len(identity) != len(named.key):
-                raise InvalidName(f"entity {named.name!r} has the primary key {', '.join(named.key)}; pass all of it")
+            if key is None or len(identity) != len(named.id_key):
+                raise InvalidName(
+                    f"entity {named.name!r} has the {named.id_said} {', '.join(named.id_key)}; pass all of it"
+                )
             try:
                 places = [(named, named.place_of(identity, _tenant_of(named, tenant_id)))]
             except InvalidName:
                 raise
             except (TypeError, ValueError) as error:  # of what makes text of a value
                 raise InvalidName(
-                    f"{shortened(key)} is no primary key of entity {named.name!r} ({', '.join(named.key)}): {error}"
+                    f"{shortened(key)} is no {named.id_said} of entity {named.name!r} "
+                    f"({', '.join(named.id_key)}): {error}"
                 ) from None
         else:
             places = [(each, each.key_of_object(entity)) for each in self._entities_of(entity)]
@@ -187,16 +188,8 @@ class OutboxRepository:
         """
         return sync.wait_until_synced(self._session, timeout, searchable=searchable)
 
-    def _entity_of(self, index: str) -> Entity | None:
-        """The registered entity that has documents in an index."""
-        assert self._registry is not None
-        found = self._registry.of_index(index)
-        if len(found) > 1:
-            raise InvalidInput(
-                f"documents of {' and '.join(repr(each.name) for each in found)} are in the index {index!r}; "
-                "say which by refresh()"
-            )
-        return found[0] if found else None
+    def _entity_of(self, index: str, document_id: str) -> Entity | None:
+        return _owner(self._registry.of_index(index), document_id) if self._registry else None
 
     def _entities_of(self, instance: object) -> list[Entity]:
         assert self._registry is not None
@@ -207,7 +200,6 @@ class OutboxRepository:
         return found
 
     def _refresh(self, entity: Entity, index: str, document_id: str, tenant_id: object) -> int:
-        _check_belongs(entity, document_id)
         self._session.flush()
         tenant = _tenant_of(entity, tenant_id)
         return self._store((Action.REFRESH.value, index, document_id, tenant, entity.name, 0, now_ms()))
@@ -229,12 +221,20 @@ def _refresh_rows(places: Iterable[tuple[Entity, DocumentKey]]) -> list[Row]:
     return [(Action.REFRESH.value, key[0], key[1], key[2], entity.name, 0, at) for entity, key in places]
 
 
-def _check_belongs(entity: Entity, document_id: str) -> None:
-    if entity.identity_of(document_id) is None:
-        raise InvalidName(
-            f"document id {shortened(document_id)} is none of entity {entity.name!r} (primary key "
-            f"{', '.join(entity.key)}, tenancy {str(entity.tenancy)!r}); use refresh(), which makes it"
-        )
+def _owner(entities: Sequence[Entity], document_id: str) -> Entity | None:
+    """The entity of an index that a document belongs to; None if the index has none. Raises `InvalidName`."""
+    for entity in entities:
+        if entity.identity_of(document_id) is not None:
+            return entity
+    if not entities:
+        return None
+    said = (
+        f"entity {each.name!r} ({each.id_said} {', '.join(each.id_key)}, tenancy {str(each.tenancy)!r})"
+        for each in entities
+    )
+    raise InvalidName(
+        f"document id {shortened(document_id)} is none of {' or '.join(said)}; use refresh(), which makes it"
+    )
 
 
 def _checked(index: str, document_id: str, tenant_id: object) -> str | None:

@@ -46,7 +46,8 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
     leaving = state.is_delete
     before: list[Place] = []
     for each in own:
-        if leaving or intersects(each.moves | kinds_of(each.entity) | frozenset(each.entity.key), names):
+        telling = None if each.moves is None else each.moves | kinds_of(each.entity) | set(each.entity.key)
+        if leaving or intersects(telling, names):
             before += places_of(session, each.entity, identities)
     for link in touched:
         if leaving or intersects(link.linking, names):

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_
 
 from outbox import DatabaseUnavailable, EntityRegistry
 from outbox.entities import loader
-from outbox.entities.loader import LoadFailed
+from outbox.entities.maker import LoadFailed
 from outbox.relay.load import from_database
 from tests.entities.world import (
     Account,

@@ -94,7 +94,7 @@ def both_ways(memory: Connection, entity: Entity, **values: Any) -> None:
     made = memory.execute(select(*columns)).one()
     refused = memory.execute(select(entity.refused_sql()).select_from(entity.model)).scalar_one()
     tenant = values.get("tenant_id")
-    identity = tuple(values[name] for name in entity.key)
+    identity = tuple(values[name] for name in entity.id_key)
     try:
         place = entity.key_of(identity, tenant)
     except InvalidName as error:

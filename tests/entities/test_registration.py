@@ -75,7 +75,7 @@ def test_two_entities_need_two_names(registry: EntityRegistry) -> None:
 
 
 def test_two_entities_on_one_index_need_the_same_mappings(registry: EntityRegistry) -> None:
-    registry.add(Contact, index="people", fields=["name"], mappings={"dynamic": "strict"})
+    registry.add(Contact, index="people", fields=["name"], id_prefix="contact-", mappings={"dynamic": "strict"})
     with pytest.raises(ConfigurationError, match="share the index 'people', but not its mappings"):
         registry.add(Person, index="people", fields=["name"])
     registry.add(Person, index="people", fields=["name"], mappings={"dynamic": "strict"})

@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 from outbox import EntityRegistry
 from outbox.entities.entity import Entity
-from outbox.entities.loader import Loaded
+from outbox.entities.maker import Loaded
 from outbox.relay.load import from_database
 from outbox.store.models import Event
 

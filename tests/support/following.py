@@ -9,7 +9,8 @@ from sqlalchemy import Engine
 
 from outbox import EntityRegistry
 from outbox.entities import loader
-from outbox.entities.loader import LoadFailed, Part
+from outbox.entities.loader import Part
+from outbox.entities.maker import LoadFailed
 from outbox.relay.load import from_database
 from tests.support.watching import Rows
 

@@ -147,14 +147,14 @@ def test_last_document_of_a_tenant_with_an_index_of_its_own_is_found(outbox: Out
 
 
 def test_entities_that_share_an_index_are_not_extra_to_each_other(app: Application) -> None:
-    app.registry.add(Company, index="contacts", fields=["name"])
+    app.registry.add(Company, index="contacts", fields=["name"], id_prefix="company-")
     app.save(*(Company(code="a|b", region=number, name="big") for number in range(5)))
     app.deliver()
     assert (app.said(), app.said(entities=["companies"]), app.said(entities=["contacts"])) == ([], [], [])
-    app.place.tamper("contacts", r"a\|b|3", {"name": "small"})
-    app.place.tamper("contacts", r"a\|b|9", {"name": "new"})
+    app.place.tamper("contacts", r"company-a\|b|3", {"name": "small"})
+    app.place.tamper("contacts", r"company-a\|b|9", {"name": "new"})
     app.place.tamper("contacts", "2:t1:3", None)
-    assert app.said(entities=["companies"]) == [("different", r"a\|b|3"), ("extra", r"a\|b|9")]
+    assert app.said(entities=["companies"]) == [("different", r"company-a\|b|3"), ("extra", r"company-a\|b|9")]
     assert {(drift.entity, drift.kind) for drift in app.drifts()} == {
         ("companies", "different"), ("companies", "extra"), ("contacts", "missing")
     }  # fmt: skip

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 from outbox import EntityRegistry, sqlite
-from outbox.entities.loader import LoadFailed
+from outbox.entities.maker import LoadFailed
 from outbox.relay.load import from_database
 from outbox.store import models
 from outbox.store.models import Event

@@ -1,0 +1,165 @@
+"""One row becomes a document, or the reason why none can be made of it; and what has to be read for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Select, select
+from sqlalchemy.orm import ColumnProperty, Mapper, Session, joinedload, selectinload, undefer
+from sqlalchemy.orm.interfaces import ORMOption
+
+from outbox import documents
+from outbox.documents import TENANT_FIELD
+from outbox.entities.entity import Branch, Entity
+from outbox.entities.keys import DocumentKey, Tenancy, among
+from outbox.entities.row import ColumnsOfRow
+from outbox.errors import InvalidDocument, InvalidName
+from outbox.settings import write_settings
+
+_BUILT_FOR_WHEN: Final[WeakSet[Entity]] = WeakSet()
+"""Entities whose `when` has asked for more than columns."""
+
+
+class LoadFailed(NamedTuple):
+    """Why a document cannot be made of its row. `error_type` is a word for programs, `error` a line for people."""
+
+    error_type: str
+    error: str
+
+
+Loaded = bytes | LoadFailed | None
+"""The document as JSON; or None, if there shall be none; or why it cannot be made."""
+
+
+class Found(NamedTuple):
+    """A row's document and where it belongs now."""
+
+    key: DocumentKey | None
+    document: Loaded
+
+
+NOWHERE = DocumentKey("", "", None)
+
+
+class Maker:
+    """Makes documents of what was loaded; a failure is that document's alone."""
+
+    def __init__(self, connection: Connection, entity: Entity) -> None:
+        self._connection, self._entity = connection, entity
+        self._session: Session | None = None
+        self._max_bytes = (entity.limits or write_settings()).max_document_bytes
+        self._width = len(entity.id_key)
+        self._tenant_at = self._width if entity.tenant else None
+        self._fields_at = self._width + (1 if entity.tenant else 0)
+        self._names = entity.tree.leaves
+        self._all_columns = _column_names(entity)
+
+    def of_row(self, row: Sequence[Any]) -> Found:
+        """Of its columns, in the order of `columns_of`."""
+        entity, end = self._entity, self._fields_at + len(self._names)
+        document = dict(zip(self._names, row[self._fields_at : end], strict=True))
+        whole = None
+        if entity.when is not None:
+            columns = dict(zip(self._all_columns, row[end:], strict=True))
+            whole = ColumnsOfRow(entity.model, columns, partial(self._object, tuple(row[: self._width])))
+        tenant = None if self._tenant_at is None else row[self._tenant_at]
+        return self._made(row[: self._width], tenant, whole, document, None)
+
+    def _object(self, identity: tuple[Any, ...]) -> Any:
+        """That of a row whose `when` asks for more than columns: from the next query on they are built at once."""
+        _BUILT_FOR_WHEN.add(self._entity)
+        if self._session is None:
+            self._session = Session(self._connection, autoflush=False)
+        statement = self._entity.rows(select(self._entity.model)).where(among(self._entity.id_columns, [identity]))
+        return self._session.scalars(statement).one_or_none()
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+
+    def of_object(self, instance: Any) -> Found:
+        entity = self._entity
+        identity = [getattr(instance, name) for name in entity.id_key]
+        tenant = getattr(instance, entity.tenant) if entity.tenant else None
+        return self._made(identity, tenant, instance, None, entity.to_document or entity.tree.document)
+
+    def _made(
+        self,
+        identity: Sequence[Any],
+        tenant: Any,
+        row: Any,
+        content: Mapping[str, Any] | None,
+        make: Callable[[Any], Mapping[str, Any]] | None,
+    ) -> Found:
+        """`content` is made of the row by `make`, if that is given, but not for rows that have no document."""
+        entity = self._entity
+        try:
+            key = entity.key_of(identity, tenant)
+        except InvalidName as error:
+            if entity.tenancy is not Tenancy.SHARED:
+                return Found(NOWHERE, None)  # it left its place for one that cannot be
+            return Found(None, LoadFailed("invalid_name", str(error)))
+        try:
+            if entity.when is not None and not entity.when(row):
+                return Found(key, None)
+        except Exception as error:
+            return Found(key, LoadFailed("when_failed", said_of(error)))
+        try:
+            if make is not None:
+                content = make(row)
+            if key.tenant_id is not None and isinstance(content, Mapping):
+                content = {**content, TENANT_FIELD: key.tenant_id}
+        except Exception as error:
+            return Found(key, LoadFailed("to_document_failed", said_of(error)))
+        try:
+            return Found(key, documents.serialise(content, max_bytes=self._max_bytes))  # type: ignore[arg-type]
+        except InvalidDocument as error:
+            return Found(key, LoadFailed("invalid_document", str(error)))
+        except Exception as error:  # a mapping of the application's own that raises when it is read
+            return Found(key, LoadFailed("invalid_document", said_of(error)))
+
+
+def said_of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def needs_objects(entity: Entity) -> bool:
+    given = entity.to_document is not None or entity.load_options is not None
+    return given or not entity.tree.plain or entity in _BUILT_FOR_WHEN
+
+
+def _column_names(entity: Entity) -> list[str]:
+    """All columns of an entity, by the names of its attributes: what `when` may look at."""
+    return [] if entity.when is None else [prop.key for prop in entity.mapper.column_attrs]
+
+
+def columns_of(entity: Entity) -> Select[Any]:
+    tenant = [entity.tenant] if entity.tenant else []
+    names = [*entity.id_key, *tenant, *entity.tree.leaves, *_column_names(entity)]
+    return entity.rows(select(*(entity.column(name).label(f"c{at}") for at, name in enumerate(names))))
+
+
+def options_of(entity: Entity) -> list[ORMOption]:
+    return [*_tree_options(entity.mapper, entity.tree, None), *(entity.load_options or ())]
+
+
+def _tree_options(mapper: Mapper[Any], tree: Branch, above: Any) -> list[ORMOption]:
+    """Load with the objects what the paths lead to, and deferred columns among the fields."""
+    options: list[ORMOption] = []
+    for name in tree.leaves:
+        prop = mapper.attrs.get(name)
+        if isinstance(prop, ColumnProperty) and prop.deferred:
+            attribute = getattr(mapper.class_, name)
+            options.append(above.undefer(attribute) if above else undefer(attribute))
+    for name, branch in tree.branches.items():
+        attribute = getattr(mapper.class_, name)
+        if branch.many:
+            option = above.selectinload(attribute) if above else selectinload(attribute)
+        else:
+            option = above.joinedload(attribute) if above else joinedload(attribute)
+        below = _tree_options(mapper.relationships[name].mapper, branch, option)
+        options += [option, *below]
+    return options
