@@ -16,7 +16,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from outbox import (
     ConfigurationError,
     EntityRegistry,
-    InvalidInput,
     InvalidName,
     OutboxRepository,
     SyncFailed,
@@ -152,10 +151,21 @@ def test_what_cannot_be_refreshed_is_named(
         call(OutboxRepository(session, registry))
 
 
-def test_index_of_two_entities_asks_which(sessions: sessionmaker[Session], registry: EntityRegistry) -> None:
-    registry.add(Part, index="parts", fields=["number"], name="catalogue")
-    with sessions() as session, pytest.raises(InvalidInput, match="'parts' and 'catalogue' are in the index 'parts'"):
-        OutboxRepository(session, registry).index("parts", "a|1", {})
+def test_id_says_which_of_two_entities_of_an_index_is_meant(
+    sessions: sessionmaker[Session], registry: EntityRegistry, engine: Engine
+) -> None:
+    registry.add(Contact, index="parts", fields=["name"], name="people")
+    with sessions.begin() as session:
+        repo = OutboxRepository(session, registry)
+        repo.index("parts", "a|1", {})
+        repo.index_many("parts", [("7", {}), ("b|2", {})])
+        with pytest.raises(InvalidName, match=r"'x' is none of entity 'parts' .* or entity 'people' \(primary key id"):
+            repo.update("parts", "x", {"name": "Ada"})
+    assert [row[2:] for row in rows(engine)] == [
+        ("a|1", None, "parts"),
+        ("7", None, "people"),
+        ("b|2", None, "parts"),
+    ]
 
 
 # -- waiting ----------------------------------------------------------------------------------------------------
