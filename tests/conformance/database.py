@@ -61,6 +61,19 @@ class Database:
             found = connection.execute(text("SELECT * FROM outbox_events WHERE id = :id"), {"id": event_id})
             return dict(found.mappings().one())
 
+    def out_of_order(self) -> list[Any]:
+        """Claimed rows with an earlier row of their document that waits, or that another claim holds. One statement."""
+        with self.engine.connect() as connection:
+            found = connection.execute(
+                text(
+                    "SELECT c.index_name, c.document_id, c.id, e.id, e.state FROM outbox_events AS c"
+                    " JOIN outbox_events AS e ON e.index_name = c.index_name AND e.document_id = c.document_id"
+                    " WHERE c.state = 'claimed' AND e.id < c.id"
+                    " AND (e.state = 'pending' OR e.state = 'claimed' AND e.claim_token <> c.claim_token)"
+                )
+            )
+            return list(found)
+
     def scalars(self, sql: str) -> list[Any]:
         with self.engine.connect() as connection:
             return list(connection.execute(text(sql)).scalars())
