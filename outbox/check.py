@@ -334,21 +334,10 @@ def mappings(engine: Engine, to: Destination, registry: EntityRegistry | None) -
 
 
 def _drifted(of: IndexDrift, registry: EntityRegistry) -> Finding:
-    """A strict index refuses documents with a field that it lacks."""
-    number, first = len(of.differences), of.differences[0]
-    more = f", and {number - 1:,} more" if number > 1 else ""
     options = registry.index_options(of.index) or ({}, {})
-    refused = options[0].get("dynamic") == "strict" and any(each.held is None for each in of.differences)
-    remedies = [
-        *(["'outbox-relay mappings apply'"] if of.additive else []),
-        *([f"'outbox-relay reindex --entity {of.entities[0]}'"] if of.rebuild else []),
-    ]
-    return Finding(
-        f"index {of.index}",
-        "fail" if refused else "warn",
-        f"{of.target} is not as registered: {first}{more}",
-        f"run {', then '.join(remedies)}",
-    )
+    missing = any(each.held is None for each in of.differences)
+    refused = missing and options[0].get("dynamic") == "strict"  # documents with a field that the index lacks
+    return Finding(f"index {of.index}", "fail" if refused else "warn", of.summary, of.remedy)
 
 
 def _milliseconds(duration: str) -> float:

@@ -38,6 +38,21 @@ class IndexDrift:
         """What takes a reindex."""
         return [each for each in self.differences if not each.additive]
 
+    @property
+    def summary(self) -> str:
+        """The first difference, and how many more there are."""
+        more = f", and {len(self.differences) - 1:,} more" if len(self.differences) > 1 else ""
+        return f"{self.target} is not as registered: {self.differences[0]}{more}"
+
+    @property
+    def remedy(self) -> str:
+        """The commands that make the index as registered."""
+        commands = [
+            *(["'outbox-relay mappings apply'"] if self.additive else []),
+            *([f"'outbox-relay reindex --entity {self.entities[0]}'"] if self.rebuild else []),
+        ]
+        return f"run {', then '.join(commands)}"
+
 
 def drift(
     store: Store, destination: Destination, registry: EntityRegistry, entities: Collection[str] = ()

@@ -22,6 +22,7 @@ from outbox import __version__, logs
 from outbox.admin import api, forms, health, login, pages
 from outbox.admin.context import AdminContext
 from outbox.admin.database import Database
+from outbox.admin.drift import DriftWatch
 from outbox.admin.guard import PROBLEM, Guard, problem
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache
@@ -62,8 +63,10 @@ def create_app(engine: Engine, settings: Settings, destination: Destination, reg
     database = Database(engine)
     service = AdminService(database, settings, destination, registry)
     poller = Poller(database, destination)
-    overviews = OverviewCache(database, lambda: poller.destination, silent_ms=settings.silent_ms)
+    drift = DriftWatch(database, destination, registry)
+    overviews = OverviewCache(database, lambda: poller.destination, lambda: drift.found, silent_ms=settings.silent_ms)
     poller.add(overviews.read_statistics)
+    poller.add(drift.look)
     context = AdminContext(settings, registry, database, service, overviews, Metrics(overviews))
 
     @asynccontextmanager

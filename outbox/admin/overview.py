@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from outbox.admin import alerts, shapes
@@ -11,6 +11,7 @@ from outbox.admin.database import Database
 from outbox.admin.poller import DestinationStatus
 from outbox.admin.shapes import moment
 from outbox.admin.statistics import IndexAction, Statistics, StatisticsCache
+from outbox.mappings import IndexDrift
 from outbox.store import figures, jobs, verifications
 from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Backlog, Outcomes
 from outbox.store.models import now_ms
@@ -26,14 +27,19 @@ FRESH_FOR_MS: Final = 1_000
 class OverviewCache:
     """The newest overview, never older than a second.
 
-    `destination`: how the destination was at the last poll. `silent_ms`: a relay without a sign of life for so long
-    counts as gone.
+    `destination`: how the destination was at the last poll, `drift`: which indexes were not as registered. `silent_ms`:
+    a relay without a sign of life for so long counts as gone.
     """
 
     def __init__(
-        self, database: Database, destination: Callable[[], DestinationStatus | None], *, silent_ms: int
+        self,
+        database: Database,
+        destination: Callable[[], DestinationStatus | None],
+        drift: Callable[[], Sequence[IndexDrift]],
+        *,
+        silent_ms: int,
     ) -> None:
-        self._database, self._destination, self._silent_ms = database, destination, silent_ms
+        self._database, self._destination, self._drift, self._silent_ms = database, destination, drift, silent_ms
         self._lock = threading.Lock()
         self._statistics = StatisticsCache()
         self._by_index_and_action: Mapping[IndexAction, Outcomes] = {}
@@ -47,7 +53,7 @@ class OverviewCache:
             if self._newest is None or not 0 <= now - self._made_at < FRESH_FOR_MS:
                 with self._database.store() as store:
                     statistics = self._statistics.read(store, now)
-                    self._newest = overview(store, statistics, self._destination(), now, self._silent_ms)
+                    self._newest = overview(store, statistics, self._destination(), self._drift(), now, self._silent_ms)
                 self._made_at, self._by_index_and_action = now, statistics.by_index_and_action
             return self._newest
 
@@ -68,7 +74,12 @@ class OverviewCache:
 
 
 def overview(
-    store: Store, statistics: Statistics, destination: DestinationStatus | None, now: int, silent_ms: int
+    store: Store,
+    statistics: Statistics,
+    destination: DestinationStatus | None,
+    drift: Sequence[IndexDrift],
+    now: int,
+    silent_ms: int,
 ) -> shapes.Overview:
     """`silent_ms`: a relay without a sign of life for so long counts as gone."""
     backlog, control, relays = figures.backlog(store, now), store.control(), store.relays()
@@ -111,6 +122,7 @@ def overview(
         ],
         reindexes=[shapes.ReindexJob.of(store, job) for job in jobs.open_jobs(store)],
         verification=_verified(verifications.last(store)),
+        mappings=[shapes.DriftedIndex(index=each.index, found=each.summary, remedy=each.remedy) for each in drift],
         database_bytes=store.sizes().used,
     )
 

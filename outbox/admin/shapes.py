@@ -335,6 +335,14 @@ class Verified(Model):
     error: str | None
 
 
+class DriftedIndex(Model):
+    """An index that has other mappings or settings than the registered ones."""
+
+    index: str
+    found: str
+    remedy: str
+
+
 class Overview(Model):
     """Everything at a glance."""
 
@@ -351,6 +359,7 @@ class Overview(Model):
     dead_types: list[DeadType]
     reindexes: list[ReindexJob] = Field(description="those that have not ended")
     verification: Verified | None
+    mappings: list[DriftedIndex] = Field(description="indexes that are not as registered, as of the last minute or so")
     database_bytes: int
 
 

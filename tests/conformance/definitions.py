@@ -172,7 +172,7 @@ _BY_TYPE: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         {"index": False, "doc_values": False, "store": True, "null_value": 4},
     ),
     "date": ({"ignore_malformed": True}, {"format": "yyyy", "index": False, "doc_values": False, "store": True}),
-    "boolean": ({"ignore_malformed": True}, {"index": False, "doc_values": False, "null_value": True, "store": True}),
+    "boolean": ({"meta": {"unit": "m"}}, {"index": False, "doc_values": False, "null_value": True, "store": True}),
     "object": ({"dynamic": "strict", "properties": {"q": KEYWORD}}, {"enabled": False, "subobjects": False}),
     "nested": (
         {"dynamic": "strict", "properties": {"q": KEYWORD}},

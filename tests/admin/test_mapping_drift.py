@@ -1,0 +1,71 @@
+"""Indexes that are not as registered, in the API and on the dashboard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from outbox import EntityRegistry
+from outbox.admin.database import Database
+from outbox.admin.drift import DriftWatch
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from tests.admin.world import API, Base, Contact
+from tests.support.outbox import Outbox
+from tests.support.relays import until
+from tests.support.serving import client_of
+
+
+def drifted(outbox: Outbox, directory: Path) -> tuple[EmbeddedDestination, EntityRegistry]:
+    """An index that was made before its mappings were changed."""
+    Base.metadata.create_all(outbox.engine)
+    destination, registry = EmbeddedDestination(directory / "search.db"), EntityRegistry()
+    target = destination.ensure_index("contacts", {"properties": {"name": {"type": "text"}}})
+    outbox.store().register_index("contacts", target)
+    mappings = {"properties": {"name": {"type": "keyword"}, "<b>": {"type": "long"}}}
+    registry.add(Contact, index="contacts", fields=["name"], mappings=mappings)
+    return destination, registry
+
+
+def test_index_that_is_not_as_registered_is_shown_with_its_remedy(outbox: Outbox, tmp_path: Path) -> None:
+    destination, registry = drifted(outbox, tmp_path)
+    with client_of(outbox.engine, destination, registry) as client:
+
+        def seen() -> Any:
+            return client.get(f"{API}/status").json()["mappings"]
+
+        (found,) = until(seen, "the poller has compared them")
+        assert found == {
+            "index": "contacts",
+            "found": "contacts-000001 is not as registered: name is text, registered as keyword, and 1 more",
+            "remedy": "run 'outbox-relay mappings apply', then 'outbox-relay reindex --entity contacts'",
+        }
+        page = client.get("/").text
+        assert "Indexes that are not as registered" in page
+        assert "name is text, registered as keyword" in page
+    destination.close()
+
+
+def test_destination_is_asked_now_and_then(outbox: Outbox, tmp_path: Path) -> None:
+    destination, registry = drifted(outbox, tmp_path)
+    watch = DriftWatch(Database(outbox.engine), destination, registry)
+    watch.look()
+    (found,) = watch.found
+    destination.drop_index("contacts-000001")
+    watch.look()
+    assert watch.found == [found]  # it was asked a moment ago
+    without = DriftWatch(Database(outbox.engine), destination, None)
+    without.look()
+    assert without.found == ()
+    destination.close()
+
+
+def test_what_was_found_stays_while_the_destination_is_away(outbox: Outbox, tmp_path: Path) -> None:
+    destination, registry = drifted(outbox, tmp_path)
+    watch = DriftWatch(Database(outbox.engine), destination, registry)
+    watch.look()
+    destination.close()
+    (tmp_path / "search.db").write_text("no database\n" * 100)
+    away = DriftWatch(Database(outbox.engine), EmbeddedDestination(tmp_path / "search.db"), registry)
+    away.found = watch.found
+    away.look()
+    assert away.found == watch.found != []
