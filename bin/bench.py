@@ -27,13 +27,19 @@ from outbox.store.models import now_ms
 
 
 def relay(
-    url: str, rows: list[tuple[str, dict[str, Any]]], concurrency: int | None, directory: Path, *, refresh: bool
+    url: str,
+    rows: list[tuple[str, dict[str, Any]]],
+    concurrency: int | None,
+    directory: Path,
+    *,
+    refresh: bool,
+    product: str,
 ) -> dict[str, float]:
     """One relay process that drains the rows: from its first claim to its last record, by the table's own clock.
 
     `refresh`: the documents are in a table of the application, and the rows only name them.
     """
-    fresh_index(url)
+    fresh_index(url, product=product)
     path = Path(tempfile.mkdtemp(dir=directory)) / "app.db"
     engine = create_engine(f"sqlite:///{path}")
     sqlite.prepare(engine)
@@ -47,7 +53,11 @@ def relay(
                 repo.refresh("contacts", id_)
         else:
             OutboxRepository(session).index_many(INDEX, rows)
-    environment = os.environ | {"OUTBOX_DATABASE_URL": f"sqlite:///{path}", "OUTBOX_ELASTICSEARCH_URL": url}
+    environment = os.environ | {
+        "OUTBOX_DATABASE_URL": f"sqlite:///{path}",
+        "OUTBOX_DESTINATION": product,
+        f"OUTBOX_{product.upper()}_URL": url,
+    }
     if refresh:
         environment |= {"OUTBOX_ENTITIES": "bench_contacts:registry", "PYTHONPATH": str(Path(__file__).parent)}
     arguments = ["--concurrency", str(concurrency)] if concurrency else []
@@ -87,7 +97,8 @@ def main() -> None:
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--concurrency", default="", help="Values of OUTBOX_CONCURRENCY to compare, e.g. 1,2,4.")
 @click.option("--refresh", is_flag=True, help="Rows that name entities: the relay loads each document.")
-def drain(rows: int, rounds: int, concurrency: str, refresh: bool) -> None:
+@click.option("--product", type=click.Choice(["elasticsearch", "opensearch"]), default="elasticsearch")
+def drain(rows: int, rounds: int, concurrency: str, refresh: bool, product: str) -> None:
     """Rows a second: the relay draining a full outbox, and raw _bulk with the same documents."""
     levels: list[int | None] = [int(level) for level in concurrency.split(",")] if concurrency else [None]
     contents = documents(rows)
@@ -96,14 +107,14 @@ def drain(rows: int, rounds: int, concurrency: str, refresh: bool) -> None:
     for column in ("round", "raw rows/s (conn.)", "conc.", "relay rows/s", "ratio", "CPU s/10k", "MB"):
         table.add_column(column, justify="right")
     ratios: dict[int | None, list[float]] = {level: [] for level in levels}
-    with tempfile.TemporaryDirectory() as directory, node(console) as url:
-        fresh_index(url)
-        raw(url, bodies[:10], 2)  # the node warms up
+    with tempfile.TemporaryDirectory() as directory, node(console, product) as url:
+        fresh_index(url, product=product)
+        raw(url, bodies[:10], 2, product)  # the node warms up
         for round_ in range(1, rounds + 1):
             with console.status(f"round {round_} of {rounds}…"):
-                best, connections = best_raw(url, bodies)
+                best, connections = best_raw(url, bodies, product)
                 for level in levels:
-                    figures = relay(url, contents, level, Path(directory), refresh=refresh)
+                    figures = relay(url, contents, level, Path(directory), refresh=refresh, product=product)
                     ratios[level].append(best / figures["seconds"])
                     table.add_row(
                         str(round_),

@@ -50,11 +50,21 @@ def documents(number: int, seed: int = 7) -> list[tuple[str, dict[str, Any]]]:
     return made
 
 
-def fresh_index(url: str, name: str = INDEX, **settings: Any) -> None:
+def client_of(url: str, product: str = "elasticsearch", connections: int = 10) -> Any:
+    """The product's official client."""
+    if product == "opensearch":
+        from opensearchpy import OpenSearch  # not above: an extra
+
+        return OpenSearch([url], pool_maxsize=connections, max_retries=0, timeout=60)
+    return Elasticsearch(url, connections_per_node=connections, max_retries=0, request_timeout=60)
+
+
+def fresh_index(url: str, name: str = INDEX, product: str = "elasticsearch", **settings: Any) -> None:
     """The same empty index for both sides."""
-    client = Elasticsearch(url)
-    client.options(ignore_status=404).indices.delete(index=f"{name}-000001")
-    client.indices.create(index=f"{name}-000001", aliases={name: {}}, settings={"index.gc_deletes": "24h", **settings})
+    client = client_of(url, product)
+    client.indices.delete(index=f"{name}-000001", ignore_unavailable=True)
+    made = {"aliases": {name: {}}, "settings": {"index.gc_deletes": "24h", **settings}}
+    client.indices.create(index=f"{name}-000001", body=made)
     client.close()
 
 
@@ -70,9 +80,9 @@ def prepared(contents: list[tuple[str, dict[str, Any]]], name: str = INDEX) -> l
     ]
 
 
-def raw(url: str, bodies: list[bytes], connections: int) -> float:
+def raw(url: str, bodies: list[bytes], connections: int, product: str = "elasticsearch") -> float:
     """Seconds that prepared `_bulk` requests take over so many connections."""
-    client = Elasticsearch(url, connections_per_node=connections, max_retries=0, request_timeout=60)
+    client = client_of(url, product, connections)
     waiting = list(reversed(bodies))
 
     def send() -> None:
@@ -81,7 +91,7 @@ def raw(url: str, bodies: list[bytes], connections: int) -> float:
                 body = waiting.pop()
             except IndexError:
                 return
-            client.bulk(operations=body, filter_path="errors")
+            client.bulk(body=body, filter_path="errors")
 
     threads = [threading.Thread(target=send) for _ in range(connections)]
     start = time.perf_counter()
@@ -94,12 +104,12 @@ def raw(url: str, bodies: list[bytes], connections: int) -> float:
     return took
 
 
-def best_raw(url: str, bodies: list[bytes]) -> tuple[float, int]:
+def best_raw(url: str, bodies: list[bytes], product: str = "elasticsearch") -> tuple[float, int]:
     """The least seconds, each time into an empty index, and over how many connections."""
     taken = []
     for connections in (1, 2, 4):
-        fresh_index(url)
-        taken.append((raw(url, bodies, connections), connections))
+        fresh_index(url, product=product)
+        taken.append((raw(url, bodies, connections, product), connections))
     return min(taken)
 
 

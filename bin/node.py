@@ -1,4 +1,4 @@
-"""A real Elasticsearch for the scripts beside this file."""
+"""A real Elasticsearch or OpenSearch for the scripts beside this file."""
 
 from __future__ import annotations
 
@@ -10,40 +10,37 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import click
-from elasticsearch import Elasticsearch
 from rich.console import Console
 
 HERE = Path(__file__).parent
 
 
 @contextlib.contextmanager
-def node(console: Console) -> Iterator[str]:
-    """The address of the given Elasticsearch, or of one that `bin/elasticsearch` runs meanwhile."""
-    if given := os.environ.get("OUTBOX_ELASTICSEARCH_URL") or os.environ.get("ELASTICSEARCH_URL"):
+def node(console: Console, product: str = "elasticsearch") -> Iterator[str]:
+    """The address of the given node, or of one that `bin/PRODUCT` runs meanwhile."""
+    names = [f"OUTBOX_{product.upper()}_URL", *(["ELASTICSEARCH_URL"] if product == "elasticsearch" else [])]
+    if given := next(filter(None, map(os.environ.get, names)), None):
         yield given
         return
     port = free_port()
     process = subprocess.Popen(
-        [HERE / "elasticsearch", "--port", str(port), "--until-eof"],
+        [HERE / product, "--port", str(port), "--until-eof"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C reaches those who use it first; without them, the end of its input ends it
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        client = Elasticsearch(url)
-        with console.status("starting Elasticsearch…"):
+        with console.status(f"starting {product}…"):
             while True:
-                try:
-                    client.cluster.health(wait_for_status="yellow")
+                with contextlib.suppress(OSError), urlopen(f"{url}/_cluster/health?wait_for_status=yellow", timeout=60):
                     break
-                except Exception:
-                    if process.poll() is not None:
-                        raise click.ClickException("Elasticsearch did not start, see above") from None
-                    time.sleep(0.2)
-        client.close()
+                if process.poll() is not None:
+                    raise click.ClickException(f"{product} did not start, see above")
+                time.sleep(0.2)
         yield url
     finally:
         process.terminate()

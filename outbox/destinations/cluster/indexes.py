@@ -35,7 +35,7 @@ def _find(cluster: Cluster, name: str) -> str | None:
     if answer.status == 404:
         return None
     found = answer.body
-    if not isinstance(found, dict) or not found:
+    if not isinstance(found, dict) or not found or not all(isinstance(each, dict) for each in found.values()):
         title = cluster.product.title
         raise DestinationError(f"index {name} cannot be looked up: {title} does not answer {shortened(found)}")
     if len(found) > 1:
