@@ -1,4 +1,4 @@
-"""A hook of MkDocs: what the reference says of commands, settings and metrics is made of the code that has them.
+"""A hook of MkDocs: what the reference says of commands, settings, metrics … is made of the code that has them.
 
 A page asks for it by a line `<!-- generated: NAME -->`, NAME being a key of `TABLES`.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import zip_longest
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, Literal, get_args, get_origin
 
@@ -145,6 +147,25 @@ def routes() -> str:
     return table(*rows)
 
 
+# -- constructs of the mapper -----------------------------------------------------------------------------------------
+
+
+def constructs() -> str:
+    """The list that the tests go through: they do what each row says."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))  # a hook is loaded from its file
+    try:
+        from tests.entities.constructs import CONSTRUCTS
+    finally:
+        sys.path.pop(0)
+    rows = ["| construct | sessions | bulk statements | triggers | remark |", "|---|---|---|---|---|"]
+    for each in CONSTRUCTS:
+        if each.refused is None:
+            rows.append(f"| {each.name} | {each.sessions} | {each.bulk} | {each.triggers} | {each.remark} |")
+        else:
+            rows.append(f"| {each.name} | refused | refused | refused | “{escaped(each.refused)}” |")
+    return table(*rows)
+
+
 # -- pages ------------------------------------------------------------------------------------------------------------
 
 TABLES: Final[dict[str, Callable[[], str]]] = {
@@ -152,6 +173,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "settings": settings,
     "metrics": metrics,
     "routes": routes,
+    "constructs": constructs,
 }
 
 

@@ -26,6 +26,7 @@ from outbox.relay.load import UNKNOWN_ENTITY
 from outbox.settings import Settings, load, variable
 from outbox.store import models
 from outbox.store.models import Action, Result, State
+from tests.entities.constructs import CONSTRUCTS
 from tests.support.outbox import Outbox
 from tests.support.pages import EVERYTHING, PAGES, README, ROOT, anchors, blocks, built, first
 
@@ -225,6 +226,11 @@ def test_route_without_documentation() -> None:
     routes = api.routes.routes
     named = re.findall(r"^\| `([A-Z]+) (/\S+)` \|", built("reference/admin-api.md"), re.MULTILINE)
     assert {(*each.methods, each.path) for each in routes} == set(named)  # type: ignore[attr-defined]
+
+
+def test_construct_of_the_mapper_without_its_row() -> None:
+    page = built("reference/constructs.md")
+    assert [each.name for each in CONSTRUCTS if f"\n| {each.name} | " not in page] == []
 
 
 def test_command_that_takes_no_database_although_all_but_some_are_said_to() -> None:

@@ -17,7 +17,8 @@ from outbox.entities import keys
 from outbox.entities.entity import Branch, Dependency, key_of
 from outbox.entities.keys import Tenancy, TextForm
 from outbox.entities.members import order_of
-from outbox.entities.refusals import check_type, no_attribute, no_field
+from outbox.entities.reads import check_relationship
+from outbox.entities.refusals import check_type, is_query_expression, no_attribute, no_field
 from outbox.errors import ConfigurationError, InvalidName, shortened
 
 MOST_PREFIX_BYTES = 100
@@ -173,6 +174,7 @@ def tree_of(mapper: Mapper[Any], fields: Sequence[str], where: str) -> Branch:
                     f"{where}: field {path!r}: {model.class_.__name__}.{name} is no relationship; "
                     "make the document by to_document"
                 )
+            check_relationship(prop, f"{where}: field {path!r}")
             if name not in at.branches:
                 order = None if prop.order_by else order_of(prop.mapper)
                 at.branches[name] = Branch(many=bool(prop.uselist), order=order)
@@ -193,7 +195,7 @@ def _check_leaf(mapper: Mapper[Any], name: str, where: str) -> bool:
     prop = mapper.attrs.get(attribute_named(mapper, name, where))
     if isinstance(prop, RelationshipProperty):
         raise ConfigurationError(f"{where} is a relationship; name fields of it, e.g. {name}.id")
-    if not isinstance(prop, ColumnProperty):
+    if not isinstance(prop, ColumnProperty) or is_query_expression(prop):
         raise no_field(mapper, name, where)
     check_type(prop.columns[0].type, where)
     return True

@@ -7,7 +7,7 @@ is mapped to the table between two of them is one more, for sessions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, bindparam, inspect, null, select, tuple_
@@ -24,7 +24,8 @@ from sqlalchemy.sql.schema import Column
 from sqlalchemy.sql.util import ClauseAdapter
 
 from outbox.entities.entity import Branch, Dependency, Entity, key_of
-from outbox.entities.kinds import kind_attributes
+from outbox.entities.kinds import kind_attributes, same_hierarchy
+from outbox.entities.reads import check_reads
 from outbox.entities.refusals import nearest
 from outbox.errors import ConfigurationError
 
@@ -51,7 +52,7 @@ def links(entities: Iterable[Entity]) -> list[Link]:
     found: list[Link] = []
     for entity in entities:
         ways = list(links_of(entity))
-        found += [*ways, *_associations(entity, ways)]
+        found += [*ways, *_associations(entity, ways), *_second_classes(entity, ways)]
     return found
 
 
@@ -105,7 +106,15 @@ def _leading_attributes(mapper: Mapper[Any], via: str | Sequence[str]) -> set[st
         return set(via)
     first = via.split(".")[0]
     prop = mapper.attrs.get(first)
-    return {first} | (_columns_of(mapper, prop) if isinstance(prop, RelationshipProperty) else set())
+    if not isinstance(prop, RelationshipProperty):
+        return {first}
+    return {first} | _columns_of(mapper, prop) | _of_the_same_secondary(mapper, prop)
+
+
+def _of_the_same_secondary(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) -> set[str]:
+    """The relationships of a model that write the many-to-many table of another one."""
+    secondary = relationship.secondary
+    return set() if secondary is None else {each.key for each in mapper.relationships if each.secondary is secondary}
 
 
 def _columns_of(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) -> set[str]:
@@ -138,8 +147,7 @@ def check(entity: Entity) -> None:
             "name the models that its rows are made of, each with the column that holds its key, e.g. "
             "depends_on={Page: 'id'}"
         )
-    for _ in links_of(entity):
-        pass
+    check_reads(entity, (link.target for link in links_of(entity)))
 
 
 def links_of(entity: Entity) -> Iterator[Link]:
@@ -216,6 +224,21 @@ def _associations(entity: Entity, ways: Iterable[Link]) -> Iterator[Link]:
                 yield _association(entity, path, mapper)
 
 
+def _second_classes(entity: Entity, ways: Iterable[Link]) -> Iterator[Link]:
+    """Further classes on the tables of an entity, or of what its documents are made of: they write the same rows."""
+    mappers = list(entity.mapper.registry.mappers)
+    for mapper in mappers:
+        key = [prop.key for each in mapper.primary_key for prop in entity.mapper.column_attrs if each in prop.columns]
+        shared = not set(mapper.tables).isdisjoint(entity.mapper.tables)
+        if shared and not same_hierarchy(mapper, entity.mapper) and len(key) == len(mapper.primary_key):
+            documents = selected(entity).where(_among([entity.column(name) for name in key]))
+            yield Link(entity, mapper, key_of(mapper), None, None, None, documents)
+    for way in ways:
+        for mapper in mappers:
+            if mapper.primary_key == way.target.primary_key and not same_hierarchy(mapper, way.target):
+                yield replace(way, target=mapper, key=key_of(mapper), counts=None, linking=None, children=None)
+
+
 def _association(entity: Entity, path: _Path, target: Mapper[Any]) -> Link:
     statement, at = joined(entity, path[:-1])
     alias = aliased(target)
@@ -260,7 +283,7 @@ def _by_columns(
 def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[str] | None) -> Link:
     last = path[-1]
     key = key_of(target)
-    linking = _columns_of(target, last) | set(key)
+    linking = _columns_of(target, last) | set(key) | _of_the_same_secondary(target, last)
     children = None
     if last.direction is RelationshipDirection.ONETOMANY:
         children = (last.parent, last.key)

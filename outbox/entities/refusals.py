@@ -7,9 +7,9 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any, Final
 
-from sqlalchemy import Enum, Interval
+from sqlalchemy import Enum, Interval, Table
 from sqlalchemy.ext.associationproxy import AssociationProxy
-from sqlalchemy.orm import CompositeProperty, Mapper
+from sqlalchemy.orm import ColumnProperty, CompositeProperty, Mapper
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from outbox import documents
@@ -51,7 +51,26 @@ def no_field(mapper: Mapper[Any], name: str, where: str) -> ConfigurationError:
         return ConfigurationError(
             f"{where} is a composite; name its parts, {parts}, or make the document by to_document"
         )
+    if isinstance(prop, ColumnProperty):
+        return ConfigurationError(f"{where} is filled by the options of a query; make the document by to_document")
     return ConfigurationError(f"{where} is no column; make the document by to_document")
+
+
+def check_mapper(mapper: Mapper[Any], where: str) -> None:
+    """Raises `ConfigurationError` for a class that selects from the tables of several."""
+    selects = mapper.with_polymorphic is not None and mapper.with_polymorphic[1] is not None
+    if (selects or not isinstance(mapper.local_table, Table)) and any(
+        each.concrete for each in mapper.self_and_descendants if each is not mapper
+    ):
+        raise ConfigurationError(
+            f"{where}: {mapper.class_.__name__} selects from the tables of its subclasses, whose keys may be equal; "
+            "register each of them instead"
+        )
+
+
+def is_query_expression(prop: ColumnProperty[Any]) -> bool:
+    """Whether an attribute has a value only in queries that give it one."""
+    return dict(prop.strategy_key).get("query_expression") is True
 
 
 def check_type(type_: TypeEngine[Any], where: str) -> None:

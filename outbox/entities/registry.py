@@ -17,7 +17,7 @@ from outbox.documents import TENANT_FIELD
 from outbox.entities import checks, derived, links, neighbours
 from outbox.entities.entity import Dependency, DerivedMappings, Entity
 from outbox.entities.keys import Tenancy
-from outbox.entities.refusals import nearest
+from outbox.entities.refusals import check_mapper, nearest
 from outbox.errors import ConfigurationError, shortened
 from outbox.settings import WriteSettings
 
@@ -98,6 +98,7 @@ class EntityRegistry:
         name = self._free(name or mapper.local_table.name)  # type: ignore[attr-defined]
         documents.check_index_name(index)
         where = f"entity {name!r}"
+        check_mapper(mapper, where)
         checks.check_lists(where, fields, to_document, watch)
         id_key = checks.id_key_of(mapper, id, f"{where}: id")
         entity = Entity(

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
+    Join,
     Select,
     Text,
     UniqueConstraint,
@@ -83,6 +84,8 @@ class Source:
 def sources_of(entity: Entity) -> list[Source]:
     """All that documents of an entity are made of. Raises `ConfigurationError`."""
     found: list[Source] = []
+    if isinstance(entity.mapper.local_table, Join):
+        raise ConfigurationError(f"{entity.model.__name__} is mapped to a join of tables, so triggers cannot follow it")
     if not entity.is_view:
         found = [_own(entity, mapper, table) for mapper, table in _tables(entity.mapper, all_=counted(entity) is None)]
     paths: set[tuple[Any, ...]] = set()
