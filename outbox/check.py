@@ -264,12 +264,13 @@ def indexes(engine: Engine, to: Destination, gc_deletes: str, registry: EntityRe
     except (ConfigurationError, DatabaseUnavailable):
         return []
     of_none = [name for name in targets if registry is not None and not registry.of_index(name)]
-    return newer + [
+    found = [
         _held(held[name])
         if name in held
         else _index(to, name, target, gc_deletes, kept.get(name), of_entity=name not in of_none)
         for name, target in sorted(targets.items())
     ]
+    return newer + found + [each for name, target in sorted(targets.items()) for each in _gives_back(to, name, target)]
 
 
 def _newer(store: Store, to: Destination) -> list[Finding]:
@@ -338,6 +339,28 @@ def _drifted(of: IndexDrift, registry: EntityRegistry) -> Finding:
     missing = any(each.held is None for each in of.differences)
     refused = missing and options[0].get("dynamic") == "strict"  # documents with a field that the index lacks
     return Finding(f"index {of.index}", "fail" if refused else "warn", of.summary, of.remedy)
+
+
+def _gives_back(to: Destination, name: str, target: str) -> list[Finding]:
+    """What an index does not give back as it was sent: no verification sees it, and a partial update would lose it."""
+    try:
+        kept = to.kept(target)
+    except DestinationError:
+        return []  # `_index` says which
+    title = f"index {name}"
+    if kept.lost:
+        found = f"{kept.lost}: verify cannot compare that, and partial updates are dead as source_missing"
+        remedy = "send full documents, or rebuild it with mappings whose _source is complete"
+        return [Finding(title, "warn", found, remedy)]
+    if kept.changed:
+        found = f"{kept.changed}: verify compares ids and versions alone, partial updates go on from what it gives back"
+        remedy = "change nothing if that is meant; otherwise " + (
+            "rebuild it with a stored _source"
+            if kept.synthetic
+            else f'PUT {target}/_settings {{"index.default_pipeline": null, "index.final_pipeline": null}}'
+        )
+        return [Finding(title, "warn", found, remedy)]
+    return []
 
 
 def _milliseconds(duration: str) -> float:

@@ -16,6 +16,7 @@ from outbox.cli import main
 from outbox.destinations.base import Health, IndexFacts
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.destinations.kept import Kept
 from outbox.store import operators, upkeep, verifications
 from outbox.store.models import FOUND, metadata, now_ms
 from outbox.store.sqlite import findings as of_sqlite
@@ -43,8 +44,8 @@ def untouched(tmp_path: Path) -> Iterator[Engine]:
 class Answers:
     """A destination that says what a test wants to be said; only what `check` asks."""
 
-    def __init__(self, health: Health | None = None, facts: IndexFacts | None = None) -> None:
-        self._health, self._facts = health, facts
+    def __init__(self, health: Health | None = None, facts: IndexFacts | None = None, kept: Kept = Kept()) -> None:  # noqa: B008
+        self._health, self._facts, self._kept = health, facts, kept
 
     def health(self) -> Health:
         assert self._health
@@ -53,6 +54,9 @@ class Answers:
     def inspect_index(self, _name: str, _target: str) -> IndexFacts:
         assert self._facts
         return self._facts
+
+    def kept(self, _target: str) -> Kept:
+        return self._kept
 
 
 # -- the database ---------------------------------------------------------------------------------------------------
@@ -294,3 +298,23 @@ def test_last_verification_is_told_and_its_drift_is_a_warning(outbox: Outbox) ->
     assert (found().level, found().found.endswith("2 rows written to repair it")) == ("ok", True)
     verified("stopped before its end")
     assert (found().level, "not finish: stopped" in found().found) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("kept", "says", "remedy"),
+    [
+        (Kept(excludes=("body",)), "leaves out body: verify cannot compare that", "mappings whose _source is complete"),
+        (Kept(stores_none=True), "stores no _source", "send full documents"),
+        (Kept(pipelines=("embed", "stamp")), "passes pipeline embed and stamp", "index.final_pipeline"),
+        (Kept(synthetic=True), "_source of the index is synthetic", "a stored _source"),
+    ],
+)
+def test_index_that_does_not_give_documents_back_as_sent_is_named(
+    outbox: Outbox, kept: Kept, says: str, remedy: str
+) -> None:
+    outbox.store().register_index("contacts", "c-1")
+    answers = Answers(facts=IndexFacts(True, ("c-1",), "24h"), kept=kept)
+    good, found = check.indexes(outbox.engine, answers, "24h")  # type: ignore[arg-type]
+    assert (good.level, found.level, found.name) == ("ok", "warn", "index contacts")
+    assert says in found.found
+    assert remedy in found.remedy

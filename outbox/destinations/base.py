@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
+from outbox.destinations.kept import Kept
 from outbox.documents import TENANT_FIELD as TENANT_FIELD
 from outbox.errors import IndexMissing
 
@@ -148,7 +149,16 @@ class Destination(Protocol):
         """
 
     def read(self, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
-        """The documents that are there, by id, as last applied. Raises `DestinationError`."""
+        """The documents that are there, by id, as last applied. Raises `DestinationError`.
+
+        What an index does not give back as it was sent, `kept` says.
+        """
+
+    def read_texts(self, target: str, document_ids: Sequence[str]) -> dict[str, bytes]:
+        """The same documents as JSON, with every digit of their numbers. Raises `DestinationError`."""
+
+    def kept(self, target: str) -> Kept:
+        """What a physical index gives back of its documents. Raises `DestinationError`."""
 
     def pages(
         self, name: str, size: int, *, share: tuple[int, int] = (0, 1), tenants: bool = False

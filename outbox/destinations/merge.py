@@ -20,11 +20,15 @@ def merged(document: bytes, patches: Iterable[bytes]) -> bytes:
     Numbers stay as they were written, so that no digit is lost.
     Raises `ValueError` when one of them is no JSON object, or the result cannot be written as one.
     """
-    result = _parse(document)
+    return merged_into(_parse(document), patches)
+
+
+def merged_into(document: dict[str, Any], patches: Iterable[bytes]) -> bytes:
+    """The same for a document that is parsed already, its numbers as `orjson.Fragment`; it is changed."""
     for patch in patches:
-        _apply(result, _parse(patch))
+        _apply(document, _parse(patch))
     try:
-        return orjson.dumps(result)
+        return orjson.dumps(document)
     except orjson.JSONEncodeError as error:  # a lone surrogate, which JSON can escape and UTF-8 cannot hold
         raise ValueError(str(error)) from None
 

@@ -27,6 +27,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 from loguru import logger
 
 from outbox import logs
+from outbox.destinations.base import Stored
+from outbox.destinations.kept import Kept
 from outbox.entities import loader, neighbours
 from outbox.entities.entity import Entity
 from outbox.entities.loader import Row
@@ -299,21 +301,25 @@ def _differing(work: Work) -> list[str]:
         if look:
             work.sleep(2 * LOOK_EVERY_S)
         made = _made(work, sorted(suspects))
-        stored = work.destination.read(target, sorted(suspects))
+        stored, kept = work.destination.read(target, sorted(suspects)), work.destination.kept(target)
+        if kept.compared_without and not look:
+            logger.warning("{job}: {without}", without=kept.compared_without, **fields(work.job))
         unsettled = jobs.unsettled(work.store, work.job.index_name, sorted(suspects))
         suspects = {
             each
             for each in suspects - unsettled
-            if not isinstance(document := made[each], LoadFailed)
-            and _parsed(document) != (stored[each].source if each in stored else None)
+            if not isinstance(document := made[each], LoadFailed) and not _same(document, stored.get(each), kept)
         }
         if not suspects:
             break
     return sorted(suspects)
 
 
-def _parsed(document: bytes | None) -> Any:
-    return None if document is None else json.loads(document)
+def _same(document: bytes | None, stored: Stored | None, kept: Kept) -> bool:
+    if document is None or stored is None:
+        return document is None and stored is None
+    expected, held = kept.comparable(json.loads(document), stored.source)
+    return bool(expected == held)
 
 
 def _made(work: Work, document_ids: Sequence[str]) -> Mapping[str, bytes | LoadFailed | None]:

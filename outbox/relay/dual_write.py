@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -75,10 +74,8 @@ def _merged(
     try:
         for target in {operations[at].target for at in patched}:
             ids = [operations[at].document_id for at in patched if operations[at].target == target]
-            for document_id, stored in destination.read(target, ids).items():
-                found[target, document_id] = json.dumps(
-                    stored.source, ensure_ascii=False, separators=(",", ":")
-                ).encode()
+            for document_id, document in destination.read_texts(target, ids).items():
+                found[target, document_id] = document
     except DestinationError as error:
         for at in patched:
             outcomes[at] = Outcome(OutcomeKind.UNAVAILABLE, "unavailable", str(error))

@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 
 from outbox.destinations.base import TENANT_FIELD, Stored
+from outbox.destinations.kept import Kept
 from outbox.entities.entity import Entity
 from outbox.entities.keys import tenant_of
 from outbox.entities.maker import Loaded, LoadFailed
@@ -45,8 +46,10 @@ class Drift:
     error: str | None = None
 
 
-def judge(entity: Entity, place: Place, document: Loaded, stored: Stored | None, issued: int) -> Drift | None:
-    """What is wrong with a document, if anything is."""
+def judge(
+    entity: Entity, place: Place, document: Loaded, stored: Stored | None, issued: int, kept: Kept
+) -> Drift | None:
+    """What is wrong with a document, if anything is. `kept`: what its index gives back."""
     index, document_id = place
     held = None if stored is None else stored.version
     if not isinstance(document, bytes):
@@ -58,8 +61,8 @@ def judge(entity: Entity, place: Place, document: Loaded, stored: Stored | None,
     tenant_id = tenant_named(entity, index, document_id, expected.get(TENANT_FIELD))
     if stored is None:
         return Drift(Kind.MISSING, entity.name, index, document_id, tenant_id)
-    if not same(document, stored.source):
-        fields = tuple(differing(expected, stored.source))[:MOST_FIELDS]
+    if not same(document, stored.source, kept):
+        fields = tuple(differing(*kept.comparable(expected, stored.source)))[:MOST_FIELDS]
         return Drift(Kind.DIFFERENT, entity.name, index, document_id, tenant_id, held, fields)
     if stored.version > issued:
         return Drift(Kind.VERSION, entity.name, index, document_id, tenant_id, held)
@@ -83,9 +86,10 @@ def tenant_named(entity: Entity, index: str, document_id: str, named: Any) -> st
     return placed if placed is not None else named if isinstance(named, str) else None
 
 
-def same(document: bytes, source: Mapping[str, Any]) -> bool:
-    """Whether the document is what the index holds."""
-    return canonical(json.loads(document)) == canonical(source)
+def same(document: bytes, source: Mapping[str, Any], kept: Kept) -> bool:
+    """Whether the document is what the index holds, as far as `kept` lets that be compared."""
+    expected, held = kept.comparable(json.loads(document), source)
+    return canonical(expected) == canonical(held)
 
 
 def canonical(value: Any) -> bytes:

@@ -13,7 +13,10 @@ from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from loguru import logger
+
 from outbox.destinations.base import Destination, Listed, Stored
+from outbox.destinations.kept import Kept
 from outbox.entities import loader
 from outbox.entities.entity import Entity
 from outbox.entities.keys import Tenancy, is_tenant_index
@@ -116,7 +119,7 @@ class Verification:
         self._sample, self._repairs, self._page, self._patience = sample, repair, page, patience
         self._indexes: dict[str, bool] = {}  # by name: whether it is there
         self._waiting: dict[Place, Entity] = {}
-        self._since = 0
+        self._since, self._said = 0, set[str]()  # of which indexes it was said that not all can be compared
         self.totals = Totals()
 
     def run(self) -> Iterator[Checked | Drift]:
@@ -189,11 +192,10 @@ class Verification:
         suspects: dict[Place, Entity] = {}
         for index, wanted in documents.items():
             for part in _parts(wanted):
-                held = self._read(index, list(part))
-                issued = self._issued()
+                held, kept, issued = self._read(index, list(part)), self._kept(index), self._issued()
                 for document_id, document in part.items():
                     stored = held.get(document_id)
-                    if stored is None or stored.version > issued or not same(document, stored.source):
+                    if stored is None or stored.version > issued or not same(document, stored.source, kept):
                         suspects[index, document_id] = entity
             self.totals.documents += len(wanted)
         yield from self._settle(suspects)
@@ -265,7 +267,7 @@ class Verification:
                 self._keep(place, entity)
                 continue
             owner, document = expected[place]
-            if drift := judge(owner or entity, place, document, held.get(place), issued):
+            if drift := judge(owner or entity, place, document, held.get(place), issued, self._kept(place[0])):
                 drifts.append(self._found(drift))
         if self._repairs:
             repaired, epoch = repair.repair(self._store, self._destination, drifts)
@@ -315,15 +317,27 @@ class Verification:
         """What readers of an index get, from the physical index that it leads to now."""
         return self._destination.read(index, document_ids) if self._is_there(index) else {}
 
+    def _kept(self, index: str) -> Kept:
+        """What an index gives back of its documents; said once where that is not all of them."""
+        kept = self._destination.kept(index) if self._indexes.get(index) else Kept()
+        if (without := kept.compared_without) and index not in self._said:
+            self._said.add(index)
+            logger.warning("index {index}: {without}", index=index, without=without)
+        return kept
+
     def _is_there(self, index: str) -> bool:
-        if not self._indexes.get(index):  # a relay may have made it meanwhile
-            readers = self._destination.inspect_index(index, index).readers
-            if len(readers) > 1:
-                raise DestinationError(
-                    f"alias {index} points to {len(readers)} indexes ({', '.join(readers)}); make it point to one"
-                )
-            self._indexes[index] = bool(readers)
-        return self._indexes[index]
+        there = self._indexes[index] = self._indexes.get(index) or _has_a_reader(self._destination, index)
+        return there
+
+
+def _has_a_reader(destination: Destination, index: str) -> bool:
+    """Asked again where it had none: a relay may have made it meanwhile. Raises `DestinationError` for several."""
+    readers = destination.inspect_index(index, index).readers
+    if len(readers) > 1:
+        raise DestinationError(
+            f"alias {index} points to {len(readers)} indexes ({', '.join(readers)}); make it point to one"
+        )
+    return bool(readers)
 
 
 def _spellings(store: Store, destination: Destination, entities: Sequence[Entity], tenant: object) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from typing import Final
 import orjson
 
 from outbox.destinations.base import Operation, Outcome, weight
-from outbox.destinations.cluster import outcomes
+from outbox.destinations.cluster import outcomes, reading
 from outbox.destinations.cluster.wire import FAILURES, Cluster
+from outbox.destinations.kept import Kept
 
 FIRST_READ: Final = 20
 """So many documents are read of an index of which no size is known yet."""
@@ -27,10 +28,12 @@ class Merger:
     A partial update cannot carry an external version: one such item fails a whole `_bulk` request with 400. So
     the stored document is read and merged here, and the version decides as for any other: only a request of a relay
     that lost its claim can slip in between, with what the stored document already has.
+
+    `keeps` says what a physical index gives back of its documents: where something is missing, the merge would lose it.
     """
 
-    def __init__(self, cluster: Cluster, most_bytes: int) -> None:
-        self._cluster, self._most_bytes = cluster, most_bytes
+    def __init__(self, cluster: Cluster, most_bytes: int, keeps: Callable[[str], Kept]) -> None:
+        self._cluster, self._most_bytes, self._keeps = cluster, most_bytes, keeps
         self._sizes: dict[str, int] = {}  # of documents, by physical index, as they were read last
 
     def merge(self, operations: dict[int, Operation]) -> dict[int, Outcome]:
@@ -62,14 +65,18 @@ class Merger:
     def _merge(self, operations: dict[int, Operation], positions: Sequence[int]) -> dict[int, Outcome]:
         patched = [operations[position] for position in positions]
         wanted = [{"_index": each.target, "_id": each.document_id} for each in patched]
-        found = self._cluster.request("POST", "/_mget", {"docs": wanted})
+        keeps = {target: self._keeps(target) for target in {each.target for each in patched}}
+        more = reading.vectors_of(any(each.asks_for_vectors for each in keeps.values()))
+        found = self._cluster.request("POST", "/_mget", {"docs": wanted}, as_written=True, **more)
         try:
             documents = found.body["docs"]
         except (KeyError, TypeError):
             return dict.fromkeys(positions, outcomes.foreign(self._cluster.product))
         settled: dict[int, Outcome] = {}
         for at, (position, operation) in enumerate(zip(positions, patched, strict=True)):
-            merged = outcomes.patched(operation, documents[at] if at < len(documents) else None)
+            merged = outcomes.patched(
+                operation, documents[at] if at < len(documents) else None, keeps[operation.target]
+            )
             if isinstance(merged, Outcome):
                 settled[position] = merged
             else:

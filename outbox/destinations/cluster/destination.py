@@ -20,9 +20,10 @@ from outbox.destinations.base import (
     unsendable,
     weight,
 )
-from outbox.destinations.cluster import bulk, definitions, indexes, listing, outcomes, reading
+from outbox.destinations.cluster import bulk, definitions, indexes, keeping, listing, outcomes, reading
 from outbox.destinations.cluster.failures import describe, failing_as
 from outbox.destinations.cluster.wire import FAILURES, Cluster, path_to
+from outbox.destinations.kept import Kept
 from outbox.errors import DestinationError, shortened
 
 CHECK_INDEX_EVERY_S: Final = 5.0
@@ -33,10 +34,11 @@ class ClusterDestination:
 
     def __init__(self, cluster: Cluster, *, bulk_timeout: float, request_bytes: int, gc_deletes: str) -> None:
         self._cluster, self._request_bytes = cluster, request_bytes
-        self._merger = bulk.Merger(cluster, request_bytes)
+        self._merger = bulk.Merger(cluster, request_bytes, self._keeps)
         self._bulk_timeout = f"{int(bulk_timeout * 1000)}ms"
         self._gc_deletes = gc_deletes
         self._checked: dict[str, float] = {}  # by physical index: until when it need not be looked up again
+        self._kept: dict[str, tuple[float, Kept]] = {}  # the same, with what it gives back
 
     def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
         known: dict[int, Outcome] = {}
@@ -101,7 +103,22 @@ class ClusterDestination:
         return indexes.ensure(self._cluster, name, mappings, settings, self._gc_deletes)
 
     def read(self, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
-        return reading.read(self._cluster, target, document_ids)
+        return reading.read(self._cluster, target, document_ids, self.kept(target))
+
+    def read_texts(self, target: str, document_ids: Sequence[str]) -> dict[str, bytes]:
+        return reading.read_texts(self._cluster, target, document_ids, self.kept(target))
+
+    def kept(self, target: str) -> Kept:
+        with failing_as(f"index {target} cannot be looked at"):
+            return self._keeps(target)
+
+    def _keeps(self, target: str) -> Kept:
+        """Looked up again every few seconds: pipelines can be changed, and an index be made anew."""
+        until, found = self._kept.get(target, (0.0, Kept()))
+        if until <= time.monotonic():
+            found = keeping.look(self._cluster, target)
+            self._kept[target] = time.monotonic() + CHECK_INDEX_EVERY_S, found
+        return found
 
     def pages(
         self, name: str, size: int, *, share: tuple[int, int] = (0, 1), tenants: bool = False
@@ -172,6 +189,7 @@ class ClusterDestination:
     def drop_index(self, target: str) -> None:
         indexes.drop(self._cluster, target)
         self._checked.pop(target, None)
+        self._kept.pop(target, None)
 
     def close(self) -> None:
         self._cluster.client.close()

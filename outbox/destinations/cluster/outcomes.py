@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +20,7 @@ from outbox.destinations.base import (
 )
 from outbox.destinations.cluster.failures import describe, type_and_reason
 from outbox.destinations.cluster.wire import Product, Refused, Unanswered
+from outbox.destinations.kept import Kept
 
 DOCUMENT_FAULTS: Final = frozenset(
     {
@@ -146,8 +146,11 @@ def unavailable(error: Exception) -> Outcome:
     return Outcome(OutcomeKind.UNAVAILABLE, kind, describe(error))
 
 
-def patched(operation: Operation, found: Any) -> Operation | Outcome:
-    """The operation with its patches merged into the document that `_mget` found; or what became of it."""
+def patched(operation: Operation, found: Any, kept: Kept) -> Operation | Outcome:
+    """The operation with its patches merged into the document that `_mget` found; or what became of it.
+
+    Numbers in the document must be as they were written, see `outbox.destinations.cluster.wire.read_json`.
+    """
     if not isinstance(found, dict) or found.get("_id") != operation.document_id:
         return UNANSWERED
     if error := found.get("error"):
@@ -155,10 +158,11 @@ def patched(operation: Operation, found: Any) -> Operation | Outcome:
         return Outcome(_kind(404 if "not_found" in error_type else 400, error_type, reason), error_type, reason)
     if not found.get("found"):
         return rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
-    if not isinstance(found.get("_source"), dict):
-        return rejected(SOURCE_MISSING, "the index stores no _source to merge into; write the full document")
+    if kept.lost or not isinstance(found.get("_source"), dict):
+        why = kept.lost or "the index gives no _source back"
+        return rejected(SOURCE_MISSING, f"{why}, a partial update would lose that; write the full document")
     try:
-        source = json.dumps(found["_source"], ensure_ascii=False).encode()
-        return replace(operation, document=merge.merged(source, operation.patches), patches=())
+        document = merge.merged_into(kept.as_sent(found["_source"]), operation.patches)
+        return replace(operation, document=document, patches=())
     except ValueError as error:
         return rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")

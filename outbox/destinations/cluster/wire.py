@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 from urllib.parse import quote, urlencode
+
+import orjson
+
+_AS_WRITTEN: Final = ContextVar("numbers stay as they were written", default=False)
 
 
 class Answer(NamedTuple):
@@ -48,11 +53,21 @@ FAILURES = (Refused, Unanswered)
 """What a request raises."""
 
 
+def read_json(text: bytes | str) -> Any:
+    """An answer as the clients are to read it: with Python's own parser, in which large integers stay exact.
+
+    For a request that wants numbers `as_written`, they are what `orjson.dumps` writes as they were, digit by digit.
+    """
+    if _AS_WRITTEN.get():
+        return json.loads(text, parse_float=orjson.Fragment, parse_int=orjson.Fragment)
+    return json.loads(text)
+
+
 class Client(Protocol):
     """An official client, with its own retries turned off."""
 
     def ask(self, method: str, target: str, body: bytes | None, content_type: str) -> Answer:
-        """One request; `target` is its path and query. Returns the answer, whatever its status.
+        """One request; `target` is its path and query. Returns the answer, read by `read_json`, whatever its status.
 
         Raises `Refused` when another product answers, and `Unanswered`. The next call asks another node where this one
         found no connection or lost it.
@@ -87,19 +102,25 @@ class Cluster:
         *,
         accept: Collection[int] = (),
         once: bool = False,
+        as_written: bool = False,
         **parameters: str | int,
     ) -> Answer:
         """Send `body`, JSON or the prepared bytes of a `_bulk`, to `path`, with the query `parameters`.
 
         What was answered is never repeated: the outbox decides. What was not is, by the next node, even if the first
-        has carried it out before its connection broke; `once`: only if nothing was sent to it.
+        has carried it out before its connection broke; `once`: only if nothing was sent to it. `as_written`: see
+        `read_json`.
 
         Raises `Refused` for an error status that is not in `accept` (404: `Missing`), and `Unanswered`.
         """
         target = f"{path}?{urlencode(parameters, quote_via=quote, safe=',*')}" if parameters else path
         content_type = "application/x-ndjson" if isinstance(body, bytes) else "application/json"
         sent = body if body is None or isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode()
-        answer = self._answer(method, target, sent, content_type, once=once)
+        token = _AS_WRITTEN.set(as_written)
+        try:
+            answer = self._answer(method, target, sent, content_type, once=once)
+        finally:
+            _AS_WRITTEN.reset(token)
         if answer.status >= 300 and answer.status not in accept:
             raise (Missing if answer.status == 404 else Refused)(*answer)
         return answer

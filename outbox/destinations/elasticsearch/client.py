@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from elastic_transport import ApiResponse, ConnectionTimeout, TransportError
 from elastic_transport import ConnectionError as NoConnection
-from elasticsearch import ApiError, Elasticsearch
-from elasticsearch.serializer import NdjsonSerializer
+from elasticsearch import ApiError, Elasticsearch, SerializationError
+from elasticsearch.serializer import JsonSerializer, NdjsonSerializer
 from urllib3.exceptions import NewConnectionError
 
 from outbox.destinations.cluster.failures import TIMEOUT
-from outbox.destinations.cluster.wire import Answer, Refused, Unanswered
+from outbox.destinations.cluster.wire import Answer, Refused, Unanswered, read_json
 
 OTHER_PRODUCT: Final = "this server is not Elasticsearch; if it is OpenSearch, set OUTBOX_DESTINATION=opensearch"
 _SAID_BY_OPENSEARCH: Final = frozenset({404, 406})
@@ -27,11 +27,20 @@ class Prepared(NdjsonSerializer):
         return data
 
 
+class Answers(JsonSerializer):
+    """Not orjson's, which the client may take for its default: integers of more than 64 bits stay exact."""
+
+    def loads(self, data: bytes) -> Any:
+        try:
+            return read_json(data)
+        except ValueError as error:
+            raise SerializationError(f"Unable to deserialize as JSON: {data[:200]!r}", errors=(error,)) from error
+
+
 class ElasticsearchClient:
     """See `outbox.destinations.cluster.wire.Client`."""
 
     def __init__(self, urls: Sequence[str], *, request_timeout: float, connections: int, **options: Any) -> None:
-        # The client's default serializer for answers, not orjson's: integers of more than 64 bits stay exact.
         self._client = Elasticsearch(
             list(urls),
             request_timeout=request_timeout,
@@ -39,7 +48,7 @@ class ElasticsearchClient:
             retry_on_timeout=False,
             retry_on_status=(),
             connections_per_node=connections,
-            serializers={Prepared.mimetype: Prepared()},
+            serializers={Prepared.mimetype: Prepared(), Answers.mimetype: Answers()},
             **options,
         )
         # The transport logs every failed request with a traceback; the breaker says it once.

@@ -32,6 +32,7 @@ from outbox.destinations.base import (
 from outbox.destinations.differences import differences
 from outbox.destinations.embedded import documents, indexes, search
 from outbox.destinations.embedded.file import MAKES_IT, File, FileMissing, describe
+from outbox.destinations.kept import Kept
 from outbox.errors import DestinationError
 
 DROPPED_AT_ONCE: Final = 1_000
@@ -73,10 +74,18 @@ class EmbeddedDestination:
             return target
 
     def read(self, target: str, document_ids: Sequence[str]) -> dict[str, Stored]:
+        return documents.stored(self._find(target, document_ids))
+
+    def read_texts(self, target: str, document_ids: Sequence[str]) -> dict[str, bytes]:
+        return documents.texts(self._find(target, document_ids))
+
+    def kept(self, target: str) -> Kept:  # noqa: ARG002  (every document comes back as it was sent)
+        return Kept()
+
+    def _find(self, target: str, document_ids: Sequence[str]) -> dict[str, documents.Held]:
         with self._file.failing_as(f"documents of index {target} cannot be read"), self._file.reading() as connection:
             index = indexes.find(connection, target)
-            held = documents.find(connection, index, document_ids) if index else {}
-        return documents.stored(held)
+            return documents.find(connection, index, document_ids) if index else {}
 
     def pages(
         self, name: str, size: int, *, share: tuple[int, int] = (0, 1), tenants: bool = False

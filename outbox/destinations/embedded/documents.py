@@ -146,6 +146,11 @@ def stored(found: Mapping[str, Held]) -> dict[str, Stored]:
     }
 
 
+def texts(found: Mapping[str, Held]) -> dict[str, bytes]:
+    """The same as they are stored."""
+    return {document_id: each.source.encode() for document_id, each in found.items() if each.source is not None}
+
+
 def page(
     connection: sqlite3.Connection, index: str, after: str, size: int, share: tuple[int, int], *, tenants: bool
 ) -> dict[str, Listed]:

@@ -10,10 +10,11 @@ from typing import Any, Final
 from opensearchpy import OpenSearch, Urllib3HttpConnection
 from opensearchpy.exceptions import ConnectionError as NoConnection
 from opensearchpy.exceptions import ConnectionTimeout, SerializationError, SSLError, TransportError
+from opensearchpy.serializer import JSONSerializer
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from outbox.destinations.cluster.failures import TIMEOUT
-from outbox.destinations.cluster.wire import Answer, Refused, Unanswered
+from outbox.destinations.cluster.wire import Answer, Refused, Unanswered, read_json
 
 OTHER_PRODUCT: Final = "this server is Elasticsearch: set OUTBOX_DESTINATION=elasticsearch and OUTBOX_ELASTICSEARCH_URL"
 
@@ -33,6 +34,16 @@ class _Connection(Urllib3HttpConnection):
         return status, headers, text
 
 
+class Answers(JSONSerializer):
+    """What the outbox reads of an answer."""
+
+    def loads(self, s: str) -> Any:
+        try:
+            return read_json(s)
+        except ValueError as error:
+            raise SerializationError(s, error) from error
+
+
 class OpenSearchClient:
     """See `outbox.destinations.cluster.wire.Client`."""
 
@@ -50,6 +61,7 @@ class OpenSearchClient:
         self._client = OpenSearch(
             list(urls),
             connection_class=_Connection,
+            serializer=Answers(),
             max_retries=0,
             retry_on_timeout=False,
             retry_on_status=(),
