@@ -271,10 +271,14 @@ def apply_halved(destination: Destination, operations: Sequence[Operation]) -> l
 
 def weight(operation: Operation) -> int:
     """How many bytes of a request's limit an operation takes up: its document, and what else is above `LINE_BYTES`."""
-    size = len(operation.document or b"") + sum(map(len, operation.patches))
-    name = operation.document_id
-    # Escaped in JSON; the rest of the line has 100 bytes at most.
-    line = 100 + len(operation.target) + (2 if name.isascii() and name.isprintable() else 6) * len(name)
+    document, name = operation.document, operation.document_id
+    size = len(document) if document else 0
+    if operation.patches:
+        size += sum(map(len, operation.patches))
+    # The rest of its line has 100 bytes at most; a character of its id six, escaped in JSON.
+    line = 100 + len(operation.target) + 6 * len(name)
+    if line > LINE_BYTES and name.isascii() and name.isprintable():
+        line -= 4 * len(name)
     return size if line <= LINE_BYTES else size + line - LINE_BYTES
 
 

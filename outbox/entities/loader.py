@@ -227,10 +227,12 @@ def _found(
     found: dict[Any, Found] = {}
     room = sys.maxsize if most_bytes is None else most_bytes
     at_once = OBJECTS_AT_ONCE if needs_objects(entity) else MOST_PARAMETERS
-    for part in portions(wanted, len(entity.id_key), at_once):
+    parts = list(portions(wanted, len(entity.id_key), at_once))
+    for part in parts:
         some = _read(connection, entity, part, room) if room > 0 else dict.fromkeys(part, _UNREAD)
-        room -= sum(map(_size, some.values()))
         found |= some
+        if len(parts) > 1 and most_bytes is not None:
+            room -= sum(map(_size, some.values()))
     return found
 
 

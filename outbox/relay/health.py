@@ -21,6 +21,8 @@ OTHERS_ANSWERED_MS = 10_000
 
 Answered = Sequence[tuple[Fold, Outcome]]
 
+_OF_INTAKE = frozenset({OutcomeKind.APPLIED, OutcomeKind.OVERLOADED})
+
 # Outcomes of an index that answers, whether it takes rows or not.
 _SETTLING = frozenset({OutcomeKind.CONFLICT, OutcomeKind.REJECTED, OutcomeKind.FAILED})
 
@@ -79,25 +81,24 @@ class Health:
         answered = answer.by_fold
         self.lone_failed = answer.request.claim.lone and answer.outcomes[0].kind is OutcomeKind.UNAVAILABLE
         away = next((each for each in answered if each[1].kind is OutcomeKind.UNAVAILABLE), None)
-        sent = [each for each in answered if each[0].known is None]
-        taken = {refusal.at for refusal in answer.refusals}  # by the live index, whatever another one says
-        overloads = [each for at, each in enumerate(sent) if each[1].kind is OutcomeKind.OVERLOADED and at not in taken]
-        refused = bool(sent) and len(overloads) == len(sent)
+        by_index = _by_index(answered)
+        overloads = _overloads(answer) if any(OutcomeKind.OVERLOADED in each for each in by_index.values()) else []
+        sent = sum(fold.known is None for fold, _ in answered)
         if away and not answer.failed_alone:
             self._destination_failed(away[1], away[0].events[-1], now)
-        elif refused and (self.destination.is_open or self._has_no_time(answer.request, now)):
-            self._destination_failed(sent[0][1], sent[0][0].events[-1], now)
-        elif sent and not refused:
+        elif sent and len(overloads) == sent and (self.destination.is_open or self._has_no_time(answer.request, now)):
+            self._destination_failed(overloads[0][1], overloads[0][0].events[-1], now)
+        elif sent > len(overloads):
             self._took_at = now
             self._destination_answered(now)
         if answer.failed_alone:
             ((fold, _),) = answered
             self.poison.failed_alone(fold.events[0].id, fold.operation.index, now)
             return
-        for index, outcomes in _by_index(answered).items():
+        for index, outcomes in by_index.items():
             self._note_index(index, outcomes, now)
-        for index in answer.request.indexes if sent else ():
-            self._note_intake(index, sent, overloads, answer.took_ms, now)
+            if sent and outcomes.keys() & _OF_INTAKE:
+                self._note_intake(index, answer, overloads, now)
 
     def note_indexes(self, answer: Answer, now: int) -> None:
         """Note what an answer says that was asked where indexes are."""
@@ -131,15 +132,18 @@ class Health:
         """Whether an overload is the destination's: a small request was refused, and no other one taken of late."""
         return request.size <= SMALL_BYTES and not 0 <= now - self._took_at < OTHERS_ANSWERED_MS
 
-    def _note_intake(self, index: str, sent: Answered, overloads: Answered, took_ms: int, now: int) -> None:
+    def _note_intake(self, index: str, answer: Answer, overloads: Answered, now: int) -> None:
         """Note whether an index had time for its part of a request."""
-        operations = [fold.operation for fold, _ in sent if fold.operation.index == index]
-        size, intake = sum(map(weight, operations)), self.intakes.of(index)
+        request, intake = answer.request, self.intakes.of(index)
         overload = next((outcome for fold, outcome in overloads if fold.operation.index == index), None)
+        rows, size = len(request.folds), request.size
+        if len(request.indexes) > 1:
+            of_index = [weight(fold.operation) for fold in request.folds if fold.operation.index == index]
+            rows, size = len(of_index), sum(of_index)
         if overload is None:
-            if intake.taken(size, took_ms, now):
+            if intake.taken(size, answer.took_ms, now):
                 logger.info("index {index} is no longer overloaded", index=index)
-        elif intake.refused(len(operations), size, now):
+        elif intake.refused(rows, size, now):
             logger.warning(
                 "index {index} is overloaded ({reason}), its requests are smaller and fewer for a while; "
                 "other indexes go on",
@@ -179,6 +183,13 @@ class Health:
 
     def _new_breaker(self) -> Breaker:
         return Breaker(self._first_pause_ms, self._longest_pause_ms)
+
+
+def _overloads(answer: Answer) -> list[tuple[Fold, Outcome]]:
+    """Those of the live index: what only another one had no time for was taken."""
+    taken = {refusal.at for refusal in answer.refusals}
+    sent = [each for each in answer.by_fold if each[0].known is None]
+    return [each for at, each in enumerate(sent) if each[1].kind is OutcomeKind.OVERLOADED and at not in taken]
 
 
 def _by_index(answered: Answered) -> dict[str, dict[OutcomeKind, Outcome]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sqlalchemy import Connection
@@ -49,8 +49,9 @@ def contents(
     if refreshed:
         made = _entities(store, registry, refreshed, intakes)
         # Rows of one document stay together.
-        later = {(event.index_name, event.document_id) for event in refreshed if event.id not in made}
-        unmade = [event for event in claim.events if (event.index_name, event.document_id) in later] if later else []
+        if len(made) < len(refreshed):
+            later = {(event.index_name, event.document_id) for event in refreshed if event.id not in made}
+            unmade = [event for event in claim.events if (event.index_name, event.document_id) in later]
         found |= made
     for event in claim.events:
         if event.index_name not in claim.targets and (malformed := malformed_name(event.index_name)):
@@ -95,12 +96,7 @@ def _portions(
         return
     at, room = 0, intakes.full
     while at < len(events) and room > 0:
-        expected = intakes.expected()
-        end, left = at, room
-        while end < len(events) and left > 0 and (events[end].index_name in expected or end - at < FIRST_ROWS):
-            left -= expected.get(events[end].index_name, 0)
-            end += 1
-        some = events[at:end]
+        some = _fitting(events[at:], intakes.expected(), room)
         yield some, room
         sizes: dict[str, list[int]] = defaultdict(list)
         for event in some:
@@ -109,9 +105,21 @@ def _portions(
         for index, each in sizes.items():
             intakes.of(index).made(len(each), sum(each))
             room -= sum(each)
-        if len(made) < end:
+        at += len(some)
+        if len(made) < at:
             return
-        at = end
+
+
+def _fitting(events: Sequence[Event], expected: Mapping[str, int], room: int) -> Sequence[Event]:
+    """The first of them that there is room for, as far as one can tell."""
+    counted = Counter([event.index_name for event in events])
+    if counted.keys() <= expected.keys() and sum(rows * expected[name] for name, rows in counted.items()) <= room:
+        return events  # as nearly always
+    for end, event in enumerate(events):
+        if end and (room <= 0 or (event.index_name not in expected and end >= FIRST_ROWS)):
+            return events[:end]
+        room -= expected.get(event.index_name, 0)
+    return events
 
 
 def from_database(

@@ -36,7 +36,7 @@ class Request:
     @cached_property
     def size(self) -> int:
         """The bytes of its documents."""
-        return sum(weight(fold.operation) for fold in self.folds if fold.known is None)
+        return sum([weight(fold.operation) for fold in self.folds])
 
     @cached_property
     def indexes(self) -> set[str]:
