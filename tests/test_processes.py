@@ -362,6 +362,13 @@ def test_bad_setting_is_one_line_without_secrets_and_exit_2(
     assert "s3cret" not in failed.stderr
 
 
+@pytest.mark.parametrize("host", ["-contacts", "a..b"], ids=["unknown", "no name"])
+def test_drain_to_a_host_that_does_not_exist_ends_at_once(relays: Relays, host: str) -> None:
+    failed = relays.call("run", "--drain", OUTBOX_ELASTICSEARCH_URL=f"http://u:s3cret@{host}")
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+    assert f"no host is known as {host}: correct OUTBOX_ELASTICSEARCH_URL" in failed.stderr
+
+
 def test_missing_migration_is_one_line_and_exit_2(relays: Relays, tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "empty.db").execute("CREATE TABLE t (x)").connection.close()
     failed = relays.call("run", OUTBOX_DATABASE_URL=f"sqlite:///{tmp_path}/empty.db")

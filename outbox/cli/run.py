@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
+from urllib.parse import urlsplit
 
 import click
 from loguru import logger
@@ -27,7 +28,7 @@ from outbox.errors import ConfigurationError, DestinationError, OutboxError
 from outbox.maintenance.scheduler import Maintenance
 from outbox.reindex.reindexer import Reindexer
 from outbox.relay import Relay, Totals
-from outbox.settings import Settings
+from outbox.settings import Settings, variable
 from outbox.store.models import now_ms
 from outbox.store.store import Control, Store, database_name, dialect_of
 from outbox.verify import Verification
@@ -89,6 +90,8 @@ def run(
     """
     loaded = load_settings(database_url=database_url, concurrency=concurrency, log_format=log_format)
     destination, registry = destination_of(loaded), registry_of(loaded)
+    if drain and loaded.destination != "embedded":
+        _refuse_unknown_hosts(loaded)
     if loaded.verify_schedule is not None and registry is None:
         raise ConfigurationError("OUTBOX_VERIFY_SCHEDULE needs to know the entities: set OUTBOX_ENTITIES")
     with closing(destination), open_store(loaded) as store:
@@ -117,6 +120,24 @@ def run(
     if drain and totals.dead:
         click.echo(f"{logs.rows(totals.dead, 'is', 'are')} dead: see 'outbox-relay dead list'", err=True)
         sys.exit(1)
+
+
+def _refuse_unknown_hosts(loaded: Settings) -> None:
+    """A drain to a misspelt host would never end. What is away for now, name servers too, is waited for."""
+    hosts = sorted({urlsplit(url).hostname or "" for url in loaded.cluster_url})
+    for host in hosts:
+        try:
+            socket.getaddrinfo(host, None)
+        except UnicodeError:  # of no form that a name can have
+            continue
+        except socket.gaierror as error:
+            if error.errno == socket.EAI_NONAME:
+                continue
+        return
+    raise ConfigurationError(
+        f"no host is known as {' or '.join(hosts)}: correct {variable(f'{loaded.destination}_url')}, or the names that "
+        "this machine knows"
+    )
 
 
 def _refuse_older(store: Store, destination: Destination) -> None:
