@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint, inspect
+from sqlalchemy import JSON, PrimaryKeyConstraint, UniqueConstraint, inspect
 from sqlalchemy.exc import NoInspectionAvailable, SQLAlchemyError
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty, SynonymProperty
@@ -17,6 +17,7 @@ from outbox.entities import keys
 from outbox.entities.entity import Branch, Dependency, key_of
 from outbox.entities.keys import Tenancy, TextForm
 from outbox.entities.members import order_of
+from outbox.entities.paths import Field, add_keys
 from outbox.entities.reads import check_relationship
 from outbox.entities.refusals import check_type, is_query_expression, no_attribute, no_field
 from outbox.errors import ConfigurationError, InvalidName, shortened
@@ -26,7 +27,10 @@ _UNIQUE = (PrimaryKeyConstraint, UniqueConstraint)
 
 
 def check_lists(
-    where: str, fields: Sequence[str] | None, to_document: object | None, watch: Sequence[str] | None
+    where: str,
+    fields: Sequence[str] | Mapping[str, str] | None,
+    to_document: object | None,
+    watch: Sequence[str] | None,
 ) -> None:
     """Raises `ConfigurationError` for what a document cannot be made of."""
     if (fields is None) == (to_document is None):
@@ -162,28 +166,66 @@ def listed(known: Iterable[str]) -> str:
     return f"; registered are {', '.join(sorted(known)) or 'none'}"
 
 
-def tree_of(mapper: Mapper[Any], fields: Sequence[str], where: str) -> Branch:
-    tree = Branch()
-    for path in fields:
+def tree_of(mapper: Mapper[Any], fields: Sequence[str] | Mapping[str, str], where: str) -> Branch:
+    """The fields of a document, as a tree of models. Raises `ConfigurationError`."""
+    named: list[Field] = []
+    tree = Branch(named=named if isinstance(fields, Mapping) else None)
+    for name, path in fields.items() if isinstance(fields, Mapping) else ((each, each) for each in fields):
+        said = f"{where}: field {path!r}"
+        relations, leaf, keys_ = _led(mapper, path, said)
         at, model = tree, mapper
-        *relations, last = path.split(".")
-        for name in relations:
-            prop = model.attrs.get(attribute_named(model, name, f"{where}: field {path!r}"))
-            if not isinstance(prop, RelationshipProperty):
-                raise ConfigurationError(
-                    f"{where}: field {path!r}: {model.class_.__name__}.{name} is no relationship; "
-                    "make the document by to_document"
-                )
-            check_relationship(prop, f"{where}: field {path!r}")
-            if name not in at.branches:
+        for relation in relations:
+            prop = model.relationships[relation]
+            check_relationship(prop, said)
+            if relation not in at.branches:
                 order = None if prop.order_by else order_of(prop.mapper)
-                at.branches[name] = Branch(many=bool(prop.uselist), order=order)
-            at, model = at.branches[name], prop.mapper
+                at.branches[relation] = Branch(many=bool(prop.uselist), order=order)
+            at, model = at.branches[relation], prop.mapper
             tree.plain = False
-        tree.plain &= _check_leaf(model, last, f"{where}: field {path!r}")
-        if last not in at.leaves:
-            at.leaves.append(last)
+        tree.plain &= _check_leaf(model, leaf, said)
+        if tree.named is not None:
+            named.append(Field(_field_name(name, where), relations, leaf, keys_))
+        elif not _add_within(at, leaf, keys_):
+            raise ConfigurationError(
+                f"{said}: {leaf} is a field already, as a whole or another part of it; leave one out"
+            )
+        if leaf not in at.leaves:
+            at.leaves.append(leaf)
     return tree
+
+
+def _led(mapper: Mapper[Any], path: str, said: str) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    """Where a path leads: the relationships, the attribute at their end, and keys if that is a JSON column."""
+    steps = path.split(".") if isinstance(path, str) else [""]
+    if "" in steps:
+        raise ConfigurationError(f"{said} is no path; write names with a dot between them, e.g. 'account.name'")
+    for at, name in enumerate(steps[:-1]):
+        prop = mapper.attrs.get(attribute_named(mapper, name, said))
+        if isinstance(prop, ColumnProperty) and isinstance(prop.columns[0].type, JSON):
+            return tuple(steps[:at]), name, tuple(steps[at + 1 :])
+        if not isinstance(prop, RelationshipProperty):
+            raise ConfigurationError(
+                f"{said}: {mapper.class_.__name__}.{name} is no relationship and no JSON column; "
+                "make the document by to_document"
+            )
+        mapper = prop.mapper
+    return tuple(steps[:-1]), steps[-1], ()
+
+
+def _field_name(name: object, where: str) -> str:
+    if not isinstance(name, str) or not name or "." in name or name.startswith("_"):
+        raise ConfigurationError(
+            f"{where}: {shortened(name)} is no name for a field: use text without a dot that does not begin with '_', "
+            "e.g. 'account_name'; objects in objects are made of a list of paths, or by to_document"
+        )
+    return name
+
+
+def _add_within(branch: Branch, leaf: str, keys_: Sequence[str]) -> bool:
+    """Take a part of a JSON column, or all of it. False if the other is taken already."""
+    if leaf in branch.leaves and bool(keys_) != (leaf in branch.within):
+        return False
+    return not keys_ or add_keys(branch.within.setdefault(leaf, {}), keys_)
 
 
 def _check_leaf(mapper: Mapper[Any], name: str, where: str) -> bool:

@@ -93,8 +93,19 @@ def _derived(entity: Entity) -> dict[str, Rule]:
         raise ConfigurationError(
             f"{where}: mappings are derived from fields, and to_document may make anything; give the mappings as a dict"
         )
-    explicit = {} if not isinstance(entity.mappings, DerivedMappings) else entity.mappings.explicit
-    return _properties(entity.mapper, entity.tree, _nested(explicit.get("properties") or {}), where, "")
+    said = {} if not isinstance(entity.mappings, DerivedMappings) else entity.mappings.explicit
+    explicit = _nested(said.get("properties") or {})
+    if entity.tree.named is None:
+        return _properties(entity.mapper, entity.tree, explicit, where, "")
+    made: dict[str, Rule] = {}
+    for name, relations, leaf, keys in entity.tree.named:
+        mapper, own = entity.mapper, explicit.get(name, {})
+        for relation in relations:
+            mapper = mapper.relationships[relation].mapper
+        if "type" not in own and keys:
+            raise _unknown(where, name, "leads into a JSON column")
+        made[name] = dict(own) if "type" in own else _added(_of_column(mapper, leaf, name, where), own)
+    return made | {name: dict(rule) for name, rule in explicit.items() if name not in made}
 
 
 def _properties(

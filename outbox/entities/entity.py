@@ -15,6 +15,7 @@ from outbox.entities import keys
 from outbox.entities.keys import DocumentKey, Tenancy, TextForm
 from outbox.entities.kinds import kind_sql
 from outbox.entities.members import Order
+from outbox.entities.paths import Field, Keys, flat, picked, value_within
 from outbox.errors import InvalidName, shortened
 from outbox.settings import WriteSettings
 
@@ -206,16 +207,40 @@ class Branch:
     many: bool = False
     plain: bool = True  # nothing but columns, which need no objects
     order: Order | None = None  # of the members; None: that of the relationship
+    within: dict[str, Keys] = field(default_factory=dict)  # what is taken of leaves that are JSON columns
+    named: list[Field] | None = None  # of the whole document, if its fields have names of their own
+
+    @property
+    def is_row(self) -> bool:
+        """Whether the document is the leaves as they are."""
+        return self.named is None and not self.within
 
     def document(self, row: Any) -> dict[str, Any]:
+        if self.named is not None:
+            return {each.name: self._value(row, each.relations, each) for each in self.named}
         made = {name: getattr(row, name) for name in self.leaves}
+        for name, keys_ in self.within.items():
+            made[name] = picked(made[name], keys_)
         for name, branch in self.branches.items():
             related = getattr(row, name)
             if not branch.many:
                 made[name] = None if related is None else branch.document(related)
                 continue
-            members = list(related.values() if isinstance(related, Mapping) else related)
-            if branch.order is not None:
-                members.sort(key=branch.order)
-            made[name] = [branch.document(member) for member in members]
+            made[name] = [branch.document(member) for member in branch.members(related)]
         return made
+
+    def members(self, related: Any) -> list[Any]:
+        """Those of a collection, in their order."""
+        members = list(related.values() if isinstance(related, Mapping) else related)
+        if self.order is not None:
+            members.sort(key=self.order)
+        return members
+
+    def _value(self, row: Any, relations: Sequence[str], leading: Field) -> Any:
+        """The value of a field that has a name of its own; through a to-many relationship a list."""
+        if not relations:
+            return value_within(getattr(row, leading.leaf), leading.keys)
+        branch, related, rest = self.branches[relations[0]], getattr(row, relations[0]), relations[1:]
+        if branch.many:
+            return flat(branch._value(member, rest, leading) for member in branch.members(related))
+        return None if related is None else branch._value(related, rest, leading)

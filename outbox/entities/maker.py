@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
@@ -61,6 +62,8 @@ class Maker:
         """Of its columns, in the order of `columns_of`."""
         entity, end = self._entity, self._fields_at + len(self._names)
         document = dict(zip(self._names, row[self._fields_at : end], strict=True))
+        if not entity.tree.is_row:
+            document = entity.tree.document(SimpleNamespace(**document))
         whole = None
         if entity.when is not None:
             columns = dict(zip(self._all_columns, row[end:], strict=True))

@@ -59,7 +59,7 @@ class EntityRegistry:
         name: str | None = None,
         id: str | None = None,
         id_prefix: str = "",
-        fields: Sequence[str] | None = None,
+        fields: Sequence[str] | Mapping[str, str] | None = None,
         to_document: Callable[[Any], Mapping[str, Any]] | None = None,
         when: Callable[[Any], bool] | None = None,
         watch: Sequence[str] | None = None,
@@ -74,8 +74,9 @@ class EntityRegistry:
         """Register a mapped class. Its models must all be imported. Raises `ConfigurationError`.
 
         * `fields`: what a document holds: attributes of the model, or paths through its relationships
-          (`account.name`; through a to-many one the field is a list of objects). Or `to_document`: a function that
-          makes the document of an object.
+          (`account.name`; through a to-many one the field is a list of objects) and into JSON columns
+          (`settings.theme`; null if it is missing). `{"account": "account.name"}` gives names, without objects in
+          objects. Or `to_document`: a function that makes the document of an object.
         * `when`: rows for which it is false have no document. It gets the object, or what behaves as one: where
           `fields` are columns, no object is built unless `when` asks for a property, a method or a relationship.
         * `watch`: what else has to change for the document to be made anew, beside `fields`: say here what
