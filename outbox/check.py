@@ -328,8 +328,10 @@ def mappings(engine: Engine, to: Destination, registry: EntityRegistry | None) -
     try:
         schema.require_head(engine)
         return [_drifted(each, registry) for each in drift(store, to, registry) if each.differences]
-    except (ConfigurationError, DatabaseUnavailable, DestinationError):
+    except (ConfigurationError, DatabaseUnavailable):
         return []
+    except DestinationError as error:
+        return [Finding("mappings", "warn", f"not compared: {error}", "check that the configured user may see them")]
     finally:
         store.close()
 

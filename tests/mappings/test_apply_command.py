@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from outbox import check
+from outbox.destinations.base import IndexDefinition
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.errors import DestinationError
 from outbox.reindex import reindex
 from tests.mappings.conftest import Application
 
@@ -162,3 +167,17 @@ def test_show_prints_what_is_registered_and_asks_nobody(app: Application) -> Non
     assert shown["entities"] == ["contacts"]
     assert shown["mappings"]["properties"]["account"] == ADDED["properties"]["account"]
     assert shown["settings"] == {"number_of_replicas": 0}
+
+
+def test_mappings_that_cannot_be_read_are_said_not_to_be_compared(app: Application, tmp_path: Path) -> None:
+    class Refusing(EmbeddedDestination):
+        def definition(self, target: str, mappings: Mapping[str, Any]) -> IndexDefinition:  # noqa: ARG002
+            raise DestinationError(f"mappings of index {target} cannot be read: HTTP 403")
+
+    refusing = Refusing(tmp_path / "refusing.db")
+    refusing.ensure_index("contacts")
+    app.outbox.store().register_index("contacts", "contacts-000001")
+    (found,) = check.mappings(app.outbox.engine, refusing, app.registers(BEFORE))
+    assert (found.name, found.level) == ("mappings", "warn")
+    assert found.found == "not compared: mappings of index contacts-000001 cannot be read: HTTP 403"
+    refusing.close()
