@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -13,10 +14,10 @@ from loguru import logger
 from outbox import logs
 from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.store.models import now_ms
-from tests.support.node import Node, destination_to
+from tests.support.node import OPENSEARCH, TESTED, Node, destination_to
 from tests.support.outbox import Outbox, settings
 from tests.support.places import failing_item
-from tests.support.proxy import FaultProxy, Reply, anything, bulk, cut, hang, refuse, reply, reset, rewrite
+from tests.support.proxy import FaultProxy, Reply, Request, anything, bulk, cut, hang, refuse, reply, reset, rewrite
 
 pytestmark = pytest.mark.elasticsearch
 
@@ -298,3 +299,20 @@ def test_error_of_a_document_that_is_no_json_does_not_hold_the_document(
     assert outbox.state(row) == "dead"
     assert "Unrecognized token" in error
     assert "correct horse" not in error
+
+
+def test_server_that_does_not_know_to_leave_documents_out_of_errors_is_asked_once(
+    outbox: Outbox, destination: ClusterDestination, proxy: FaultProxy
+) -> None:
+    def asked(request: Request) -> bool:
+        return request.is_bulk and "include_source_on_error=false" in request.path
+
+    why = "request [/_bulk] contains unrecognized parameter: [include_source_on_error]"
+    error = {"error": {"type": "illegal_argument_exception", "reason": why}, "status": 400}
+    proxy.on(asked, reply(400, json.dumps(error).encode()))
+    for number in range(3):
+        rows = outbox.index_many("contacts", [(f"c{number}", {}), (f"d{number}", {})])
+        outbox.drain(destination)
+        assert {outbox.state(row) for row in rows} == {"done"}
+    once = [] if TESTED is OPENSEARCH else [True]
+    assert [asked(request) for request in proxy.requests if request.is_bulk] == [*once, False, False, False]

@@ -7,13 +7,14 @@ conflict and the 404 of a delete as errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
 from outbox.destinations.base import Operation, Outcome, weight
 from outbox.destinations.cluster import outcomes, reading
-from outbox.destinations.cluster.wire import FAILURES, Cluster
+from outbox.destinations.cluster.failures import describe
+from outbox.destinations.cluster.wire import FAILURES, Cluster, Refused
 from outbox.destinations.kept import Kept
 
 FIRST_READ: Final = 20
@@ -87,19 +88,24 @@ class Merger:
 
 
 def send(
-    cluster: Cluster, operations: Sequence[Operation], *, timeout: str, answers_others: Callable[[], bool]
+    cluster: Cluster,
+    operations: Sequence[Operation],
+    *,
+    timeout: str,
+    asked: dict[str, str],
+    answers_others: Callable[[], bool],
 ) -> list[Outcome]:
     """The outcome of each operation, all sent in one request to the first node that gives a connection.
 
     `timeout` is how long the cluster may wait for shards, in its words; `answers_others` is asked when it refuses the
-    request as a whole.
+    request as a whole. `asked`: parameters that only newer versions know; they are removed if this one does not.
     """
     targets = {target: orjson.dumps(target) for target in {operation.target for operation in operations}}
     body = b"".join([_lines(operation, targets[operation.target]) for operation in operations])
     try:
         # Once: what a node may have seen is not repeated behind the outbox's back. The second one would find the
         # versions that the first has brought, and for a row that was delivered once nothing explains its own version.
-        answer = cluster.request("POST", "/_bulk", body, once=True, timeout=timeout, filter_path=_ANSWERED_FIELDS).body
+        answer = _answer(cluster, body, timeout, asked)
     except FAILURES as error:
         refused = outcomes.of_refused_request(error, single=len(operations) == 1, answers_others=answers_others)
         return [refused] * len(operations)
@@ -109,6 +115,17 @@ def send(
     return [
         outcomes.of_item(operation, items[at] if at < len(items) else None) for at, operation in enumerate(operations)
     ]
+
+
+def _answer(cluster: Cluster, body: bytes, timeout: str, asked: dict[str, str]) -> Any:
+    named: dict[str, Any] = {"timeout": timeout, "filter_path": _ANSWERED_FIELDS}
+    try:
+        return cluster.request("POST", "/_bulk", body, once=True, **{**named, **asked}).body
+    except Refused as error:  # before anything of it was carried out
+        if not asked or error.status != 400 or "unrecognized parameter" not in describe(error):
+            raise
+        asked.clear()
+        return cluster.request("POST", "/_bulk", body, once=True, **named).body
 
 
 def _lines(operation: Operation, target: bytes) -> bytes:

@@ -36,6 +36,7 @@ class ClusterDestination:
         self._cluster, self._request_bytes = cluster, request_bytes
         self._merger = bulk.Merger(cluster, request_bytes, self._keeps)
         self._bulk_timeout = f"{int(bulk_timeout * 1000)}ms"
+        self._asked = dict(cluster.product.asked_of_bulk)
         self._gc_deletes = gc_deletes
         self._checked: dict[str, float] = {}  # by physical index: until when it need not be looked up again
         self._kept: dict[str, tuple[float, Kept]] = {}  # the same, with what it gives back
@@ -72,7 +73,11 @@ class ClusterDestination:
 
     def _send(self, operations: Sequence[Operation]) -> list[Outcome]:
         return bulk.send(
-            self._cluster, operations, timeout=self._bulk_timeout, answers_others=lambda: self.ping() is None
+            self._cluster,
+            operations,
+            timeout=self._bulk_timeout,
+            asked=self._asked,
+            answers_others=lambda: self.ping() is None,
         )
 
     def _check_target(self, name: str, target: str) -> Outcome | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Protocol
 from urllib.parse import quote, urlencode
 
@@ -84,6 +84,9 @@ class Product:
     title: str
     hits: Callable[[Cluster, str, Mapping[str, Any]], Iterator[Sequence[Any]]]
     """Lists an index: its name and the search, to the hits page by page; see `outbox.destinations.cluster.listing`."""
+
+    asked_of_bulk: Mapping[str, str] = field(default_factory=dict)
+    """Parameters of `_bulk` that only newer versions know."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,12 @@ from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.destinations.cluster.wire import Cluster, Product
 from outbox.destinations.elasticsearch.client import ElasticsearchClient
 
-ELASTICSEARCH: Final = Product("elasticsearch", "Elasticsearch", listing.by_point_in_time)
+# From 8.18 on. Otherwise its errors may hold the document itself.
+_WITHOUT_DOCUMENTS: Final = {"include_source_on_error": "false"}
+
+ELASTICSEARCH: Final = Product(
+    "elasticsearch", "Elasticsearch", listing.by_point_in_time, asked_of_bulk=_WITHOUT_DOCUMENTS
+)
 
 
 class ElasticsearchDestination(ClusterDestination):
