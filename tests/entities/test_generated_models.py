@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, note, settings
+from hypothesis.internal.conjecture import engine
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
@@ -22,45 +23,50 @@ from tests.entities.drawn.models import World, worlds
 from tests.entities.drawn.truth import expected, held
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "300"))
+SHRINK_FOR_S = 40
 
 
 def play(world: World, history: list[Step], directory: Path) -> bool:
     """Whether what was drawn may be registered; then everything is compared, after each commit."""
     note("\n".join(map(repr, (*world.models, *world.entities))))
     mapped = Mapped(world)
-    engine = create_engine(f"sqlite:///{directory / 'app.db'}")
+    database = create_engine(f"sqlite:///{directory / 'app.db'}")
     try:
         registry = mapped.registered()
     except ConfigurationError as refused:
         note(f"refused: {refused}")
         return False
     else:
-        sqlite.prepare(engine)
-        models.metadata.create_all(engine)
-        mapped.base.metadata.create_all(engine)
-        sessions = sessionmaker(engine, expire_on_commit=world.expire, autoflush=world.autoflush)
+        sqlite.prepare(database)
+        models.metadata.create_all(database)
+        mapped.base.metadata.create_all(database)
+        sessions = sessionmaker(database, expire_on_commit=world.expire, autoflush=world.autoflush)
         registry.capture(sessions)
         if world.triggers:
-            with engine.begin() as connection:
+            with database.begin() as connection:
                 triggers.install(connection, registry)
-        application = Application(mapped, engine, sessions)
-        with OutboxTester(engine, registry) as outbox:
+        application = Application(mapped, database, sessions)
+        with OutboxTester(database, registry) as outbox:
+            application.populate()
             for step in [*history, Step("commit", 0, 0, 0, 0, False)]:
                 note(repr(step))
                 application.do(step)
                 if not application.session.in_transaction():
                     outbox.drain()
-                    assert held(mapped, outbox.destination) == expected(mapped, engine)
+                    assert held(mapped, outbox.destination) == expected(mapped, database)
         application.close()
         return True
     finally:
-        engine.dispose()
+        database.dispose()
         mapped.dispose()
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # of histories that no application should have
 @pytest.mark.parametrize("examples", [25, pytest.param(EXAMPLES, marks=pytest.mark.slow)])
-def test_documents_of_any_models_equal_the_rows_after_any_history(examples: int) -> None:
+def test_documents_of_any_models_equal_the_rows_after_any_history(
+    examples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "MAX_SHRINKING_SECONDS", SHRINK_FOR_S)  # what is found is printed in any case
     registered: Counter[bool] = Counter()
 
     @settings(

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, insert, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm.collections import collection_adapter
 
 from tests.entities.drawn.mapping import Mapped
-from tests.entities.drawn.models import TENANT, TENANTS, Col
-from tests.entities.drawn.types import value
+from tests.entities.drawn.models import TENANT, TENANTS, Col, End
+from tests.entities.drawn.types import TYPES, value
 
 
 class Step(NamedTuple):
@@ -33,6 +34,20 @@ class Application:
     def __init__(self, mapped: Mapped, engine: Engine, sessions: sessionmaker[Session]) -> None:
         self.mapped, self.engine = mapped, engine
         self.session, self._other = sessions(), sessions()
+
+    def populate(self) -> None:
+        """A few rows of each model, which belong together."""
+        models = range(len(self.mapped.classes))
+        steps = [Step("add", model, row, 0, row, False) for model in models for row in range(3)]
+        steps = [
+            step for step in steps if step.row < len(TYPES[self.mapped.world.models[step.model].key[0].type].values)
+        ]
+        for model in models:
+            for at in range(len(self.mapped.world.ends(model))):
+                commit = Step("commit", 0, 0, 0, 0, False)
+                steps += [commit, *(Step("relate", model, row, at, row + at + 1, False) for row in range(3))]
+        for step in [*steps, Step("commit", 0, 0, 0, 0, False)]:
+            self.do(step)
 
     def do(self, step: Step) -> None:
         """One step. What fails as it may in an application is rolled back."""
@@ -57,41 +72,62 @@ class Doing:
     """A step, its numbers read as what they choose."""
 
     def __init__(self, mapped: Mapped, session: Session, step: Step) -> None:
-        self.mapped, self.session, self.step = mapped, session, step
+        self.mapped, self.world, self.session, self.step = mapped, mapped.world, session, step
         self.at = step.model % len(mapped.classes)
-        self.model, self.class_ = mapped.world.models[self.at], mapped.classes[self.at]
+        self.model, self.class_ = self.world.models[self.at], mapped.classes[self.at]
 
-    def key(self, at: int) -> dict[str, Any]:
+    def key(self, at: int, model: int | None = None) -> dict[str, Any]:
         """A primary key: of two columns, several have the first one in common."""
+        columns = self.world.models[self.at if model is None else model].key
         parts = (at % 3, at // 2 % 3)
-        return {column.name: value(column.type, part) for column, part in zip(self.model.key, parts, strict=False)}
+        return {column.name: value(column.type, part) for column, part in zip(columns, parts, strict=False)}
+
+    def get(self, at: int, model: int | None = None) -> Any:
+        """The row with that key, if there is one."""
+        class_ = self.class_ if model is None else self.mapped.classes[model]
+        return self.session.get(class_, tuple(self.key(at, model).values()))
 
     @property
     def found(self) -> Any:
         """The row that the step is about, if there is one."""
-        return self.session.get(self.class_, tuple(self.key(self.step.row).values()))
+        return self.get(self.step.row)
 
     @property
     def column(self) -> Col:
         return self.model.columns[self.step.column % len(self.model.columns)]
 
-    def value(self, column: Col, at: int) -> Any:
-        return None if column.null and at == 0 else value(column.type, at)
-
     @property
     def attribute(self) -> Any:
         return getattr(self.class_, self.column.name)
 
-    def values(self, row: int, to: int) -> dict[str, Any]:
+    @property
+    def end(self) -> End | None:
+        """A relationship of the model, if it has some."""
+        ends = self.world.ends(self.at)
+        return ends[self.step.column % len(ends)] if ends else None
+
+    def value(self, column: Col, at: int) -> Any:
+        return None if column.null and at == 0 else value(column.type, at)
+
+    def values(self, row: int, to: int, model: int | None = None) -> dict[str, Any]:
         """A whole row; a few columns are left to their defaults."""
+        drawn = self.world.models[self.at if model is None else model]
         values = {
             column.name: self.value(column, to + at)
-            for at, column in enumerate(self.model.columns)
+            for at, column in enumerate(drawn.columns)
             if column.how not in ("default", "server_default") or (to + at) % 2
         }
-        if self.model.tenant:
+        if drawn.tenant:
             values[TENANT] = TENANTS[to % 2]
-        return self.key(row) | values
+        return self.key(row, model) | values
+
+    def pointing(self, to: int) -> dict[str, Any]:
+        """What columns that point to another row shall hold; nothing if there are none."""
+        rels = [rel for rel in self.world.relations if rel.of == self.at and not rel.secondary]
+        if not rels:
+            return {}
+        rel = rels[self.step.column % len(rels)]
+        return {f"{rel.name}_{name}": part if to else None for name, part in self.key(to, rel.to).items()}
 
 
 def _add(doing: Doing) -> None:
@@ -146,6 +182,77 @@ def _insert(doing: Doing) -> None:
     doing.session.execute(insert(doing.class_), rows)
 
 
+def _point_to(doing: Doing) -> None:
+    """By the columns that hold the key of the other row."""
+    if (found := doing.found) is None:
+        return
+    for name, part in doing.pointing(doing.step.to).items():
+        setattr(found, name, part)
+
+
+def _update_pointing(doing: Doing) -> None:
+    step = doing.step
+    where = doing.attribute == doing.value(doing.column, step.row)
+    if pointing := doing.pointing(step.to):
+        doing.session.execute(update(doing.class_).where(where).values(pointing))
+
+
+def _relate(doing: Doing) -> None:
+    """Another row into a relationship, or out of it."""
+    if (end := doing.end) is None or (found := doing.found) is None:
+        return
+    other = doing.get(doing.step.to, end.to) if doing.step.to or end.many else None
+    if not end.many:
+        setattr(found, end.name, other)
+    elif other is not None:
+        _toggle(getattr(found, end.name), other, doing.step.to)
+
+
+def _toggle(members: Any, other: Any, to: int) -> None:
+    if isinstance(members, dict):
+        key = next((key for key, each in members.items() if each is other), None)
+        if key is not None:
+            del members[key]
+        else:
+            collection_adapter(members).append_with_event(other)
+    elif other in members:
+        members.remove(other)
+    elif isinstance(members, set):
+        members.add(other)
+    elif to % 2:
+        members.insert(0, other)
+    else:
+        members.append(other)
+
+
+def _replace_members(doing: Doing) -> None:
+    """A whole collection by another one."""
+    if (end := doing.end) is None or not end.many or (found := doing.found) is None:
+        return
+    others = list(dict.fromkeys(each for at in range(doing.step.to) if (each := doing.get(at, end.to)) is not None))
+    match end.rel.collection:
+        case "set":
+            setattr(found, end.name, set(others))
+        case "dict":
+            key = doing.mapped.world.models[end.to].key
+            setattr(found, end.name, {tuple(getattr(each, part.name) for part in key): each for each in others})
+        case _:
+            setattr(found, end.name, others)
+
+
+def _add_related(doing: Doing) -> None:
+    """A new row and one that comes with it."""
+    step, end = doing.step, doing.end
+    made = doing.class_(**doing.values(step.row, step.to))
+    if end is not None:
+        other = doing.mapped.classes[end.to](**doing.values(step.to, step.row, end.to))
+        if end.many:
+            collection_adapter(getattr(made, end.name)).append_with_event(other)
+        else:
+            setattr(made, end.name, other)
+    doing.session.add(made)
+
+
 def _flush(doing: Doing) -> None:
     doing.session.flush()
 
@@ -165,11 +272,11 @@ STEPS: dict[str, Callable[[Doing], None]] = {
 }
 
 _numbers = st.integers(0, 5)
+_names = [*(name for name in sorted(STEPS) if name != "roll_back"), "commit", "commit", "set", "relate"] * 2 + [
+    "roll_back"
+]
 
 
 def histories() -> st.SearchStrategy[list[Step]]:
-    return st.lists(
-        st.builds(Step, st.sampled_from(sorted(STEPS)), _numbers, _numbers, _numbers, _numbers, st.booleans()),
-        min_size=3,
-        max_size=25,
-    )
+    step = st.builds(Step, st.sampled_from(_names), _numbers, _numbers, _numbers, _numbers, st.booleans())
+    return st.lists(step, min_size=10, max_size=40)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import String, text
-from sqlalchemy.orm import DeclarativeBase, configure_mappers, mapped_column
+from sqlalchemy import Column, ForeignKeyConstraint, String, Table, and_, text
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    configure_mappers,
+    foreign,
+    keyfunc_mapping,
+    mapped_column,
+    relationship,
+    remote,
+)
 
 from outbox import EntityRegistry
-from tests.entities.drawn.models import TENANT, Col, Indexed, Model, World
+from tests.entities.drawn.models import TENANT, Col, End, Indexed, Rel, World
 from tests.entities.drawn.types import TYPES, value
 
 
@@ -18,27 +26,109 @@ class Mapped:
     def __init__(self, world: World) -> None:
         self.world = world
         self.base: Any = type("Base", (DeclarativeBase,), {})
-        self.classes: list[type[Any]] = [_class(self.base, model) for model in world.models]
+        self.classes: list[type[Any]] = [self._class(at) for at in range(len(world.models))]
+        self.between = {rel.name: self._between(rel) for rel in world.relations if rel.secondary}
+        for rel in world.relations:
+            for end in rel.ends:
+                setattr(self.classes[end.of], end.name, self._relationship(end))
         configure_mappers()
+
+    def dispose(self) -> None:
+        self.base.registry.dispose()
 
     def registered(self) -> EntityRegistry:
         """Raises `ConfigurationError` for what may not be registered."""
         made = EntityRegistry()
         for at, entity in enumerate(self.world.entities):
-            made.add(self.classes[entity.model], name=f"e{at}", index=f"e{at}", **_options(self.world, entity))
+            made.add(self.classes[entity.model], name=f"e{at}", index=f"e{at}", **self._options(entity))
         return made
 
-    def dispose(self) -> None:
-        self.base.registry.dispose()
+    def _class(self, at: int) -> type[Any]:
+        model = self.world.models[at]
+        parts: dict[str, Any] = {"__tablename__": model.name.lower()}
+        parts |= {each.name: _column(each, primary_key=True) for each in model.key}
+        parts |= {each.name: _column(each) for each in model.columns}
+        parts |= {each.name: _column(each) for _, each in self.world.foreign(at)}
+        if model.tenant:
+            parts[TENANT] = mapped_column(String, nullable=False)
+        return type(model.name, (self.base,), parts)
 
+    def _between(self, rel: Rel) -> Table:
+        """The table of a many-to-many relationship."""
+        columns, keys = [], []
+        for side, model in (("of", self.world.models[rel.of]), ("to", self.world.models[rel.to])):
+            names = [f"{side}_{key.name}" for key in model.key]
+            columns += [
+                Column(name, TYPES[key.type].make(), primary_key=True)
+                for name, key in zip(names, model.key, strict=True)
+            ]
+            keys.append(ForeignKeyConstraint(names, [f"{model.name.lower()}.{key.column}" for key in model.key]))
+        return Table(rel.name, self.base.metadata, *columns, *keys)
 
-def _class(base: Any, model: Model) -> type[Any]:
-    parts: dict[str, Any] = {"__tablename__": model.name.lower()}
-    parts |= {each.name: _column(each, primary_key=True) for each in model.key}
-    parts |= {each.name: _column(each) for each in model.columns}
-    if model.tenant:
-        parts[TENANT] = mapped_column(String, nullable=False)
-    return type(model.name, (base,), parts)
+    def _relationship(self, end: End) -> Any:
+        rel, of, to = end.rel, self.classes[end.rel.of], self.classes[end.rel.to]
+        options: dict[str, Any] = {"passive_updates": False, "lazy": rel.lazy}
+        if rel.forward and rel.back:
+            options["back_populates"] = f"{rel.name}_of" if end.name == rel.name else rel.name
+        key = self.world.models[rel.to].key
+        if rel.secondary:
+            table = options["secondary"] = self.between[rel.name]
+            joins = [
+                and_(*(getattr(class_, each.name) == table.c[f"{side}_{each.name}"] for each in model.key))
+                for side, class_, model in (
+                    ("of", of, self.world.models[rel.of]),
+                    ("to", to, self.world.models[rel.to]),
+                )
+            ]
+            options["primaryjoin"], options["secondaryjoin"] = joins if end.name == rel.name else joins[::-1]
+        else:
+            pairs = [(getattr(of, f"{rel.name}_{each.name}"), getattr(to, each.name)) for each in key]
+            if end.name == rel.name:
+                options["primaryjoin"] = and_(*(foreign(pointing) == remote(at) for pointing, at in pairs))
+            else:
+                options["primaryjoin"] = and_(*(remote(foreign(pointing)) == at for pointing, at in pairs))
+        if end.many:
+            options |= self._collection(end)
+        return relationship(self.classes[end.to], **options)
+
+    def _collection(self, end: End) -> dict[str, Any]:
+        target, model = self.classes[end.to], self.world.models[end.to]
+        options: dict[str, Any] = {"collection_class": {"list": list, "set": set}.get(end.rel.collection)}
+        if end.rel.collection == "dict":
+            options["collection_class"] = keyfunc_mapping(
+                lambda each: tuple(getattr(each, key.name) for key in model.key)
+            )
+        if end.rel.ordered:
+            options["order_by"] = [getattr(target, each.name) for each in (model.columns[0], *model.key)]
+        if not end.rel.secondary:
+            options["cascade"] = end.rel.cascade
+        return options
+
+    def _options(self, entity: Indexed) -> dict[str, Any]:
+        made: dict[str, Any] = {"fields": list(entity.fields)}
+        if entity.by == "to_document":
+            made = {
+                "to_document": lambda row: by_hand(entity.fields, row),
+                "depends_on": self._depends_on(entity),
+            }
+        if entity.when is not None:
+            made["when"] = condition(self.world, entity)
+        if entity.watch and (entity.when is not None or entity.by == "to_document"):
+            own = {path for path in entity.fields if "." not in path} if entity.by == "to_document" else set()
+            made["watch"] = sorted(own | ({entity.when} if entity.when else set()))
+        if entity.tenancy is not None:
+            made |= {"tenant": TENANT, "tenancy": entity.tenancy}
+        return made
+
+    def _depends_on(self, entity: Indexed) -> dict[Any, str]:
+        """By the relationships that the document is made along; of two ways to one model, which cannot be said, one."""
+        found: dict[Any, str] = {}
+        for path in entity.fields:
+            model, hops = entity.model, path.split(".")[:-1]
+            for at, name in enumerate(hops):
+                model = self.world.end(model, name).to
+                found.setdefault(self.classes[model], ".".join(hops[: at + 1]))
+        return found
 
 
 def _column(column: Col, *, primary_key: bool = False) -> Any:
@@ -55,15 +145,21 @@ def _column(column: Col, *, primary_key: bool = False) -> Any:
     return mapped_column(column.column, TYPES[column.type].make(), **options)
 
 
-def _options(world: World, entity: Indexed) -> dict[str, Any]:
-    made: dict[str, Any] = {"fields": list(entity.fields)}
-    if entity.when is not None:
-        made["when"] = condition(world, entity)
-        if entity.watch:
-            made["watch"] = [entity.when]
-    if entity.tenancy is not None:
-        made |= {"tenant": TENANT, "tenancy": entity.tenancy}
-    return made
+def by_hand(paths: tuple[str, ...], row: Any) -> dict[str, Any]:
+    """A document that a function makes: of each path, all that is at its end."""
+    return {path: _at_end(row, path.split(".")) for path in paths}
+
+
+def _at_end(row: Any, names: list[str]) -> Any:
+    if row is None or not names:
+        return row
+    found = getattr(row, names[0])
+    if len(names) == 1:
+        return found
+    if isinstance(found, (list, set, dict)):
+        members = found.values() if isinstance(found, dict) else found
+        return sorted((_at_end(each, names[1:]) for each in members), key=repr)
+    return _at_end(found, names[1:])
 
 
 def condition(world: World, entity: Indexed) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from hypothesis import strategies as st
@@ -35,11 +36,48 @@ class Model(NamedTuple):
     tenant: bool
 
 
+class Rel(NamedTuple):
+    """A relationship. By foreign key: rows of `of` point to one of `to`; or by a table between the two."""
+
+    at: int
+    of: int
+    to: int
+    secondary: bool
+    forward: bool  # whether the pointing class knows it …
+    back: bool  # … and the other one
+    ordered: bool
+    collection: str
+    cascade: str
+    lazy: str
+
+    @property
+    def name(self) -> str:
+        return f"r{self.at}"
+
+    @property
+    def ends(self) -> Iterator[End]:
+        if self.forward:
+            yield End(self.name, self, self.of, self.to, self.secondary)
+        if self.back:
+            yield End(f"{self.name}_of", self, self.to, self.of, True)
+
+
+class End(NamedTuple):
+    """A relationship as one of its classes sees it."""
+
+    name: str
+    rel: Rel
+    of: int
+    to: int
+    many: bool
+
+
 class Indexed(NamedTuple):
-    """An entity: which model's rows are documents, and of what."""
+    """An entity: which model's rows are documents, and of what. `by`: `fields` or `to_document`."""
 
     model: int
     fields: tuple[str, ...]
+    by: str
     when: str | None
     watch: bool
     tenancy: str | None
@@ -49,24 +87,36 @@ class World(NamedTuple):
     """All of it, and how the application's sessions are."""
 
     models: tuple[Model, ...]
+    relations: tuple[Rel, ...]
     entities: tuple[Indexed, ...]
     triggers: bool
     expire: bool
     autoflush: bool
 
-    @property
-    def unlikely(self) -> bool:
-        """Whether a registration may be refused."""
-        return False
+    def ends(self, model: int) -> list[End]:
+        """The relationships that a class has."""
+        return [end for rel in self.relations for end in rel.ends if end.of == model]
+
+    def end(self, model: int, name: str) -> End:
+        return next(end for end in self.ends(model) if end.name == name)
+
+    def foreign(self, model: int) -> list[tuple[Rel, Col]]:
+        """The columns of a class that hold keys of others, each with the attribute that names it."""
+        return [
+            (rel, Col(f"{rel.name}_{key.name}", key.type))
+            for rel in self.relations
+            if rel.of == model and not rel.secondary
+            for key in self.models[rel.to].key
+        ]
 
 
 HOWS = ("plain", "plain", "renamed", "deferred", "default", "onupdate")
 
 
 @st.composite
-def _columns(draw: st.DrawFn, prefix: str, least: int = 1) -> tuple[Col, ...]:
+def _columns(draw: st.DrawFn, prefix: str) -> tuple[Col, ...]:
     made = []
-    for at, type_ in enumerate(draw(st.lists(st.sampled_from(sorted(TYPES)), min_size=least, max_size=4))):
+    for at, type_ in enumerate(draw(st.lists(st.sampled_from(sorted(TYPES)), min_size=1, max_size=3))):
         hows = (*HOWS, "server_default", "server_default") if type_ in ("str", "text", "int") else HOWS
         made.append(Col(f"{prefix}{at}", type_, draw(st.sampled_from(hows)), draw(st.booleans())))
     return tuple(made)
@@ -74,27 +124,70 @@ def _columns(draw: st.DrawFn, prefix: str, least: int = 1) -> tuple[Col, ...]:
 
 @st.composite
 def _models(draw: st.DrawFn, at: int) -> Model:
-    keys = draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=2))
-    key = tuple(
-        Col(f"k{number}", type_, draw(st.sampled_from(("plain", "renamed"))), False)
-        for number, type_ in enumerate(keys)
-    )
-    return Model(f"M{at}", key, draw(_columns("c")), draw(st.booleans()))
+    key = [
+        Col(f"k{number}", type_, draw(st.sampled_from(("plain", "plain", "renamed"))), False)
+        for number, type_ in enumerate(draw(st.sampled_from(KEY_TYPES)))
+    ]
+    return Model(f"M{at}", tuple(key), draw(_columns("c")), draw(st.booleans()))
+
+
+KEY_TYPES = [("int",)] * 4 + [(type_,) for type_ in KEYS] + [("int", "str"), ("str", "int"), ("uuid", "int")]
 
 
 @st.composite
-def _entities(draw: st.DrawFn, models: tuple[Model, ...]) -> Indexed:
-    at = draw(st.integers(0, len(models) - 1))
-    model = models[at]
-    names = [column.name for column in (*model.key, *model.columns)]
-    fields = tuple(draw(st.lists(st.sampled_from(names), min_size=1, unique=True)))
+def _relations(draw: st.DrawFn, at: int, models: int) -> Rel:
+    of, to = draw(st.integers(0, models - 1)), draw(st.integers(0, models - 1))
+    secondary = draw(st.sampled_from((False, False, True)))
+    forward, back = draw(st.sampled_from(((True, True), (True, False), (False, True))))
+    collection = draw(st.sampled_from(("list", "list", "set", "dict")))
+    cascade = draw(st.sampled_from(("save-update, merge", "save-update, merge", "all", "all, delete-orphan")))
+    lazy = draw(st.sampled_from(("select", "select", "selectin", "joined", "raise")))
+    return Rel(at, of, to, secondary, forward, back, draw(st.booleans()), collection, cascade, lazy)
+
+
+@st.composite
+def _paths(draw: st.DrawFn, world: World, model: int) -> str:
+    """A column, or one at the end of some relationships."""
+    hops: list[str] = []
+    while len(hops) < 3 and (ends := world.ends(model)) and draw(st.sampled_from((True, True, False))):
+        end = draw(st.sampled_from(ends))
+        hops.append(end.name)
+        model = end.to
+    foreign = [column for _, column in world.foreign(model)]
+    columns = (*world.models[model].columns, *world.models[model].key, *foreign)
+    return ".".join([*hops, draw(st.sampled_from([column.name for column in columns]))])
+
+
+@st.composite
+def _entities(draw: st.DrawFn, world: World) -> Indexed:
+    at = draw(st.integers(0, len(world.models) - 1))
+    model = world.models[at]
+    fields = tuple(draw(st.lists(_paths(world, at), min_size=1, max_size=4, unique=True)))
+    by = draw(st.sampled_from(("fields", "fields", "to_document")))
+    if by == "to_document" and not _can_be_said(world, at, fields):
+        by = "fields"
     when = draw(st.none() | st.sampled_from([column.name for column in model.columns]))
     tenancy = draw(st.sampled_from((None, "shared", "prefixed", "index"))) if model.tenant else None
-    return Indexed(at, fields, when, draw(st.booleans()), tenancy)
+    return Indexed(at, fields, by, when, draw(st.booleans()), tenancy)
+
+
+def _can_be_said(world: World, model: int, fields: tuple[str, ...]) -> bool:
+    """Whether `depends_on` can name all that a function reads along these paths: one way to each model."""
+    ways: dict[int, str] = {}
+    for path in fields:
+        at, way = model, ""
+        for name in path.split(".")[:-1]:
+            end = world.end(at, name)
+            at, way = end.to, f"{way}.{name}"
+            if ways.setdefault(at, way) != way or end.rel.lazy == "raise":
+                return False
+    return True
 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
-    models = tuple(draw(_models(at)) for at in range(draw(st.integers(1, 2))))
-    entities = tuple(draw(st.lists(_entities(models), min_size=1, max_size=3)))
-    return World(models, entities, draw(st.booleans()), draw(st.booleans()), draw(st.booleans()))
+    number = draw(st.sampled_from((2, 1, 3)))
+    models = tuple(draw(_models(at)) for at in range(number))
+    relations = tuple(draw(_relations(at, number)) for at in range(draw(st.integers(min(number - 1, 1), 3))))
+    drawn = World(models, relations, (), draw(st.booleans()), draw(st.booleans()), draw(st.booleans()))
+    return drawn._replace(entities=tuple(draw(st.lists(_entities(drawn), min_size=1, max_size=3))))

@@ -10,11 +10,11 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, with_parent
 
 from outbox.destinations.base import Destination
 from tests.entities.drawn.mapping import Mapped, condition
-from tests.entities.drawn.models import TENANT, TENANTS, Indexed
+from tests.entities.drawn.models import TENANT, TENANTS, End, Indexed
 
 Documents = dict[tuple[str, str], Any]
 
@@ -24,10 +24,10 @@ def expected(mapped: Mapped, engine: Engine) -> Documents:
     found: Documents = {}
     for at, entity in enumerate(mapped.world.entities):
         with Session(engine) as session:
-            shown = condition(mapped.world, entity)
+            reader, shown = _Reader(mapped, session, entity), condition(mapped.world, entity)
             for row in session.scalars(select(mapped.classes[entity.model])).unique():
                 if shown(row):
-                    found[_place(mapped, f"e{at}", entity, row)] = _document(entity, row)
+                    found[_place(mapped, f"e{at}", entity, row)] = _settled(mapped, entity, reader.document(row))
     return found
 
 
@@ -39,8 +39,32 @@ def held(mapped: Mapped, destination: Destination) -> Documents:
         for index in [f"{tenant}_{own}" for tenant in TENANTS] if entity.tenancy == "index" else [own]:
             for page in destination.pages(index, 100):
                 read = destination.read(index, list(page))
-                found |= {(index, document_id): read[document_id].source for document_id in page}
+                found |= {(index, each): _settled(mapped, entity, read[each].source) for each in page}
     return found
+
+
+def _settled(mapped: Mapped, entity: Indexed, document: dict[str, Any]) -> dict[str, Any]:
+    """With members in an order of ours, where the relationship has none."""
+    for path in entity.fields:
+        if entity.by == "to_document":
+            document[path] = _sorted(document[path])
+        else:
+            _settle(mapped, entity.model, document, path.split(".")[:-1])
+    return document
+
+
+def _settle(mapped: Mapped, model: int, document: dict[str, Any], hops: list[str]) -> None:
+    if not hops or document[hops[0]] is None:
+        return
+    end, below = mapped.world.end(model, hops[0]), document[hops[0]]
+    for each in below if end.many else [below]:
+        _settle(mapped, end.to, each, hops[1:])
+    if end.many and not end.rel.ordered:
+        document[hops[0]] = _sorted(below)
+
+
+def _sorted(found: Any) -> Any:
+    return sorted(map(_sorted, found), key=repr) if isinstance(found, list) else found
 
 
 def _place(mapped: Mapped, index: str, entity: Indexed, row: Any) -> tuple[str, str]:
@@ -60,11 +84,43 @@ def _text(part: Any) -> str:
     return part.name if isinstance(part, enum.Enum) else str(part)
 
 
-def _document(entity: Indexed, row: Any) -> dict[str, Any]:
-    made = {name: as_json(getattr(row, name)) for name in entity.fields}
-    if entity.tenancy is not None:
-        made["tenantId"] = getattr(row, TENANT)
-    return made
+class _Reader:
+    """Makes documents of objects, each relationship asked for by itself."""
+
+    def __init__(self, mapped: Mapped, session: Session, entity: Indexed) -> None:
+        self._mapped, self._session, self._entity = mapped, session, entity
+
+    def document(self, row: Any) -> dict[str, Any]:
+        entity = self._entity
+        paths = {path: path.split(".") for path in entity.fields}
+        if entity.by == "to_document":
+            made = {path: self._at_end(entity.model, row, names) for path, names in paths.items()}
+        else:
+            made = self._branch(entity.model, row, list(paths.values()))
+        if entity.tenancy is not None:
+            made["tenantId"] = getattr(row, TENANT)
+        return made
+
+    def _branch(self, model: int, row: Any, paths: list[list[str]]) -> dict[str, Any]:
+        made: dict[str, Any] = {path[0]: as_json(getattr(row, path[0])) for path in paths if len(path) == 1}
+        for name in {path[0] for path in paths if len(path) > 1}:
+            end = self._mapped.world.end(model, name)
+            below = [path[1:] for path in paths if len(path) > 1 and path[0] == name]
+            members = [self._branch(end.to, each, below) for each in self._related(row, end)]
+            made[name] = members if end.many else next(iter(members), None)
+        return made
+
+    def _at_end(self, model: int, row: Any, names: list[str]) -> Any:
+        if len(names) == 1:
+            return as_json(getattr(row, names[0]))
+        end = self._mapped.world.end(model, names[0])
+        members = [self._at_end(end.to, each, names[1:]) for each in self._related(row, end)]
+        return members if end.many else next(iter(members), None)
+
+    def _related(self, row: Any, end: End) -> list[Any]:
+        target, attribute = self._mapped.classes[end.to], getattr(self._mapped.classes[end.of], end.name)
+        statement = select(target).where(with_parent(row, attribute)).order_by(*(attribute.property.order_by or ()))
+        return list(self._session.scalars(statement).unique())
 
 
 def as_json(value: Any) -> Any:

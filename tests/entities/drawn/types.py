@@ -93,7 +93,7 @@ TYPES: dict[str, Type] = {
     "words": Type(lambda: Enum("red", "green", name="words"), ("red", "green")),
     "json": Type(JSON, ({"a": {"b": 1}}, [1, "x"], {})),
     "mutable": Type(lambda: MutableDict.as_mutable(JSON()), ({"a": 1}, {"b": [1]}, {})),
-    "trimmed": Type(Trimmed, (" A ", "b", "a")),
+    "trimmed": Type(Trimmed, (" A ", "b", "c")),
     "cents": Type(Cents, (Decimal("1.5"), Decimal("0"), Decimal("2.25"))),
 }
 
