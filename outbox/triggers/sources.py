@@ -25,11 +25,14 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
+from sqlalchemy.exc import CompileError
 from sqlalchemy.orm import Mapper, RelationshipProperty, aliased
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import BinaryExpression, TextClause
 from sqlalchemy.sql.schema import Column, Table
 from sqlalchemy.sql.util import ClauseAdapter
+from sqlalchemy.types import TypeEngine
 
 from outbox.entities.entity import Entity
 from outbox.entities.keys import Tenancy
@@ -40,8 +43,27 @@ from outbox.errors import ConfigurationError
 NEW, OLD, REPLACED = "NEW", "OLD", "standing"
 """The row of a table that a statement is about: as it is now, as it was, or one that REPLACE is about to remove."""
 
+class _Literals(SQLiteCompiler):
+    """Writes values as literals, also those that SQLAlchemy sends as parameters only (JSON, intervals), and bytes as
+    bytes: it writes them as text, which SQLite finds equal to no bytes."""
+
+    def render_literal_value(self, value: Any, type_: TypeEngine[Any]) -> str:
+        write = type_.dialect_impl(self.dialect).bind_processor(self.dialect)
+        stored = value if write is None or value is None else write(value)
+        if isinstance(stored, bytes):
+            return f"X'{stored.hex()}'"
+        try:
+            return super().render_literal_value(value, type_)
+        except CompileError:
+            if not isinstance(stored, str):
+                raise
+            return super().render_literal_value(stored, Text())
+
+
 DIALECT: Final = sqlite.dialect()
 """Says which names need quotes, and writes values as literals."""
+
+DIALECT.statement_compiler = _Literals
 
 quoted: Final = DIALECT.identifier_preparer.quote
 
