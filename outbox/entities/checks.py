@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -178,7 +178,7 @@ def tree_of(mapper: Mapper[Any], fields: Sequence[str] | Mapping[str, str], wher
             prop = model.relationships[relation]
             check_relationship(prop, said)
             if relation not in at.branches:
-                order = None if prop.order_by else order_of(prop.mapper)
+                order = None if prop.order_by and not _is_set(prop) else order_of(prop.mapper)
                 at.branches[relation] = Branch(many=bool(prop.uselist), order=order)
             at, model = at.branches[relation], prop.mapper
             tree.plain = False
@@ -208,6 +208,8 @@ def _led(mapper: Mapper[Any], path: str, said: str) -> tuple[tuple[str, ...], st
                 f"{said}: {mapper.class_.__name__}.{name} is no relationship and no JSON column; "
                 "make the document by to_document"
             )
+        if prop.key != name:
+            raise ConfigurationError(f"{said}: {mapper.class_.__name__}.{name} is a synonym; name {prop.key!r} itself")
         mapper = prop.mapper
     return tuple(steps[:-1]), steps[-1], ()
 
@@ -228,11 +230,18 @@ def _add_within(branch: Branch, leaf: str, keys_: Sequence[str]) -> bool:
     return not keys_ or add_keys(branch.within.setdefault(leaf, {}), keys_)
 
 
+def _is_set(prop: RelationshipProperty[Any]) -> bool:
+    """Whether the members lose the order that the database gives them."""
+    return prop.collection_class is not None and isinstance(prop.collection_class(), Set)
+
+
 def _check_leaf(mapper: Mapper[Any], name: str, where: str) -> bool:
     """Whether the field is a column. Raises `ConfigurationError` if it is nothing that a document can hold."""
     descriptor = mapper.all_orm_descriptors.get(name)
     of_class = isinstance(getattr(mapper.class_, name, None), (property, cached_property))
     if isinstance(descriptor, hybrid_property) or (of_class and name not in mapper.attrs):
+        if isinstance(descriptor, hybrid_property):
+            _check_hybrid(mapper, name, where)
         return False
     prop = mapper.attrs.get(attribute_named(mapper, name, where))
     if isinstance(prop, RelationshipProperty):
@@ -241,3 +250,12 @@ def _check_leaf(mapper: Mapper[Any], name: str, where: str) -> bool:
         raise no_field(mapper, name, where)
     check_type(prop.columns[0].type, where)
     return True
+
+
+def _check_hybrid(mapper: Mapper[Any], name: str, where: str) -> None:
+    """Raises `ConfigurationError` for a hybrid whose expression has a type that no document can hold."""
+    try:
+        type_ = getattr(mapper.class_, name).type
+    except Exception:  # it makes no expression: only its values tell
+        return
+    check_type(type_, where)

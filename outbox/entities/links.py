@@ -200,6 +200,9 @@ def _explicit(hops: _Hops, entity: Entity, target: Mapper[Any], dependency: Depe
     mapper = entity.mapper
     for name in names[0].split("."):
         prop = mapper.attrs.get(name)
+        if name in mapper.synonyms:
+            meant = _resolved(mapper, name)
+            raise ConfigurationError(f"{where}: {mapper.class_.__name__}.{name} is a synonym; name {meant!r} itself")
         if not isinstance(prop, RelationshipProperty):
             raise ConfigurationError(
                 f"{where}: {mapper.class_.__name__} has no column or relationship {name!r}"

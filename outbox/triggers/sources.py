@@ -43,6 +43,7 @@ from outbox.errors import ConfigurationError
 NEW, OLD, REPLACED = "NEW", "OLD", "standing"
 """The row of a table that a statement is about: as it is now, as it was, or one that REPLACE is about to remove."""
 
+
 class _Literals(SQLiteCompiler):
     """Writes values as literals, also those that SQLAlchemy sends as parameters only (JSON, intervals), and bytes as
     bytes: it writes them as text, which SQLite finds equal to no bytes."""

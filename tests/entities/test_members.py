@@ -134,3 +134,16 @@ def test_members_whose_keys_lack_a_part_come_first(engine: Engine) -> None:
         (made,) = loader.load_places(connection, entity, [("teams", "1")]).values()
     assert isinstance(made, bytes)
     assert json.loads(made) == {"members": [{"name": "0"}, {"name": "1"}]}
+
+
+def test_set_of_members_has_the_order_of_their_keys_also_if_the_relationship_has_one(engine: Engine) -> None:
+    base, team, member = team_of(Integer())
+    team.some = relationship(member, collection_class=set, order_by=member.name.desc(), viewonly=True)
+    base.metadata.create_all(engine)
+    entity = EntityRegistry().add(team, index="teams", fields=["some.name"])
+    with Session(engine) as session:
+        session.add_all([team(id=1), *(member(team_id=1, key=at, name=str(at)) for at in range(20))])
+        session.commit()
+        (made,) = loader.load_places(session.connection(), entity, [("teams", "1")]).values()
+    assert isinstance(made, bytes)
+    assert json.loads(made) == {"some": [{"name": str(at)} for at in range(20)]}

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Enum, ForeignKey, Interval, LargeBinary, PickleType, TypeDecorator
 from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
-from sqlalchemy.orm import Composite, DeclarativeBase, Mapped, Session, composite, mapped_column, relationship
+from sqlalchemy.ext.hybrid import hybrid_property
+from sqlalchemy.orm import Composite, DeclarativeBase, Mapped, Session, composite, mapped_column, relationship, synonym
 
 from outbox import ConfigurationError, EntityRegistry
 from tests.entities.world import loaded
@@ -59,10 +60,16 @@ class Film(Base):
     height: Mapped[int] = mapped_column(default=1)
     size: Composite[Size] = composite("width", "height")
     tags: Mapped[list[Tag]] = relationship()
+    lasted: Mapped[timedelta | None] = synonym("took")
+    words: Mapped[list[Tag]] = synonym("tags")
     labels: AssociationProxy[list[str]] = association_proxy("tags", "label")
 
     def as_text(self) -> str:
         return "film"
+
+    @hybrid_property
+    def duration(self) -> timedelta | None:
+        return self.took
 
     @property
     def seconds(self) -> float | None:
@@ -74,6 +81,9 @@ class Film(Base):
     [
         ("labels", "Film.labels is an association proxy; name the path that it leads along, 'tags.label'"),
         ("labels.x", "Film.labels is an association proxy"),
+        ("words.label", "field 'words.label': Film.words is a synonym; name 'tags' itself"),
+        ("lasted", "field 'lasted' has values of type timedelta, which have no JSON form"),
+        ("duration", "field 'duration' has values of type timedelta, which have no JSON form"),
         (
             "took",
             "field 'took' has values of type timedelta, which have no JSON form; make the document by to_document",
@@ -117,3 +127,8 @@ def test_value_that_no_document_can_hold_is_named_by_its_field(engine: Any, valu
     assert failed.error.startswith(reason)
     assert fine == {"anything": 7, "seconds": 5.0, "length": None}
     assert decorated["length"] == 5.0
+
+
+def test_synonym_leads_to_no_dependency() -> None:
+    with pytest.raises(ConfigurationError, match=r"depends_on Tag: Film\.words is a synonym; name 'tags' itself"):
+        EntityRegistry().add(Film, index="films", to_document=lambda _film: {}, depends_on={Tag: "words"})

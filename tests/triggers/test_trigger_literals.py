@@ -37,9 +37,7 @@ class Packed(TypeDecorator[str]):
     ],
     ids=["json", "bytes", "interval", "enum", "decorated"],
 )
-def test_relationship_goes_by_a_value_that_has_no_literal_in_sqlalchemy(
-    engine: Engine, type_: Any, value: Any
-) -> None:
+def test_relationship_goes_by_a_value_that_has_no_literal_in_sqlalchemy(engine: Engine, type_: Any, value: Any) -> None:
     class Base(DeclarativeBase):
         pass
 

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from hypothesis import note
 from hypothesis import strategies as st
-from sqlalchemy import Engine, delete, insert, update
+from sqlalchemy import Engine, delete, event, insert, update
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.orm.collections import collection_adapter
 
-from tests.entities.drawn.mapping import Mapped
+from tests.entities.drawn.mapping import Mapped, Single
 from tests.entities.drawn.models import TENANT, TENANTS, Col, End
 from tests.entities.drawn.types import TYPES, value
 
@@ -34,16 +35,19 @@ class Application:
     def __init__(self, mapped: Mapped, engine: Engine, sessions: sessionmaker[Session]) -> None:
         self.mapped, self.engine = mapped, engine
         self.session, self._other = sessions(), sessions()
+        self._kept: list[Any] = []  # what happens must not hang on when the garbage collector comes
+        for session in (self.session, self._other):
+            for name in ("loaded_as_persistent", "pending_to_persistent"):
+                event.listen(session, name, lambda _, instance: self._kept.append(instance))
 
     def populate(self) -> None:
         """A few rows of each model, which belong together."""
         models = range(len(self.mapped.classes))
         steps = [Step("add", model, row, 0, row, False) for model in models for row in range(3)]
-        steps = [
-            step for step in steps if step.row < len(TYPES[self.mapped.world.models[step.model].key[0].type].values)
-        ]
+        keys = [len(TYPES[model.key[0].type].values) for model in self.mapped.world.models]
+        steps = [step._replace(column=step.row) for step in steps if step.row < keys[step.model]]
         for model in models:
-            for at in range(len(self.mapped.world.ends(model))):
+            for at in range(len(self.mapped.world.changeable(model))):
                 commit = Step("commit", 0, 0, 0, 0, False)
                 steps += [commit, *(Step("relate", model, row, at, row + at + 1, False) for row in range(3))]
         for step in [*steps, Step("commit", 0, 0, 0, 0, False)]:
@@ -94,7 +98,17 @@ class Doing:
 
     @property
     def column(self) -> Col:
-        return self.model.columns[self.step.column % len(self.model.columns)]
+        """One of the columns that every kind of the model has."""
+        return self.model.settable[self.step.column % len(self.model.settable)]
+
+    def column_of(self, found: Any) -> Col:
+        """One of the columns that a row has."""
+        columns = [each for each in self.model.columns_of(self.kind_of(found)) if each.how != "computed"]
+        return columns[self.step.column % len(columns)]
+
+    def kind_of(self, found: Any) -> int | None:
+        kinds = self.mapped.kinds[self.at]
+        return kinds.index(type(found)) if type(found) in kinds else None
 
     @property
     def attribute(self) -> Any:
@@ -103,19 +117,34 @@ class Doing:
     @property
     def end(self) -> End | None:
         """A relationship of the model, if it has some."""
-        ends = self.world.ends(self.at)
+        ends = self.world.changeable(self.at)
         return ends[self.step.column % len(ends)] if ends else None
+
+    def single_kind(self, now: int | None) -> str | None:
+        """The kind that a row may become, if it has no other table."""
+        kinds = self.model.kinds
+        if not kinds or (now is not None and kinds[now].joined):
+            return None
+        names = [self.model.name, *(f"{self.model.name}{kind.name}" for kind in kinds if not kind.joined)]
+        return names[self.step.to % len(names)]
 
     def value(self, column: Col, at: int) -> Any:
         return None if column.null and at == 0 else value(column.type, at)
 
-    def values(self, row: int, to: int, model: int | None = None) -> dict[str, Any]:
+    def made(self, row: int, to: int, model: int | None = None) -> Any:
+        """A new row, of one of the kinds."""
+        model = self.at if model is None else model
+        kinds = self.mapped.kinds[model]
+        kind = (None, *range(len(kinds)))[self.step.column % (len(kinds) + 1)]
+        return self.mapped.class_of(model, kind)(**self.values(row, to, model, kind))
+
+    def values(self, row: int, to: int, model: int | None = None, kind: int | None = None) -> dict[str, Any]:
         """A whole row; a few columns are left to their defaults."""
         drawn = self.world.models[self.at if model is None else model]
         values = {
             column.name: self.value(column, to + at)
-            for at, column in enumerate(drawn.columns)
-            if column.how not in ("default", "server_default") or (to + at) % 2
+            for at, column in enumerate(drawn.columns_of(kind))
+            if (column.how != "computed" and column.how not in ("default", "server_default")) or (to + at) % 2
         }
         if drawn.tenant:
             values[TENANT] = TENANTS[to % 2]
@@ -132,12 +161,13 @@ class Doing:
 
 def _add(doing: Doing) -> None:
     step = doing.step
-    doing.session.add(doing.class_(**doing.values(step.row, step.to)))
+    doing.session.add(doing.made(step.row, step.to))
 
 
 def _set(doing: Doing) -> None:
     if (found := doing.found) is not None:
-        setattr(found, doing.column.name, doing.value(doing.column, doing.step.to))
+        column = doing.column_of(found)
+        setattr(found, column.name, doing.value(column, doing.step.to))
 
 
 def _set_and_flush(doing: Doing) -> None:
@@ -163,7 +193,7 @@ def _change_tenant(doing: Doing) -> None:
 
 
 def _merge(doing: Doing) -> None:
-    doing.session.merge(doing.class_(**doing.values(doing.step.row, doing.step.to)))
+    doing.session.merge(doing.made(doing.step.row, doing.step.to))
 
 
 def _update_where(doing: Doing) -> None:
@@ -173,6 +203,8 @@ def _update_where(doing: Doing) -> None:
 
 
 def _delete_where(doing: Doing) -> None:
+    if doing.model.in_parts:
+        return
     doing.session.execute(delete(doing.class_).where(doing.attribute == doing.value(doing.column, doing.step.to)))
 
 
@@ -243,14 +275,139 @@ def _replace_members(doing: Doing) -> None:
 def _add_related(doing: Doing) -> None:
     """A new row and one that comes with it."""
     step, end = doing.step, doing.end
-    made = doing.class_(**doing.values(step.row, step.to))
+    made = doing.made(step.row, step.to)
     if end is not None:
-        other = doing.mapped.classes[end.to](**doing.values(step.to, step.row, end.to))
+        other = doing.made(step.to, step.row, end.to)
         if end.many:
             collection_adapter(getattr(made, end.name)).append_with_event(other)
         else:
             setattr(made, end.name, other)
     doing.session.add(made)
+
+
+def _set_made(doing: Doing) -> None:
+    """By an attribute that is made of a column."""
+    made = [each for each in doing.model.made if each.what in ("synonym", "composite")]
+    if not made or (found := doing.found) is None:
+        return
+    name, what, of = made[doing.step.column % len(made)]
+    column = next(each for each in doing.model.columns if each.name == of)
+    if column.how != "computed":
+        given = doing.value(column, doing.step.to)
+        setattr(found, name, Single(given) if what == "composite" else given)
+
+
+def _change_in_place(doing: Doing) -> None:
+    if (found := doing.found) is None:
+        return
+    for column in doing.model.columns_of(doing.kind_of(found)):
+        if column.type == "mutable" and getattr(found, column.name) is not None:
+            getattr(found, column.name)["in place"] = doing.step.to
+
+
+def _set_unloaded(doing: Doing) -> None:
+    if (found := doing.found) is not None:
+        doing.session.flush()
+        doing.session.expire(found)
+        _set(doing)
+
+
+def _change_kind(doing: Doing) -> None:
+    """What a row is, among those kinds that need no table of their own."""
+    if (found := doing.found) is not None and (kind := doing.single_kind(doing.kind_of(found))):
+        found.kind = kind
+        doing.session.flush()
+        doing.session.expunge(found)
+
+
+def _update_kind(doing: Doing) -> None:
+    if doing.model.kinds and not doing.model.in_parts:
+        where = doing.attribute == doing.value(doing.column, doing.step.row)
+        doing.session.execute(update(doing.class_).where(where).values(kind=doing.single_kind(None)))
+        doing.session.expunge_all()
+
+
+def _update_tenant(doing: Doing) -> None:
+    if doing.model.tenant:
+        where = doing.attribute == doing.value(doing.column, doing.step.row)
+        statement = update(doing.class_).where(where).values(tenant=TENANTS[doing.step.to % 2])
+        doing.session.execute(statement, execution_options={"synchronize_session": "fetch"})
+
+
+def _update_key(doing: Doing) -> None:
+    if doing.model.in_parts:
+        return
+    step = doing.step
+    doing.session.flush()
+    where = [getattr(doing.class_, name) == part for name, part in doing.key(step.row).items()]
+    doing.session.execute(update(doing.class_).where(*where).values(doing.key(step.to)))
+    doing.session.expunge_all()  # what the session remembers has the old keys
+
+
+def _update_by_key(doing: Doing) -> None:
+    column, step = doing.column, doing.step
+    doing.session.flush()
+    given = {column.name: doing.value(column, step.to)} | ({"version": 1} if doing.model.version else {})
+    rows = [doing.key(at) | given for at in (step.row, step.row + 1)]
+    doing.session.execute(update(doing.class_), rows)
+    doing.session.expire_all()
+
+
+def _update_by_query(doing: Doing) -> None:
+    found = doing.session.query(doing.class_).filter(doing.attribute == doing.value(doing.column, doing.step.row))
+    found.update({doing.column.name: doing.value(doing.column, doing.step.to)}, synchronize_session=False)
+    doing.session.expire_all()
+
+
+def _delete_by_query(doing: Doing) -> None:
+    if doing.model.in_parts:
+        return
+    doing.session.query(doing.class_).filter(doing.attribute == doing.value(doing.column, doing.step.to)).delete()
+
+
+def _insert_returning(doing: Doing) -> None:
+    step = doing.step
+    statement = insert(doing.class_).returning(doing.attribute)
+    doing.session.execute(statement, [doing.values(step.row, step.to)]).all()
+
+
+def _insert_or_update(doing: Doing) -> None:
+    step, column = doing.step, doing.column
+    statement = sqlite_insert(doing.class_).values(doing.values(step.row, step.to))
+    key = [getattr(doing.class_, each.name) for each in doing.model.key]
+    changed = {column.column: statement.excluded[column.column]}
+    doing.session.execute(statement.on_conflict_do_update(index_elements=key, set_=changed))
+    doing.session.expire_all()
+
+
+def _change_in_savepoint(doing: Doing) -> None:
+    """…that is rolled back; then once more."""
+    session = doing.session
+    session.flush()
+    savepoint = session.begin_nested()
+    _set_and_flush(doing)
+    _change_tenant(doing)
+    session.flush()
+    savepoint.rollback()
+    if doing.step.to % 2:
+        _set_and_flush(doing)
+
+
+def _associate(doing: Doing) -> None:
+    """Two rows by an object of the class that is mapped to the table between them."""
+    if not (mapped := doing.mapped.associations):
+        return
+    step, name = doing.step, sorted(mapped)[doing.step.column % len(mapped)]
+    rel = next(rel for rel in doing.world.relations if rel.name == name)
+    key = {f"of_{part}": each for part, each in doing.key(step.row, rel.of).items()}
+    key |= {f"to_{part}": each for part, each in doing.key(step.to, rel.to).items()}
+    doing.session.flush()
+    if found := doing.session.get(mapped[name], key):
+        doing.session.delete(found)
+    else:
+        doing.session.add(mapped[name](**key))
+    doing.session.flush()
+    doing.session.expire_all()
 
 
 def _flush(doing: Doing) -> None:

@@ -25,7 +25,7 @@ def expected(mapped: Mapped, engine: Engine) -> Documents:
     for at, entity in enumerate(mapped.world.entities):
         with Session(engine) as session:
             reader, shown = _Reader(mapped, session, entity), condition(mapped.world, entity)
-            for row in session.scalars(select(mapped.classes[entity.model])).unique():
+            for row in session.scalars(select(mapped.class_of(entity.model, entity.kind))).unique():
                 if shown(row):
                     found[_place(mapped, f"e{at}", entity, row)] = _settled(mapped, entity, reader.document(row))
     return found
@@ -59,7 +59,7 @@ def _settle(mapped: Mapped, model: int, document: dict[str, Any], hops: list[str
     end, below = mapped.world.end(model, hops[0]), document[hops[0]]
     for each in below if end.many else [below]:
         _settle(mapped, end.to, each, hops[1:])
-    if end.many and not end.rel.ordered:
+    if end.many and not (end.rel.ordered and end.rel.collection != "set"):
         document[hops[0]] = _sorted(below)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from copy import deepcopy
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -19,7 +19,10 @@ from sqlalchemy import (
     Enum,
     Float,
     Integer,
+    Interval,
+    LargeBinary,
     Numeric,
+    PickleType,
     String,
     Text,
     Time,
@@ -97,11 +100,23 @@ TYPES: dict[str, Type] = {
     "cents": Type(Cents, (Decimal("1.5"), Decimal("0"), Decimal("2.25"))),
 }
 
+ODD: dict[str, Type] = {
+    "bytes": Type(LargeBinary, (b"\x00\xff", b"", b"a")),
+    "interval": Type(Interval, (timedelta(hours=1), timedelta(0), timedelta(days=2, microseconds=5))),
+    "pickle": Type(PickleType, ({"a": (1, 2)}, "x", None)),
+}
+"""Types whose values no document can hold, or only some of them: refused as fields, harmless beside them."""
+
 KEYS = ("int", "str", "uuid", "enum", "int_enum", "trimmed", "words", "uuid_text")
 """Types of primary keys that have a text form."""
 
 
+def made(type_: str) -> TypeEngine[Any]:
+    """A type of its own for a column."""
+    return (TYPES | ODD)[type_].make()
+
+
 def value(type_: str, at: int) -> Any:
     """One of the values of a type."""
-    values = TYPES[type_].values
+    values = (TYPES | ODD)[type_].values
     return deepcopy(values[at % len(values)])  # of those that can be changed in place
