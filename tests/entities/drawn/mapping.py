@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -227,7 +228,7 @@ def _at_end(row: Any, names: list[str]) -> Any:
         return row
     found = getattr(row, names[0])
     if len(names) == 1:
-        return found
+        return repr(found) if isinstance(found, (bytes, timedelta)) else found
     if isinstance(found, (list, set, dict)):
         members = found.values() if isinstance(found, dict) else found
         return sorted((_at_end(each, names[1:]) for each in members), key=repr)

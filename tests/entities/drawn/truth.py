@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from datetime import date, time
+from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -132,6 +132,8 @@ def as_json(value: Any) -> Any:
             return float(value)
         case date() | time():
             return value.isoformat()
+        case timedelta() | bytes():  # as `by_hand` writes them
+            return repr(value)
         case UUID():
             return str(value)
         case Mapping():
