@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Computed, ForeignKeyConstraint, Integer, String, Table, and_, cast, func, text
@@ -186,13 +185,23 @@ class Single(NamedTuple):
         return (self.value,)
 
 
+def _reading(given: Made) -> Any:
+    """A function of that name, which a hybrid needs."""
+
+    def read(row: Any) -> Any:
+        return getattr(row, given.column)
+
+    read.__name__ = given.name
+    return read
+
+
 def _attribute(class_: type[Any], given: Made) -> Any:
     """An attribute that is made of a column."""
     match given.what:
         case "synonym":
             return synonym(given.column)
         case "hybrid":
-            return hybrid_property(attrgetter(given.column))
+            return hybrid_property(_reading(given))
         case "property":
             return property(lambda row: f"{getattr(row, given.column)}!")
         case "expression":
