@@ -12,10 +12,10 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
-from outbox.store.models import VERSION_TABLE, metadata
+from outbox.store.models import VERSION_TABLE, metadata, unfinished
 from outbox.store.store import database_name, dialect_of
 
 _PACKAGE = Path(__file__).parent
@@ -78,7 +78,10 @@ def head() -> str:
 
 
 def require_head(engine: Engine) -> None:
-    """Raises `SchemaError` unless the database is at the revision that this version needs."""
+    """Raises `SchemaError` unless the database is at the revision that this version needs.
+
+    Of tables that other migrations made, unless they have the index that the claim reads as this version needs it.
+    """
     at, needed = revision(engine), head()
     name = database_name(engine)
     if at is None and not _has_tables(engine):
@@ -87,7 +90,23 @@ def require_head(engine: Engine) -> None:
         raise SchemaError(
             f"database {name} is at revision {at}, this version needs {needed}: run 'outbox-relay migrate'"
         )
+    if at is None:
+        _require_index(engine)
     _refuse_newer(engine, at)
+
+
+def _require_index(engine: Engine) -> None:
+    with _reading(engine) as connection:
+        try:
+            connection.exec_driver_sql(
+                f"SELECT 1 FROM outbox_events {dialect_of(engine).indexed('held')} WHERE {unfinished()} LIMIT 1"
+            )
+        except OperationalError as error:
+            raise SchemaError(
+                f"the outbox tables in {database_name(engine)} were made by other migrations for an earlier version of "
+                f"outbox-relay ({error.orig}): have them drop the index ix_outbox_events_held and create it as "
+                "outbox.models.metadata has it now"
+            ) from error
 
 
 def include_object(_object: Any, name: str | None, type_: str, _reflected: bool, _compare_to: Any) -> bool:

@@ -103,6 +103,24 @@ def test_tables_that_other_migrations_made_are_left_to_them(empty: Engine) -> No
     assert schema.revision(empty) is None
 
 
+@pytest.mark.parametrize(
+    "made", [None, f"CREATE INDEX ix_outbox_events_held ON outbox_events (id) WHERE {BEFORE_0007}"]
+)
+def test_tables_that_other_migrations_made_for_an_earlier_version_are_refused_with_the_remedy(
+    empty: Engine, made: str | None
+) -> None:
+    metadata.create_all(empty)
+    schema.require_head(empty)
+    with empty.begin() as connection:
+        connection.exec_driver_sql("DROP INDEX ix_outbox_events_held")
+        if made:
+            connection.exec_driver_sql(made)
+    result = CliRunner().invoke(main, ["status", "--database-url", "sqlite:///app.db"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "made by other migrations for an earlier version" in result.stderr
+    assert "drop the index ix_outbox_events_held and create it as outbox.models.metadata has it now" in result.stderr
+
+
 def test_tables_of_a_newer_version_are_left_alone(empty: Engine) -> None:
     schema.upgrade(empty)
     with empty.begin() as connection:
