@@ -193,7 +193,10 @@ def _change_tenant(doing: Doing) -> None:
 
 
 def _merge(doing: Doing) -> None:
-    doing.session.merge(doing.made(doing.step.row, doing.step.to))
+    """A row given as a whole; one that is there is of the same kind."""
+    made = doing.made(doing.step.row, doing.step.to)
+    if (found := doing.found) is None or type(found) is type(made):
+        doing.session.merge(made)
 
 
 def _update_where(doing: Doing) -> None:
