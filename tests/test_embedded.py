@@ -310,7 +310,8 @@ def test_relay_process_delivers_to_the_file_and_check_is_content(outbox: Outbox,
         ({"OUTBOX_DESTINATION": "embedded", "OUTBOX_ELASTICSEARCH_URL": "http://localhost:1"}, "set OUTBOX_EMBEDDED"),
         ({"OUTBOX_EMBEDDED_PATH": "search.db"}, "OUTBOX_DESTINATION=embedded and OUTBOX_EMBEDDED_PATH"),
         ({}, "set OUTBOX_ELASTICSEARCH_URL, e.g. http://localhost:9200; or, to do without a cluster"),
-        ({"OUTBOX_DESTINATION": "opensearch"}, "OUTBOX_DESTINATION"),
+        ({"OUTBOX_DESTINATION": "opensearch"}, "set OUTBOX_OPENSEARCH_URL"),
+        ({"OUTBOX_DESTINATION": "solr"}, "OUTBOX_DESTINATION"),
     ],
 )
 @pytest.mark.usefixtures("engine")
