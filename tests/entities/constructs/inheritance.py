@@ -51,7 +51,7 @@ def single_table() -> Made:
 def joined_tables() -> Made:
     class It(a_base()):  # type: ignore[misc]
         __tablename__ = "it"
-        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "it", "with_polymorphic": "*"}
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "it"}
         id: Mapped[int] = mapped_column(primary_key=True)
         kind: Mapped[str]
         name: Mapped[str]
