@@ -46,6 +46,8 @@ class MemoryCluster(FaultProxy):
             return (200, aliases) if found else (404, {"error": "alias missing", "status": 404})
         if request.method == "PUT" and len(parts) == 1:
             self._aliases[parts[0]] = next(iter(body.get("aliases", {parts[0]: {}})))
+        if request.method == "GET" and parts[0] in self._aliases and len(parts) == 1:
+            return 200, {parts[0]: {"mappings": {}}}
         return 200, {"status": "green", "acknowledged": True}
 
     def _found(self, index: str, document_id: str) -> dict[str, Any]:
