@@ -114,7 +114,7 @@ def _kind(status: Any, error_type: str, reason: str) -> OutcomeKind:
         return OutcomeKind.REJECTED
     if error_type in INDEX_FAULTS or status in (401, 403):
         return OutcomeKind.BLOCKED
-    if status != 429 and (error_type == _INFERENCE or _AWAY.match(reason)):
+    if error_type == _INFERENCE or _AWAY.match(reason):  # 429 too: it says nothing about the cluster
         return OutcomeKind.BLOCKED
     if status == 400 and error_type == _VAGUE:
         if _OF_AN_INDEX.search(reason):
