@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from outbox.destinations.kept import Kept
 from outbox.documents import TENANT_FIELD as TENANT_FIELD
@@ -45,6 +45,8 @@ class OutcomeKind(enum.StrEnum):
     UNAVAILABLE = "unavailable"  # no answer about this operation
     SPLIT = "split"  # the request as a whole was refused; smaller ones may pass
 
+
+T = TypeVar("T")
 
 DOCUMENT_MISSING: Final = "document_missing"
 """Error type of a partial update whose document the destination does not hold."""
@@ -267,6 +269,17 @@ def apply_halved(destination: Destination, operations: Sequence[Operation]) -> l
             for at, outcome in zip(half, again, strict=True):
                 outcomes[at] = outcome
     return outcomes
+
+
+def fitting(items: Sequence[T], size_of: Callable[[T], int | None], room: int, unknown: int) -> Sequence[T]:
+    """The first of them that there is room for, as far as one can tell: at least one, and no more than `unknown` once
+    one comes whose size is None."""
+    for end, item in enumerate(items):
+        size = size_of(item)
+        if end and (room <= 0 or (size is None and end >= unknown)):
+            return items[:end]
+        room -= size or 0
+    return items
 
 
 def weight(operation: Operation) -> int:

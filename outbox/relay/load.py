@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from sqlalchemy import Connection
 
 from outbox import documents
-from outbox.destinations.base import Outcome, OutcomeKind
+from outbox.destinations.base import Outcome, OutcomeKind, fitting
 from outbox.entities import loader
 from outbox.entities.entity import Entity
 from outbox.entities.maker import Loaded, LoadFailed
@@ -115,11 +115,7 @@ def _fitting(events: Sequence[Event], expected: Mapping[str, int], room: int) ->
     counted = Counter([event.index_name for event in events])
     if counted.keys() <= expected.keys() and sum(rows * expected[name] for name, rows in counted.items()) <= room:
         return events  # as nearly always
-    for end, event in enumerate(events):
-        if end and (room <= 0 or (event.index_name not in expected and end >= FIRST_ROWS)):
-            return events[:end]
-        room -= expected.get(event.index_name, 0)
-    return events
+    return fitting(events, lambda event: expected.get(event.index_name), room, FIRST_ROWS)
 
 
 def from_database(

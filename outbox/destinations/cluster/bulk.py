@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from outbox.destinations.base import Operation, Outcome, weight
+from outbox.destinations.base import Operation, Outcome, fitting, weight
 from outbox.destinations.cluster import outcomes, reading
 from outbox.destinations.cluster.failures import describe
 from outbox.destinations.cluster.wire import FAILURES, Cluster, Refused
@@ -56,12 +56,7 @@ class Merger:
 
     def _portion(self, operations: Mapping[int, Operation], waiting: Sequence[int], room: int) -> Sequence[int]:
         """The next to read: as many as there is room for, by the sizes that are known."""
-        for end, position in enumerate(waiting):
-            size = self._sizes.get(operations[position].target)
-            if end and (room <= 0 or (size is None and end >= FIRST_READ)):
-                return waiting[:end]
-            room -= size or 0
-        return waiting
+        return fitting(waiting, lambda position: self._sizes.get(operations[position].target), room, FIRST_READ)
 
     def _merge(self, operations: dict[int, Operation], positions: Sequence[int]) -> dict[int, Outcome]:
         patched = [operations[position] for position in positions]
