@@ -191,11 +191,12 @@ def test_reindex_goes_on_where_a_stopped_server_left_it(outbox: Outbox, tmp_path
 
 
 class Away(EmbeddedDestination):
-    """Does not answer until `back` is set."""
+    """Does not answer while `back` is cleared."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.back = threading.Event()
+        self.back.set()
 
     def inspect_index(self, name: str, target: str) -> Any:
         self.back.wait(LIMIT_S)
@@ -224,6 +225,7 @@ def test_reindex_whose_destination_does_not_answer_in_time_does_not_begin_later(
         world = World(outbox, destination, client, registry)
         world.save(Contact(id=1, name="Ada"))
         world.delivered()
+        destination.back.clear()
         with monkeypatch.context() as patched:
             patched.setattr(service, "LONGEST_START_S", 0.2)
             told = world.post("/reindex", {"entity": "Contact"}, 502)["detail"]
