@@ -54,6 +54,7 @@ def test_image_runs_a_relay_as_nobody_in_particular_with_the_database_in_a_volum
     assert value("HEALTHCHECK").endswith('CMD ["python", "/opt/outbox-relay/healthcheck.py"]')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "silent_s", "interval", "well"),
     [

@@ -223,6 +223,7 @@ def _apply_a_range(path: Path, start: int) -> None:
     made.close()
 
 
+@pytest.mark.slow
 def test_processes_that_begin_with_one_new_file_lose_nothing(path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_apply_a_range, args=(path, n * 200)) for n in range(4)]
@@ -303,6 +304,7 @@ def test_relay_process_delivers_to_the_file_and_check_is_content(outbox: Outbox,
     assert (checked.returncode, "index contacts: goes to contacts-000001" in checked.stdout) == (0, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chosen", "says"),
     [

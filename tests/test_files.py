@@ -45,6 +45,7 @@ def at_work(engine: Engine, outbox: Outbox, relays: Relays, tmp_path: Path) -> I
         writer.start()
         until((tmp_path / "app.db-waiting").exists, "the writer says that it waits")
     writer.join(LIMIT_S)
+    until(lambda: outbox.counts()["done"] == 2, "the second row is delivered and leaves no lease")
     yield tmp_path
     reindex.end()
 

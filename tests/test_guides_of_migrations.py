@@ -133,6 +133,7 @@ def test_async_application_that_migrates_itself(guide: Guide) -> None:
         assert schema.revision(models.engine) == schema.head()
 
 
+@pytest.mark.slow
 def test_flask_migrate_leaves_the_outbox_tables_alone_and_migrates_at_start(guide: Guide) -> None:
     application = guide("docs/how-to/flask-sqlalchemy.md")
     versions = application / "migrations" / "versions"

@@ -189,6 +189,7 @@ CHANGES: dict[str, Callable[[Session], object]] = {
 }
 
 
+@pytest.mark.slow
 def test_index_holds_what_the_tables_say_whatever_changes_the_id(world: World) -> None:
     for name, change in CHANGES.items():
         print(name)  # shown of what fails

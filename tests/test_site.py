@@ -36,6 +36,7 @@ def test_every_page_is_there(site: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     for path in site.rglob("*.html"):
         loaded = re.findall(
@@ -44,6 +45,7 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
         assert [each for each in loaded if re.match(r"(?:https?:)?//", each)] == [], path
 
 
+@pytest.mark.slow
 def test_parts_are_generated_and_markup_is_understood(site: Path) -> None:
     for path in site.rglob("*.html"):
         text = path.read_text()
@@ -51,6 +53,7 @@ def test_parts_are_generated_and_markup_is_understood(site: Path) -> None:
     assert "OUTBOX_BATCH_ROWS" in (site / "reference" / "settings.html").read_text()
 
 
+@pytest.mark.slow
 def test_pages_name_no_path_of_the_machine_that_built_them(site: Path) -> None:
     for path in site.rglob("*.html"):
         assert str(ROOT) not in path.read_text(), path

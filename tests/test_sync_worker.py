@@ -72,6 +72,7 @@ def test_delete_of_a_missing_document_succeeds(outbox: Outbox, place: Place) -> 
     assert place.indexes() == ["contacts-000001"]  # the delete created no index beside it
 
 
+@pytest.mark.slow
 def test_connection_trouble_is_retried_until_it_is_over_and_spends_no_attempt(outbox: Outbox, place: Place) -> None:
     outbox.index("contacts", "c1", {"n": 1})
     outbox.drain(place.destination)

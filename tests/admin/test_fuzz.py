@@ -66,6 +66,7 @@ def test_every_operation_is_asked(client: TestClient) -> None:
     assert described == {each.replace(" ", " /api/v1/admin") for each in OPERATIONS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("operation", "mode"),
     [

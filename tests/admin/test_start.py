@@ -95,6 +95,7 @@ def test_address_that_this_machine_has_not(serve: Serve) -> None:
     refused(ended, "192.0.2.1", "OUTBOX_ADMIN_HOST")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "command"),
     [("fastapi", "serve"), ("uvicorn", "serve"), ("jinja2", "run --admin"), ("prometheus_client", "serve")],

@@ -32,6 +32,7 @@ def request(line: str, *headers: str, body: bytes = b"") -> bytes:
 HOST, AUTH, CLOSE = "Host: 127.0.0.1", f"Authorization: Bearer {TOKEN}", "Connection: close"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
@@ -111,6 +112,7 @@ def test_path_that_leads_out_of_what_is_open(served: Process, path: str) -> None
     assert b"compare_digest" not in answer and b"root:" not in answer and b"outbox_rows" not in answer
 
 
+@pytest.mark.slow
 def test_body_that_never_ends(served: Process) -> None:
     head = request(f"POST {PAUSE} HTTP/1.1", HOST, AUTH, "Transfer-Encoding: chunked")
     chunk = b"4000\r\n" + b" " * 0x4000 + b"\r\n"

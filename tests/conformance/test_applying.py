@@ -6,6 +6,8 @@ import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from outbox.destinations.base import Outcome, OutcomeKind
 from tests.conformance.conftest import Opener
 from tests.conformance.index import APPLIED, CONFLICT, REJECTED, Index, kinds
@@ -141,6 +143,7 @@ def _write_versions(opener: Opener, name: str, first: int) -> None:
     index.destination.close()
 
 
+@pytest.mark.slow
 def test_processes_that_write_the_same_documents_leave_the_highest_versions(index: Index, opener: Opener) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_write_versions, args=(opener, index.name, first)) for first in (1, 2, 3)]

@@ -62,7 +62,7 @@ def play(world: World, history: list[Step], directory: Path) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # of histories that no application should have
-@pytest.mark.parametrize("examples", [25, pytest.param(EXAMPLES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [10, pytest.param(EXAMPLES, marks=pytest.mark.slow)])
 def test_documents_of_any_models_equal_the_rows_after_any_history(
     examples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

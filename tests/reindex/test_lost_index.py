@@ -61,6 +61,7 @@ def that_of_its_own_name(world: World) -> None:
     world.outbox.raw("UPDATE outbox_indexes SET physical_index = index_name")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lose", [all_of_it, the_alias, that_of_a_later_number, that_of_its_own_name])
 def test_lost_index_is_made_from_the_database_and_rows_that_wait_arrive(
     world: World, lose: Callable[[World], None]
@@ -92,6 +93,7 @@ def test_readers_get_what_is_scanned_before_rows_are_delivered(world: World) -> 
     assert_in_step(world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES[1:])
 def test_reindex_that_loses_all_indexes_at_some_step_is_begun_anew_by_the_same_command(
     world: World, phase: str

@@ -204,6 +204,7 @@ def registered(models: list[Any], index: str | None, tenancy: str, fields: list[
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("hierarchy", HIERARCHIES)
 @pytest.mark.parametrize(
