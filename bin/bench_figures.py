@@ -124,10 +124,10 @@ Calls = Iterator[tuple[str, Callable[[], Any]]]
 
 
 def _of_statistics(store: Store, now: int) -> Calls:
-    cache = StatisticsCache()
+    cache = StatisticsCache({})
     statistics = cache.read(store, now)
     yield "overview(), its cache of a second apart", lambda: overview(store, cache.read(store, now), None, now, 1)
-    yield "statistics cache, first look", lambda: StatisticsCache().read(store, now)
+    yield "statistics cache, first look", lambda: StatisticsCache({}).read(store, now)
     yield "statistics cache, further looks", lambda: cache.read(store, now)
     yield "statistics of a week", lambda: statistics.outcomes(now - WEEK_MS)
     yield "backlog", lambda: figures.backlog(store, now)

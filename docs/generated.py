@@ -21,10 +21,10 @@ from pydantic.fields import FieldInfo
 
 from outbox.admin import api
 from outbox.admin.metrics import Metrics
+from outbox.admin.statistics import NOTHING
 from outbox.cli import main
 from outbox.cli.look import default_text
 from outbox.settings import Settings, variable
-from outbox.store.figures import Outcomes
 
 
 def table(*rows: str, kind: str = "") -> str:
@@ -118,13 +118,14 @@ class _Everything:
             verification=SimpleNamespace(drift=0, finished_at=datetime.now(UTC)),
             reindexes=[SimpleNamespace(**job)],
             relays=[],
+            entities=[],
             alerts=[],
             paused=None,
             database_bytes=0,
         )
 
     def by_index_and_action(self) -> Any:
-        return {("contacts", "index"): Outcomes()}
+        return {("contacts", "index"): NOTHING}
 
 
 def metrics() -> str:

@@ -64,10 +64,13 @@ def create_app(engine: Engine, settings: Settings, destination: Destination, reg
     service = AdminService(database, settings, destination, registry)
     poller = Poller(database, destination)
     drift = DriftWatch(database, destination, registry)
-    overviews = OverviewCache(database, lambda: poller.destination, lambda: drift.found, silent_ms=settings.silent_ms)
+    indexes = {entity.name: entity.index for entity in registry or ()}
+    overviews = OverviewCache(
+        database, lambda: poller.destination, lambda: drift.found, indexes, silent_ms=settings.silent_ms
+    )
     poller.add(overviews.read_statistics)
     poller.add(drift.look)
-    context = AdminContext(settings, registry, database, service, overviews, Metrics(overviews))
+    context = AdminContext(settings, registry, database, service, overviews, Metrics(overviews, set(indexes.values())))
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -10,18 +13,25 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from outbox.admin.alerts import ALERTS
+from outbox.admin.busiest import OTHER, BusiestIndexes
 from outbox.admin.overview import OverviewCache
 from outbox.admin.shapes import Overview
-from outbox.admin.statistics import IndexAction
+from outbox.admin.statistics import Counts, IndexAction
 from outbox.store.figures import Outcomes
 from outbox.store.models import LATENCY_BOUNDS_MS
 
+MOST_INDEXES: Final = 50
+MOST_HISTOGRAMS: Final = 20
+"""Fewer: the histogram of one index is fifteen time series, all its counters together are five."""
+
 
 class Metrics(Collector):
-    """Reads the tables whenever Prometheus asks."""
+    """Reads the tables whenever Prometheus asks. `indexes`: of entities, which have a label in any case."""
 
-    def __init__(self, overviews: OverviewCache) -> None:
+    def __init__(self, overviews: OverviewCache, indexes: Collection[str] = ()) -> None:
         self._overviews = overviews
+        self._lock = threading.Lock()  # two that ask at once: the counts of the second must not be older
+        self._busiest, self._measured = (BusiestIndexes(most, indexes) for most in (MOST_INDEXES, MOST_HISTOGRAMS))
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -33,11 +43,17 @@ class Metrics(Collector):
         return []  # else the registry would collect once at registration
 
     def collect(self) -> Iterator[Metric]:
-        overview, counted = self._overviews.newest(), self._overviews.by_index_and_action()
+        overview = self._overviews.newest()
+        before = {each.entity: each.done + each.dead for each in overview.entities}
+        with self._lock:
+            counted = self._overviews.by_index_and_action()
+            counters = self._busiest.labelled(counted, before)
+            latencies = self._measured.labelled(counted, before)
         yield from _gauges(overview)
         yield from _relays(overview)
         yield from _reindexes(overview)
-        yield from _counters(counted)
+        yield from _counters(counters)
+        yield _latency(latencies)
 
 
 def _gauges(overview: Overview) -> Iterator[Metric]:
@@ -72,9 +88,12 @@ def _relays(overview: Overview) -> Iterator[Metric]:
     breakers = GaugeMetricFamily(
         "outbox_breaker_open", "Relays that have paused an index; empty: the destination", labels=["index"]
     )
-    paused = [breaker.index or "" for relay in running for breaker in relay.breakers]
-    for index in sorted({"", *paused}):
-        breakers.add_metric([index], paused.count(index))
+    paused = sorted((breaker.since, breaker.index) for relay in running for breaker in relay.breakers if breaker.index)
+    named = list(dict.fromkeys(index for _, index in paused))[:MOST_INDEXES]  # those that are paused longest
+    open_ = Counter(index if index in named else OTHER for _, index in paused)
+    open_[""] = sum(breaker.index is None for relay in running for breaker in relay.breakers)
+    for index, number in sorted(open_.items()):
+        breakers.add_metric([index], number)
     yield breakers
     waited = CounterMetricFamily(
         "outbox_relay_lock_wait_seconds", "That a relay waited for the write lock of the database", labels=["relay"]
@@ -102,26 +121,35 @@ def _reindexes(overview: Overview) -> Iterator[Metric]:
     yield total
 
 
-def _counters(counted: Mapping[IndexAction, Outcomes]) -> Iterator[Metric]:
+def _counters(counted: Mapping[IndexAction, Counts]) -> Iterator[Metric]:
     labels = ["index", "action"]
     finished = CounterMetricFamily("outbox_finished_rows", "Rows that came to an end", labels=[*labels, "outcome"])
     retries = CounterMetricFamily("outbox_retries", "Failures that are tried again", labels=labels)
     lost = CounterMetricFamily("outbox_lost_claims", "Rows that another relay had taken over", labels=labels)
-    latency = HistogramMetricFamily(
-        "outbox_delivery_latency_seconds", "From the commit of a row until its end was recorded", labels=labels
-    )
-    for key, outcomes in sorted(counted.items()):
+    for key, counts in sorted(counted.items()):
+        outcomes = Outcomes.of(counts)
         finished.add_metric([*key, "done"], outcomes.done - outcomes.superseded)
         finished.add_metric([*key, "superseded"], outcomes.superseded)
         finished.add_metric([*key, "dead"], outcomes.dead)
         retries.add_metric(list(key), outcomes.retried)
         lost.add_metric(list(key), outcomes.lost_claims)
+    yield from (finished, retries, lost)
+
+
+def _latency(counted: Mapping[IndexAction, Counts]) -> Metric:
+    latency = HistogramMetricFamily(
+        "outbox_delivery_latency_seconds",
+        "From the commit of a row until its end was recorded",
+        labels=["index", "action"],
+    )
+    for key, counts in sorted(counted.items()):
+        outcomes = Outcomes.of(counts)
         buckets, within = [], 0
         for bound, number in zip(LATENCY_BOUNDS_MS, outcomes.latency, strict=True):
             within += number
             buckets.append((str(bound / 1000), float(within)))
         latency.add_metric(list(key), [*buckets, ("+Inf", float(outcomes.done))], outcomes.latency_sum_ms / 1000)
-    yield from (finished, retries, lost, latency)
+    return latency
 
 
 def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:

@@ -10,7 +10,7 @@ from outbox.admin import alerts, shapes
 from outbox.admin.database import Database
 from outbox.admin.poller import DestinationStatus
 from outbox.admin.shapes import moment
-from outbox.admin.statistics import IndexAction, Statistics, StatisticsCache
+from outbox.admin.statistics import Counts, IndexAction, Statistics, StatisticsCache
 from outbox.mappings import IndexDrift
 from outbox.store import figures, jobs, verifications
 from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Backlog, Outcomes
@@ -27,8 +27,8 @@ FRESH_FOR_MS: Final = 1_000
 class OverviewCache:
     """The newest overview, never older than a second.
 
-    `destination`: how the destination was at the last poll, `drift`: which indexes were not as registered. `silent_ms`:
-    a relay without a sign of life for so long counts as gone.
+    `destination`: how the destination was at the last poll, `drift`: which indexes were not as registered, `indexes`:
+    those of the entities, by their names. `silent_ms`: a relay without a sign of life for so long counts as gone.
     """
 
     def __init__(
@@ -36,13 +36,14 @@ class OverviewCache:
         database: Database,
         destination: Callable[[], DestinationStatus | None],
         drift: Callable[[], Sequence[IndexDrift]],
+        indexes: Mapping[str, str],
         *,
         silent_ms: int,
     ) -> None:
         self._database, self._destination, self._drift, self._silent_ms = database, destination, drift, silent_ms
         self._lock = threading.Lock()
-        self._statistics = StatisticsCache()
-        self._by_index_and_action: Mapping[IndexAction, Outcomes] = {}
+        self._statistics = StatisticsCache(indexes)
+        self._by_index_and_action: Mapping[IndexAction, Counts] = {}
         self._newest: shapes.Overview | None = None
         self._made_at = 0
 
@@ -57,7 +58,7 @@ class OverviewCache:
                 self._made_at, self._by_index_and_action = now, statistics.by_index_and_action
             return self._newest
 
-    def by_index_and_action(self) -> Mapping[IndexAction, Outcomes]:
+    def by_index_and_action(self) -> Mapping[IndexAction, Counts]:
         """What has become of rows since this process began, as of the newest overview."""
         with self._lock:
             return self._by_index_and_action

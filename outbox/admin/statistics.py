@@ -38,11 +38,12 @@ NOTHING: Final[Counts] = (0,) * len(STATISTICS)
 class Statistics:
     """What became of rows in the last week.
 
-    `by_index_and_action`: since the first look; none of its counts ever falls.
+    `by_index_and_action`: since the first look; none of its counts ever falls. Rows of an entity are counted under the
+    entity's index, also where each of its tenants has one.
     """
 
     periods: Mapping[int, Names]
-    by_index_and_action: Mapping[IndexAction, Outcomes]
+    by_index_and_action: Mapping[IndexAction, Counts]
 
     def outcomes(self, since: int) -> Outcomes:
         """Of all rows from the minute of that instant on; from more than four hours ago on, of full hours."""
@@ -65,9 +66,13 @@ class Statistics:
 
 
 class StatisticsCache:
-    """Reads on from where the last look ended. The first look reads a week, each further one some minutes."""
+    """Reads on from where the last look ended. The first look reads a week, each further one some minutes.
 
-    def __init__(self) -> None:
+    `indexes`: of the entities, by their names.
+    """
+
+    def __init__(self, indexes: Mapping[str, str]) -> None:
+        self._indexes = indexes
         self._lock = threading.Lock()
         self._looked_at: int | None = None  # the last time
         self._until = 0  # minutes before it are over, and have been read
@@ -88,24 +93,29 @@ class StatisticsCache:
             closed = [each for each in found if each.minute < over]
             growing = [each for each in found if each.minute >= over]
             if first:
-                self._uncounted = _by_index_and_action(growing)
+                self._uncounted = self._by_index_and_action(growing)
             elif back:
-                self._finished, self._uncounted = self._reported, _by_index_and_action(growing)
+                self._finished, self._uncounted = self._reported, self._by_index_and_action(growing)
             elif anew:  # what was reported last may be part of an hour's sum by now
                 self._uncounted = {}
                 later = (each for each in closed if each.minute > (self._looked_at or 0))
-                self._finished = _added(self._reported, _by_index_and_action(later))
+                self._finished = _added(self._reported, self._by_index_and_action(later))
             else:
-                self._finished = _added(self._finished, _by_index_and_action(closed))
+                self._finished = _added(self._finished, self._by_index_and_action(closed))
             self._periods = ({} if anew else self._periods) | _by_minute(closed)
             self._looked_at, self._until = now, over
             self._shorten(now)
-            total = _added(self._finished, _by_index_and_action(growing))
+            total = _added(self._finished, self._by_index_and_action(growing))
             self._reported = {
                 key: tuple(map(sub, counts, self._uncounted.get(key, NOTHING))) for key, counts in total.items()
             }
-            by_index_and_action = {key: Outcomes.of(counts) for key, counts in self._reported.items()}
-            return Statistics({**self._periods, **_by_minute(growing)}, by_index_and_action)
+            return Statistics({**self._periods, **_by_minute(growing)}, self._reported)
+
+    def _by_index_and_action(self, found: Iterable[Statistic]) -> dict[IndexAction, Counts]:
+        sums: dict[IndexAction, Counts] = {}
+        for each in found:
+            _add(sums, (self._indexes.get(each.entity, each.index_name), each.action), each.counts)
+        return sums
 
     def _shorten(self, now: int) -> None:
         hour = now - now % HOUR_MS
@@ -122,13 +132,6 @@ class StatisticsCache:
 
 def _sum(counts: Iterable[Counts]) -> Counts:
     return tuple(map(sum, zip(*counts, strict=True))) or NOTHING
-
-
-def _by_index_and_action(found: Iterable[Statistic]) -> dict[IndexAction, Counts]:
-    sums: dict[IndexAction, Counts] = {}
-    for each in found:
-        _add(sums, (each.index_name, each.action), each.counts)
-    return sums
 
 
 def _by_minute(found: Iterable[Statistic]) -> dict[int, Names]:

@@ -93,8 +93,13 @@ class Statistic(NamedTuple):
     minute: int
     index_name: str
     action: str
-    name: str  # of the entity, or of the index where the rows name none
+    entity: str  # empty: the rows name none
     counts: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the entity, or of the index where the rows name none."""
+        return self.entity or self.index_name
 
 
 class Rows(NamedTuple):
@@ -149,8 +154,8 @@ def _age(since: int | None, now: int) -> int | None:
 def statistics(store: Store, since: int) -> list[Statistic]:
     """Sums of the tenants, from that minute on."""
     found = store.run(
-        "SELECT minute, index_name, action, CASE WHEN entity = '' THEN index_name ELSE entity END,"
-        f" {_SUMS} FROM outbox_stats WHERE minute >= :since GROUP BY minute, index_name, entity, action",
+        f"SELECT minute, index_name, action, entity, {_SUMS}"
+        " FROM outbox_stats WHERE minute >= :since GROUP BY minute, index_name, entity, action",
         since=since,
     )
     return [Statistic(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in found]

@@ -43,7 +43,7 @@ def finished(outbox: Outbox, minute: int, *, done: int = 0, dead: int = 0, tenan
 
 def sums(store: Store, since: int) -> tuple[Outcomes, dict[str, Outcomes]]:
     """Of all, and by entity; of the first sight of somebody who looks now."""
-    seen = StatisticsCache().read(store, NOW)
+    seen = StatisticsCache({}).read(store, NOW)
     return seen.outcomes(since), seen.by_entity(since)
 
 
@@ -142,7 +142,7 @@ def test_figures_of_a_tenant_are_of_nobody_else(outbox: Outbox, store: Store) ->
 
 def test_whoever_looks_on_sees_what_a_first_look_sees(outbox: Outbox, store: Store) -> None:
     """Through a week and more, with minutes that become hours and are pruned, and with pauses of any length."""
-    looked_on, chance = StatisticsCache(), random.Random(7)
+    looked_on, chance = StatisticsCache({}), random.Random(7)
     now, began = NOW, NOW
     while now < began + 9 * DAY_MS:
         for _ in range(chance.randint(0, 3)):
@@ -150,7 +150,7 @@ def test_whoever_looks_on_sees_what_a_first_look_sees(outbox: Outbox, store: Sto
         now += chance.choice((5_000, 60_000, 600_000, HOUR_MS, 5 * HOUR_MS, DAY_MS))
         for _ in range(chance.choice((0, 0, 1, 7, 500))):
             upkeep.compact_stats(store, now - 3 * HOUR_MS)
-        on, first = looked_on.read(store, now), StatisticsCache().read(store, now)
+        on, first = looked_on.read(store, now), StatisticsCache({}).read(store, now)
         full_hour = now - now % HOUR_MS
         for since in (now - 15 * 60_000, now - HOUR_MS, full_hour - DAY_MS, full_hour - 6 * DAY_MS):
             assert on.outcomes(since) == first.outcomes(since)
@@ -160,13 +160,13 @@ def test_whoever_looks_on_sees_what_a_first_look_sees(outbox: Outbox, store: Sto
 
 
 def counter(seen: Statistics) -> int:
-    return seen.by_index_and_action[("i", "index")].done if seen.by_index_and_action else 0
+    return Outcomes.of(seen.by_index_and_action[("i", "index")]).done if seen.by_index_and_action else 0
 
 
 def test_counter_counts_what_came_since_the_first_look_and_never_falls(outbox: Outbox, store: Store) -> None:
     finished(outbox, NOW - 60_000, done=1_000)
     finished(outbox, NOW, done=500)
-    cache, now, counted = StatisticsCache(), NOW, 0
+    cache, now, counted = StatisticsCache({}), NOW, 0
     assert counter(cache.read(store, now)) == 0
     for minutes in (0, 1, 2, 7, 61, 60 * 5, 60 * 24 * 95, 3):
         now += minutes * 60_000
@@ -180,7 +180,7 @@ def test_counter_counts_what_came_since_the_first_look_and_never_falls(outbox: O
 
 
 def test_outcome_that_is_noted_late_counts(outbox: Outbox, store: Store) -> None:
-    cache = StatisticsCache()
+    cache = StatisticsCache({})
     cache.read(store, NOW)
     finished(outbox, NOW - 4 * 60_000, done=3)  # by a relay that had to wait for the write lock
     seen = cache.read(store, NOW + 1_000)
@@ -191,7 +191,7 @@ def test_outcome_that_is_noted_late_counts(outbox: Outbox, store: Store) -> None
 
 
 def test_counter_whose_minutes_were_summed_up_before_anybody_looked_again(outbox: Outbox, store: Store) -> None:
-    cache = StatisticsCache()
+    cache = StatisticsCache({})
     cache.read(store, NOW)
     finished(outbox, NOW, done=9)
     before = counter(cache.read(store, NOW + 1_000))
@@ -203,7 +203,7 @@ def test_counter_whose_minutes_were_summed_up_before_anybody_looked_again(outbox
 def test_clock_that_was_ahead_for_a_moment_hides_nothing(outbox: Outbox, store: Store) -> None:
     for ahead in (20 * 60_000, 3 * HOUR_MS):
         outbox.raw("DELETE FROM outbox_stats")
-        cache = StatisticsCache()
+        cache = StatisticsCache({})
         cache.read(store, NOW)
         finished(outbox, NOW, done=5)
         assert counter(cache.read(store, NOW + 1_000)) == 5
