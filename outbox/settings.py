@@ -24,6 +24,7 @@ LEASE_MARGIN_S: Final = 5
 """How much longer than a request its lease must last."""
 LONGEST_LEASE_S: Final = 3_600
 SHORTEST_TOKEN: Final = 16
+ROLES: Final = ("look", "operate", "administer")
 HEARTBEATS_MISSED: Final = 6
 S = TypeVar("S", bound="WriteSettings")
 
@@ -185,6 +186,14 @@ class Settings(WriteSettings):
         description="secret that callers of the admin server send, 16 characters or more; "
         "required unless it listens on this machine only",
     )
+    admin_tokens: SecretStr | None = Field(
+        None,
+        description="further ones with a name and a role (look, operate or administer), separated by commas: "
+        "NAME:ROLE:TOKEN",
+    )
+    admin_hide: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="fields of documents that the admin server shows to nobody, e.g. email,notes"
+    )
     admin_tls_certificate: Path | None = Field(
         None, description="file with the certificate of the admin server (PEM), for https"
     )
@@ -209,10 +218,10 @@ class Settings(WriteSettings):
         """The addresses of the cluster that is the destination; none are needed for the embedded one."""
         return self.opensearch_url if self.destination == "opensearch" else self.elasticsearch_url
 
-    @field_validator("elasticsearch_url", "opensearch_url", mode="before")
+    @field_validator("elasticsearch_url", "opensearch_url", "admin_hide", mode="before")
     @classmethod
-    def _split_urls(cls, value: object) -> object:
-        return tuple(url.strip() for url in value.split(",") if url.strip()) if isinstance(value, str) else value
+    def _split(cls, value: object) -> object:
+        return tuple(each.strip() for each in value.split(",") if each.strip()) if isinstance(value, str) else value
 
     @field_validator("elasticsearch_url", "opensearch_url")
     @classmethod
@@ -231,6 +240,30 @@ class Settings(WriteSettings):
                 f"it can be guessed: use {SHORTEST_TOKEN} characters or more, e.g. of 'openssl rand -hex 32'"
             )
         return SecretStr(token)  # without the line end of the file that it was read from
+
+    @field_validator("admin_tokens")
+    @classmethod
+    def _each_with_name_and_role(cls, value: SecretStr | None) -> SecretStr | None:
+        for number, (name, role, token) in enumerate(_named_tokens(value), 1):  # without the token in any message
+            if not re.fullmatch(r"[\w.@-]{1,60}", name) or role not in ROLES:
+                raise ValueError(
+                    f"token {number} is not NAME:ROLE:TOKEN with a name of letters, digits and . _ @ - and one of the "
+                    f"roles {', '.join(ROLES)}"
+                )
+            if len(token) < SHORTEST_TOKEN:
+                raise ValueError(f"the token of {name} can be guessed: use {SHORTEST_TOKEN} characters or more")
+        names, tokens = ([each[part] for each in _named_tokens(value)] for part in (0, 2))
+        if len({*names, "admin"}) <= len(names) or len({*tokens}) < len(tokens):
+            raise ValueError(
+                "two have the same name or the same token (admin is the name of OUTBOX_ADMIN_TOKEN): who did what "
+                "could not be told"
+            )
+        return value
+
+    @property
+    def named_tokens(self) -> tuple[tuple[str, str, str], ...]:
+        """Name, role and token of each of `admin_tokens`."""
+        return _named_tokens(self.admin_tokens)
 
     @field_validator("entities")
     @classmethod
@@ -276,6 +309,16 @@ class Settings(WriteSettings):
                 "raise the first or lower the second"
             )
         return self
+
+
+def _named_tokens(value: SecretStr | None) -> tuple[tuple[str, str, str], ...]:
+    entries = [each.strip() for each in value.get_secret_value().split(",")] if value is not None else []
+    found = []
+    for entry in filter(None, entries):
+        name, _, rest = entry.partition(":")
+        role, _, token = rest.partition(":")
+        found.append((name, role, token))
+    return tuple(found)
 
 
 _WEEKDAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")

@@ -80,7 +80,7 @@ def events(
             limit=limit,
         )
     return Page(
-        items=[Event.of(row) for row in found.rows],
+        items=[Event.of(row, admin.settings.admin_hide) for row in found.rows],
         next_cursor=None if found.older is None else str(found.older),
     )
 
@@ -91,7 +91,9 @@ def event(id: Id, admin: Admin) -> EventWithDocument:
         row = store.event(id)
     if row is None:
         raise NotFound(f"row {id} does not exist; finished rows are removed after OUTBOX_RETENTION_HOURS")
-    return EventWithDocument(**Event.columns(row), document=content(row["document"]))
+    return EventWithDocument(
+        **Event.columns(row, admin.settings.admin_hide), document=content(row["document"], admin.settings.admin_hide)
+    )
 
 
 @routes.post("/dead/retry", tags=["dead rows"], summary="Try dead rows again")

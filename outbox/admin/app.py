@@ -97,7 +97,7 @@ def create_app(engine: Engine, settings: Settings, destination: Destination, reg
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _crashed)
-    return Guard(app, token=context.token, secure=settings.admin_tls_certificate is not None)
+    return Guard(app, operators=context.operators, secure=settings.admin_tls_certificate is not None)
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from outbox.admin.database import Database
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache
+from outbox.admin.roles import Operator, operators_of
 from outbox.admin.service import AdminService
 from outbox.entities.registry import EntityRegistry
 from outbox.entities.spelling import tenant_texts
@@ -32,9 +33,9 @@ class AdminContext:
         return tenant_texts(tenant, self.registry or ()) if tenant else ()
 
     @property
-    def token(self) -> str | None:
-        """What callers must know; None: only this machine is answered, without a token."""
-        return self.settings.admin_token.get_secret_value() if self.settings.admin_token else None
+    def operators(self) -> tuple[Operator, ...]:
+        """Who has a token; none: only this machine is answered, without one."""
+        return operators_of(self.settings)
 
 
 # Both are coroutines, so that neither takes one of the threads that requests are answered on.
@@ -46,7 +47,8 @@ async def _context(request: Request) -> AdminContext:
 
 
 async def _caller(request: Request) -> str:
-    return f"admin at {request.client.host if request.client else '?'}"
+    operator: Operator | None = request.scope.get("outbox.operator")
+    return f"{operator.name if operator else 'admin'} at {request.client.host if request.client else '?'}"
 
 
 Admin = Annotated[AdminContext, Depends(_context)]

@@ -15,7 +15,8 @@ from urllib.parse import quote, urlsplit
 from loguru import logger
 
 from outbox import logs
-from outbox.admin import sessions
+from outbox.admin import roles, sessions
+from outbox.admin.roles import Operator
 from outbox.errors import shortened
 
 Scope = MutableMapping[str, Any]
@@ -61,10 +62,13 @@ class ClientGone(Exception):
 
 
 class Guard:
-    """`token`: what callers must know; None: only requests to this machine's own name are answered."""
+    """`operators`: who is answered, by their tokens; none: only requests to this machine's own name are.
 
-    def __init__(self, app: App, *, token: str | None, secure: bool) -> None:
-        self.app, self._token, self._secure = app, token, secure
+    Whoever asks is in the scope as `outbox.operator`.
+    """
+
+    def __init__(self, app: App, *, operators: tuple[Operator, ...], secure: bool) -> None:
+        self.app, self._operators, self._secure = app, operators, secure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -81,7 +85,7 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope, headers)
+            scope = {**scope, "outbox.operator": self._check(scope, headers)}
             body = await _body(receive, headers)
         except Refused as refused:
             if refused.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -105,7 +109,8 @@ class Guard:
         kept = {"cache-control": "public, max-age=300" if path.startswith("/static/") else "no-store"}
         return HEADERS | kept | ({"strict-transport-security": "max-age=31536000"} if self._secure else {})
 
-    def _check(self, scope: Scope, headers: dict[str, str]) -> None:
+    def _check(self, scope: Scope, headers: dict[str, str]) -> Operator | None:
+        """Who asks; None where nobody has to say. Raises `Refused`."""
         path = scope["path"]
         if len(scope.get("raw_path") or path) + len(scope.get("query_string", b"")) > MOST_PATH_BYTES:
             raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the address has more than {MOST_PATH_BYTES:,} bytes")
@@ -115,12 +120,19 @@ class Guard:
             )
         if "\0" in path:
             raise Refused(HTTPStatus.BAD_REQUEST, "the address contains a null character")
-        if self._token is None:
+        if not self._operators:
             self._check_host(headers)
         if scope["method"] not in SAFE_METHODS:
             _check_origin(headers)
-        if self._token is not None and path not in OPEN_PATHS and not path.startswith("/static/"):
-            self._check_token(self._token, scope, headers)
+        if not self._operators or path in OPEN_PATHS or path.startswith("/static/"):
+            return None
+        operator = self._named(scope, headers)
+        if scope["method"] not in SAFE_METHODS and operator.role < (needed := roles.needed(path)):
+            raise Refused(
+                HTTPStatus.FORBIDDEN,
+                f"{operator.name} may {operator.role}: this needs the role {needed} (OUTBOX_ADMIN_TOKENS)",
+            )
+        return operator
 
     def _check_host(self, headers: dict[str, str]) -> None:
         # A page of another site that has its name lead here (DNS rebinding) comes with that name.
@@ -131,13 +143,19 @@ class Guard:
                 f"host {shortened(name)} is not this machine; set OUTBOX_ADMIN_TOKEN to be reached by another name",
             )
 
-    def _check_token(self, token: str, scope: Scope, headers: dict[str, str]) -> None:
+    def _named(self, scope: Scope, headers: dict[str, str]) -> Operator:
+        """Who asks, by token or cookie. Raises `Refused`."""
         given = headers.get("authorization", "")
         if given[:7].lower() == "bearer ":
-            if not sessions.same(given[7:].encode("latin-1").strip(), token):  # the bytes as they were sent
-                raise Refused(HTTPStatus.UNAUTHORIZED, "the token is not the one of OUTBOX_ADMIN_TOKEN")
-            return
-        if not sessions.is_session(_cookie(headers), token):
+            by_token = roles.with_token(self._operators, given[7:].encode("latin-1").strip())  # the bytes as sent
+            if by_token is None:
+                raise Refused(
+                    HTTPStatus.UNAUTHORIZED,
+                    "the token is none of OUTBOX_ADMIN_TOKEN and OUTBOX_ADMIN_TOKENS",
+                )
+            return by_token
+        by_session = roles.with_session(self._operators, _cookie(headers))
+        if by_session is None:
             raise Refused(
                 HTTPStatus.UNAUTHORIZED,
                 "give the token of OUTBOX_ADMIN_TOKEN: Authorization: Bearer …",
@@ -145,6 +163,7 @@ class Guard:
             )
         if scope["method"] not in SAFE_METHODS and not ({"origin", "sec-fetch-site"} & headers.keys()):
             raise Refused(HTTPStatus.FORBIDDEN, "a browser that does not say which page sent this is not trusted")
+        return by_session
 
 
 def _check_origin(headers: dict[str, str]) -> None:

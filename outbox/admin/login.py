@@ -13,28 +13,30 @@ from outbox.admin import sessions
 from outbox.admin.context import Admin
 from outbox.admin.forms import Form, local
 from outbox.admin.rendering import page
+from outbox.admin.roles import with_token
 
 routes = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
 @routes.get("/login")
-def login(request: Request, admin: Admin, next: str = "/") -> Response:
-    return page(request, admin, "login.html", next=local(next), wrong=False)
+def login(request: Request, next: str = "/") -> Response:
+    return page(request, "login.html", next=local(next), wrong=False)
 
 
 @routes.post("/login")
 def give_token(request: Request, form: Form, admin: Admin) -> Response:
-    back, token = local(form.get("next", "/")), admin.token
-    if token is None:
+    back, operators = local(form.get("next", "/")), admin.operators
+    if not operators:
         return RedirectResponse(back, 303)
-    if not sessions.same(form.get("token", "").encode(), token):
+    operator = with_token(operators, form.get("token", "").encode())
+    if operator is None:
         client = request.client.host if request.client else "?"
         logger.warning("admin: a wrong token was given at the login by {client}", client=logs.safe(client))
-        return page(request, admin, "login.html", HTTPStatus.UNAUTHORIZED, next=back, wrong=True)
+        return page(request, "login.html", HTTPStatus.UNAUTHORIZED, next=back, wrong=True)
     answer = RedirectResponse(back, 303)
     answer.set_cookie(
         sessions.COOKIE,
-        sessions.session(token),
+        sessions.session(operator.token),
         max_age=sessions.SESSION_S,
         httponly=True,
         samesite="strict",

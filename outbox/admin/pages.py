@@ -42,7 +42,6 @@ def overview(request: Request, admin: Admin) -> Response:
         reindexes = [ReindexJob.of(store, each) for each in jobs.newest(store, JOBS)]
     return page(
         request,
-        admin,
         "overview.html",
         overview=newest,
         jobs=reindexes,
@@ -84,9 +83,8 @@ def events(
         of_tenant = _of_tenant(store, tenants, now) if tenants else None
     return page(
         request,
-        admin,
         "events.html",
-        rows=[Event.of(row) for row in found.rows],
+        rows=[Event.of(row, admin.settings.admin_hide) for row in found.rows],
         dead=dead,
         now=now,
         tenant=of_tenant,
@@ -121,17 +119,16 @@ def event(request: Request, admin: Admin, number: int) -> Response:
     lease = row["lease_expires_at"]
     return page(
         request,
-        admin,
         "event.html",
-        row=Event.of(row),
+        row=Event.of(row, admin.settings.admin_hide),
         claimed_by=row["claimed_by"],
         lease_expires_at=lease and moment(lease),
-        document=content(row["document"]),
-        history=[Event.of(each) for each in history],
+        document=content(row["document"], admin.settings.admin_hide),
+        history=[Event.of(each, admin.settings.admin_hide) for each in history],
         all_of_it=all_of_it,
     )
 
 
 @routes.get("/api/docs")
-def reference(request: Request, admin: Admin) -> Response:
-    return page(request, admin, "reference.html", api=request.app.openapi())
+def reference(request: Request) -> Response:
+    return page(request, "reference.html", api=request.app.openapi())

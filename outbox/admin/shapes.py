@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -152,14 +153,15 @@ class Event(Model):
     finished_at: datetime | None
 
     @classmethod
-    def columns(cls, row: dict[str, Any]) -> dict[str, Any]:
+    def columns(cls, row: dict[str, Any], hide: Collection[str]) -> dict[str, Any]:
         instants = {name: row[name] and moment(row[name]) for name in ("created_at", "available_at", "finished_at")}
         same = {name: row[name] for name in cls.model_fields if name in row}
-        return same | {"index": row["index_name"]} | instants
+        return same | {"index": row["index_name"], "error": _without_value(row["error"], hide)} | instants
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> Event:
-        return cls(**cls.columns(row))
+    def of(cls, row: dict[str, Any], hide: Collection[str]) -> Event:
+        """`hide`: fields whose values are shown to nobody."""
+        return cls(**cls.columns(row, hide))
 
 
 class EventWithDocument(Event):
@@ -368,9 +370,31 @@ def moment(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-def content(document: str | None) -> Any:
-    """A document as it was written; what another program wrote may be no JSON, and is shown as text."""
+HIDDEN: Final = "(hidden by OUTBOX_ADMIN_HIDE)"
+_VALUE = "Preview of field's value:"  # what Elasticsearch writes into its errors, and a cause after it
+
+
+def content(document: str | None, hide: Collection[str]) -> Any:
+    """A document as it was written, without the fields to hide, at whatever depth.
+
+    What another program wrote may be no JSON, and is shown as text, unless something is to be hidden.
+    """
     try:
-        return json.loads(document or "null")
+        return _without(json.loads(document or "null"), hide)
     except ValueError:
-        return document
+        return HIDDEN if hide else document
+
+
+def _without(value: Any, hide: Collection[str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: HIDDEN if any(part in hide for part in (name, *name.split("."))) else _without(each, hide)
+            for name, each in value.items()
+        }
+    return [_without(each, hide) for each in value] if isinstance(value, list) else value
+
+
+def _without_value(error: str | None, hide: Collection[str]) -> str | None:
+    if not error or not hide or _VALUE not in error:
+        return error
+    return f"{error.partition(_VALUE)[0]}{_VALUE} {HIDDEN}"

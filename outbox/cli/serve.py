@@ -135,7 +135,7 @@ def _server(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
     except ImportError as error:
         raise ConfigurationError(f"the admin server needs {error.name}: {install_command('admin')}") from None
     if not is_local(loaded.admin_host):
-        if loaded.admin_token is None:
+        if loaded.admin_token is None and not loaded.named_tokens:
             raise ConfigurationError(
                 f"{loaded.admin_host} can be reached from other machines: set OUTBOX_ADMIN_TOKEN, e.g. to the "
                 "output of 'openssl rand -hex 32', or OUTBOX_ADMIN_HOST=127.0.0.1"

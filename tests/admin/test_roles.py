@@ -1,0 +1,175 @@
+"""Who may do what, by role; and what nobody is shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loguru import logger
+from sqlalchemy import Engine
+
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.errors import ConfigurationError
+from outbox.settings import load
+from outbox.store.models import now_ms
+from tests.admin.test_guard import every_route
+from tests.admin.world import PAUSE
+from tests.support.outbox import Outbox, settings
+from tests.support.serving import TOKEN, TestClient, client_of
+
+TOKENS = {"look": "look-" + "a" * 32, "operate": "operate-" + "b" * 32, "administer": "administer-" + "c" * 32}
+NAMES = {"look": "grafana", "operate": "ada", "administer": "grace"}
+GIVEN = ", ".join(f"{NAMES[role]}:{role}:{token}" for role, token in TOKENS.items())
+RANKS = list(TOKENS)
+
+NEEDED = {
+    "/pause": "operate",
+    "/resume": "operate",
+    "/dead/retry": "operate",
+    "/dead/discard": "administer",
+    "/reindex": "operate",
+    "/reindex/cancel": "operate",
+    "/reindex/1/cancel": "operate",
+    "/verify": "operate",
+    "/logout": "look",
+    "/login": None,
+}
+"""What each path needs that changes something, with and without /api/v1/admin before it."""
+
+
+@pytest.fixture
+def client(engine: Engine, tmp_path: Path) -> Iterator[TestClient]:
+    destination = EmbeddedDestination(tmp_path / "search.db")
+    with client_of(engine, destination, admin_token=TOKEN, admin_tokens=GIVEN) as client:
+        yield client
+    destination.close()
+
+
+def bearer(role: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKENS[role]}"}
+
+
+def test_every_operation_is_open_to_its_role_and_those_above_alone(client: TestClient) -> None:
+    changing = [path for method, path in every_route(client) if method == "POST"]
+    assert {path.removeprefix("/api/v1/admin") for path in changing} == NEEDED.keys()  # a new one is decided on here
+    for method, path in every_route(client):
+        needed = NEEDED[path.removeprefix("/api/v1/admin")] if method == "POST" else "look"
+        for role in RANKS:
+            status = client.request(method, path, headers=bearer(role), follow_redirects=False).status_code
+            may = needed is None or RANKS.index(role) >= RANKS.index(needed)
+            assert (status != 403) == may, (method, path, role, status)
+
+
+def test_request_that_changes_something_in_no_known_way_needs_the_highest_role(client: TestClient) -> None:
+    for path in (
+        "/api/v1/admin/pause/",
+        "/api/v1/admin/dead",
+        "//pause",
+        "/pause/x",
+        "/api/v1/admin/reindex/1x/cancel",
+    ):
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            assert client.request(method, path, headers=bearer("operate")).status_code == 403, (method, path)
+    assert client.request("DELETE", PAUSE, headers=bearer("operate")).status_code == 405
+
+
+def test_session_of_a_browser_has_the_role_of_its_token_and_pages_offer_no_more(client: TestClient) -> None:
+    offered = {
+        "look": set[str](),
+        "operate": {"/pause"},
+        "administer": {"/pause"},
+    }
+    for role, token in TOKENS.items():
+        client.post("/login", data={"token": token})
+        page = client.get("/", headers={"Accept": "text/html"}).text
+        assert f"{NAMES[role]} may {role}" in page
+        assert {*re.findall(r'method="post" action="([^"]+)"', page)} - {"/logout"} == offered[role]
+        origin = {"Origin": "http://127.0.0.1:8321"}
+        assert client.post("/dead/discard", headers=origin).status_code == (422 if role == "administer" else 403)
+        assert client.post("/logout", headers=origin, follow_redirects=False).status_code == 303
+
+
+def test_dead_rows_are_offered_to_be_discarded_by_whom_may(client: TestClient, outbox: Outbox) -> None:
+    outbox.index("contacts", "c1", {"name": "Ada"})
+    outbox.raw("UPDATE outbox_events SET state = 'dead', finished_at = :now, error_type = 'Refused'", now=now_ms())
+    for role in RANKS:
+        client.post("/login", data={"token": TOKENS[role]})
+        for path in ("/events?state=dead", "/events/1"):
+            page = client.get(path, headers={"Accept": "text/html"}).text
+            assert ("/dead/retry" in page) == (role != "look"), (role, path)
+            assert ("/dead/discard" in page) == (role == "administer"), (role, path)
+
+
+def test_who_acted_is_named(client: TestClient, outbox: Outbox) -> None:
+    client.post(PAUSE, json={"reason": "a test"}, headers=bearer("operate"))
+    assert outbox.store().control().paused_by == "ada at testclient"
+    client.post(PAUSE, json={"reason": "a test"}, headers={"Authorization": f"Bearer {TOKEN}"})
+    assert outbox.store().control().paused_by == "admin at testclient"
+
+
+def test_refusal_says_what_is_needed_and_is_logged_without_the_token(client: TestClient) -> None:
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)))
+    detail = client.post(PAUSE, json={"reason": "a test"}, headers=bearer("look")).json()["detail"]
+    logger.remove(sink)
+    assert detail == "grafana may look: this needs the role operate (OUTBOX_ADMIN_TOKENS)"
+    assert detail in said[0] and TOKENS["look"] not in said[0]
+    assert TOKENS["look"] not in repr(settings(admin_tokens=GIVEN))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("ada:operate:short", "the token of ada can be guessed"),
+        (f"ada:own:{TOKENS['look']}", "token 1 is not NAME:ROLE:TOKEN"),
+        (TOKENS["look"], "token 1 is not NAME:ROLE:TOKEN"),
+        (f"ada:look:{TOKENS['look']},ada:operate:{TOKENS['operate']}", "two have the same name"),
+        (f"ada:look:{TOKENS['look']},grace:operate:{TOKENS['look']}", "two have the same name or the same token"),
+        (f"admin:look:{TOKENS['look']}", "admin is the name of OUTBOX_ADMIN_TOKEN"),
+    ],
+)
+def test_tokens_that_do_not_say_who_may_what(given: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_ADMIN_TOKENS", given)
+    with pytest.raises(ConfigurationError, match=re.escape(said)) as error:
+        load()
+    assert not any(token in str(error.value) for token in TOKENS.values())
+
+
+# -- what is hidden ---------------------------------------------------------------------------------------------------
+
+DOCUMENT: dict[str, Any] = {
+    "name": "Ada",
+    "email": "ada@secret.example",
+    "address": {"city": "London", "notes": ["beware of SECRET"]},
+    "members": [{"email": {"work": "SECRET"}}],
+    "address.notes": "SECRET",
+}
+
+
+def test_hidden_fields_are_nowhere_in_what_the_server_answers(engine: Engine, outbox: Outbox, tmp_path: Path) -> None:
+    outbox.index("contacts", "c1", DOCUMENT)
+    outbox.raw(
+        "UPDATE outbox_events SET state = 'dead', finished_at = :now, error_type = 'Refused', error = :error",
+        now=now_ms(),
+        error="failed to parse field [email] of type [ip]. Preview of field's value: 'ada@secret.example'; SECRET",
+    )
+    destination = EmbeddedDestination(tmp_path / "search.db")
+    asked = ("/events", "/events/1", "/api/v1/admin/events", "/api/v1/admin/events/1")
+    with client_of(engine, destination) as client:
+        assert all("secret" in client.get(path, headers={"Accept": "text/html"}).text for path in asked)
+    with client_of(engine, destination, admin_hide="email,notes") as client:
+        answers = [client.get(path, headers={"Accept": "text/html"}).text for path in asked]
+        shown = client.get("/api/v1/admin/events/1").json()["document"]
+    destination.close()
+    assert not any("secret" in answer.lower() for answer in answers)
+    hidden = "(hidden by OUTBOX_ADMIN_HIDE)"
+    assert shown == {
+        "name": "Ada",
+        "email": hidden,
+        "address": {"city": "London", "notes": hidden},
+        "members": [{"email": hidden}],
+        "address.notes": hidden,
+    }
