@@ -1,4 +1,4 @@
-"""Every setting, once: its unit, range, default and meaning. The only reader of the environment.
+"""Every setting, once: its unit, range, default and meaning.
 
 A setting `batch_rows` is the variable `OUTBOX_BATCH_ROWS`, or a line of the same name in a file `.env` in the
 working directory. Times are seconds (fractions allowed) unless the name says otherwise.
@@ -6,27 +6,23 @@ working directory. Times are seconds (fractions allowed) unless the name says ot
 
 from __future__ import annotations
 
-import os
 import re
-from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self, TypeVar
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from outbox.errors import ConfigurationError
+from outbox.settings import tokens
+from outbox.settings.cron import cron_fields
+from outbox.settings.tokens import NamedToken
 
 PREFIX = "OUTBOX_"
 LEASE_MARGIN_S: Final = 5
 """How much longer than a request its lease must last."""
 LONGEST_LEASE_S: Final = 3_600
-SHORTEST_TOKEN: Final = 16
-ROLES: Final = ("look", "operate", "administer")
 HEARTBEATS_MISSED: Final = 6
-S = TypeVar("S", bound="WriteSettings")
 
 
 class WriteSettings(BaseSettings):
@@ -232,38 +228,13 @@ class Settings(WriteSettings):
     @field_validator("admin_token")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
-        token = "" if value is None else value.get_secret_value().strip()
-        if not token:
-            return None  # a variable that is set to nothing, as compose files do
-        if len(token) < SHORTEST_TOKEN:
-            raise ValueError(
-                f"it can be guessed: use {SHORTEST_TOKEN} characters or more, e.g. of 'openssl rand -hex 32'"
-            )
-        return SecretStr(token)  # without the line end of the file that it was read from
+        return tokens.whole(value)
 
     @field_validator("admin_tokens")
     @classmethod
     def _each_with_name_and_role(cls, value: SecretStr | None) -> SecretStr | None:
-        for number, (name, role, token) in enumerate(_named_tokens(value), 1):  # without the token in any message
-            if not re.fullmatch(r"[\w.@-]{1,60}", name) or role not in ROLES:
-                raise ValueError(
-                    f"token {number} is not NAME:ROLE:TOKEN with a name of letters, digits and . _ @ - and one of the "
-                    f"roles {', '.join(ROLES)}"
-                )
-            if len(token) < SHORTEST_TOKEN:
-                raise ValueError(f"the token of {name} can be guessed: use {SHORTEST_TOKEN} characters or more")
-        names, tokens = ([each[part] for each in _named_tokens(value)] for part in (0, 2))
-        if len({*names, "admin"}) <= len(names) or len({*tokens}) < len(tokens):
-            raise ValueError(
-                "two have the same name or the same token (admin is the name of OUTBOX_ADMIN_TOKEN): who did what "
-                "could not be told"
-            )
+        tokens.check(tokens.parsed(value))
         return value
-
-    @property
-    def named_tokens(self) -> tuple[tuple[str, str, str], ...]:
-        """Name, role and token of each of `admin_tokens`."""
-        return _named_tokens(self.admin_tokens)
 
     @field_validator("entities")
     @classmethod
@@ -294,6 +265,11 @@ class Settings(WriteSettings):
                 raise ValueError(f"not in the form of cron, minute hour day month weekday: {error}") from None
         return value
 
+    @property
+    def named_tokens(self) -> tuple[NamedToken, ...]:
+        """Who has one of `admin_tokens`, and what they may do."""
+        return tokens.parsed(self.admin_tokens)
+
     @model_validator(mode="after")
     def _certificate_with_key(self) -> Self:
         if (self.admin_tls_certificate is None) != (self.admin_tls_key is None):
@@ -309,58 +285,6 @@ class Settings(WriteSettings):
                 "raise the first or lower the second"
             )
         return self
-
-
-def _named_tokens(value: SecretStr | None) -> tuple[tuple[str, str, str], ...]:
-    entries = [each.strip() for each in value.get_secret_value().split(",")] if value is not None else []
-    found = []
-    for entry in filter(None, entries):
-        name, _, rest = entry.partition(":")
-        role, _, token = rest.partition(":")
-        found.append((name, role, token))
-    return tuple(found)
-
-
-_WEEKDAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-
-
-def cron_fields(expression: str) -> list[dict[str, str]]:
-    """What a line of cron means to APScheduler's `CronTrigger`: it is due when one of these is.
-
-    As crontab(5) has it: 0 and 7 are Sunday (APScheduler's 0 is Monday), and where both the day of the month and the
-    weekday are given, either will do (APScheduler wants both). Raises `ValueError`.
-    """
-    names = ("minute", "hour", "day", "month", "day_of_week")
-    values = expression.split()
-    if len(values) != len(names):
-        raise ValueError(f"{len(values)} fields instead of {len(names)}")
-    fields = dict(zip(names, values, strict=True)) | {"day_of_week": _weekdays(values[4])}
-    if values[2].startswith("*") or values[4].startswith("*"):
-        return [fields]
-    return [fields | {"day_of_week": "*"}, fields | {"day": "*"}]
-
-
-def _weekdays(field: str) -> str:
-    days: set[int] = set()
-    for part in field.lower().split(","):
-        span, _, step = part.partition("/")
-        first, dash, last = ("0", "-", "6") if span == "*" else span.partition("-")
-        begin = _weekday(first)
-        end = _weekday(last) if dash else 6 if step else begin
-        if dash and end == 0 and begin > 0:  # 5-7 ends with Sunday
-            end = 7
-        if end < begin or not (step or "1").isdigit() or step == "0":
-            raise ValueError(f"weekday {part!r} is no day, span or step of days")
-        days |= {day % 7 for day in range(begin, end + 1, int(step or 1))}
-    return "*" if len(days) == 7 else ",".join(_WEEKDAYS[day] for day in sorted(days))
-
-
-def _weekday(text: str) -> int:
-    if text in _WEEKDAYS:
-        return _WEEKDAYS.index(text)
-    if text.isdigit() and int(text) <= 7:
-        return int(text) % 7
-    raise ValueError(f"{text!r} is no weekday: 0 to 7 (0 and 7 are Sunday) or sun, mon, …")
 
 
 def _address(url: str, product: str) -> str:
@@ -392,76 +316,6 @@ def _address(url: str, product: str) -> str:
     return parts._replace(netloc=netloc).geturl()
 
 
-@lru_cache(maxsize=1)
-def write_settings() -> WriteSettings:
-    """The write side's settings, read once a process.
-
-    A mistake in them never fails an application's write: what cannot be read is left at its default, with a warning
-    that names the variable; never its value.
-    """
-    try:
-        return _read(WriteSettings)
-    except ConfigurationError as error:
-        from loguru import logger  # not above: the write side loads it for a mistake only
-
-        logger.warning("{error}; the outbox goes on without it", error=str(error))
-    try:
-        return WriteSettings(_env_file=None)  # type: ignore[call-arg]
-    except ValidationError:
-        return WriteSettings.model_construct()
-
-
-def load(**overrides: object) -> Settings:
-    """Read all settings; `overrides` (from the command line) win over the environment, `None` means not given.
-
-    Raises `ConfigurationError` that names the variable and what is wrong with it; never a value that may be secret.
-    """
-    return _read(Settings, **{name: value for name, value in overrides.items() if value is not None})
-
-
-def _read(kind: type[S], **overrides: object) -> S:
-    try:
-        return kind(**overrides)  # type: ignore[arg-type]
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise ConfigurationError(f"the file .env in the working directory cannot be read: {why}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        said = first["msg"].removeprefix("Value error, ")
-        if not first["loc"]:  # several settings together; the text names them
-            raise ConfigurationError(said) from None
-        field = str(first["loc"][0])
-        raise ConfigurationError(f"{field if field.isupper() else variable(field)}: {said}") from None
-
-
 def variable(name: str) -> str:
     """The environment variable of a setting."""
     return f"{PREFIX}{name.upper()}"
-
-
-SECRET: Final = {variable(name) for name, info in Settings.model_fields.items() if "SecretStr" in str(info.annotation)}
-"""Variables whose values must never be shown."""
-
-PATHS: Final = {variable(name) for name, info in Settings.model_fields.items() if info.annotation == Path | None}
-"""Variables that name files."""
-
-
-def exported(*env_files: Path) -> dict[str, str]:
-    """What the environment sets and no such file does: values by variable, in the order of the settings."""
-    in_file = {name.upper() for name in DotEnvSettingsSource(Settings, env_file=env_files).env_vars}
-    names = (*map(variable, Settings.model_fields), "ELASTICSEARCH_URL")
-    return {name: os.environ[name] for name in names if name in os.environ and name not in in_file}
-
-
-def unknown_variables() -> list[str]:
-    """One line for each `OUTBOX_…` variable, or line of `.env`, that no setting reads: most likely a misspelt one."""
-    known = {variable(name) for name in Settings.model_fields}
-    in_file = {name.upper() for name in DotEnvSettingsSource(Settings).env_vars}  # read as the settings read it
-    lines = []
-    for names, where in ((set(os.environ), ""), (in_file, " in .env")):
-        for name in sorted(names):
-            if name.startswith(PREFIX) and name not in known:
-                near = get_close_matches(name, known, n=1, cutoff=0.75)
-                hint = f"; did you mean {near[0]}?" if near else "; 'outbox-relay settings' lists them"
-                lines.append(f"{name}{where} is no setting of outbox-relay and has no effect{hint}")
-    return lines

@@ -1,0 +1,46 @@
+"""When something is due: a line as crontab(5) has it, for APScheduler."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_WEEKDAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+
+
+def cron_fields(expression: str) -> list[dict[str, str]]:
+    """What a line of cron means to APScheduler's `CronTrigger`: it is due when one of these is.
+
+    As crontab(5) has it: 0 and 7 are Sunday (APScheduler's 0 is Monday), and where both the day of the month and the
+    weekday are given, either will do (APScheduler wants both). Raises `ValueError`.
+    """
+    names = ("minute", "hour", "day", "month", "day_of_week")
+    values = expression.split()
+    if len(values) != len(names):
+        raise ValueError(f"{len(values)} fields instead of {len(names)}")
+    fields = dict(zip(names, values, strict=True)) | {"day_of_week": _weekdays(values[4])}
+    if values[2].startswith("*") or values[4].startswith("*"):
+        return [fields]
+    return [fields | {"day_of_week": "*"}, fields | {"day": "*"}]
+
+
+def _weekdays(field: str) -> str:
+    days: set[int] = set()
+    for part in field.lower().split(","):
+        span, _, step = part.partition("/")
+        first, dash, last = ("0", "-", "6") if span == "*" else span.partition("-")
+        begin = _weekday(first)
+        end = _weekday(last) if dash else 6 if step else begin
+        if dash and end == 0 and begin > 0:  # 5-7 ends with Sunday
+            end = 7
+        if end < begin or not (step or "1").isdigit() or step == "0":
+            raise ValueError(f"weekday {part!r} is no day, span or step of days")
+        days |= {day % 7 for day in range(begin, end + 1, int(step or 1))}
+    return "*" if len(days) == 7 else ",".join(_WEEKDAYS[day] for day in sorted(days))
+
+
+def _weekday(text: str) -> int:
+    if text in _WEEKDAYS:
+        return _WEEKDAYS.index(text)
+    if text.isdigit() and int(text) <= 7:
+        return int(text) % 7
+    raise ValueError(f"{text!r} is no weekday: 0 to 7 (0 and 7 are Sunday) or sun, mon, …")
