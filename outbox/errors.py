@@ -1,7 +1,7 @@
 """Every exception that outbox-relay raises on purpose.
 
     OutboxError
-    ├── InvalidInput            what the application passed cannot be stored; nothing was stored
+    ├── InvalidInput            what the application passed cannot be stored, or searched for; nothing was
     │   ├── InvalidDocument     … the document: NaN, NUL, lone surrogate, too large, not serialisable
     │   └── InvalidName         … the document id, index name or tenant id
     ├── ConfigurationError      a setting is missing or wrong, or the database is of another kind
@@ -32,7 +32,7 @@ class OutboxError(Exception):
 
 
 class InvalidInput(OutboxError, ValueError):
-    """What the application passed cannot be stored. Nothing was stored, the session is still usable."""
+    """What the application passed cannot be stored, or searched for. Nothing was, the session is still usable."""
 
 
 class InvalidDocument(InvalidInput):

@@ -28,14 +28,15 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 from sqlalchemy import Connection, Engine, inspect
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
-from outbox.destinations.base import Hit
+from outbox.destinations.base import Found
 from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.destinations.query import Options
 from outbox.entities.registry import EntityRegistry
 from outbox.entities.spelling import tenant_texts
 from outbox.errors import InvalidInput
@@ -146,11 +147,13 @@ class OutboxTester:
         found = self.destination.read(target, [document_id]) if target else {}
         return found[document_id].source if document_id in found else None
 
-    def search(self, index: str, query: str, *, tenant: object = None, limit: int = 10) -> list[Hit]:
-        """What a search finds, best first; of one tenant, if given."""
+    def search(self, index: str, query: str | None, **options: Unpack[Options]) -> Found:
+        """What a search finds, best first; the options are those of `outbox.Search`."""
+        tenant = options.get("tenant")
         entities = [] if self._registry is None else self._registry.of_index(index)
         held = next((text for each in entities if (text := each.tenant_meant(tenant)) is not None), tenant)
-        return self.destination.search(index, query, tenant=held, limit=limit)
+        options["tenant"] = held
+        return self.destination.search(index, query, **options)
 
     def close(self) -> None:
         self._store.close()

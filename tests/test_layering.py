@@ -35,7 +35,7 @@ FLOORS: dict[str, set[str]] = {
     "schema": {"errors", "store"},
     "models": {"store"},
     "sqlite": {"store"},
-    "search": {"destinations", "settings"},
+    "search": {"destinations", "documents", "settings"},
     "tenants": {"destinations", "documents", "entities", "errors", "store"},
     "testing": {"destinations", "entities", "errors", "relay", "settings", "store"},
     "check": {"destinations", "entities", "errors", "logs", "maintenance", "mappings", "schema", "store", "triggers"},

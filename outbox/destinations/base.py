@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, Unpack, overload
 
 from outbox.destinations.kept import Kept
+from outbox.destinations.query import Options
 from outbox.documents import TENANT_FIELD as TENANT_FIELD
 from outbox.errors import IndexMissing
 
@@ -100,6 +101,27 @@ class Hit:
     document_id: str
     score: float
     source: dict[str, Any]
+    highlights: Mapping[str, str] = field(default_factory=dict)
+    """By field, as HTML: a passage in which what was found is in `<mark>`, and all else is escaped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Sequence[Hit]):
+    """What a search found: some hits of all that there are. It can be used as the sequence of its hits."""
+
+    hits: tuple[Hit, ...]
+    total: int
+    """How many documents match, however few of them `hits` holds."""
+
+    @overload
+    def __getitem__(self, at: int) -> Hit: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, at: int | slice) -> Hit | tuple[Hit, ...]:
+        return self.hits[at]
+
+    def __len__(self) -> int:
+        return len(self.hits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +204,16 @@ class Destination(Protocol):
         Raises `DestinationError`.
         """
 
-    def search(self, name: str, query: str, *, tenant: object = None, limit: int = 10) -> list[Hit]:
-        """The best matches, best first: words, beginnings of words, misspelt words; of one tenant, if given.
+    def search(self, name: str, words: str | None, **options: Unpack[Options]) -> Found:
+        """The best matches, best first: words, beginnings of words, misspelt words; None: all documents.
 
-        `tenant` is compared with the field `tenantId`, in all spellings, see `outbox.documents.tenant_spellings`.
-        Raises `IndexMissing`, else `DestinationError`.
+        The `options` are those of `outbox.Search`. `tenant` is compared with the field `tenantId`, in all spellings,
+        see `outbox.documents.tenant_spellings`. Raises `InvalidInput`, `IndexMissing`, else `DestinationError`.
         """
+
+    def client(self) -> Any:
+        """A new client of the search engine's own library, for its whole API. Raises `ConfigurationError` where there
+        is none."""
 
     def ping(self) -> str | None:
         """None if it answers a harmless call, else why not."""

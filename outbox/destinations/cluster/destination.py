@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from outbox.destinations import misled
 from outbox.destinations.base import (
+    Found,
     Health,
-    Hit,
     IndexDefinition,
     IndexFacts,
     Listed,
@@ -20,10 +20,11 @@ from outbox.destinations.base import (
     unsendable,
     weight,
 )
-from outbox.destinations.cluster import bulk, definitions, indexes, keeping, listing, outcomes, reading
+from outbox.destinations.cluster import bulk, definitions, indexes, keeping, listing, outcomes, reading, searching
 from outbox.destinations.cluster.failures import describe, failing_as
 from outbox.destinations.cluster.wire import FAILURES, Cluster, path_to
 from outbox.destinations.kept import Kept
+from outbox.destinations.query import Options, query
 from outbox.errors import DestinationError, shortened
 
 CHECK_INDEX_EVERY_S: Final = 5.0
@@ -134,10 +135,13 @@ class ClusterDestination:
         indexes.refresh(self._cluster, name)
 
     def has_tenant(self, name: str, tenants: tuple[str, ...]) -> bool:
-        return reading.has_tenant(self._cluster, name, tenants)
+        return searching.has_tenant(self._cluster, name, tenants)
 
-    def search(self, name: str, query: str, *, tenant: object = None, limit: int = 10) -> list[Hit]:
-        return reading.search(self._cluster, name, query, tenant, limit)
+    def search(self, name: str, words: str | None, **options: Unpack[Options]) -> Found:
+        return searching.search(self._cluster, name, query(words, options))
+
+    def client(self) -> Any:
+        return self._cluster.client.official()
 
     def ping(self) -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""What the indexes hold: by id, counted, searched. Every function raises `DestinationError`."""
+"""What the indexes hold: by id and counted. Every function raises `DestinationError`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from outbox import documents
-from outbox.destinations.base import TENANT_FIELD, Hit, Stored, index_missing
+from outbox.destinations.base import Stored
 from outbox.destinations.cluster.failures import failing_as, type_and_reason
 from outbox.destinations.cluster.wire import Cluster, Missing, path_to
 from outbox.destinations.kept import Kept
@@ -48,47 +47,6 @@ def _found(
             reason = shortened(type_and_reason(failed)[1], 200)
             raise DestinationError(f"documents of index {target} cannot be read: {reason}")
     return [each for each in found if each.get("found")]
-
-
-def has_tenant(cluster: Cluster, name: str, tenants: tuple[str, ...]) -> bool:
-    """Whether a document is of a tenant, in one of these spellings; False if there is no such index."""
-    with failing_as(f"index {name} cannot be searched"):
-        try:
-            cluster.request("POST", path_to(name, "_refresh"))
-            only = {"query": _of_tenant(cluster, name, tenants)}
-            return bool(cluster.request("POST", path_to(name, "_count"), only, terminate_after=1).body["count"])
-        except Missing:
-            return False
-
-
-def search(cluster: Cluster, name: str, query: str, tenant: object, limit: int) -> list[Hit]:
-    """The best matches, best first; of one tenant, if given. Raises `IndexMissing` too."""
-    if not query:
-        query = " "  # no words match nothing, but the beginning of an empty one matches everything
-    words = [
-        {"multi_match": {"query": query, "type": "best_fields", "fuzziness": "AUTO", "lenient": True}},
-        {"multi_match": {"query": query, "type": "bool_prefix", "lenient": True, "boost": 2}},
-    ]
-    with failing_as(f"index {name} cannot be searched"):
-        try:
-            only = [] if tenant is None else [_of_tenant(cluster, name, documents.tenant_spellings(tenant))]
-            wanted = {"bool": {"should": words, "minimum_should_match": 1, "filter": only}}
-            hits = _hits(cluster, name, {"size": limit, "query": wanted})
-        except Missing:
-            raise index_missing(name) from None
-    return [Hit(hit["_id"], hit["_score"], hit["_source"]) for hit in hits]
-
-
-def _of_tenant(cluster: Cluster, name: str, tenants: tuple[str, ...]) -> dict[str, Any]:
-    return {"terms": {_tenant_field(cluster, name): list(tenants)}}
-
-
-def _tenant_field(cluster: Cluster, name: str) -> str:
-    """A text field would match parts of a tenant's name: 'acme' those of 'acme-2' too."""
-    path = path_to(name, "_field_caps")
-    types = cluster.request("GET", path, fields=TENANT_FIELD, filter_path="fields.*.*.type").body
-    is_text = "text" in types.get("fields", {}).get(TENANT_FIELD, {})
-    return f"{TENANT_FIELD}.keyword" if is_text else TENANT_FIELD
 
 
 def newest_version(cluster: Cluster, name: str) -> int:

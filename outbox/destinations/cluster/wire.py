@@ -73,6 +73,9 @@ class Client(Protocol):
         found no connection or lost it.
         """
 
+    def official(self) -> Any:
+        """A new client as its library makes it, to the same nodes, with the same credentials and the same timeout."""
+
     def close(self) -> None: ...
 
 
@@ -84,6 +87,9 @@ class Product:
     title: str
     hits: Callable[[Cluster, str, Mapping[str, Any]], Iterator[Sequence[Any]]]
     """Lists an index: its name and the search, to the hits page by page; see `outbox.destinations.cluster.listing`."""
+
+    most_marked: str
+    """The name of the option of a highlight that says how much of a text is looked through."""
 
     asked_of_bulk: Mapping[str, str] = field(default_factory=dict)
     """Parameters of `_bulk` that only newer versions know."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from elastic_transport import ApiResponse, ConnectionTimeout, TransportError
@@ -41,15 +42,18 @@ class ElasticsearchClient:
     """See `outbox.destinations.cluster.wire.Client`."""
 
     def __init__(self, urls: Sequence[str], *, request_timeout: float, connections: int, **options: Any) -> None:
-        self._client = Elasticsearch(
+        self._official = partial(
+            Elasticsearch,
             list(urls),
             request_timeout=request_timeout,
+            connections_per_node=connections,
+            **options,
+        )
+        self._client = self._official(
             max_retries=0,
             retry_on_timeout=False,
             retry_on_status=(),
-            connections_per_node=connections,
             serializers={Prepared.mimetype: Prepared(), Answers.mimetype: Answers()},
-            **options,
         )
         # The transport logs every failed request with a traceback; the breaker says it once.
         logging.getLogger("elastic_transport").setLevel(logging.CRITICAL)
@@ -74,6 +78,9 @@ class ElasticsearchClient:
         if by_another and answer.meta.headers.get("x-elastic-product") != "Elasticsearch":
             raise Refused(status, None, OTHER_PRODUCT)
         return Answer(status, answer.body)
+
+    def official(self) -> Elasticsearch:
+        return self._official()
 
     def close(self) -> None:
         self._client.close()

@@ -15,7 +15,7 @@ from outbox.destinations.elasticsearch.client import ElasticsearchClient
 _WITHOUT_DOCUMENTS: Final = {"include_source_on_error": "false"}
 
 ELASTICSEARCH: Final = Product(
-    "elasticsearch", "Elasticsearch", listing.by_point_in_time, asked_of_bulk=_WITHOUT_DOCUMENTS
+    "elasticsearch", "Elasticsearch", listing.by_point_in_time, "max_analyzed_offset", asked_of_bulk=_WITHOUT_DOCUMENTS
 )
 
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from outbox.destinations import misled
 from outbox.destinations.base import (
     FOREVER,
+    Found,
     Health,
-    Hit,
     IndexDefinition,
     IndexFacts,
     Listed,
@@ -33,7 +33,8 @@ from outbox.destinations.differences import differences
 from outbox.destinations.embedded import documents, indexes, search
 from outbox.destinations.embedded.file import MAKES_IT, File, FileMissing, describe
 from outbox.destinations.kept import Kept
-from outbox.errors import DestinationError
+from outbox.destinations.query import Options, query
+from outbox.errors import ConfigurationError, DestinationError
 
 DROPPED_AT_ONCE: Final = 1_000
 
@@ -119,12 +120,19 @@ class EmbeddedDestination:
             except FileMissing:
                 return False
 
-    def search(self, name: str, query: str, *, tenant: object = None, limit: int = 10) -> list[Hit]:
+    def search(self, name: str, words: str | None, **options: Unpack[Options]) -> Found:
+        asked = query(words, options)
         with self._file.failing_as(f"index {name} cannot be searched"):
             self._require(name)
             search.take_up_words(self._file)
             with self._file.reading() as connection:
-                return search.search(connection, indexes.require(connection, name), query, tenant, limit)
+                target = indexes.require(connection, name)
+                return search.search(connection, target, asked, indexes.mappings_of(connection, target))
+
+    def client(self) -> Any:
+        raise ConfigurationError(
+            f"file {self._file.path} has no client: the embedded destination is searched with outbox.Search alone"
+        )
 
     def _require(self, name: str) -> None:
         with self._file.reading() as connection:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import date
 from decimal import Decimal
 from typing import Any, Final
 
 import orjson
+
+from outbox.destinations.embedded import dates
 
 _PARSING: Final = "document_parsing_exception"
 _STRICT: Final = "strict_dynamic_mapping_exception"
@@ -26,11 +27,6 @@ _LONGEST_TERM = 32_766
 # The two parsers behind Elasticsearch's numbers: BigDecimal's for long, Double's for the others.
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?")
 _DOUBLE = re.compile(r"\s*([+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?)[fFdD]?\s*")
-_MILLIS = re.compile(r"-?[0-9]+(\.[0-9]*)?")
-_DATE = re.compile(
-    r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:T(?:(\d\d)(?::(\d\d)(?::(\d\d)(?:[.,]\d{1,9})?)?)?(?:Z|[+-]\d\d(?::?\d\d)?)?)?)?)?)?",
-    re.ASCII,
-)
 
 
 def fault(mappings: Mapping[str, Any], document: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -136,16 +132,7 @@ def _takes_date(rule: Mapping[str, Any], value: Any) -> bool:
     if "format" in rule:
         return True
     text = value if isinstance(value, str) else str(value) if isinstance(value, int) else orjson.dumps(value).decode()
-    if match := _DATE.fullmatch(text):
-        year, month, day, *time = (int(part or default) for part, default in zip(match.groups(), "011000", strict=True))
-        try:
-            date(2000 + year % 400, month, day)  # the calendar repeats itself; Python's begins with the year 1
-        except ValueError:
-            return False
-        return time[0] <= 23 and time[1] <= 59 and time[2] <= 59
-    if not _MILLIS.fullmatch(text):
-        return False
-    return -(2**63) <= int(text.partition(".")[0]) < 2**63
+    return dates.milliseconds(text) is not None
 
 
 def _takes_text(_rule: Mapping[str, Any], value: Any) -> bool:

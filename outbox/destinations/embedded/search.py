@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import orjson
 
-from outbox import documents
-from outbox.destinations.base import TENANT_FIELD, Hit
+from outbox.destinations.base import TENANT_FIELD, Found, Hit
+from outbox.destinations.embedded.fields import Comparison
 from outbox.destinations.embedded.file import File
-from outbox.destinations.embedded.words import edits, errors_allowed, folded, words_of
+from outbox.destinations.embedded.words import Marker, edits, errors_allowed, folded, words_of
+from outbox.destinations.passages import chosen, passage, values_at
+from outbox.destinations.query import Query
 
 WORDS_AT_ONCE = 1_000
 MOST_MISSPELT = 50
 
 # Each way of matching has its own range of scores, so that a word beats its misspelling however rare that one is:
 # bm25 is squeezed into 0 to 1, which keeps its order.
-_SEARCH = """
-WITH matches (number, weight, bm25) AS MATERIALIZED (
-    SELECT rowid, 4.0, -bm25(words) FROM words WHERE words MATCH :exact
+_MATCHES = """
+    SELECT rowid AS number, 4.0 AS weight, -bm25(words) AS bm25 FROM words WHERE words MATCH :exact
     UNION ALL SELECT rowid, 2.0, -bm25(words) FROM words WHERE words MATCH :beginnings
     UNION ALL SELECT rowid, 1.0, -bm25(words) FROM words WHERE words MATCH :misspelt
-)
-SELECT document_id, sum(weight * (1 + bm25 / (1 + bm25))) AS score, source
+"""
+_ALL = "SELECT number, 0.0 AS weight, 0.0 AS bm25 FROM documents WHERE index_name = :index"
+_SEARCH = """
+WITH matches (number, weight, bm25) AS MATERIALIZED ({matches})
+SELECT number, document_id, sum(weight * (1 + bm25 / (1 + bm25))) AS score, CASE WHEN :compared THEN source END
 FROM matches JOIN documents USING (number)
 WHERE index_name = :index AND NOT deleted AND (:tenants IS NULL OR EXISTS (
     SELECT 1 FROM json_each(source, :tenant_field) WHERE CAST(atom AS TEXT) IN (SELECT value FROM json_each(:tenants))
 ))
-GROUP BY number ORDER BY score DESC, document_id LIMIT :limit
+GROUP BY number ORDER BY score DESC, document_id
 """
 _HAS_TENANT = """
 SELECT EXISTS (
@@ -81,25 +85,56 @@ def has_tenant(connection: sqlite3.Connection, index: str, tenants: tuple[str, .
     return bool(connection.execute(_HAS_TENANT, given).fetchone()[0])
 
 
-def search(connection: sqlite3.Connection, index: str, query: str, tenant: object, limit: int) -> list[Hit]:
-    """The best matches among the documents whose words are taken up, best first."""
-    words = words_of(query)
-    if not words:
-        return []
-    near = sorted({term for word in words for term in _misspelt(connection, word)})
-    found = connection.execute(
-        _SEARCH,
+def search(connection: sqlite3.Connection, index: str, asked: Query, mappings: Mapping[str, Any]) -> Found:
+    """The best matches among the documents whose words are taken up, best first. Raises `InvalidInput`."""
+    comparison = Comparison(mappings, asked)
+    words = None if asked.words is None else words_of(asked.words)
+    if words == []:
+        return Found((), 0)
+    near = sorted({term for word in words or () for term in _misspelt(connection, word)})
+    rows = connection.execute(
+        _SEARCH.format(matches=_ALL if words is None else _MATCHES),
         {
-            "exact": " OR ".join(f'"{word}"' for word in words),
-            "beginnings": " OR ".join(f'"{word}"*' for word in words),
+            "exact": " OR ".join(f'"{word}"' for word in words or ()),
+            "beginnings": " OR ".join(f'"{word}"*' for word in words or ()),
             "misspelt": " OR ".join(f'"{term}"' for term in near) or '""',
             "index": index,
-            "tenants": None if tenant is None else json.dumps(documents.tenant_spellings(tenant)),
+            "tenants": None if asked.tenants is None else json.dumps(asked.tenants),
             "tenant_field": f"$.{TENANT_FIELD}",
-            "limit": limit,
+            "compared": comparison.is_needed,
         },
     )
-    return [Hit(document_id, score, json.loads(source)) for document_id, score, source in found]
+    matching = [
+        _Match(number, document_id, score, comparison.keys(document))
+        for number, document_id, score, source in rows
+        if comparison.passes(document := orjson.loads(source) if source else {})
+    ]
+    page = comparison.sorted(matching)[asked.offset : asked.offset + asked.limit]
+    marker = Marker(words or (), near)
+    return Found(tuple(_hit(connection, each, asked, marker) for each in page), len(matching))
+
+
+class _Match(NamedTuple):
+    number: int
+    document_id: str
+    score: float
+    keys: tuple[Any, ...]
+
+
+def _hit(connection: sqlite3.Connection, match: _Match, asked: Query, marker: Marker) -> Hit:
+    (source,) = connection.execute("SELECT source FROM documents WHERE number = ?", (match.number,)).fetchone()
+    document = json.loads(source)
+    marked = {path: [marker.marked(text) for text in _texts_at(document, path)] for path in asked.highlight}
+    return Hit(
+        match.document_id,
+        match.score,
+        document if asked.fields is None else chosen(document, asked.fields),
+        {path: found for path, texts in marked.items() if (found := passage(texts))},
+    )
+
+
+def _texts_at(document: Any, path: str) -> Iterator[str]:
+    return (value for value in values_at(document, path) if isinstance(value, str))
 
 
 def _misspelt(connection: sqlite3.Connection, word: str) -> list[str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
+
+from outbox.destinations.passages import BEGIN, END
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -20,6 +23,22 @@ def folded(word: str) -> str:
     'jurgen'
     """
     return "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
+
+
+class Marker:
+    """Marks what a search has found in a text: words that begin with one of `words`, and those of `near`, folded."""
+
+    def __init__(self, words: Iterable[str], near: Iterable[str]) -> None:
+        self._beginnings, self._near = tuple(map(folded, words)), frozenset(near)
+
+    def marked(self, text: str) -> str:
+        """The text with `BEGIN` and `END` around each such word."""
+        return _WORD.sub(self._mark, unicodedata.normalize("NFC", text))
+
+    def _mark(self, match: re.Match[str]) -> str:
+        word = folded(match[0].lower())
+        found = word.startswith(self._beginnings) if self._beginnings else False
+        return f"{BEGIN}{match[0]}{END}" if found or word in self._near else match[0]
 
 
 def errors_allowed(word: str) -> int:

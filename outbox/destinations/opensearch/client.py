@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from base64 import b64encode
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from opensearchpy import OpenSearch, Urllib3HttpConnection
@@ -58,15 +59,13 @@ class OpenSearchClient:
     ) -> None:
         if basic_auth:  # not `http_auth`, which takes no letters beyond Latin-1
             options["headers"] = {"authorization": f"Basic {b64encode(':'.join(basic_auth).encode()).decode()}"}
-        self._client = OpenSearch(
-            list(urls),
+        self._official = partial(OpenSearch, list(urls), timeout=request_timeout, pool_maxsize=connections, **options)
+        self._client = self._official(
             connection_class=_Connection,
             serializer=Answers(),
             max_retries=0,
             retry_on_timeout=False,
             retry_on_status=(),
-            pool_maxsize=connections,
-            **options,
         )
         self._timeout = request_timeout
         # The client logs every failed request with a traceback; the breaker says it once.
@@ -92,6 +91,9 @@ class OpenSearchClient:
         except SerializationError as error:
             raise Unanswered("SerializationError", str(error)) from error
         return Answer(200, found)  # which of the 2xx it was, the client keeps to itself
+
+    def official(self) -> OpenSearch:
+        return self._official()
 
     def close(self) -> None:
         self._client.close()

@@ -12,7 +12,7 @@ from outbox.destinations.cluster.wire import Cluster, Product
 from outbox.destinations.opensearch.client import OpenSearchClient
 
 # Its points in time cannot be paged through by `_shard_doc` before 3.3.
-OPENSEARCH: Final = Product("opensearch", "OpenSearch", listing.by_scroll)
+OPENSEARCH: Final = Product("opensearch", "OpenSearch", listing.by_scroll, "max_analyzer_offset")
 
 
 class OpenSearchDestination(ClusterDestination):
