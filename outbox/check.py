@@ -17,10 +17,11 @@ from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
 from outbox.maintenance.growth import DEFAULT, Limits, Sizes, growth
 from outbox.mappings import IndexDrift, drift
-from outbox.store import conflicts, jobs, verifications, versions
+from outbox.store import conflicts, jobs, pauses, verifications, versions
 from outbox.store.dialect import Finding as Finding
 from outbox.store.dialect import finding
 from outbox.store.models import DRIFT, now_ms
+from outbox.store.pauses import Pause
 from outbox.store.store import Store, database_name, dialect_of
 from outbox.triggers import installer as database_triggers
 from outbox.triggers.sqlite import UNSEEN_KEY, UNSEEN_KEY_REMEDY
@@ -64,7 +65,7 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
     store = Store(engine)
     try:
         now, counts, oldest = now_ms(), store.counts(), store.oldest_unfinished()
-        control, relays, wal_bytes = store.control(), store.relays(), store.sizes().log
+        paused, relays, wal_bytes = pauses.current(store.run), store.relays(), store.sizes().log
         verification = verifications.last(store)
         reindexes = [(job, jobs.is_abandoned(store, job, now)) for job in jobs.open_jobs(store)]
     finally:
@@ -83,13 +84,7 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
             "see 'outbox-relay dead list', then 'outbox-relay dead retry' or 'outbox-relay dead discard'",
             "warn",
         ),
-        finding(
-            "pause",
-            control.paused_at is None,
-            "not paused" if control.paused_at is None else f"paused by {control.paused_by}: {control.pause_reason}",
-            "run 'outbox-relay resume' once the reason no longer holds",
-            "warn",
-        ),
+        *_pauses(paused),
         _verification(verification, now),
         *_relays(relays, now, silent_ms),
         *(
@@ -103,6 +98,19 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
             for job, abandoned in reindexes
         ),
     ]
+
+
+def _pauses(paused: Sequence[Pause]) -> list[Finding]:
+    """What operators have paused, one finding for each."""
+    return [
+        Finding(
+            "pause",
+            "warn",
+            f"{'' if each.is_of_all else f'{each.what} is '}paused by {each.by}: {each.reason}",
+            f"run '{each.remedy}' once the reason no longer holds",
+        )
+        for each in paused
+    ] or [Finding("pause", "ok", "not paused")]
 
 
 def _verification(last: dict[str, Any] | None, now: int) -> Finding:

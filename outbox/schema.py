@@ -80,7 +80,7 @@ def head() -> str:
 def require_head(engine: Engine) -> None:
     """Raises `SchemaError` unless the database is at the revision that this version needs.
 
-    Of tables that other migrations made, unless they have the index that the claim reads as this version needs it.
+    Of tables that other migrations made, unless they have what the claim reads as this version needs it.
     """
     at, needed = revision(engine), head()
     name = database_name(engine)
@@ -91,21 +91,23 @@ def require_head(engine: Engine) -> None:
             f"database {name} is at revision {at}, this version needs {needed}: run 'outbox-relay migrate'"
         )
     if at is None:
-        _require_index(engine)
+        _require_parts(engine)
     _refuse_newer(engine, at)
 
 
-def _require_index(engine: Engine) -> None:
-    with _reading(engine) as connection:
+def _require_parts(engine: Engine) -> None:
+    held = f"SELECT 1 FROM outbox_events {dialect_of(engine).indexed('held')} WHERE {unfinished()} LIMIT 1"
+    for asked, remedy in (
+        (held, "drop the index ix_outbox_events_held and create it"),
+        ("SELECT 1 FROM outbox_pauses LIMIT 1", "create the table outbox_pauses"),
+    ):
         try:
-            connection.exec_driver_sql(
-                f"SELECT 1 FROM outbox_events {dialect_of(engine).indexed('held')} WHERE {unfinished()} LIMIT 1"
-            )
+            with _reading(engine) as connection:
+                connection.exec_driver_sql(asked)
         except OperationalError as error:
             raise SchemaError(
                 f"the outbox tables in {database_name(engine)} were made by other migrations for an earlier version of "
-                f"outbox-relay ({error.orig}): have them drop the index ix_outbox_events_held and create it as "
-                "outbox.models.metadata has it now"
+                f"outbox-relay ({error.orig}): have them {remedy} as outbox.models.metadata has it now"
             ) from error
 
 

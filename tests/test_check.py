@@ -17,7 +17,7 @@ from outbox.destinations.base import Health, IndexFacts
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.destinations.kept import Kept
-from outbox.store import operators, upkeep, verifications
+from outbox.store import pauses, upkeep, verifications
 from outbox.store.models import FOUND, metadata, now_ms
 from outbox.store.sqlite import findings as of_sqlite
 from tests.support.node import Node
@@ -124,7 +124,7 @@ def test_old_and_dead_rows_and_a_pause_are_warned_of(outbox: Outbox) -> None:
     dead = outbox.index("contacts", "c2", {})
     outbox.raw("UPDATE outbox_events SET created_at = created_at - 3600000")
     outbox.raw("UPDATE outbox_events SET state = 'dead' WHERE id = :id", id=dead)
-    operators.pause(outbox.store(), "maintenance", "ada", now_ms())
+    pauses.pause(outbox.store(), "maintenance", "ada", now_ms())
     found = levels(check.database(outbox.engine))
     assert (found["queue"], found["dead rows"], found["pause"]) == ("warn", "warn", "warn")
 

@@ -13,7 +13,7 @@ from outbox.errors import DatabaseUnavailable
 from outbox.relay.decide import Policy
 from outbox.relay.health import Health
 from outbox.relay.settle import Settler
-from outbox.store import claims, operators, outcomes
+from outbox.store import claims, operators, outcomes, pauses
 from outbox.store.claims import Claim, ClaimRequest
 from outbox.store.models import Event, Result, State, Transition, now_ms
 from outbox.store.sqlite import dialect, lock
@@ -130,9 +130,10 @@ def test_row_that_was_given_back_meanwhile_is_claimed_as_it_is_now(outbox: Outbo
     assert [(event.id, event.attempts, event.deliveries) for event in claimed.events] == [(row, 1, 2)]
 
 
-def test_pause_between_the_look_and_the_lock_is_obeyed(outbox: Outbox, late: Interrupted) -> None:
+@pytest.mark.parametrize("paused", [None, "contacts"])
+def test_pause_between_the_look_and_the_lock_is_obeyed(outbox: Outbox, late: Interrupted, paused: str | None) -> None:
     outbox.index("contacts", "c1", {})
-    late.meanwhile = lambda: operators.pause(outbox.store(), "an incident", "ops", now_ms())
+    late.meanwhile = lambda: pauses.pause(outbox.store(), "an incident", "ops", now_ms(), index=paused)
     assert claim(late) is None
     assert outbox.counts()["claimed"] == 0
 
@@ -142,7 +143,7 @@ def test_pause_between_two_steps_ends_the_claim_there(outbox: Outbox, late: Inte
     rows = outbox.index_many("contacts", [(f"c{n}", {}) for n in range(6)])
 
     def after_the_first_step() -> None:
-        late.meanwhile = lambda: operators.pause(outbox.store(), "an incident", "ops", now_ms())
+        late.meanwhile = lambda: pauses.pause(outbox.store(), "an incident", "ops", now_ms())
 
     late.meanwhile = after_the_first_step
     assert ids(claim(late)) == rows[:2]

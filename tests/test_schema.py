@@ -67,7 +67,7 @@ def test_tables_that_metadata_makes_are_letter_for_letter_those_of_before(empty:
     # SQLAlchemy 2.0 breaks lines in another way, and puts parentheses around what has some.
     said = " ".join("\n".join(made).split()).replace("((CAST(", "(CAST(").replace("INTEGER)))", "INTEGER))")
     assert hashlib.sha256(said.encode()).hexdigest() == (
-        "1ee8d6c8f5880dfc32d23281eb3d6288ce86ed19665c3970743cf73275c77e7f"
+        "352d2acbdb62fab7291fa5d4967740388df6a09588fb6d88437443610f85755e"
     )
 
 
@@ -119,6 +119,15 @@ def test_tables_that_other_migrations_made_for_an_earlier_version_are_refused_wi
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "made by other migrations for an earlier version" in result.stderr
     assert "drop the index ix_outbox_events_held and create it as outbox.models.metadata has it now" in result.stderr
+
+
+def test_tables_that_other_migrations_made_without_a_newer_table_are_refused_with_the_remedy(empty: Engine) -> None:
+    metadata.create_all(empty)
+    with empty.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE outbox_pauses")
+    result = CliRunner().invoke(main, ["status", "--database-url", "sqlite:///app.db"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "have them create the table outbox_pauses as outbox.models.metadata has it now" in result.stderr
 
 
 def test_tables_of_a_newer_version_are_left_alone(empty: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,8 @@ WINDOW_MS: Final = 15 * 60_000
 """Completion, failures and average are of the last quarter of an hour."""
 
 
+RESUME: Final = "outbox-relay resume"
+
 ALERTS: Final = ("cluster_unreachable", "no_relay", "paused", "queue_depth", "completion", "failures", "latency")
 """The names of all, the causes before their effects."""
 
@@ -31,8 +34,11 @@ class Alert:
     remedy: str
 
 
-def alerts(backlog: Backlog, recent: Outcomes, *, unreachable: str | None, relays: int, paused: bool) -> list[Alert]:
-    """What is beyond its limit, the causes before their effects. `unreachable`: why the destination does not answer."""
+def alerts(
+    backlog: Backlog, recent: Outcomes, *, unreachable: str | None, relays: int, paused: Sequence[str]
+) -> list[Alert]:
+    """What is beyond its limit, the causes before their effects. `unreachable`: why the destination does not answer,
+    `paused`: what operators have paused."""
     found = []
     if unreachable is not None:
         found.append(
@@ -43,7 +49,8 @@ def alerts(backlog: Backlog, recent: Outcomes, *, unreachable: str | None, relay
     if backlog.unfinished and not relays:
         found.append(Alert("no_relay", "rows wait and no relay runs", "outbox-relay run"))
     if paused and backlog.unfinished:
-        found.append(Alert("paused", "rows wait and the outbox is paused", "outbox-relay resume"))
+        what = paused[0] if len(paused) == 1 else f"{paused[0]} and {len(paused) - 1:,} more"
+        found.append(Alert("paused", f"rows wait and {what} {'is' if len(paused) == 1 else 'are'} paused", RESUME))
     if backlog.unfinished > MOST_DEPTH:
         found.append(
             Alert("queue_depth", f"{backlog.unfinished:,} rows wait (limit {MOST_DEPTH:,})", "see relays and breakers")

@@ -22,6 +22,7 @@ from outbox.admin.shapes import (
     ReindexJob,
     ReindexRequest,
     ReindexStarted,
+    ResumeRequest,
     Retried,
     Text,
     VerifyRequest,
@@ -114,16 +115,17 @@ def discard(selection: DeadSelection, admin: Admin, caller: Caller) -> Discarded
     return Discarded(removed=removed)
 
 
-@routes.post("/pause", tags=["relays"], summary="Keep all relays from claiming rows; nothing is lost")
+@routes.post("/pause", tags=["relays"], summary="Keep relays from claiming rows; nothing is lost")
 def pause(asked: PauseRequest, admin: Admin, caller: Caller) -> Paused:
-    admin.service.pause(asked.reason, caller)
+    admin.service.pause(asked.reason, caller, index=asked.index, tenant=asked.tenant_id)
     admin.overviews.invalidate()
     return Paused(paused=True, changed=True)
 
 
 @routes.post("/resume", tags=["relays"], summary="Let relays claim rows again")
-def resume(admin: Admin, caller: Caller) -> Paused:
-    changed = admin.service.resume(caller)
+def resume(admin: Admin, caller: Caller, asked: ResumeRequest | None = None) -> Paused:
+    given = asked or ResumeRequest()
+    changed = admin.service.resume(caller, index=given.index, tenant=given.tenant_id)
     admin.overviews.invalidate()
     return Paused(paused=False, changed=changed)
 

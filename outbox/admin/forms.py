@@ -36,13 +36,19 @@ Form = Annotated[dict[str, str], Depends(_form)]
 def pause(form: Form, admin: Admin, caller: Caller) -> Response:
     if not (reason := form.get("reason", "")):
         raise InvalidInput("say why: the next operator wants to know")
-    admin.service.pause(reason[:500], caller)
-    return _done(admin, "Paused. Applications go on writing, nothing is lost.")
+    paused = admin.service.pause(reason[:500], caller, **_part(form))
+    what = "Paused" if paused.is_of_all else f"Paused: {paused.what}"
+    return _done(admin, f"{what}. Applications go on writing, nothing is lost.")
 
 
 @routes.post("/resume")
-def resume(admin: Admin, caller: Caller) -> Response:
-    return _done(admin, "Resumed." if admin.service.resume(caller) else "It was not paused.")
+def resume(form: Form, admin: Admin, caller: Caller) -> Response:
+    return _done(admin, "Resumed." if admin.service.resume(caller, **_part(form)) else "It was not paused.")
+
+
+def _part(form: dict[str, str]) -> dict[str, str | None]:
+    """The index and the tenant whose rows are meant; None: all."""
+    return {"index": form.get("index") or None, "tenant": form.get("tenant") or None}
 
 
 @routes.post("/dead/retry")

@@ -12,7 +12,7 @@ from outbox.admin.poller import DestinationStatus
 from outbox.admin.shapes import moment
 from outbox.admin.statistics import Counts, IndexAction, Statistics, StatisticsCache
 from outbox.mappings import IndexDrift
-from outbox.store import figures, jobs, verifications
+from outbox.store import figures, jobs, pauses, verifications
 from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Backlog, Outcomes
 from outbox.store.models import now_ms
 from outbox.store.store import Store
@@ -84,6 +84,7 @@ def overview(
 ) -> shapes.Overview:
     """`silent_ms`: a relay without a sign of life for so long counts as gone."""
     backlog, control, relays = figures.backlog(store, now), store.control(), store.relays()
+    paused = pauses.current(store.run)
     running = [relay for relay in relays if now - relay["heartbeat_at"] < silent_ms]
     full_hour = now - now % HOUR_MS
     found = alerts.alerts(
@@ -91,7 +92,7 @@ def overview(
         statistics.outcomes(now - alerts.WINDOW_MS),
         unreachable=_unreachable(destination, running),
         relays=len(running),
-        paused=control.paused_at is not None,
+        paused=[each.what for each in paused],
     )
     by_entity = statistics.by_entity(full_hour - DAY_MS)
     return shapes.Overview(
@@ -101,6 +102,13 @@ def overview(
         paused=None
         if control.paused_at is None
         else shapes.PausedSince(since=moment(control.paused_at), by=control.paused_by, reason=control.pause_reason),
+        pauses=[
+            shapes.PausedPart(
+                index=each.index, tenant_id=each.tenant, since=moment(each.since), by=each.by, reason=each.reason
+            )
+            for each in paused
+            if not each.is_of_all
+        ],
         destination=None if destination is None else _destination(destination),
         relays=[_relay(each, now, running=each in running) for each in relays],
         periods=shapes.Periods(

@@ -20,10 +20,11 @@ from outbox.errors import ConfigurationError, DestinationError, OutboxError, Rei
 from outbox.reindex.reindexer import Reindexer
 from outbox.reindex.selection import Selection, rows_of, select
 from outbox.settings import Settings
-from outbox.store import jobs, operators
+from outbox.store import jobs, operators, pauses
 from outbox.store.jobs import Job
 from outbox.store.models import State, now_ms
 from outbox.store.operators import Retried
+from outbox.store.pauses import Pause
 from outbox.store.store import Store
 from outbox.verify import Checked, Verification
 
@@ -62,17 +63,29 @@ class AdminService:
 
     # -- pausing ------------------------------------------------------------------------------------------------
 
-    def pause(self, reason: str, by: str) -> None:
+    def pause(self, reason: str, by: str, *, index: str | None = None, tenant: str | None = None) -> Pause:
+        """Everything, an index, a tenant or both. Raises `ConfigurationError` for an index that rows never went to, and
+        `UnknownTenant`."""
+        paused = Pause(index, tenant, now_ms(), by, reason)
+        spelled = self._spellings(tenant)
         with self._database.store() as store:
-            operators.pause(store, reason, by, now_ms())
-        logger.warning("paused by {by}: {reason}", by=logs.safe(by), reason=logs.safe(reason))
+            if index is not None:
+                pauses.require_index(store, index)
+            if tenant is not None:
+                tenants.require(store, self._registry, tenant)
+            pauses.pause(store, reason, by, paused.since, index=index, tenants=spelled)
+        text = "paused by {by}: {reason}" if paused.is_of_all else "{what} paused by {by}: {reason}"
+        logger.warning(text, what=logs.safe(paused.what), by=logs.safe(by), reason=logs.safe(reason))
+        return paused
 
-    def resume(self, by: str) -> bool:
-        """False if it was not paused."""
+    def resume(self, by: str, *, index: str | None = None, tenant: str | None = None) -> bool:
+        """What was paused by the same words. False if it was not."""
         with self._database.store() as store:
-            resumed = operators.resume(store)
+            resumed = pauses.resume(store, index=index, tenants=self._spellings(tenant))
         if resumed:
-            logger.info("resumed by {by}", by=logs.safe(by))
+            part = Pause(index, tenant, 0, by, "")
+            text = "resumed by {by}" if part.is_of_all else "{what} resumed by {by}"
+            logger.info(text, what=logs.safe(part.what), by=logs.safe(by))
         return resumed
 
     # -- dead rows ----------------------------------------------------------------------------------------------
@@ -105,8 +118,7 @@ class AdminService:
         return removed
 
     def _dead(self, store: Store, *, tenant: str | None = None, **selection: Any) -> list[int]:
-        spelled = () if tenant is None else tenant_texts(tenant, self._registry or ())
-        ids = [row["id"] for row in operators.dead(store, tenants=spelled, **selection)]
+        ids = [row["id"] for row in operators.dead(store, tenants=self._spellings(tenant), **selection)]
         if not ids and tenant is not None:
             tenants.require(store, self._registry, tenant)
         if not ids and selection.get("ids"):
@@ -115,6 +127,9 @@ class AdminService:
                 f"no dead row {numbers}: it was retried or discarded meanwhile, or is not {State.DEAD.value}"
             )
         return ids
+
+    def _spellings(self, tenant: str | None) -> tuple[str, ...]:
+        return () if tenant is None else tenant_texts(tenant, self._registry or ())
 
     # -- reindex ------------------------------------------------------------------------------------------------
 

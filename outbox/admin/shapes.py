@@ -57,7 +57,16 @@ class DeadSelection(Model):
         return {"ids": self.ids, "index": self.index, "tenant": self.tenant_id, "error_type": self.error_type}
 
 
-class PauseRequest(Model):
+class ResumeRequest(Model):
+    """What was paused by the same words; with neither, the pause of everything."""
+
+    index: Text | None = None
+    tenant_id: Text | None = None
+
+
+class PauseRequest(ResumeRequest):
+    """Rows of an index, of a tenant, or of a tenant in an index; with neither, all."""
+
     reason: Text = Field(description="why; shown by status and dashboard")
 
 
@@ -209,6 +218,16 @@ class Queue(Model):
     oldest_seconds: float | None = Field(description="how long the oldest unfinished row waits")
 
 
+class PausedPart(Model):
+    """Rows that operators have paused: of an index, of a tenant, or of a tenant in an index."""
+
+    index: str | None = Field(description="null: every index")
+    tenant_id: str | None = Field(description="null: rows of every tenant")
+    since: datetime
+    by: str
+    reason: str
+
+
 class PausedSince(Model):
     since: datetime
     by: str | None
@@ -351,7 +370,8 @@ class Overview(Model):
     as_of: datetime
     alerts: list[Alert]
     queue: Queue
-    paused: PausedSince | None
+    paused: PausedSince | None = Field(description="that all rows are paused")
+    pauses: list[PausedPart] = Field(description="indexes and tenants that are paused")
     destination: DestinationSeen | None = Field(description="null: not asked so far")
     relays: list[Relay]
     periods: Periods

@@ -75,6 +75,7 @@ from outbox.cli import (  # noqa: E402  (they register themselves on the group)
     look,
     mappings,
     monitoring,
+    pauses,
     reindex,
     run,
     search,
@@ -87,7 +88,7 @@ from outbox.cli import (  # noqa: E402  (they register themselves on the group)
 
 for module in (
     *(run, serve, monitoring, look, check, search, verify, reindex, mappings),
-    *(dead, control, tenant, triggers, systemd),
+    *(dead, pauses, control, tenant, triggers, systemd),
 ):
     for each in module.commands:
         main.add_command(each)

@@ -1,11 +1,11 @@
-"""pause, resume, purge and epoch: what holds for all relays."""
+"""purge and epoch: what holds for all relays."""
 
 from __future__ import annotations
 
 import click
 
 from outbox import logs
-from outbox.cli.audit import log_removal, operator_name
+from outbox.cli.audit import log_removal
 from outbox.cli.options import database_option, yes_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
@@ -19,36 +19,6 @@ from outbox.store.store import Store
 
 MOST_MET = 1_000
 """Documents whose versions are asked for by name, at most."""
-
-
-@click.command()
-@click.option("--reason", required=True, help="Why; shown by status.")
-@database_option
-def pause(reason: str, database_url: str | None) -> None:
-    """Keep all relays from claiming rows. Applications go on writing; nothing is lost.
-
-    \b
-    Examples:
-      outbox-relay pause --reason "reindexing by hand until 14:00"
-    """
-    if not reason.strip():
-        raise click.UsageError("say why: the next operator wants to know")
-    with open_store(load_settings(database_url=database_url)) as store:
-        operators.pause(store, reason, operator_name(), now_ms())
-    click.echo("paused; 'outbox-relay resume' lets the relays go on")
-
-
-@click.command()
-@database_option
-def resume(database_url: str | None) -> None:
-    """Let relays claim rows again.
-
-    \b
-    Examples:
-      outbox-relay resume
-    """
-    with open_store(load_settings(database_url=database_url)) as store:
-        click.echo("resumed" if operators.resume(store) else "was not paused")
 
 
 @click.command()
@@ -148,4 +118,4 @@ def _indexes(store: Store, destination: Destination) -> tuple[set[str], list[Mov
     return found, moves
 
 
-commands = [pause, resume, purge, epoch]
+commands = [purge, epoch]

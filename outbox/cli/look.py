@@ -17,7 +17,7 @@ from outbox.cli.wiring import load_settings, open_store
 from outbox.errors import OutboxError
 from outbox.maintenance.growth import Limits, Sizes, growth
 from outbox.settings import Settings, variable
-from outbox.store import conflicts, jobs, verifications
+from outbox.store import conflicts, jobs, pauses, verifications
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from outbox.verify import Kind
@@ -60,6 +60,20 @@ def _facts(store: Store, loaded: Settings) -> dict[str, Any]:
         "paused": None
         if control.paused_at is None
         else {"since": iso(control.paused_at), "by": control.paused_by, "reason": control.pause_reason},
+        "pauses": [
+            {
+                "what": each.what,
+                "index": each.index,
+                "tenant": each.tenant,
+                "since": iso(each.since),
+                "by": each.by,
+                "reason": each.reason,
+                "rows": pauses.waiting(store, each),
+                "remedy": each.remedy,
+            }
+            for each in pauses.current(store.run)
+            if not each.is_of_all
+        ],
         "epoch": control.epoch,
         "breakers": [breaker for relay in relays for breaker in relay["breakers"]],
         "held_by_versions": [asdict(each) for each in conflicts.held_by_others(store)],
@@ -89,6 +103,10 @@ def _of_what_holds_them(facts: dict[str, Any]) -> Iterator[str]:
     if paused := facts["paused"]:
         why = logs.safe(paused["reason"] or "?")
         yield f"PAUSED since {paused['since']} by {paused['by']}: {why}  → outbox-relay resume"
+    for each in facts["pauses"]:
+        rows = logs.rows(each["rows"], "waits", "wait")
+        since = f"PAUSED: {each['what']} since {each['since']} by {each['by']}: {each['reason']}; {rows}"
+        yield logs.safe(f"{since}  → {each['remedy']}")
     for breaker in facts["breakers"]:
         name = breaker["index"] or "destination"
         yield logs.safe(f"WAITING for {name} since {iso(breaker['since'])}: {breaker['reason']}")

@@ -29,8 +29,9 @@ from outbox.maintenance.scheduler import Maintenance
 from outbox.reindex.reindexer import Reindexer
 from outbox.relay import Relay, Totals
 from outbox.settings import Settings, variable
+from outbox.store import pauses
 from outbox.store.models import now_ms
-from outbox.store.store import Control, Store, database_name, dialect_of
+from outbox.store.store import Store, database_name, dialect_of
 from outbox.verify import Verification
 
 
@@ -95,10 +96,8 @@ def run(
     if loaded.verify_schedule is not None and registry is None:
         raise ConfigurationError("OUTBOX_VERIFY_SCHEDULE needs to know the entities: set OUTBOX_ENTITIES")
     with closing(destination), open_store(loaded) as store:
-        control = store.control()
-        if drain and control.paused_at is not None:
-            why = logs.safe(control.pause_reason or "?")
-            raise ConfigurationError(f"the outbox is paused ({why}): run 'outbox-relay resume' first")
+        if drain:
+            _refuse_paused(store)
         _refuse_older(store, destination)
         admin_server = prepare(loaded, insecure=insecure) if admin else None
         with _registered(store) as relay_id:
@@ -106,7 +105,7 @@ def run(
             maintenance = _maintenance(store, relay, relay_id, loaded, destination, registry, drain=drain)
             on_stop_signals(relay.stop, maintenance.request_stop)
             with _running(maintenance):
-                _log_start(store, control, relay_id, loaded)
+                _log_start(store, relay_id, loaded)
                 beside_it = beside(admin_server, loaded, destination, registry) if admin_server else nullcontext()
                 with tuned(), beside_it:
                     totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
@@ -120,6 +119,13 @@ def run(
     if drain and totals.dead:
         click.echo(f"{logs.rows(totals.dead, 'is', 'are')} dead: see 'outbox-relay dead list'", err=True)
         sys.exit(1)
+
+
+def _refuse_paused(store: Store) -> None:
+    """A drain of rows that are paused would never end."""
+    for each in pauses.current(store.run):
+        if each.is_of_all or pauses.waiting(store, each):
+            raise ConfigurationError(f"{each.what} is paused ({logs.safe(each.reason)}): run '{each.remedy}' first")
 
 
 def _refuse_unknown_hosts(loaded: Settings) -> None:
@@ -176,7 +182,7 @@ def _running(maintenance: Maintenance) -> Iterator[None]:
         maintenance.stop()
 
 
-def _log_start(store: Store, control: Control, relay_id: int, loaded: Settings) -> None:
+def _log_start(store: Store, relay_id: int, loaded: Settings) -> None:
     logger.info(
         "outbox-relay {version}: relay {relay} delivers {rows} of {database} to {destination}, {requests} at a time",
         version=__version__,
@@ -186,12 +192,6 @@ def _log_start(store: Store, control: Control, relay_id: int, loaded: Settings) 
         destination=logs.safe(address_of(loaded)),
         requests="1 request" if loaded.concurrency == 1 else f"{loaded.concurrency} requests",
     )
-    if control.paused_at is not None:
-        logger.warning(
-            "paused by {by} ({reason}); 'outbox-relay resume' lets it go on",
-            by=logs.safe(str(control.paused_by)),
-            reason=logs.safe(str(control.pause_reason)),
-        )
 
 
 def _maintenance(

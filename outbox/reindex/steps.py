@@ -37,7 +37,7 @@ from outbox.entities.spelling import tenant_texts
 from outbox.errors import DestinationError, shortened
 from outbox.reindex.work import LOOK_EVERY_S, Progress, Work, fields, until_claims_end
 from outbox.reindex.writer import Pace, Page, Writer
-from outbox.store import conflicts, jobs
+from outbox.store import conflicts, jobs, pauses
 from outbox.store.models import EPOCH_STEP, JobState
 from outbox.store.store import Store
 
@@ -213,9 +213,9 @@ def _settings(work: Work) -> Mapping[str, Any]:
 
 def _held_up(store: Store, index: str) -> str:
     """Why no relay finishes rows, and what to do about it; empty if one should."""
-    control = store.control()
-    if control.paused_at is not None:
-        return f"the outbox is paused ({logs.safe(control.pause_reason or '?')}): run 'outbox-relay resume'"
+    for each in pauses.current(store.run):
+        if each.index in (None, index):
+            return f"{logs.safe(each.what)} is paused ({logs.safe(each.reason)}): run '{logs.safe(each.remedy)}'"
     return _held_by_others(store, index) if store.relays() else "no relay runs: start 'outbox-relay run'"
 
 

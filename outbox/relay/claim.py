@@ -4,20 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from loguru import logger
+
+from outbox import logs
+from outbox.entities.registry import EntityRegistry
+from outbox.entities.spelling import tenant_texts
 from outbox.relay.health import Health
 from outbox.relay.rate import TenantRates
 from outbox.settings import Settings
-from outbox.store import claims
+from outbox.store import claims, pauses
 from outbox.store.claims import Claim, ClaimRequest
+from outbox.store.pauses import Pause
 from outbox.store.store import Store
 
 MOST_ROWS_AT_TRIAL = 50
 
 
 class Claimer:
-    """Claims for one relay: what its breakers and the rates of its tenants allow."""
+    """Claims for one relay: what operators, its breakers and the rates of its tenants allow."""
 
-    def __init__(self, store: Store, settings: Settings, health: Health, relay_id: int, longest_wait_ms: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        health: Health,
+        relay_id: int,
+        longest_wait_ms: int,
+        registry: EntityRegistry | None,
+    ) -> None:
+        self._registry = registry  # knows how rows spell a tenant
+        self._pauses: tuple[Pause, ...] = ()
         self._store, self._settings, self._health, self._id = store, settings, health, relay_id
         self._lease_ms = int(settings.lease * 1000)
         self._longest_wait_ms = max(longest_wait_ms, self._lease_ms)
@@ -32,7 +48,9 @@ class Claimer:
         Raises `SchemaError` as `Store.pin` says, and `MalformedRows`.
         """
         rows, health = self._settings.batch_rows, self._health
-        self._left_out = {*leave_out, *health.intakes.paused(now)}
+        self._note_pauses()
+        paused = (each.index for each in self._pauses if each.index is not None and each.tenant is None)
+        self._left_out = {*leave_out, *health.intakes.paused(now), *paused}
         if health.destination.is_open:
             if in_flight or not health.destination.probe_due(now):
                 return None
@@ -42,6 +60,36 @@ class Claimer:
         if health.lone_failed and not claim:
             claim = self._claim(now, rows, lone=lone)
         return claim
+
+    def _note_pauses(self) -> None:
+        """Note what operators have paused; one line when each begins and when it ends."""
+        before, self._pauses = self._pauses, pauses.current(self._store.run)
+        for each in self._pauses:
+            if each not in before:
+                logger.warning(
+                    "{what} is paused by {by} ({reason}); '{remedy}' lets it go on",
+                    what=logs.safe(each.what),
+                    by=logs.safe(each.by),
+                    reason=logs.safe(each.reason),
+                    remedy=logs.safe(each.remedy),
+                )
+        for each in before:
+            if each not in self._pauses:
+                logger.info("{what} is no longer paused", what=logs.safe(each.what))
+
+    def _paused_tenants(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """Tenants that are paused, as rows spell them, and those that are in an index: (index, tenant)."""
+        tenants: list[str] = []
+        lanes: list[tuple[str, str]] = []
+        for each in self._pauses:
+            if each.tenant is None:
+                continue
+            spelled = tenant_texts(each.tenant, self._registry or ())
+            if each.index is None:
+                tenants += spelled
+            else:
+                lanes += [(each.index, text) for text in spelled]
+        return tenants, lanes
 
     def _trial(self, now: int, in_flight: Collection[Claim], *, lone: bool) -> Claim | None:
         """One row of an index that was blocked and should be tried again."""
@@ -59,6 +107,7 @@ class Claimer:
 
     def _claim(self, now: int, rows: int, *, lone: bool, only: str | None = None) -> Claim | None:
         rates = self._rates
+        tenants, lanes = self._paused_tenants()
         claim = claims.claim(
             self._store,
             ClaimRequest(
@@ -70,7 +119,9 @@ class Claimer:
                 bytes_=self._settings.batch_bytes,
                 leave_out=[*self._left_out, *(name for name in self._health.paused_indexes() if name != only)],
                 only=only,
-                tenants_out=rates.exhausted(now) if rates else (),
+                tenants_out=[*tenants, *(rates.exhausted(now) if rates else ())],
+                lanes_out=lanes,
+                pauses=self._pauses,
                 tenant_rows=rates.burst if rates else None,
                 expected=self._health.intakes.expected(),
                 most=self._health.intakes.most(),

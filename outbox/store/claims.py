@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
+from outbox.store import pauses
 from outbox.store.malformed import NUMBER, TEXT, TEXT_OR_NULL, well_formed
 from outbox.store.models import (
     POISON,
@@ -19,6 +20,7 @@ from outbox.store.models import (
     unfinished,
     waiting,
 )
+from outbox.store.pauses import Pause
 from outbox.store.shares import Shares
 from outbox.store.store import Store
 
@@ -47,10 +49,11 @@ class ClaimRequest:
     """What a relay can work on. Instants and spans in milliseconds.
 
     `longest_wait`: a row that is to wait longer was written before the clock was set back, and is due. `leave_out` and
-    `only` name indexes; `tenants_out` tenants, and `tenant_rows` is the most fresh rows of one. `expected`: bytes of a
-    document that the relay has to make, `most`: bytes of all documents, both by index. A row that was
-    delivered `lone_after` times and got no answer is claimed alone, and before the others, the one that waits
-    longest first; without `lone` it is passed over.
+    `only` name indexes; `tenants_out` tenants, `lanes_out` those of an index as (index, tenant), and `tenant_rows` is
+    the most fresh rows of one tenant. `pauses`: all that is paused, which these leave out. `expected`: bytes of a
+    document that the relay has to make, `most`: bytes of all documents, both by index. A row that was delivered
+    `lone_after` times and got no answer is claimed alone, and before the others, the one that waits longest first;
+    without `lone` it is passed over.
     """
 
     relay: int
@@ -62,6 +65,8 @@ class ClaimRequest:
     leave_out: Collection[str] = ()
     only: str | None = None
     tenants_out: Collection[str] = ()
+    lanes_out: Collection[tuple[str, str]] = ()
+    pauses: tuple[Pause, ...] = ()
     tenant_rows: int | None = None
     expected: Mapping[str, int] = field(default_factory=dict)
     most: Mapping[str, int] = field(default_factory=dict)
@@ -76,18 +81,24 @@ def claim(store: Store, request: ClaimRequest) -> Claim | None:
     """Take up to `rows` due rows (about `bytes_` of documents), in order and without a gap for each document.
 
     Tenants and indexes share a batch evenly, its rows and its bytes, so that a backlog of one does not starve others.
-    None when nothing could be claimed, or the outbox is paused. Raises `SchemaError` as `Store.pin` says, and
-    `MalformedRows`.
+    None when nothing could be claimed, the outbox is paused, or other things are paused than the request says.
+    Raises `SchemaError` as `Store.pin` says, and `MalformedRows`.
     """
     store.require_pinned()
     if not _anything_due(store, request):
         return None
-    while (found := _look(store, request)).any and store.control().paused_at is None:
+    while (found := _look(store, request)).any and _is_allowed(store, request):
         for ids in store.in_steps(found.blocked):
             _park(store, ids, request)
         if found.events and (claimed := _take(store, found, request)):
             return claimed
     return None
+
+
+def _is_allowed(store: Store, request: ClaimRequest) -> bool:
+    """Whether the outbox is not paused, and what else is paused is what the request says."""
+    paused = pauses.current(store.run)
+    return paused == request.pauses and not any(each.is_of_all for each in paused)
 
 
 class _Found(NamedTuple):
@@ -107,7 +118,7 @@ class _Found(NamedTuple):
 
 def _look(store: Store, request: ClaimRequest) -> _Found:
     """What could be claimed. Takes no lock: to ask under it whether that still holds takes far less time."""
-    lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out)
+    lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
     return _choose(_due(store, request, lanes), request)
 
 
@@ -137,10 +148,14 @@ def any_unfinished(store: Store, index: str) -> bool:
 
 
 def fresh_lanes(
-    store: Store, leave_out: Collection[str] = (), only: str | None = None, tenants_out: Collection[str] = ()
+    store: Store,
+    leave_out: Collection[str] = (),
+    only: str | None = None,
+    tenants_out: Collection[str] = (),
+    lanes_out: Collection[tuple[str, str]] = (),
 ) -> list[tuple[str, str]]:
     """Which lanes have fresh rows: (index, tenant), the one that waits longest first. Takes no lock: two index seeks
-    a lane. `leave_out`, `only`, `tenants_out`: as in `ClaimRequest`.
+    a lane. `leave_out`, `only`, `tenants_out`, `lanes_out`: as in `ClaimRequest`.
 
     Raises `MalformedRows`.
     """
@@ -165,7 +180,7 @@ def fresh_lanes(
     )
     without = set(tenants_out)
     found = well_formed(store, lanes, (TEXT, TEXT))
-    return [(index_name, tenant_id) for index_name, tenant_id in found if tenant_id not in without]
+    return [lane for lane in map(tuple, found) if lane[1] not in without and lane not in lanes_out]
 
 
 def _fresh(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]], rows: int) -> list[int]:
@@ -213,6 +228,8 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
             WHERE {waiting()} AND (available_at <= :now OR available_at > :too_far)
             AND index_name {dialect.outside("leave_out")} {"" if request.only is None else "AND index_name = :only"}
             AND {tenant()} {dialect.outside("tenants_out")}
+            AND (index_name, {tenant()}) NOT IN (
+                SELECT index_name, tenant FROM {dialect.table("lanes_out", index_name="TEXT", tenant="TEXT")} AS l)
             ORDER BY available_at, id LIMIT :rows
             """,
             now=request.now,
@@ -220,6 +237,7 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
             leave_out=list(request.leave_out),
             only=request.only,
             tenants_out=list(request.tenants_out),
+            lanes_out=list(request.lanes_out),
             rows=rows,
         )
     ]
@@ -317,7 +335,7 @@ def _take(store: Store, found: _Found, request: ClaimRequest) -> Claim | None:
         with store.write(durable=False, alone=True):
             store.require_pinned()  # no migration can come between this and the claim
             control = store.control()
-            if control.paused_at is not None or not _holds(store, events, ids, token):
+            if not _is_allowed(store, request) or not _holds(store, events, ids, token):
                 break
             store.run(
                 "UPDATE outbox_events SET state = 'claimed', claim_token = :token, claimed_by = :relay,"

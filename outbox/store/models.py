@@ -246,6 +246,18 @@ control = Table(
     comment="one row: what holds for all relays",
 )
 
+pauses = Table(
+    "outbox_pauses",
+    metadata,
+    Column("index_name", Text, nullable=False, comment="empty: every index"),
+    Column("tenant_id", Text, nullable=False, comment="in any spelling; empty: rows of every tenant"),
+    Column("paused_at", _INSTANT, nullable=False),
+    Column("paused_by", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    PrimaryKeyConstraint("index_name", "tenant_id"),
+    comment="indexes and tenants whose rows no relay claims; outbox_control says whether all are paused",
+)
+
 LATENCY_BOUNDS_MS: Final = (10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000)
 """Upper bounds of the latency histogram in `outbox_stats`; what is slower is only in `done`."""
 

@@ -1,4 +1,4 @@
-"""What operators have done to the outbox tables: pausing, a new epoch, dead and pending rows, the end of a tenant."""
+"""What operators have done to the outbox tables: a new epoch, dead and pending rows, the end of a tenant."""
 
 from __future__ import annotations
 
@@ -36,30 +36,7 @@ class Retried:
     overtaken: Mapping[int, int]
 
 
-# -- pausing, and the epoch -------------------------------------------------------------------------------------
-
-
-def pause(store: Store, reason: str, by: str, now: int) -> None:
-    """Keep all relays from claiming."""
-    with store.write(durable=True):
-        store.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
-        store.run(
-            "UPDATE outbox_control SET paused_at = :now, paused_by = :by, pause_reason = :reason",
-            now=now,
-            by=by,
-            reason=reason,
-        )
-
-
-def resume(store: Store) -> bool:
-    """Let relays claim again. False if they were not paused."""
-    with store.write(durable=True):
-        return bool(
-            store.run(
-                "UPDATE outbox_control SET paused_at = NULL, paused_by = NULL, pause_reason = NULL"
-                " WHERE paused_at IS NOT NULL"
-            ).rowcount
-        )
+# -- the epoch ---------------------------------------------------------------------------------------------------
 
 
 def advance_epoch(store: Store, above: int, now: int, moves: Iterable[Move] = ()) -> int:

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from outbox.errors import SyncFailed, SyncTimeout, shortened
 from outbox.settings import load
-from outbox.store import models
+from outbox.store import models, pauses
 from outbox.store.models import State
 from outbox.store.store import dialect_of
 from outbox.write.journal import Journal, bind_of, journal_of, last_journal
 
 FIRST_PAUSE_S: Final = 0.002
 LONGEST_PAUSE_S: Final = 0.05
+RELAY_RUNNING: Final = "is a relay running? 'outbox-relay status' says what waits and why"
 
 
 def wait_until_synced(session: Session, timeout: float, *, searchable: bool) -> dict[int, str]:
@@ -52,6 +54,18 @@ def _holds_lock(session: Session) -> bool:
     return dialect_of(connection).is_locked(connection)
 
 
+def _paused(connection: Connection, waiting: Sequence[Any]) -> str | None:
+    """What keeps relays from some of these rows by an operator's will, and how to end it."""
+    try:
+        paused = pauses.current(connection.exec_driver_sql)
+    except OperationalError:  # tables of an earlier version
+        return None
+    for each in paused:
+        if any(each.holds(row.index_name, row.tenant_id) for row in waiting):
+            return f"{each.what} is paused ({each.reason}): '{each.remedy}' lets relays deliver them"
+    return None
+
+
 class _Written:
     """The rows of a journal, looked at over a connection of their own that takes no write lock."""
 
@@ -73,8 +87,8 @@ class _Written:
             while waiting := self._unfinished(connection):
                 if time.monotonic() >= deadline:
                     raise SyncTimeout(
-                        f"{len(waiting):,} of {self._number:,} rows are not delivered after {timeout:g} s; is a "
-                        "relay running? 'outbox-relay status' says what waits and why"
+                        f"{len(waiting):,} of {self._number:,} rows are not delivered after {timeout:g} s; "
+                        f"{_paused(connection, waiting) or RELAY_RUNNING}"
                     )
                 self._sleep(min(pause, max(0.0, deadline - time.monotonic())))
                 pause = min(pause * 2, LONGEST_PAUSE_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from sqlalchemy import Engine
@@ -309,7 +309,7 @@ def names(
     oldest_ms: int | None = None,
     relays: int = 1,
     unreachable: str | None = None,
-    paused: bool = False,
+    paused: Sequence[str] = (),
     **recent: int,
 ) -> list[str]:
     backlog = Backlog(fresh=fresh, retrying=0, claimed=0, dead=0, oldest_ms=oldest_ms)
@@ -330,7 +330,7 @@ def names(
         ({"fresh": 500, "done": 1, "oldest_ms": 60_001}, {"fresh": 500, "done": 1, "oldest_ms": 60_000}, "completion"),
         ({"done": 10, "latency_sum_ms": 5_001}, {"done": 10, "latency_sum_ms": 5_000}, "latency"),
         ({"fresh": 1, "relays": 0}, {"fresh": 0, "relays": 0}, "no_relay"),
-        ({"fresh": 1, "paused": True}, {"fresh": 0, "paused": True}, "paused"),
+        ({"fresh": 1, "paused": ["the outbox"]}, {"fresh": 0, "paused": ["the outbox"]}, "paused"),
         ({"unreachable": "refused"}, {}, "cluster_unreachable"),
     ],
 )

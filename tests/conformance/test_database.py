@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from outbox.errors import ConfigurationError
-from outbox.store import malformed, operators, outcomes, upkeep, versions
+from outbox.store import malformed, outcomes, pauses, upkeep, versions
 from outbox.store.store import LockTimes, Store, dialect_of
 from tests.conformance.database import (
     NOW,
@@ -121,7 +121,7 @@ def test_transaction_that_fails_leaves_nothing(database: Database, store: Store,
 
 
 def test_who_writes_alone_loses_no_update_of_another(database: Database) -> None:
-    operators.resume(database.store())
+    pauses.resume(database.store())
 
     def count(store: Store) -> None:
         for _ in range(50):

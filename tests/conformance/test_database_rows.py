@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from outbox.store import claims, conflicts, operators, outcomes, upkeep, verifications, versions
+from outbox.store import claims, conflicts, operators, outcomes, pauses, upkeep, verifications, versions
 from outbox.store.models import (
     EPOCH_STEP,
     LATENCIES,
@@ -134,7 +134,8 @@ def test_indexes_and_tenants_are_left_out_as_asked(database: Database, store: St
     (b,) = database.insert(("notes", "n1"), tenant="acme")
     (c,) = database.insert(("notes", "n2"), tenant="other")
     assert claim(store, leave_out=["contacts", "notes"]) is None
-    assert ids_of(claim(store, tenants_out=["acme"])) == [c]
+    assert ids_of(claim(store, tenants_out=["acme"], lanes_out=[("notes", "other")])) == []
+    assert ids_of(claim(store, tenants_out=["acme"], lanes_out=[("contacts", "other")])) == [c]
     assert ids_of(claim(store, only="notes")) == [b]
     assert ids_of(claim(store, leave_out=["notes"])) == [a]
 
@@ -148,11 +149,11 @@ def test_claim_ends_at_its_bytes(database: Database, store: Store) -> None:
 
 def test_paused_outbox_gives_no_claim(database: Database, store: Store) -> None:
     ids = database.insert(("contacts", "c1"))
-    operators.pause(store, "maintenance", "me", NOW)
+    pauses.pause(store, "maintenance", "me", NOW)
     assert claim(store) is None
     assert store.control().pause_reason == "maintenance"
-    assert operators.resume(store)
-    assert not operators.resume(store)
+    assert pauses.resume(store)
+    assert not pauses.resume(store)
     assert ids_of(claim(store)) == ids
 
 

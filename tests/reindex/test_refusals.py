@@ -13,7 +13,7 @@ from outbox.destinations.base import Operation, OutcomeKind
 from outbox.errors import DestinationError, DestinationUnanswered, ReindexFailed
 from outbox.reindex import reindex
 from outbox.reindex.selection import Selection
-from outbox.store import jobs, operators
+from outbox.store import jobs, pauses
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from tests.reindex.faults import Holding, Refusing
@@ -172,17 +172,27 @@ def test_call_that_gets_no_answer_in_time_is_made_again_and_fails_nothing(
     assert world.place.indexes() == [SECOND]
 
 
-def test_wait_for_rows_says_that_the_outbox_is_paused(world: World) -> None:
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "the outbox is paused (maintenance\\nforged): run 'outbox-relay resume'"),
+        (
+            {"index": "contacts"},
+            "index contacts is paused (maintenance\\nforged): run 'outbox-relay resume --index contacts'",
+        ),
+    ],
+)
+def test_wait_for_rows_says_what_is_paused(world: World, given: dict[str, str], said: str) -> None:
     world.filled(2)
     world.save(1, "held up")
-    operators.pause(world.store, "maintenance\nforged", "me", now_ms())
+    pauses.pause(world.store, "maintenance\nforged", "me", now_ms(), **given)  # type: ignore[arg-type]
     notes = []
     for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
         if progress.note:
             notes.append(progress.note)
-            operators.resume(world.store)
+            pauses.resume(world.store, **given)  # type: ignore[arg-type]
             world.deliver()
-    assert "the outbox is paused (maintenance\\nforged): run 'outbox-relay resume'" in notes[0]
+    assert said in notes[0]
     world.assert_in_step()
 
 

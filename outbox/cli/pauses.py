@@ -1,0 +1,96 @@
+"""pause and resume: everything, an index, a tenant, or a tenant in an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from outbox import logs, tenants
+from outbox.cli.audit import operator_name
+from outbox.cli.entities import registry_of
+from outbox.cli.options import database_option
+from outbox.cli.wiring import load_settings, open_store
+from outbox.entities.spelling import tenant_texts
+from outbox.settings import Settings
+from outbox.store import figures, pauses
+from outbox.store.models import now_ms
+from outbox.store.pauses import Pause
+from outbox.store.store import Store
+
+
+def _selection(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--tenant", metavar="TENANT", help="Only rows of this tenant."),
+        click.option("--index", metavar="INDEX", help="Only rows of this index."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--reason", required=True, help="Why; shown by status.")
+@_selection
+@database_option
+def pause(reason: str, index: str | None, tenant: str | None, database_url: str | None) -> None:
+    """Keep all relays from claiming rows. Applications go on writing; nothing is lost.
+
+    With --index or --tenant rows of others are delivered as before.
+
+    \b
+    Examples:
+      outbox-relay pause --reason "reindexing by hand until 14:00"
+      outbox-relay pause --index contacts --reason "new mappings"
+      outbox-relay pause --index contacts --tenant acme --reason "import"
+    """
+    if not reason.strip():
+        raise click.UsageError("say why: the next operator wants to know")
+    if "" in (index, tenant):
+        raise click.UsageError("the name is empty; leave the option out for all")
+    loaded = load_settings(database_url=database_url)
+    with open_store(loaded) as store:
+        if index is not None:
+            pauses.require_index(store, index)
+        spelled = () if tenant is None else _known(store, loaded, tenant)
+        paused = Pause(index, tenant, now_ms(), operator_name(), reason)
+        pauses.pause(store, paused.reason, paused.by, paused.since, index=index, tenants=spelled)
+    what = "paused" if paused.is_of_all else f"{paused.what} is paused"
+    click.echo(logs.safe(f"{what}; '{paused.remedy}' lets the relays go on"))
+
+
+@click.command()
+@_selection
+@database_option
+def resume(index: str | None, tenant: str | None, database_url: str | None) -> None:
+    """Let relays claim rows again; with the same options as pause.
+
+    What was paused by others stays paused, and is named.
+
+    \b
+    Examples:
+      outbox-relay resume
+      outbox-relay resume --index contacts --tenant acme
+    """
+    loaded = load_settings(database_url=database_url)
+    with open_store(loaded) as store:
+        spelled = () if tenant is None else tenant_texts(tenant)
+        resumed = pauses.resume(store, index=index, tenants=spelled)
+        if tenant is not None and not resumed:  # only now: it imports the application, which knows more spellings
+            resumed = pauses.resume(store, index=index, tenants=tenant_texts(tenant, registry_of(loaded) or ()))
+        still = pauses.current(store.run)
+    click.echo("resumed" if resumed else "was not paused")
+    for each in still:
+        click.echo(logs.safe(f"{each.what} is still paused by {each.by}: {each.reason}  → {each.remedy}"))
+
+
+def _known(store: Store, loaded: Settings, tenant: str) -> tuple[str, ...]:
+    """All spellings of a tenant. Raises `UnknownTenant`."""
+    spelled = tenant_texts(tenant)
+    if not figures.has_tenant(store, spelled):
+        registry = registry_of(loaded)  # only now: it imports the application, which knows more tenants
+        tenants.require(store, registry, tenant)
+        spelled = tenant_texts(tenant, registry or ())
+    return spelled
+
+
+commands = [pause, resume]
