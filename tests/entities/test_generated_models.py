@@ -20,7 +20,7 @@ from outbox.testing import OutboxTester
 from tests.entities.drawn.history import Application, Step, histories
 from tests.entities.drawn.mapping import Mapped
 from tests.entities.drawn.models import World, worlds
-from tests.entities.drawn.truth import expected, held
+from tests.entities.drawn.truth import expected, held, in_one_order
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "300"))
 SHRINK_FOR_S = 40
@@ -83,3 +83,9 @@ def test_documents_of_any_models_equal_the_rows_after_any_history(
 
     play_it()
     assert registered[False] <= registered.total() / 3, f"{registered[False]} of {registered.total()} were refused"
+
+
+def test_members_compare_equal_in_whatever_order_their_fields_are_named() -> None:
+    members = [{"a": 1, "b": 2}, {"a": 2, "b": 1}]
+    named_otherwise = [{"b": 2, "a": 1}, {"b": 1, "a": 2}]
+    assert in_one_order(named_otherwise) == in_one_order(members)

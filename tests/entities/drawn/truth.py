@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -47,7 +48,7 @@ def _settled(mapped: Mapped, entity: Indexed, document: dict[str, Any]) -> dict[
     """With members in an order of ours, where the relationship has none."""
     for path in entity.fields:
         if entity.by == "to_document":
-            document[path] = _sorted(document[path])
+            document[path] = in_one_order(document[path])
         else:
             _settle(mapped, entity.model, document, path.split(".")[:-1])
     return document
@@ -60,11 +61,14 @@ def _settle(mapped: Mapped, model: int, document: dict[str, Any], hops: list[str
     for each in below if end.many else [below]:
         _settle(mapped, end.to, each, hops[1:])
     if end.many and not (end.rel.ordered and end.rel.collection != "set"):
-        document[hops[0]] = _sorted(below)
+        document[hops[0]] = in_one_order(below)
 
 
-def _sorted(found: Any) -> Any:
-    return sorted(map(_sorted, found), key=repr) if isinstance(found, list) else found
+def in_one_order(found: Any) -> Any:
+    """A list, and lists in it, sorted by what is in them: not by the order in which an object names its fields."""
+    if not isinstance(found, list):
+        return found
+    return sorted(map(in_one_order, found), key=lambda each: json.dumps(each, sort_keys=True))
 
 
 def _place(mapped: Mapped, index: str, entity: Indexed, row: Any) -> tuple[str, str]:
@@ -103,7 +107,7 @@ class _Reader:
 
     def _branch(self, model: int, row: Any, paths: list[list[str]]) -> dict[str, Any]:
         made: dict[str, Any] = {path[0]: as_json(getattr(row, path[0])) for path in paths if len(path) == 1}
-        for name in {path[0] for path in paths if len(path) > 1}:
+        for name in dict.fromkeys(path[0] for path in paths if len(path) > 1):
             end = self._mapped.world.end(model, name)
             below = [path[1:] for path in paths if len(path) > 1 and path[0] == name]
             members = [self._branch(end.to, each, below) for each in self._related(row, end)]
