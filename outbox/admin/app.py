@@ -27,6 +27,7 @@ from outbox.admin.guard import PROBLEM, Guard, problem
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache
 from outbox.admin.poller import Poller
+from outbox.admin.readiness import Readiness, RunningRelay
 from outbox.admin.rendering import error_page
 from outbox.admin.service import AdminService, NotFound
 from outbox.destinations.base import Destination
@@ -54,11 +55,17 @@ STATUS: Final[dict[type[OutboxError], HTTPStatus]] = {
 """What the errors of the product are in HTTP; the first that fits counts."""
 
 
-def create_app(engine: Engine, settings: Settings, destination: Destination, registry: EntityRegistry | None) -> Guard:
+def create_app(
+    engine: Engine,
+    settings: Settings,
+    destination: Destination,
+    registry: EntityRegistry | None,
+    relay: RunningRelay | None = None,
+) -> Guard:
     """The admin server as an ASGI application, for a server such as uvicorn. It must run the lifespan.
 
     `engine`: prepared, of a database at the revision that this version needs. `registry`: without one, reindex and
-    verify answer that they need it. Closes none of what it is given.
+    verify answer that they need it. `relay`: the one of this process, if there is one. Closes none of what it is given.
     """
     database = Database(engine)
     service = AdminService(database, settings, destination, registry)
@@ -70,7 +77,9 @@ def create_app(engine: Engine, settings: Settings, destination: Destination, reg
     )
     poller.add(overviews.read_statistics)
     poller.add(drift.look)
-    context = AdminContext(settings, registry, database, service, overviews, Metrics(overviews, set(indexes.values())))
+    metrics = Metrics(overviews, set(indexes.values()))
+    readiness = Readiness(relay, lambda: poller.destination, settings)
+    context = AdminContext(settings, registry, database, service, overviews, metrics, readiness)
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:

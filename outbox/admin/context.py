@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from outbox.admin.database import Database
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache
+from outbox.admin.readiness import Readiness
 from outbox.admin.roles import Operator, operators_of
 from outbox.admin.service import AdminService
 from outbox.entities.registry import EntityRegistry
@@ -27,6 +28,7 @@ class AdminContext:
     service: AdminService
     overviews: OverviewCache
     metrics: Metrics
+    readiness: Readiness
 
     def spellings(self, tenant: str | None) -> tuple[str, ...]:
         """All spellings of a tenant that is asked for; none if none is."""

@@ -110,7 +110,7 @@ class Guard:
         return HEADERS | kept | ({"strict-transport-security": "max-age=31536000"} if self._secure else {})
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> Operator | None:
-        """Who asks; None where nobody has to say. Raises `Refused`."""
+        """Who asks; None where nobody has to say, and did not. Raises `Refused`."""
         path = scope["path"]
         if len(scope.get("raw_path") or path) + len(scope.get("query_string", b"")) > MOST_PATH_BYTES:
             raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the address has more than {MOST_PATH_BYTES:,} bytes")
@@ -124,8 +124,10 @@ class Guard:
             self._check_host(headers)
         if scope["method"] not in SAFE_METHODS:
             _check_origin(headers)
-        if not self._operators or path in OPEN_PATHS or path.startswith("/static/"):
+        if not self._operators or path.startswith("/static/"):
             return None
+        if path in OPEN_PATHS:
+            return self._known(headers)
         operator = self._named(scope, headers)
         if scope["method"] not in SAFE_METHODS and operator.role < (needed := roles.needed(path)):
             raise Refused(
@@ -143,19 +145,24 @@ class Guard:
                 f"host {shortened(name)} is not this machine; set OUTBOX_ADMIN_TOKEN to be reached by another name",
             )
 
+    def _known(self, headers: dict[str, str]) -> Operator | None:
+        """Who asks, by token or cookie; None: nobody who has one."""
+        if _has_bearer(headers):
+            given = headers["authorization"][7:].encode("latin-1").strip()  # the bytes as sent
+            return roles.with_token(self._operators, given)
+        return roles.with_session(self._operators, _cookie(headers))
+
     def _named(self, scope: Scope, headers: dict[str, str]) -> Operator:
-        """Who asks, by token or cookie. Raises `Refused`."""
-        given = headers.get("authorization", "")
-        if given[:7].lower() == "bearer ":
-            by_token = roles.with_token(self._operators, given[7:].encode("latin-1").strip())  # the bytes as sent
-            if by_token is None:
+        """Who asks. Raises `Refused`."""
+        operator = self._known(headers)
+        if _has_bearer(headers):
+            if operator is None:
                 raise Refused(
                     HTTPStatus.UNAUTHORIZED,
                     "the token is none of OUTBOX_ADMIN_TOKEN and OUTBOX_ADMIN_TOKENS",
                 )
-            return by_token
-        by_session = roles.with_session(self._operators, _cookie(headers))
-        if by_session is None:
+            return operator
+        if operator is None:
             raise Refused(
                 HTTPStatus.UNAUTHORIZED,
                 "give the token of OUTBOX_ADMIN_TOKEN: Authorization: Bearer …",
@@ -163,7 +170,11 @@ class Guard:
             )
         if scope["method"] not in SAFE_METHODS and not ({"origin", "sec-fetch-site"} & headers.keys()):
             raise Refused(HTTPStatus.FORBIDDEN, "a browser that does not say which page sent this is not trusted")
-        return by_session
+        return operator
+
+
+def _has_bearer(headers: dict[str, str]) -> bool:
+    return headers.get("authorization", "")[:7].lower() == "bearer "
 
 
 def _check_origin(headers: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from outbox.admin.context import Admin
 from outbox.errors import OutboxError
@@ -22,15 +22,22 @@ async def live() -> dict[str, str]:
 
 
 @routes.get("/health/ready")
-def ready(response: Response, admin: Admin) -> dict[str, str]:
-    """The database answers and has its tables. A destination that is away makes no server unready."""
+def ready(request: Request, response: Response, admin: Admin) -> dict[str, str]:
+    """The database answers and has its tables, and the relay of this process, if there is one, gets somewhere.
+
+    A destination that is away makes no server unready. Who does not know the token is not told why.
+    """
     try:
         with admin.database.store() as store:
-            store.control()
+            reason = admin.readiness.problem(store)
     except OutboxError:
         response.status_code = 503
         return {"status": "unready"}
-    return {"status": "ok"}
+    if reason is None:
+        return {"status": "ok"}
+    response.status_code = 503
+    known = request.scope.get("outbox.operator") is not None or not admin.operators
+    return {"status": "unready"} | ({"reason": reason} if known else {})
 
 
 @routes.get("/health")

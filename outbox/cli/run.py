@@ -106,7 +106,9 @@ def run(
             on_stop_signals(relay.stop, maintenance.request_stop)
             with _running(maintenance):
                 _log_start(store, relay_id, loaded)
-                beside_it = beside(admin_server, loaded, destination, registry) if admin_server else nullcontext()
+                beside_it = (
+                    beside(admin_server, loaded, destination, registry, relay) if admin_server else nullcontext()
+                )
                 with tuned(), beside_it:
                     totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
     logger.info("relay {relay} ends: {done:,} done, {dead:,} dead", relay=relay_id, done=totals.done, dead=totals.dead)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from loguru import logger
-from sqlalchemy import Engine
 
 from outbox import logs, schema
 from outbox.admin.guard import is_local
@@ -24,6 +23,7 @@ from outbox.destinations import destination_of
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, OutboxError, install_command
+from outbox.relay import Relay
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -97,14 +97,22 @@ def prepare(loaded: Settings, *, insecure: bool) -> Prepared:
 
 @contextmanager
 def beside(
-    prepared: Prepared, loaded: Settings, destination: Destination, registry: EntityRegistry | None
+    prepared: Prepared,
+    loaded: Settings,
+    destination: Destination,
+    registry: EntityRegistry | None,
+    relay: Relay | None = None,
 ) -> Iterator[threading.Thread]:
     """The admin server on a thread of its own, for as long as the context lasts.
 
-    It has its own connections to the database: however many ask, a relay in the same process has its own.
+    It has its own connections to the database: however many ask, a `relay` in the same process has its own.
     """
+    from outbox.admin.app import create_app
+
     engine = engine_of(loaded, connections=THREADS)
-    _give_app(prepared, engine, loaded, destination, registry)
+    app: Any = create_app(engine, loaded, destination, registry, relay)
+    prepared.server.config.app = app
+    logger.info("dashboard at {address}", address=prepared.address)
     server = prepared.server
 
     def run() -> None:
@@ -177,16 +185,6 @@ def _check_certificate(loaded: Settings) -> None:
         raise ConfigurationError(
             f"{what}; check OUTBOX_ADMIN_TLS_CERTIFICATE and OUTBOX_ADMIN_TLS_KEY (PEM, the key not encrypted)"
         ) from error
-
-
-def _give_app(
-    prepared: Prepared, engine: Engine, loaded: Settings, destination: Destination, registry: EntityRegistry | None
-) -> None:
-    from outbox.admin.app import create_app
-
-    app: Any = create_app(engine, loaded, destination, registry)
-    prepared.server.config.app = app
-    logger.info("dashboard at {address}", address=prepared.address)
 
 
 def _listen(loaded: Settings) -> socket.socket:

@@ -54,7 +54,12 @@ class Relay:
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._in_flight: dict[int, Request] = {}
         self._following: deque[Request] = deque()  # what has to follow answers, before more is claimed
-        self._database_error: str | None = None
+        self.database_error: str | None = None
+        """Why the database does not take this relay's writes, while it does not."""
+        self.looked_at = time.monotonic()
+        """When it last asked for rows and got an answer, whether there were any, by `time.monotonic`."""
+        self.settled_at: int | None = None
+        """When it last settled a row, in milliseconds since 1970."""
         self._claims = False  # whose turn it was: what is claimed, or what follows
         self._stopping = False
 
@@ -96,6 +101,7 @@ class Relay:
             except MalformedRows:
                 self._settler.end_malformed(now)
                 continue
+            self.looked_at = time.monotonic()
             if not (claim and claim.lone and self._health.poison.guilty(claim.events[0].id)):
                 return claim
             self._settler.mark_poison(claim, now)
@@ -106,7 +112,12 @@ class Relay:
 
     def _settle(self, answer: Answer, now: int) -> list[Request]:
         """Decide what an answer means, and record it. Returns the requests that have to follow it."""
-        return self._settler.settle(answer, now)
+        before = self.totals.settled
+        following = self._settler.settle(answer, now)
+        self.looked_at = time.monotonic()
+        if self.totals.settled > before:
+            self.settled_at = now_ms()
+        return following
 
     def _next_following(self, now: int) -> Request | None:
         """The next request that has to follow an answer, under a lease that outlasts it."""
@@ -203,11 +214,11 @@ class Relay:
 
     def _note_database(self, error: str | None) -> None:
         """One line when it begins to fail and one when it works again. Only a write that went through is an end."""
-        if error and error != self._database_error:
+        if error and error != self.database_error:
             logger.warning("{error}; the relay tries again until it works, nothing is lost", error=error)
-        elif self._database_error and not error:
+        elif self.database_error and not error:
             logger.info("the database takes writes again")
-        self._database_error = error
+        self.database_error = error
 
     def _shut_down(self, workers: Workers) -> None:
         deadline = time.monotonic() + self._settings.shutdown_timeout

@@ -243,6 +243,53 @@ def _held_by_tenant(store: Store) -> Iterator[tuple[str, int, int]]:
     return ((row[0], row[1], row[2]) for row in found)
 
 
+# -- what is due ------------------------------------------------------------------------------------------------
+
+
+class Due(NamedTuple):
+    """A row that could be delivered, and since when."""
+
+    index_name: str
+    since: int
+
+
+def longest_due(store: Store, before: int) -> Due | None:
+    """A row that has been due since `before` or longer: not behind an earlier one of its document, nor before its time.
+
+    Looks at the lanes that wait longest and at the retries that are due longest: some hundred rows.
+    """
+    indexed = store.dialect.indexed
+    try:
+        lanes = claims.fresh_lanes(store)[:MOST_TENANTS]
+    except MalformedRows:  # the next claim of a relay ends them
+        lanes = []
+    heads = [
+        store.run(
+            f"SELECT min(id) FROM outbox_events {indexed('fresh')} WHERE {models.fresh()}"
+            f" AND index_name = :index AND {models.tenant()} = :tenant",
+            index=index,
+            tenant=tenant,
+        ).scalar_one()
+        for index, tenant in lanes
+    ]
+    retries = store.run(
+        f"SELECT id FROM outbox_events {indexed('waiting')} WHERE {models.waiting()} AND available_at <= :before"
+        " ORDER BY available_at, id LIMIT :most",
+        before=before,
+        most=MOST_TENANTS,
+    )
+    found = store.run(
+        "SELECT c.index_name, coalesce(c.available_at, c.created_at) AS since FROM outbox_events AS c"
+        f" WHERE c.id {store.dialect.among('ids')} AND coalesce(c.available_at, c.created_at) <= :before"
+        f" AND NOT EXISTS (SELECT 1 FROM outbox_events AS h {indexed('held')} WHERE ({models.unfinished('h')})"
+        " AND h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id)"
+        " ORDER BY since LIMIT 1",
+        ids=[*(head for head in heads if head is not None), *(row[0] for row in retries)],
+        before=before,
+    ).one_or_none()
+    return None if found is None else Due(found[0], found[1])
+
+
 # -- rows -------------------------------------------------------------------------------------------------------
 
 

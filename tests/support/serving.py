@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 
 from outbox import EntityRegistry
 from outbox.admin.app import create_app
+from outbox.admin.readiness import RunningRelay
 from outbox.destinations.base import Destination
 from tests.support import LIMIT_S
 from tests.support.outbox import settings
@@ -33,10 +34,14 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 @contextmanager
 def client_of(
-    engine: Engine, destination: Destination, registry: EntityRegistry | None = None, **given: Any
+    engine: Engine,
+    destination: Destination,
+    registry: EntityRegistry | None = None,
+    relay: RunningRelay | None = None,
+    **given: Any,
 ) -> Iterator[TestClient]:
     """A client of the whole application, which runs in this process. `given`: settings."""
-    app = create_app(engine, settings(**given), destination, registry)
+    app = create_app(engine, settings(**given), destination, registry, relay)
     with TestClient(app, base_url="http://127.0.0.1:8321", raise_server_exceptions=False) as client:
         yield client
 
