@@ -12,6 +12,8 @@ from outbox.admin.shapes import (
     Accepted,
     DeadSelection,
     Discarded,
+    Document,
+    DocumentChoice,
     Event,
     EventWithDocument,
     Overview,
@@ -95,6 +97,18 @@ def event(id: Id, admin: Admin) -> EventWithDocument:
     return EventWithDocument(
         **Event.columns(row, admin.settings.admin_hide), document=content(row["document"], admin.settings.admin_hide)
     )
+
+
+@routes.get("/document", tags=["look"], summary="One document: what the database says, and what the index holds")
+def document(admin: Admin, index: Annotated[Text, Query()], id: Annotated[Text, Query()]) -> Document:
+    return Document.of(admin.service.look(index, id), admin.settings.admin_hide)
+
+
+@routes.post("/document/deliver", tags=["look"], status_code=202, summary="Deliver one document again")
+def deliver(asked: DocumentChoice, admin: Admin, caller: Caller) -> Accepted:
+    admin.service.deliver_again(caller, asked.index, asked.document_id)
+    admin.overviews.invalidate()
+    return Accepted()
 
 
 @routes.post("/dead/retry", tags=["dead rows"], summary="Try dead rows again")

@@ -112,6 +112,11 @@ def rows_page(given: Mapping[str, Any]) -> str:
     return f"/events?{urlencode(given)}" if given else "/events"
 
 
+def document_page(index: str, document_id: str) -> str:
+    """The address of one document as database and index have it."""
+    return f"/document?{urlencode({'index': index, 'id': document_id})}"
+
+
 def history(row: Event) -> str:
     """The address of all rows of the document of a row; an id too long for an address is found by the row."""
     address = rows_page({"index": row.index, "document": row.document_id})
@@ -143,6 +148,7 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "exact": exact,
     "history": history,
     "rows_page": rows_page,
+    "document_page": lambda row: document_page(row.index, row.document_id),
     "clock": clock,
     "pretty": pretty,
 }

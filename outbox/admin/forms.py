@@ -65,6 +65,15 @@ def discard(form: Form, admin: Admin, caller: Caller) -> Response:
     return _done(admin, f"{logs.rows(removed)} removed for good.", _back(form))
 
 
+@routes.post("/document/deliver")
+def deliver(form: Form, admin: Admin, caller: Caller) -> Response:
+    index, document_id = form.get("index", ""), form.get("id", "")
+    if not (index and document_id):
+        raise InvalidInput("say which document: index and id")
+    admin.service.deliver_again(caller, index, document_id)
+    return _done(admin, "It is on its way again.", formats.document_page(index, document_id))
+
+
 @routes.post("/reindex")
 def reindex(form: Form, admin: Admin, caller: Caller) -> Response:
     started = admin.service.reindex(

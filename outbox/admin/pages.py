@@ -13,7 +13,7 @@ from outbox.admin.context import Admin
 from outbox.admin.forms import narrowed
 from outbox.admin.rendering import page
 from outbox.admin.service import NotFound
-from outbox.admin.shapes import Event, ReindexJob, content, moment
+from outbox.admin.shapes import Document, Event, ReindexJob, content, moment
 from outbox.errors import InvalidInput
 from outbox.store import figures, jobs
 from outbox.store.figures import DAY_MS, Backlog, Outcomes
@@ -126,6 +126,24 @@ def event(request: Request, admin: Admin, number: int) -> Response:
         document=content(row["document"], admin.settings.admin_hide),
         history=[Event.of(each, admin.settings.admin_hide) for each in history],
         all_of_it=all_of_it,
+    )
+
+
+@routes.get("/document")
+def document(request: Request, admin: Admin, index: str = "", id: str = "") -> Response:
+    if not (index and id):
+        raise InvalidInput("say which document: index and id")
+    found = Document.of(admin.service.look(index, id), admin.settings.admin_hide)
+    with admin.database.store() as store:
+        rows = figures.newest_rows(store, index=index, document=id, limit=ROWS).rows
+    expected, held = found.expected or {}, found.held or {}
+    return page(
+        request,
+        "document.html",
+        found=found,
+        names=[*expected, *(name for name in held if name not in expected)],
+        differing={path.partition(".")[0] for path in found.differs} | {*found.differs},
+        history=[Event.of(each, admin.settings.admin_hide) for each in rows],
     )
 
 

@@ -27,7 +27,7 @@ class Role(IntEnum):
 
 
 OPERATING: Final = re.compile(
-    r"(/api/v1/admin)?/(pause|resume|dead/retry|reindex|reindex/cancel|reindex/[0-9]+/cancel|verify)"
+    r"(/api/v1/admin)?/(pause|resume|dead/retry|document/deliver|reindex|reindex/cancel|reindex/[0-9]+/cancel|verify)"
 )
 """Paths of what a role that operates may do. A route that is added and not named here needs the highest role."""
 

@@ -26,7 +26,8 @@ from outbox.store.models import State, now_ms
 from outbox.store.operators import Retried
 from outbox.store.pauses import Pause
 from outbox.store.store import Store
-from outbox.verify import Checked, Verification
+from outbox.verify import Checked, Verification, lens
+from outbox.verify.lens import Look
 
 LONGEST_START_S: Final = 10.0
 """A request for a reindex is answered within that time, whether the destination answers or not."""
@@ -130,6 +131,24 @@ class AdminService:
 
     def _spellings(self, tenant: str | None) -> tuple[str, ...]:
         return () if tenant is None else tenant_texts(tenant, self._registry or ())
+
+    # -- one document -------------------------------------------------------------------------------------------
+
+    def look(self, index: str, document_id: str) -> Look:
+        """One document as the database and the index have it now."""
+        with self._database.store() as store:
+            return lens.look(store, self._destination, self._registry, index, document_id)
+
+    def deliver_again(self, by: str, index: str, document_id: str) -> None:
+        """Have a relay make one document anew, see `lens.deliver_again`."""
+        with self._database.store() as store:
+            lens.deliver_again(store, self._destination, self._registry, index, document_id)
+        logger.info(
+            "{index}/{document} delivered again by {by}",
+            index=logs.safe(index),
+            document=logs.safe(document_id),
+            by=logs.safe(by),
+        )
 
     # -- reindex ------------------------------------------------------------------------------------------------
 

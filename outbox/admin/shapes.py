@@ -15,6 +15,7 @@ from outbox.store.figures import Outcomes
 from outbox.store.jobs import Job
 from outbox.store.models import now_ms
 from outbox.store.store import Store
+from outbox.verify.lens import Look
 
 Text = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00]*$")]
 Number = Annotated[int, Field(ge=1, le=10**12)]
@@ -182,6 +183,44 @@ class Page(Model):
 
     items: list[Event]
     next_cursor: str | None = Field(description="for the parameter cursor; null: there are no more")
+
+
+class DocumentChoice(Model):
+    index: Text
+    document_id: Text
+
+
+class Document(Model):
+    """One document as the database and the index have it now."""
+
+    index: str
+    document_id: str
+    entity: str | None = Field(description="which makes it; null: no registered entity has this index")
+    expected: Any = Field(description="what the database says; null: it has no such row")
+    held: Any = Field(description="what the index holds; null: no such document")
+    version: int | None
+    on_its_way: bool = Field(description="a change of it is not delivered yet")
+    verdict: Literal["same", "missing", "different", "extra", "version", "failed", "unknown"]
+    differs: list[str] = Field(description="paths of the fields that differ")
+    error: str | None
+    compared_without: str | None = Field(description="what of it cannot be read back, and was not compared")
+
+    @classmethod
+    def of(cls, found: Look, hide: Collection[str]) -> Document:
+        known = found.unknown is None and found.entity is not None
+        return cls(
+            index=found.index,
+            document_id=found.document_id,
+            entity=found.entity,
+            expected=_without(found.expected, hide),
+            held=_without(found.held, hide),
+            version=found.version,
+            on_its_way=found.on_its_way,
+            verdict=found.drift.kind.value if found.drift else "same" if known else "unknown",
+            differs=list(found.differs),
+            error=_without_value(found.unknown or (found.drift.error if found.drift else None), hide),
+            compared_without=found.compared_without,
+        )
 
 
 class Retried(Model):

@@ -22,6 +22,21 @@ def note_unfinished(store: Store) -> int:
     return before
 
 
+def on_its_way(store: Store, index: str, document_id: str, since: int) -> bool:
+    """Whether one document has an unfinished row, or got a row after the id `since`."""
+    return bool(
+        store.run(
+            f"SELECT EXISTS (SELECT 1 FROM outbox_events {store.dialect.indexed('held')}"
+            f" WHERE ({unfinished()}) AND index_name = :index AND document_id = :document)"
+            " OR EXISTS (SELECT 1 FROM outbox_events"
+            " WHERE id > :since AND index_name = :index AND document_id = :document)",
+            index=index,
+            document=document_id,
+            since=since,
+        ).scalar_one()
+    )
+
+
 def moving(store: Store, places: Iterable[tuple[str, str]], since: int) -> set[tuple[str, str]]:
     """Those of the documents that had an unfinished row at `note_unfinished`, or got one after the id `since`.
 

@@ -34,6 +34,7 @@ NEEDED = {
     "/reindex/cancel": "operate",
     "/reindex/1/cancel": "operate",
     "/verify": "operate",
+    "/document/deliver": "operate",
     "/logout": "look",
     "/login": None,
 }
