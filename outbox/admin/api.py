@@ -6,29 +6,24 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
+from outbox.admin.asked import DeadSelection, DocumentChoice, PauseRequest, ReindexRequest, ResumeRequest, VerifyRequest
 from outbox.admin.context import Admin, Caller
+from outbox.admin.hidden import content
 from outbox.admin.service import NotFound
 from outbox.admin.shapes import (
     Accepted,
-    DeadSelection,
     Discarded,
     Document,
-    DocumentChoice,
     Event,
     EventWithDocument,
     Overview,
     Page,
     Paused,
-    PauseRequest,
     Problem,
     ReindexJob,
-    ReindexRequest,
     ReindexStarted,
-    ResumeRequest,
     Retried,
     Text,
-    VerifyRequest,
-    content,
 )
 from outbox.store import figures
 from outbox.store import jobs as reindexes

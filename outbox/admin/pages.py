@@ -11,9 +11,10 @@ from starlette.responses import HTMLResponse, Response
 from outbox.admin import charts, formats
 from outbox.admin.context import Admin
 from outbox.admin.forms import narrowed
+from outbox.admin.hidden import content
 from outbox.admin.rendering import page
 from outbox.admin.service import NotFound
-from outbox.admin.shapes import Document, Event, ReindexJob, content, moment
+from outbox.admin.shapes import Document, Event, ReindexJob, moment
 from outbox.errors import InvalidInput
 from outbox.store import figures, jobs
 from outbox.store.figures import DAY_MS, Backlog, Outcomes

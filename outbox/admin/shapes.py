@@ -1,15 +1,15 @@
-"""What comes in and goes out of the API, as pydantic models: the OpenAPI document is made of them."""
+"""What goes out of the API, as pydantic models: the OpenAPI document is made of them, and of `outbox.admin.asked`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from outbox.admin.hidden import without, without_value
 from outbox.store import jobs
 from outbox.store.figures import Outcomes
 from outbox.store.jobs import Job
@@ -28,59 +28,6 @@ class Model(BaseModel):
 
 
 # -- what comes in ----------------------------------------------------------------------------------------------------
-
-
-class ReindexRequest(Model):
-    """Which index to rebuild; with a tenant or a date only that part, in place."""
-
-    entity: Text = Field(description="name of a registered entity")
-    tenant_id: Text | None = None
-    from_date: Text | None = Field(None, description="only rows that changed from then on, e.g. 2026-11-01")
-
-
-class DeadSelection(Model):
-    """Dead rows: those named, or all that fit what else is given."""
-
-    ids: list[Number] = Field([], max_length=1_000)
-    index: Text | None = None
-    tenant_id: Text | None = None
-    error_type: Text | None = None
-    all: bool = Field(False, description="must be true if nothing else is given")
-
-    @model_validator(mode="after")
-    def _says_which(self) -> DeadSelection:
-        if not (self.ids or self.index or self.tenant_id or self.error_type or self.all):
-            raise ValueError("say which rows: ids, index, tenantId, errorType, or all")
-        return self
-
-    def words(self) -> dict[str, Any]:
-        """As the store asks for them."""
-        return {"ids": self.ids, "index": self.index, "tenant": self.tenant_id, "error_type": self.error_type}
-
-
-class ResumeRequest(Model):
-    """What was paused by the same words; with neither, the pause of everything."""
-
-    index: Text | None = None
-    tenant_id: Text | None = None
-
-
-class PauseRequest(ResumeRequest):
-    """Rows of an index, of a tenant, or of a tenant in an index; with neither, all."""
-
-    reason: Text = Field(description="why; shown by status and dashboard")
-
-
-class VerifyRequest(Model):
-    """What to compare; everything by default."""
-
-    entity: Text | None = None
-    tenant_id: Text | None = None
-    sample: float = Field(1.0, ge=0.001, le=1, description="part of the documents, 1: all")
-    repair: bool = Field(False, description="write a refresh row for each document that is wrong")
-
-
-# -- what goes out ----------------------------------------------------------------------------------------------------
 
 
 class Problem(BaseModel):
@@ -166,7 +113,7 @@ class Event(Model):
     def columns(cls, row: dict[str, Any], hide: Collection[str]) -> dict[str, Any]:
         instants = {name: row[name] and moment(row[name]) for name in ("created_at", "available_at", "finished_at")}
         same = {name: row[name] for name in cls.model_fields if name in row}
-        return same | {"index": row["index_name"], "error": _without_value(row["error"], hide)} | instants
+        return same | {"index": row["index_name"], "error": without_value(row["error"], hide)} | instants
 
     @classmethod
     def of(cls, row: dict[str, Any], hide: Collection[str]) -> Event:
@@ -183,11 +130,6 @@ class Page(Model):
 
     items: list[Event]
     next_cursor: str | None = Field(description="for the parameter cursor; null: there are no more")
-
-
-class DocumentChoice(Model):
-    index: Text
-    document_id: Text
 
 
 class Document(Model):
@@ -212,13 +154,13 @@ class Document(Model):
             index=found.index,
             document_id=found.document_id,
             entity=found.entity,
-            expected=_without(found.expected, hide),
-            held=_without(found.held, hide),
+            expected=without(found.expected, hide),
+            held=without(found.held, hide),
             version=found.version,
             on_its_way=found.on_its_way,
             verdict=found.drift.kind.value if found.drift else "same" if known else "unknown",
             differs=list(found.differs),
-            error=_without_value(found.unknown or (found.drift.error if found.drift else None), hide),
+            error=without_value(found.unknown or (found.drift.error if found.drift else None), hide),
             compared_without=found.compared_without,
         )
 
@@ -427,33 +369,3 @@ class Overview(Model):
 def moment(milliseconds: int) -> datetime:
     """An instant of the tables."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-HIDDEN: Final = "(hidden by OUTBOX_ADMIN_HIDE)"
-_VALUE = "Preview of field's value:"  # what Elasticsearch writes into its errors, and a cause after it
-
-
-def content(document: str | None, hide: Collection[str]) -> Any:
-    """A document as it was written, without the fields to hide, at whatever depth.
-
-    What another program wrote may be no JSON, and is shown as text, unless something is to be hidden.
-    """
-    try:
-        return _without(json.loads(document or "null"), hide)
-    except ValueError:
-        return HIDDEN if hide else document
-
-
-def _without(value: Any, hide: Collection[str]) -> Any:
-    if isinstance(value, dict):
-        return {
-            name: HIDDEN if any(part in hide for part in (name, *name.split("."))) else _without(each, hide)
-            for name, each in value.items()
-        }
-    return [_without(each, hide) for each in value] if isinstance(value, list) else value
-
-
-def _without_value(error: str | None, hide: Collection[str]) -> str | None:
-    if not error or not hide or _VALUE not in error:
-        return error
-    return f"{error.partition(_VALUE)[0]}{_VALUE} {HIDDEN}"
