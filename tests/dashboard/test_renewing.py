@@ -24,7 +24,8 @@ def test_renewing_leaves_focus_typed_text_selection_and_scrolling_alone(site: Si
         site.outbox.index("contacts", f"c{number}", {"name": "Ada"}, tenant_id="tenant-00")
     visit.renewed("#depth", "65")
     kept = page.evaluate("""() => [document.activeElement.name, document.activeElement.value, scrollY,
-        document.querySelector('#tenants').parentElement.scrollTop, document.querySelector('[name=tenant]').value]""")
+        document.querySelector('#tenants').parentElement.scrollTop,
+        document.querySelector('[action="/reindex"] [name=tenant]').value]""")
     assert kept == ["reason", "half a rea", 300, 120, "half of a na"]
     page.keyboard.type("son")
     assert page.evaluate("document.activeElement.value") == "half a reason"
