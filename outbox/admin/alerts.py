@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from outbox.store.figures import Backlog, Outcomes
+from outbox.store.pauses import Pause
 
 LEAST_COMPLETION: Final = 0.99
 MOST_FAILURES: Final = 0.01
@@ -18,8 +19,6 @@ OVERDUE_MS: Final = 60_000
 WINDOW_MS: Final = 15 * 60_000
 """Completion, failures and average are of the last quarter of an hour."""
 
-
-RESUME: Final = "outbox-relay resume"
 
 ALERTS: Final = ("cluster_unreachable", "no_relay", "paused", "queue_depth", "completion", "failures", "latency")
 """The names of all, the causes before their effects."""
@@ -35,7 +34,7 @@ class Alert:
 
 
 def alerts(
-    backlog: Backlog, recent: Outcomes, *, unreachable: str | None, relays: int, paused: Sequence[str]
+    backlog: Backlog, recent: Outcomes, *, unreachable: str | None, relays: int, paused: Sequence[Pause]
 ) -> list[Alert]:
     """What is beyond its limit, the causes before their effects. `unreachable`: why the destination does not answer,
     `paused`: what operators have paused."""
@@ -49,8 +48,9 @@ def alerts(
     if backlog.unfinished and not relays:
         found.append(Alert("no_relay", "rows wait and no relay runs", "outbox-relay run"))
     if paused and backlog.unfinished:
-        what = paused[0] if len(paused) == 1 else f"{paused[0]} and {len(paused) - 1:,} more"
-        found.append(Alert("paused", f"rows wait and {what} {'is' if len(paused) == 1 else 'are'} paused", RESUME))
+        first, more = paused[0], len(paused) - 1
+        what = f"{first.what} and {more:,} more are" if more else f"{first.what} is"
+        found.append(Alert("paused", f"rows wait and {what} paused", first.remedy))
     if backlog.unfinished > MOST_DEPTH:
         found.append(
             Alert("queue_depth", f"{backlog.unfinished:,} rows wait (limit {MOST_DEPTH:,})", "see relays and breakers")

@@ -92,7 +92,7 @@ def overview(
         statistics.outcomes(now - alerts.WINDOW_MS),
         unreachable=_unreachable(destination, running),
         relays=len(running),
-        paused=[each.what for each in paused],
+        paused=paused,
     )
     by_entity = statistics.by_entity(full_hour - DAY_MS)
     return shapes.Overview(

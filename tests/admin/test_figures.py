@@ -14,10 +14,12 @@ from outbox.admin.statistics import Statistics, StatisticsCache
 from outbox.store import figures, operators, upkeep
 from outbox.store.figures import DAY_MS, Backlog, Outcomes
 from outbox.store.models import LATENCY_BOUNDS_MS, State
+from outbox.store.pauses import Pause
 from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
 from tests.support.outbox import Outbox
 
+PAUSE = Pause(None, None, 0, "ada", "an incident")
 NOW = 1_800_000_000_000 - 1_800_000_000_000 % HOUR_MS + 20 * 60_000
 
 
@@ -309,7 +311,7 @@ def names(
     oldest_ms: int | None = None,
     relays: int = 1,
     unreachable: str | None = None,
-    paused: Sequence[str] = (),
+    paused: Sequence[Pause] = (),
     **recent: int,
 ) -> list[str]:
     backlog = Backlog(fresh=fresh, retrying=0, claimed=0, dead=0, oldest_ms=oldest_ms)
@@ -330,7 +332,7 @@ def names(
         ({"fresh": 500, "done": 1, "oldest_ms": 60_001}, {"fresh": 500, "done": 1, "oldest_ms": 60_000}, "completion"),
         ({"done": 10, "latency_sum_ms": 5_001}, {"done": 10, "latency_sum_ms": 5_000}, "latency"),
         ({"fresh": 1, "relays": 0}, {"fresh": 0, "relays": 0}, "no_relay"),
-        ({"fresh": 1, "paused": ["the outbox"]}, {"fresh": 0, "paused": ["the outbox"]}, "paused"),
+        ({"fresh": 1, "paused": [PAUSE]}, {"fresh": 0, "paused": [PAUSE]}, "paused"),
         ({"unreachable": "refused"}, {}, "cluster_unreachable"),
     ],
 )

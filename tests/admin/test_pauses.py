@@ -73,3 +73,4 @@ def test_several_pauses_are_one_alert(embedded: World, outbox: Outbox) -> None:
         pauses.pause(outbox.store(), "import", "ada", now_ms(), index=index)
     (alert,) = [each for each in embedded.get("/status")["alerts"] if each["name"] == "paused"]
     assert alert["text"] == "rows wait and index contacts and 1 more are paused"
+    assert alert["remedy"] == "outbox-relay resume --index contacts"
