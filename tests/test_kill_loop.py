@@ -87,6 +87,12 @@ class Application:
                 elif held and what == "delete":
                     repo.delete("contacts", document_id, tenant_id=tenant)
                     del written[document_id]
+                elif held is None and what == "update":  # applied as both, or twice, it would be seen
+                    document = {"n": n, "last": ["made"], "seen": {}}
+                    repo.update(
+                        "contacts", document_id, {"last": [n], "seen": {"g": n}}, upsert=document, tenant_id=tenant
+                    )
+                    written[document_id] = document
                 else:
                     document = {"n": n, "last": [], "seen": {}}
                     repo.index("contacts", document_id, document, tenant_id=tenant)

@@ -96,6 +96,15 @@ class History(RuleBasedStateMachine):
         else:
             self.bad.add(row)
 
+    @rule(document_id=document_ids, n=st.integers(0, 99))
+    def upsert(self, document_id: str, n: int) -> None:
+        """The upsert and the changes differ: applied twice, or both, it would be seen."""
+        self.outbox.update(self.index, document_id, {"u": n, "o": {"u": n}}, upsert={"made": n})
+        held = self.expected.get(document_id)
+        self.expected[document_id] = (
+            {"made": n} if held is None else {**held, "u": n, "o": {**held.get("o", {}), "u": n}}
+        )
+
     @rule(document_id=document_ids)
     def update_what_the_mapping_refuses(self, document_id: str) -> None:
         self.bad.add(self.outbox.update(self.index, document_id, {"n": "no number", "lost": True}))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, Unpack, overload
 
 from outbox.destinations.kept import Kept
+from outbox.destinations.merge import Upsert
 from outbox.destinations.query import Options
 from outbox.documents import TENANT_FIELD as TENANT_FIELD
 from outbox.errors import IndexMissing
@@ -18,7 +19,8 @@ class Operation:
     """What one document is to become.
 
     It becomes `document`, JSON on one line; or, where there are `patches`, the stored document with these merged into
-    it one after another (see `outbox.destinations.merge`); or it is deleted, where there is neither.
+    it one after another, or what `upserts` say where none is stored (see `outbox.destinations.merge.updated`); or it is
+    deleted, where there is neither.
     """
 
     index: str  # the alias, for messages and breakers
@@ -27,6 +29,7 @@ class Operation:
     version: int
     document: bytes | None
     patches: tuple[bytes, ...] = ()
+    upserts: tuple[Upsert, ...] = ()
     or_equal: bool = False  # applied over its own version too
 
     @property
@@ -159,8 +162,8 @@ class Destination(Protocol):
 
         Raises nothing. An operation is applied if its version is higher (`or_equal`: not lower) than the one the
         destination holds, or remembers of a deleted document; else it is a conflict that reports that version. Patches
-        are rejected as `document_missing` where the document is not there. What does not fit into one request beside
-        the others, see `weight`, is left out: `SPLIT`.
+        are rejected as `document_missing` where the document is not there, and the first of them has no upsert. What
+        does not fit into one request beside the others, see `weight`, is left out: `SPLIT`.
         """
 
     def ensure_index(
@@ -313,7 +316,7 @@ def weight(operation: Operation) -> int:
     document, name = operation.document, operation.document_id
     size = len(document) if document else 0
     if operation.patches:
-        size += sum(map(len, operation.patches))
+        size += sum(map(len, operation.patches)) + sum(len(each.document) for each in operation.upserts)
     # The rest of its line has 100 bytes at most; a character of its id six, escaped in JSON.
     line = 100 + len(operation.target) + 6 * len(name)
     if line > LINE_BYTES and name.isascii() and name.isprintable():

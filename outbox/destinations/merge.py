@@ -8,10 +8,51 @@ in Elasticsearch). So patches are applied one after another and never merged wit
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import orjson
+
+
+class Upsert(NamedTuple):
+    """What a document becomes where there is none, instead of being missing for the patch at the position `at`.
+
+    `version` is that of the row of both.
+    """
+
+    at: int
+    document: bytes
+    version: int
+
+
+def updated(
+    stored: dict[str, Any] | None, version: int, patches: Sequence[bytes], upserts: Sequence[Upsert] = ()
+) -> bytes | None:
+    """What patches make of the document that is `stored` with this version, parsed as by `parsed`; None: they miss it.
+
+    A patch that was applied before brings nothing new when it is merged again; but its upsert may have been written
+    instead, which it must not change. Where the stored version is not lower than that of the row, one of both was.
+    Raises `ValueError` as `merged` does.
+    """
+    if stored is None:
+        first = next((each for each in upserts if each.at == 0), None)
+        return None if first is None else merged(first.document, patches[1:])
+    applied = {each.at for each in upserts if each.version <= version}
+    return merged_into(stored, [patch for at, patch in enumerate(patches) if at not in applied])
+
+
+def split(content: bytes) -> tuple[bytes, bytes | None]:
+    """The patch and the upsert of a row: `[patch, upsert]`, or the patch alone. What is neither counts as a patch.
+
+    A list, so that a relay that knows no upserts refuses the row, and does not apply one half of it.
+    """
+    if not content.lstrip().startswith(b"["):
+        return content, None
+    try:
+        patch, upsert = (_written(_object(each)) for each in _read(content))
+    except ValueError:
+        return content, None
+    return patch, upsert
 
 
 def merged(document: bytes, patches: Iterable[bytes]) -> bytes:
@@ -20,29 +61,41 @@ def merged(document: bytes, patches: Iterable[bytes]) -> bytes:
     Numbers stay as they were written, so that no digit is lost.
     Raises `ValueError` when one of them is no JSON object, or the result cannot be written as one.
     """
-    return merged_into(_parse(document), patches)
+    return merged_into(parsed(document), patches)
 
 
 def merged_into(document: dict[str, Any], patches: Iterable[bytes]) -> bytes:
     """The same for a document that is parsed already, its numbers as `orjson.Fragment`; it is changed."""
     for patch in patches:
-        _apply(document, _parse(patch))
-    try:
-        return orjson.dumps(document)
-    except orjson.JSONEncodeError as error:  # a lone surrogate, which JSON can escape and UTF-8 cannot hold
-        raise ValueError(str(error)) from None
+        _apply(document, parsed(patch))
+    return _written(document)
 
 
-def _parse(text: bytes) -> dict[str, Any]:
+def parsed(text: bytes) -> dict[str, Any]:
+    """A JSON object, its numbers as `orjson.Fragment`. Raises `ValueError` for anything else."""
+    return _object(_read(text))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")  # noqa: TRY004  (of the text, whatever its type)
+    return value
+
+
+def _read(text: bytes) -> Any:
     try:
-        value = json.loads(
+        return json.loads(
             text.decode(), parse_float=orjson.Fragment, parse_int=orjson.Fragment, parse_constant=_refuse_constant
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError("no JSON object")  # noqa: TRY004  (of the text, whatever its type)
-    return value
+
+
+def _written(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as error:  # a lone surrogate, which JSON can escape and UTF-8 cannot hold
+        raise ValueError(str(error)) from None
 
 
 def _apply(document: dict[str, Any], patch: dict[str, Any]) -> None:

@@ -81,7 +81,12 @@ def _merged(
             outcomes[at] = Outcome(OutcomeKind.UNAVAILABLE, "unavailable", str(error))
         return [each for each in copied if each[0] not in patched]
     return [
-        (at, replace(operation, document=found.get((operations[at].target, operation.document_id)), patches=()))
+        (
+            at,
+            replace(
+                operation, document=found.get((operations[at].target, operation.document_id)), patches=(), upserts=()
+            ),
+        )
         if operation.patches
         else (at, operation)
         for at, operation in copied

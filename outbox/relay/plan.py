@@ -8,6 +8,7 @@ from typing import Final
 
 from outbox.destinations import merge
 from outbox.destinations.base import Operation, Outcome
+from outbox.destinations.merge import Upsert
 from outbox.store.models import Action, Event, version
 
 Content = bytes | Outcome | None
@@ -47,26 +48,39 @@ def fold(
 def _fold(rows: Sequence[Event], contents: Mapping[int, Content], target: str, epoch: int) -> Fold:
     """All rows of one document."""
     last = rows[-1]
-    content, patches = _folded(rows, contents)
+    content, patches, upserts = _folded(rows, contents, epoch)
     document, known = (None, content) if isinstance(content, Outcome) else (content, None)
-    operation = Operation(last.index_name, target, last.document_id, version(epoch, last.id), document, patches)
+    operation = Operation(
+        last.index_name, target, last.document_id, version(epoch, last.id), document, patches, upserts
+    )
     return Fold(tuple(rows), operation, known)
 
 
-def _folded(rows: Sequence[Event], contents: Mapping[int, Content]) -> tuple[Content, tuple[bytes, ...]]:
+def _folded(
+    rows: Sequence[Event], contents: Mapping[int, Content], epoch: int
+) -> tuple[Content, tuple[bytes, ...], tuple[Upsert, ...]]:
     """The last row that says all of the document, with the patches after it; or only patches, for what is stored."""
     if len(rows) == 1 and rows[0].action != UPDATE:  # as nearly all are
-        return _content(rows[0], contents), ()
+        return _content(rows[0], contents), (), ()
     wholes = [at for at, row in enumerate(rows) if row.action != UPDATE]
     read = [_content(row, contents) for row in rows[wholes[-1] if wholes else 0 :]]
     known = next((content for content in read if isinstance(content, Outcome)), None)
-    patches = tuple(content for content in read if isinstance(content, bytes))
     if known:
-        return known, ()
+        return known, (), ()
+    base = read.pop(0) if wholes else None
+    updates = [merge.split(content) for content in read if isinstance(content, bytes)]
     if not wholes:
-        return None, patches
+        upserts = (
+            Upsert(at, upsert, version(epoch, row.id))
+            for at, (row, (_, upsert)) in enumerate(zip(rows, updates, strict=True))
+            if upsert is not None
+        )
+        return None, tuple(patch for patch, _ in updates), tuple(upserts)
+    if base is None and updates and updates[0][1] is not None:
+        base = updates.pop(0)[1]
     # Patches of what is deleted come to nothing together: see below.
-    return _merged(patches[0], patches[1:]) if read[0] is not None else b"" if patches else None, ()
+    patches = [patch for patch, _ in updates]
+    return _merged(base, patches) if isinstance(base, bytes) else b"" if patches else None, (), ()
 
 
 def _content(row: Event, contents: Mapping[int, Content]) -> Content:

@@ -52,7 +52,7 @@ def _look_up(destination: Destination, registry: EntityRegistry | None, request:
 def _answers_for_its_document(destination: Destination, request: Request) -> bool:
     """Whether a harmless operation on the document of a lone row gets an answer."""
     # A delete that is older than anything: it leaves what is there as it is.
-    harmless = replace(request.folds[0].operation, version=0, document=None, patches=())
+    harmless = replace(request.folds[0].operation, version=0, document=None, patches=(), upserts=())
     (outcome,) = destination.apply([harmless])
     return outcome.kind in (OutcomeKind.APPLIED, OutcomeKind.CONFLICT)
 

@@ -77,13 +77,20 @@ class OutboxRepository:
         return self._insert(Action.INDEX, index, document_id, tenant, content)
 
     def update(
-        self, index: str, document_id: str, changes: Mapping[str, Any], *, tenant_id: object = None
+        self,
+        index: str,
+        document_id: str,
+        changes: Mapping[str, Any],
+        *,
+        upsert: Mapping[str, Any] | None = None,
+        tenant_id: object = None,
     ) -> int | None:
         """Merge `changes` into `document_id` in `index`. Returns the id of the outbox row.
 
         Objects are merged key by key at any depth; arrays, scalars and None replace what was there, as
-        Elasticsearch's own `_update` does. A document that is not there makes the row dead (`document_missing`).
-        Raises `InvalidDocument` (also for no changes at all) or `InvalidName`.
+        Elasticsearch's own `_update` does. Where there is no such document, `upsert` becomes the whole of it, and
+        `changes` are not merged into it; without `upsert` the row is dead (`document_missing`).
+        Raises `InvalidDocument` (also for no changes at all, unless there is an `upsert`) or `InvalidName`.
         """
         if not self._settings.enabled:
             return None
@@ -91,7 +98,9 @@ class OutboxRepository:
         if entity := self._entity_of(index, document_id):
             return self._refresh(entity, index, document_id, tenant_id)
         content = documents.serialise(changes, max_bytes=self._settings.max_document_bytes)
-        if content == b"{}":
+        if upsert is not None:
+            content = b"[%s,%s]" % (content, documents.serialise(upsert, max_bytes=self._settings.max_document_bytes))
+        elif content == b"{}":
             raise InvalidDocument(f"the update of {index}/{shortened(document_id)} is empty; name at least one field")
         return self._insert(Action.UPDATE, index, document_id, tenant, content)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from outbox.destinations.base import Destination, Operation, Outcome, OutcomeKind
+from outbox.destinations.merge import Upsert
 
 APPLIED, CONFLICT, REJECTED = OutcomeKind.APPLIED, OutcomeKind.CONFLICT, OutcomeKind.REJECTED
 
@@ -34,6 +36,14 @@ class Index:
 
     def patch(self, document_id: str, version: int, *changes: Any) -> Operation:
         return self.operation(document_id, version, None, *(json.dumps(change).encode() for change in changes))
+
+    def upsert(self, document_id: str, version: int, *steps: tuple[int, Any, Any]) -> Operation:
+        """Patches, each with the version of its row and what the document becomes where there is none, or None."""
+        upserts = [(at, step) for at, step in enumerate(steps) if step[2] is not None]
+        return replace(
+            self.patch(document_id, version, *(changes for _, changes, _ in steps)),
+            upserts=tuple(Upsert(at, json.dumps(document).encode(), each) for at, (each, _, document) in upserts),
+        )
 
     def delete(self, document_id: str, version: int) -> Operation:
         return self.operation(document_id, version, None)

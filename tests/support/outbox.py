@@ -39,9 +39,11 @@ class Outbox:
         assert event_id is not None
         return event_id
 
-    def update(self, index: str, document_id: str, changes: Mapping[str, Any]) -> int:
+    def update(
+        self, index: str, document_id: str, changes: Mapping[str, Any], upsert: Mapping[str, Any] | None = None
+    ) -> int:
         with self.sessions.begin() as session:
-            event_id = OutboxRepository(session).update(index, document_id, changes)
+            event_id = OutboxRepository(session).update(index, document_id, changes, upsert=upsert)
         assert event_id is not None
         return event_id
 

@@ -156,13 +156,19 @@ def patched(operation: Operation, found: Any, kept: Kept) -> Operation | Outcome
     if error := found.get("error"):
         error_type, reason = type_and_reason(error)
         return Outcome(_kind(404 if "not_found" in error_type else 400, error_type, reason), error_type, reason)
-    if not found.get("found"):
-        return rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
-    if kept.lost or not isinstance(found.get("_source"), dict):
+    stored = found.get("_source") if found.get("found") else None
+    if found.get("found") and (kept.lost or not isinstance(stored, dict)):
         why = kept.lost or "the index gives no _source back"
         return rejected(SOURCE_MISSING, f"{why}, a partial update would lose that; write the full document")
     try:
-        document = merge.merged_into(kept.as_sent(found["_source"]), operation.patches)
-        return replace(operation, document=document, patches=())
+        document = merge.updated(
+            None if stored is None else kept.as_sent(stored),
+            found.get("_version", 0),
+            operation.patches,
+            operation.upserts,
+        )
     except ValueError as error:
         return rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
+    if document is None:
+        return rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
+    return replace(operation, document=document, patches=(), upserts=())

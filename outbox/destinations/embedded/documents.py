@@ -110,12 +110,13 @@ def _decide(
     """What to store for an operation, or what became of it. As in Elasticsearch, faults come before versions."""
     document = operation.document
     if operation.patches:
-        if held is None or held.source is None:
-            return rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
         try:
-            document = merge.merged(held.source.encode(), operation.patches)
+            stored = merge.parsed(held.source.encode()) if held and held.source is not None else None
+            document = merge.updated(stored, held.version if held else 0, operation.patches, operation.upserts)
         except ValueError as error:
             return rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
+        if document is None:
+            return rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
         content = orjson.loads(document) if mappings else None
     if content and mappings and (fault := mapping.fault(mappings, content)):
         return rejected(*fault)
