@@ -100,6 +100,7 @@ def _require_parts(engine: Engine) -> None:
     for asked, remedy in (
         (held, "drop the index ix_outbox_events_held and create it"),
         ("SELECT 1 FROM outbox_pauses LIMIT 1", "create the table outbox_pauses"),
+        ("SELECT 1 FROM outbox_audit LIMIT 1", "create the table outbox_audit"),
     ):
         try:
             with _reading(engine) as connection:

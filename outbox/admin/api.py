@@ -14,6 +14,7 @@ from outbox.admin.shapes import (
     Accepted,
     Discarded,
     Document,
+    Done,
     Event,
     EventWithDocument,
     Overview,
@@ -25,7 +26,7 @@ from outbox.admin.shapes import (
     Retried,
     Text,
 )
-from outbox.store import figures
+from outbox.store import audit, figures
 from outbox.store import jobs as reindexes
 from outbox.store.models import State
 
@@ -104,6 +105,17 @@ def deliver(asked: DocumentChoice, admin: Admin, caller: Caller) -> Accepted:
     admin.service.deliver_again(caller, asked.index, asked.document_id)
     admin.overviews.invalidate()
     return Accepted()
+
+
+@routes.get("/audit", tags=["look"], summary="What operators did, newest first")
+def actions(
+    admin: Admin,
+    by: Annotated[Text | None, Query()] = None,
+    cursor: Annotated[int | None, Query(ge=1, le=10**12, description="the id of the last of the page before")] = None,
+    limit: Limit = 50,
+) -> list[Done]:
+    with admin.database.store() as store:
+        return [Done.of(row) for row in audit.newest(store, limit, before=cursor, by=by)]
 
 
 @routes.post("/dead/retry", tags=["dead rows"], summary="Try dead rows again")

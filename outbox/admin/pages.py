@@ -14,9 +14,9 @@ from outbox.admin.forms import narrowed
 from outbox.admin.hidden import content
 from outbox.admin.rendering import page
 from outbox.admin.service import NotFound
-from outbox.admin.shapes import Document, Event, ReindexJob, moment
+from outbox.admin.shapes import Document, Done, Event, ReindexJob, moment
 from outbox.errors import InvalidInput
-from outbox.store import figures, jobs
+from outbox.store import audit, figures, jobs
 from outbox.store.figures import DAY_MS, Backlog, Outcomes
 from outbox.store.models import State, now_ms
 from outbox.store.store import Store
@@ -146,6 +146,13 @@ def document(request: Request, admin: Admin, index: str = "", id: str = "") -> R
         differing={path.partition(".")[0] for path in found.differs} | {*found.differs},
         history=[Event.of(each, admin.settings.admin_hide) for each in rows],
     )
+
+
+@routes.get("/audit")
+def actions(request: Request, admin: Admin) -> Response:
+    with admin.database.store() as store:
+        done = [Done.of(row) for row in audit.newest(store, ROWS)]
+    return page(request, "audit.html", actions=done)
 
 
 @routes.get("/api/docs")

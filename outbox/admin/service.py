@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +20,8 @@ from outbox.errors import ConfigurationError, DestinationError, OutboxError, Rei
 from outbox.reindex.reindexer import Reindexer
 from outbox.reindex.selection import Selection, rows_of, select
 from outbox.settings import Settings
-from outbox.store import jobs, operators, pauses
+from outbox.store import audit, jobs, operators, pauses
+from outbox.store.audit import Note
 from outbox.store.jobs import Job
 from outbox.store.models import State, now_ms
 from outbox.store.operators import Retried
@@ -74,14 +75,17 @@ class AdminService:
                 pauses.require_index(store, index)
             if tenant is not None:
                 tenants.require(store, self._registry, tenant)
-            pauses.pause(store, reason, by, paused.since, index=index, tenants=spelled)
+            told = audit.described({"index": index, "tenant": tenant, "reason": reason})
+            with audit.noted(store, by, "pause", told):
+                pauses.pause(store, reason, by, paused.since, index=index, tenants=spelled)
         text = "paused by {by}: {reason}" if paused.is_of_all else "{what} paused by {by}: {reason}"
         logger.warning(text, what=logs.safe(paused.what), by=logs.safe(by), reason=logs.safe(reason))
         return paused
 
     def resume(self, by: str, *, index: str | None = None, tenant: str | None = None) -> bool:
         """What was paused by the same words. False if it was not."""
-        with self._database.store() as store:
+        told = audit.described({"index": index, "tenant": tenant})
+        with self._database.store() as store, audit.noted(store, by, "resume", told):
             resumed = pauses.resume(store, index=index, tenants=self._spellings(tenant))
         if resumed:
             part = Pause(index, tenant, 0, by, "")
@@ -94,27 +98,30 @@ class AdminService:
     def retry(self, by: str, **selection: Any) -> Retried:
         """Put dead rows back to pending, see `operators.retry_dead`. Raises `NotFound` if none of the named is dead,
         `UnknownTenant`."""
-        with self._database.store() as store:
+        told = audit.described(selection)
+        with self._database.store() as store, audit.noted(store, by, "dead retry", told) as note:
             result = operators.retry_dead(store, self._dead(store, **selection), now_ms())
+            note.affected = result.pending
         logger.info(
             "{rows} retried by {by}; selection: {selection}",
             rows=logs.Rows(result.pending),
             by=logs.safe(by),
-            selection=logs.safe(_described(selection)),
+            selection=logs.safe(told),
         )
         return result
 
     def discard(self, by: str, **selection: Any) -> int:
         """Remove dead rows for good. Returns their number. Raises `NotFound` if none of the named is dead,
         `UnknownTenant`."""
-        with self._database.store() as store:
-            removed = operators.discard_dead(store, self._dead(store, **selection))
+        told = audit.described(selection)
+        with self._database.store() as store, audit.noted(store, by, "dead discard", told) as note:
+            removed = note.affected = operators.discard_dead(store, self._dead(store, **selection))
         logger.warning(
             "discarded: {counted} removed for good by {by}; selection: {selection}",
             counted=logs.rows(removed, kind="dead"),
             rows=removed,
             by=logs.safe(by),
-            selection=logs.safe(_described(selection)),
+            selection=logs.safe(told),
         )
         return removed
 
@@ -141,13 +148,11 @@ class AdminService:
 
     def deliver_again(self, by: str, index: str, document_id: str) -> None:
         """Have a relay make one document anew, see `lens.deliver_again`."""
-        with self._database.store() as store:
+        told = audit.described({"index": index, "document": document_id})
+        with self._database.store() as store, audit.noted(store, by, "deliver again", told):
             lens.deliver_again(store, self._destination, self._registry, index, document_id)
         logger.info(
-            "{index}/{document} delivered again by {by}",
-            index=logs.safe(index),
-            document=logs.safe(document_id),
-            by=logs.safe(by),
+            "{document} delivered again by {by}", document=logs.safe(f"{index}/{document_id}"), by=logs.safe(by)
         )
 
     # -- reindex ------------------------------------------------------------------------------------------------
@@ -158,6 +163,10 @@ class AdminService:
         Raises `ConfigurationError` for what does not exist, `ReindexFailed` if it cannot begin, and `DestinationError`
         if the destination does not answer in time: nothing has begun then, and nothing will.
         """
+        with self._noted(by, "reindex", entity=entity, tenant=tenant, since=since):
+            return self._begun(by, entity, tenant, since)
+
+    def _begun(self, by: str, entity: str, tenant: str | None, since: str | None) -> Started:
         registry = self._required_registry()
         with self._database.store() as store:
             chosen = select(store, registry, entities=[entity], tenant=tenant, since=since)
@@ -222,7 +231,8 @@ class AdminService:
             job=job.id,
             index=job.index_name,
         )
-        self._background.start(work, f"cancelling of {job}")
+        with self._noted(by, "reindex", cancel=number):
+            self._background.start(work, f"cancelling of {job}")
         return job
 
     def _reindexer(self, store: Store, registry: EntityRegistry) -> Reindexer:
@@ -272,7 +282,13 @@ class AdminService:
 
         compared = entity or "all entities"
         logger.info("verification of {entity} begun by {by}", entity=logs.safe(compared), by=logs.safe(by))
-        self._background.start(work, f"verification begun by {by}")
+        with self._noted(by, "verify", entity=entity, tenant=tenant, repair=repair):
+            self._background.start(work, f"verification begun by {by}")
+
+    @contextmanager
+    def _noted(self, by: str, action: str, **told: object) -> Iterator[Note]:
+        with self._database.store() as store, audit.noted(store, by, action, audit.described(told)) as note:
+            yield note
 
     def _required_registry(self) -> EntityRegistry:
         if self._registry is None:
@@ -304,7 +320,3 @@ class _StartReport:
         with self._lock:
             self.given_up = not self._reported.is_set()
             return not self.given_up
-
-
-def _described(selection: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in sorted(selection.items()) if value) or "all"

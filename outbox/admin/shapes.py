@@ -165,6 +165,24 @@ class Document(Model):
         )
 
 
+class Done(Model):
+    """What an operator did."""
+
+    id: int
+    began_at: datetime
+    ended_at: datetime | None = Field(description="null: it goes on, or was killed")
+    acted_by: str
+    action: str = Field(description="as the command is called")
+    about: str
+    affected: int | None = Field(description="rows or documents; null: it is not about any")
+    error: str | None
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Done:
+        instants = {name: row[name] and moment(row[name]) for name in ("began_at", "ended_at")}
+        return cls(**(row | instants))
+
+
 class Retried(Model):
     pending: int = Field(description="rows that are tried again")
     superseded: int = Field(description="rows whose document was replaced meanwhile: done")

@@ -59,6 +59,7 @@ def main() -> None:
                  outbox-relay pause|resume       stop delivery, start it again
                  outbox-relay purge              remove pending rows for good
                  outbox-relay epoch advance      after a restore from a backup
+                 outbox-relay audit              what operators did, and who
 
     Settings are environment variables OUTBOX_… or lines of a file .env.
 
@@ -69,6 +70,7 @@ def main() -> None:
 
 
 from outbox.cli import (  # noqa: E402  (they register themselves on the group)
+    audit,
     check,
     control,
     dead,
@@ -88,7 +90,7 @@ from outbox.cli import (  # noqa: E402  (they register themselves on the group)
 
 for module in (
     *(run, serve, monitoring, look, check, search, verify, reindex, mappings),
-    *(dead, pauses, control, tenant, triggers, systemd),
+    *(dead, pauses, control, audit, tenant, triggers, systemd),
 ):
     for each in module.commands:
         main.add_command(each)

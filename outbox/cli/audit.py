@@ -1,13 +1,20 @@
-"""Who acted, and the log of what was removed for good."""
+"""Who acts: for the log, and for the audit, which this shows."""
 
 from __future__ import annotations
 
 import getpass
+import json
 import os
+from datetime import UTC, datetime
+from typing import Any
 
+import click
 from loguru import logger
 
 from outbox import logs
+from outbox.cli.options import database_option, json_option
+from outbox.cli.wiring import load_settings, open_store
+from outbox.store import audit
 
 
 def operator_name() -> str:
@@ -20,14 +27,45 @@ def operator_name() -> str:
 
 def log_removal(what: str, **selection: object) -> None:
     """One line about rows that an operator removed for good: who, what, and by which selection."""
-    chosen = [
-        f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for name, value in sorted(selection.items())
-        if value
-    ]
     logger.warning(
         "{what} removed for good by {by}; selection: {selection}",
         what=logs.safe(what),
         by=logs.safe(operator_name()),
-        selection=logs.safe(" ".join(chosen) or "all"),
+        selection=logs.safe(audit.described(selection)),
     )
+
+
+@click.command(name="audit")
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, help="How many, at most.")
+@click.option("--by", metavar="NAME", help="Only what this operator did.")
+@json_option
+@database_option
+def command(limit: int, by: str | None, as_json: bool, database_url: str | None) -> None:
+    """Show what operators did, newest first.
+
+    By command, API and dashboard.
+
+    \b
+    Examples:
+      outbox-relay audit
+      outbox-relay audit --limit 1000000 --json > audit.json
+    """
+    with open_store(load_settings(database_url=database_url)) as store:
+        rows = audit.newest(store, limit, by=by)
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for row in rows:
+        click.echo(logs.safe(_line(row)))
+    if not rows:
+        click.echo("nothing was done so far")
+
+
+def _line(row: dict[str, Any]) -> str:
+    at = datetime.fromtimestamp(row["began_at"] / 1000, UTC)
+    affected = "" if row["affected"] is None else f": {row['affected']:,}"
+    end = f"  failed: {row['error']}" if row["error"] else "" if row["ended_at"] else "  has not ended"
+    return f"{at:%Y-%m-%d %H:%M:%S}  {row['acted_by']}  {row['action']}{affected}  {row['about']}{end}"
+
+
+commands = [command]

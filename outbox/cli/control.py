@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from outbox import logs
-from outbox.cli.audit import log_removal
+from outbox.cli.audit import log_removal, operator_name
 from outbox.cli.options import database_option, yes_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
 from outbox.destinations.base import Destination, remembered
 from outbox.documents import check_index_name
 from outbox.errors import InvalidName
-from outbox.store import conflicts, operators
+from outbox.store import audit, conflicts, operators
 from outbox.store.models import EPOCH_STEP, now_ms
 from outbox.store.operators import Move
 from outbox.store.store import Store
@@ -41,7 +41,8 @@ def purge(index: str | None, yes: bool, database_url: str | None) -> None:
         if not yes:
             of = f" of index {index}" if index else ""
             click.confirm(f"Remove {logs.rows(number, kind='pending')}{of} for good?", abort=True)
-        removed = operators.purge(store, index, up_to=highest)  # what was written meanwhile stays
+        with audit.noted(store, operator_name(), "purge", audit.described({"index": index})) as note:
+            removed = note.affected = operators.purge(store, index, up_to=highest)  # what was written meanwhile stays
     log_removal(f"purged: {logs.rows(removed, kind='pending')}", index=index)
     click.echo(f"{logs.rows(removed, 'is', 'are')} removed")
 
@@ -94,7 +95,9 @@ def advance(yes: bool, database_url: str | None) -> None:
             destination.close()
         if not yes:
             click.confirm(f"The epoch is {store.control().epoch}. Advance it?", abort=True)
-        click.echo(f"the epoch is {operators.advance_epoch(store, highest // EPOCH_STEP, now_ms(), moves)} now")
+        with audit.noted(store, operator_name(), "epoch advance", f"above {highest // EPOCH_STEP}"):
+            advanced = operators.advance_epoch(store, highest // EPOCH_STEP, now_ms(), moves)
+        click.echo(f"the epoch is {advanced} now")
     for move in moves:
         click.echo(f"rows of index {move.name} go to {move.new} now, as its readers do: {move.old} is missing")
 

@@ -10,14 +10,14 @@ from typing import Any
 import click
 
 from outbox import logs, tenants
-from outbox.cli.audit import log_removal
+from outbox.cli.audit import log_removal, operator_name
 from outbox.cli.entities import registry_of
 from outbox.cli.look import show
 from outbox.cli.options import database_option, json_option, yes_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.entities.spelling import tenant_texts
 from outbox.settings import Settings
-from outbox.store import operators
+from outbox.store import audit, operators
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 
@@ -89,7 +89,9 @@ def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
     loaded = load_settings(database_url=database_url)
     with open_store(loaded) as store:
         chosen = _chosen(store, loaded, everything, selection)
-        result = operators.retry_dead(store, chosen, now_ms())
+        with audit.noted(store, operator_name(), "dead retry", audit.described(selection)) as note:
+            result = operators.retry_dead(store, chosen, now_ms())
+            note.affected = result.pending
     superseded = f"{result.superseded:,} {'was' if result.superseded == 1 else 'were'}"
     click.echo(f"{logs.rows(result.pending, 'is', 'are')} pending again, {superseded} superseded by later rows")
     for row, later in result.overtaken.items():
@@ -118,7 +120,8 @@ def discard(everything: bool, yes: bool, database_url: str | None, **selection: 
         chosen = _chosen(store, loaded, everything, selection)
         if chosen and not yes:
             click.confirm(f"Remove {logs.rows(len(chosen), kind='dead')} for good?", abort=True)
-        removed = operators.discard_dead(store, chosen)
+        with audit.noted(store, operator_name(), "dead discard", audit.described(selection)) as note:
+            removed = note.affected = operators.discard_dead(store, chosen)
     if removed:
         log_removal(f"discarded: {logs.rows(removed, kind='dead')}", **selection)
     click.echo(f"{logs.rows(removed, 'is', 'are', kind='dead')} removed")

@@ -11,6 +11,7 @@ import click
 
 from outbox import logs
 from outbox import mappings as registered
+from outbox.cli.audit import operator_name
 from outbox.cli.entities import required_registry
 from outbox.cli.options import database_option, json_option, yes_option
 from outbox.cli.wiring import load_settings, open_store
@@ -19,6 +20,7 @@ from outbox.destinations.differences import Difference
 from outbox.entities.keys import Tenancy
 from outbox.entities.registry import EntityRegistry
 from outbox.mappings import IndexDrift
+from outbox.store import audit
 
 NEEDED_FOR = "mappings are those of the registry"
 
@@ -93,8 +95,10 @@ def apply(entities: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool, da
             if any(each.additive for each in found) and not dry_run:
                 if not yes:
                     click.confirm("Add what can be added?", abort=True, err=as_json)
-                for each in found:
-                    refused |= registered.apply(destination, each)
+                told = audit.described({"index": [each.index for each in found]})
+                with audit.noted(store, operator_name(), "mappings apply", told):
+                    for each in found:
+                        refused |= registered.apply(destination, each)
                 left = registered.drift(store, destination, registry, entities)
     finally:
         destination.close()

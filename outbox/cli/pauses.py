@@ -13,7 +13,7 @@ from outbox.cli.options import database_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.entities.spelling import tenant_texts
 from outbox.settings import Settings
-from outbox.store import figures, pauses
+from outbox.store import audit, figures, pauses
 from outbox.store.models import now_ms
 from outbox.store.pauses import Pause
 from outbox.store.store import Store
@@ -53,7 +53,9 @@ def pause(reason: str, index: str | None, tenant: str | None, database_url: str 
             pauses.require_index(store, index)
         spelled = () if tenant is None else _known(store, loaded, tenant)
         paused = Pause(index, tenant, now_ms(), operator_name(), reason)
-        pauses.pause(store, paused.reason, paused.by, paused.since, index=index, tenants=spelled)
+        told = audit.described({"index": index, "tenant": tenant, "reason": reason})
+        with audit.noted(store, paused.by, "pause", told):
+            pauses.pause(store, paused.reason, paused.by, paused.since, index=index, tenants=spelled)
     what = "paused" if paused.is_of_all else f"{paused.what} is paused"
     click.echo(logs.safe(f"{what}; '{paused.remedy}' lets the relays go on"))
 
@@ -74,9 +76,10 @@ def resume(index: str | None, tenant: str | None, database_url: str | None) -> N
     loaded = load_settings(database_url=database_url)
     with open_store(loaded) as store:
         spelled = () if tenant is None else tenant_texts(tenant)
-        resumed = pauses.resume(store, index=index, tenants=spelled)
-        if tenant is not None and not resumed:  # only now: it imports the application, which knows more spellings
-            resumed = pauses.resume(store, index=index, tenants=tenant_texts(tenant, registry_of(loaded) or ()))
+        with audit.noted(store, operator_name(), "resume", audit.described({"index": index, "tenant": tenant})):
+            resumed = pauses.resume(store, index=index, tenants=spelled)
+            if tenant is not None and not resumed:  # only now: it imports the application, which knows more spellings
+                resumed = pauses.resume(store, index=index, tenants=tenant_texts(tenant, registry_of(loaded) or ()))
         still = pauses.current(store.run)
     click.echo("resumed" if resumed else "was not paused")
     for each in still:

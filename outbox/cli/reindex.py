@@ -6,13 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from outbox import logs
+from outbox.cli.audit import operator_name
 from outbox.cli.entities import registry_of, required_registry, warn_of_unregistered
 from outbox.cli.interpreter import tuned
 from outbox.cli.jobs import job_facts, job_line
@@ -28,7 +29,8 @@ from outbox.reindex.rollback import drop_old, roll_back
 from outbox.reindex.selection import Selection, rows_of, select
 from outbox.reindex.work import Progress
 from outbox.settings import Settings
-from outbox.store import jobs
+from outbox.store import audit, jobs
+from outbox.store.audit import Note
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 
@@ -113,12 +115,14 @@ def _act(
         request_timeout_s=loaded.request_timeout,
     )
     if given["cancel"] is not None:
-        outcome = reindexer.cancel(given["cancel"])
+        with _noted(store, given):
+            outcome = reindexer.cancel(given["cancel"])
         cancelled = jobs.find(store, given["cancel"])
         click.echo(json.dumps(job_facts(store, cancelled)) if given["as_json"] and cancelled else outcome)
         return
     if given["resume"]:
-        _resume(store, reindexer, registry, given)
+        with _noted(store, given):
+            _resume(store, reindexer, registry, given)
         return
     selections = select(
         store,
@@ -129,13 +133,20 @@ def _act(
     )
     if given["everything"]:
         warn_of_unregistered(store, registry, "stays as it is")
-    if given["rollback"] or given["drop_old"]:
-        _use_old_index(store, destination, selections, given)
-    elif given["dry_run"]:
+    if given["dry_run"]:
         _dry_run(store, selections, given["as_json"])
-    else:
+        return
+    with _noted(store, given):
+        if given["rollback"] or given["drop_old"]:
+            _use_old_index(store, destination, selections, given)
+            return
         for selection in selections:
             _follow(store, reindexer.run(selection), selection.index, given["as_json"])
+
+
+def _noted(store: Store, given: dict[str, Any]) -> AbstractContextManager[Note]:
+    told = {name: value for name, value in given.items() if name not in ("as_json", "database_url")}
+    return audit.noted(store, operator_name(), "reindex", audit.described(told))
 
 
 def _resume(store: Store, reindexer: Reindexer, registry: EntityRegistry, given: dict[str, Any]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from outbox import logs, tenants
-from outbox.cli.audit import log_removal
+from outbox.cli.audit import log_removal, operator_name
 from outbox.cli.entities import registry_of
 from outbox.cli.options import database_option, yes_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
+from outbox.store import audit
 
 
 @click.group()
@@ -50,7 +51,9 @@ def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> 
                 return
             if not yes:
                 click.confirm(f"Remove all this of tenant {tenant_id} for good?", abort=True)
-            written = tenants.drop(store, destination, held, tenant_id)
+            with audit.noted(store, operator_name(), "tenant drop", f"tenant={tenant_id}") as note:
+                written = tenants.drop(store, destination, held, tenant_id)
+                note.affected = held.rows
             log_removal(f"tenant {tenant_id}: {logs.rows(held.rows)} and {len(held.own_indexes)} indexes")
             waiting = logs.rows(written, "waits", "wait", kind="delete")
             click.echo(f"{waiting} for a relay" if written else "all is removed")

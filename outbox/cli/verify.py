@@ -18,6 +18,7 @@ from outbox.cli.entities import required_registry, warn_of_unregistered
 from outbox.cli.options import database_option, json_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
+from outbox.store import audit
 from outbox.verify import MOST_SHARES, Checked, Drift, Kind, Totals, Verification, lost
 
 LINE_EVERY_S = 5.0
@@ -81,13 +82,19 @@ def verify(
             )
             if not entities:
                 warn_of_unregistered(store, registry, "is not compared")
-            with _progress() as show, closing(verification.recorded(operator_name())) as steps:
+            by, told = operator_name(), {"entity": entities, "tenant": tenant, "repair": repair}
+            with (
+                audit.noted(store, by, "verify", audit.described(told)) as note,
+                _progress() as show,
+                closing(verification.recorded(by)) as steps,
+            ):
                 for step in steps:
                     if isinstance(step, Checked):
                         show(step)
                     else:
                         click.echo(_as_json(step) if as_json else _line(step))
                         indexes.add(step.index)
+                note.affected = verification.totals.repaired
             gone = lost(store, destination, indexes)
     finally:
         destination.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from outbox.settings import Settings
-from outbox.store import upkeep
+from outbox.store import audit, upkeep
 from outbox.store.store import Store, pause_after
 from outbox.store.upkeep import Finished
 
@@ -21,11 +21,12 @@ STATS_PAUSE_S: Final = 0.01
 
 
 def prune_all(store: Store, settings: Settings, now: int, pause: Callable[[float], object]) -> None:
-    """Remove what the settings do not keep: finished rows, then statistics. `pause` as for `prune`."""
+    """Remove what the settings do not keep: finished rows, then statistics and the audit. `pause` as for `prune`."""
     prune(store, now - int(settings.retention_hours * 3_600_000), pause)
     while upkeep.prune_stats(store, now - int(settings.stats_retention_days * 86_400_000)):
         if pause(STATS_PAUSE_S):
             return
+    audit.prune(store, now - int(settings.stats_retention_days * 86_400_000))
     while upkeep.compact_stats(store, now - MINUTES_MS):
         if pause(STATS_PAUSE_S):
             return

@@ -137,7 +137,9 @@ class Settings(WriteSettings):
 
     # Housekeeping
     retention_hours: float = Field(24.0, ge=0, le=8_760, description="h for which finished rows are kept")
-    stats_retention_days: float = Field(90.0, ge=1, le=3_650, description="d for which statistics are kept")
+    stats_retention_days: float = Field(
+        90.0, ge=1, le=3_650, description="d for which statistics and the audit are kept"
+    )
     heartbeat_interval: float = Field(
         5.0, ge=0.1, le=300, description="s between heartbeats of a relay; after 6 missed ones it is listed as gone"
     )

@@ -258,6 +258,21 @@ pauses = Table(
     comment="indexes and tenants whose rows no relay claims; outbox_control says whether all are paused",
 )
 
+audit = Table(
+    "outbox_audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("began_at", _INSTANT, nullable=False),
+    Column("ended_at", _INSTANT, comment="NULL: it goes on, or was killed"),
+    Column("acted_by", Text, nullable=False),
+    Column("action", Text, nullable=False, comment="as the command is called"),
+    Column("about", Text, nullable=False, comment="what it was told: the selection, or the reason"),
+    Column("affected", _INSTANT, comment="how many rows or documents; NULL: it is not about any"),
+    Column("error", Text, comment="why it failed"),
+    **NEVER_REUSED,
+    comment="what operators did, by whom and when",
+)
+
 LATENCY_BOUNDS_MS: Final = (10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000)
 """Upper bounds of the latency histogram in `outbox_stats`; what is slower is only in `done`."""
 
