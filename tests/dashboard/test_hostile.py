@@ -90,7 +90,11 @@ def test_what_was_stored_to_run_is_shown_as_text_and_its_links_lead_to_it(site: 
         assert [each[0] for each in visit.rows()] == of_it, text[:50]
         assert json.loads(page.inner_text("pre")) == {text: [text, {"nested": text}]}
         if len(text) < 1_000:
-            assert_inert(*visit.links("#row a"))
+            document, tenant = visit.links("#row a")
+            assert_inert(document)
+            assert as_shown(text) in shown_as(visit.text("h1"))
+            assert [each[0] for each in visit.rows()] == of_it, text
+            assert_inert(tenant)
             assert [each[0] for each in visit.rows()] == of_it, text
 
     # Of each kind of error one row is dead: discarding what has it in common leaves all others alone.

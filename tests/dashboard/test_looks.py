@@ -19,6 +19,8 @@ PAGES = {
     "rows": "/events",
     "dead-rows": "/events?state=dead",
     "tenant": "/events?tenant=acme",
+    "document": f"/document?index=contacts&id={'long-' * 20}1",
+    "audit": "/audit",
     "login": "/login",
     "api": "/api/docs",
 }
@@ -38,6 +40,9 @@ def busy(outbox: Outbox) -> tuple[int, int]:
     )  # fmt: skip
     job = {"old_index": "contacts-000001", "documents": 5, "total": 9}
     insert(outbox, "outbox_reindex_jobs", index_name="contacts", phase="scan", **job)
+    insert(
+        outbox, "outbox_audit", began_at=1, acted_by="ada " * 30, action="purge", about="index=" + "x" * 300, affected=3
+    )
     for state in ("done", "failed", "cancelled"):
         insert(outbox, "outbox_reindex_jobs", index_name="deals", phase="drop", state=state, finished_at=1, **job)
     return dead, waiting
