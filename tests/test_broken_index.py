@@ -276,7 +276,7 @@ def test_broken_index_without_rows_is_no_longer_waited_for(
     relay.run_once(now + 60 * SECOND)  # the trial fails, its row waits
     assert relay.breakers()
     if remove == "purge":
-        operators.purge(outbox.store(), "contacts")
+        operators.purge(outbox.store(), operators.pending(outbox.store(), index="contacts"))
     else:
         mend(node)
         outbox.drain(destination, now + 600 * SECOND)

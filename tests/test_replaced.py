@@ -92,7 +92,7 @@ def test_documents_that_the_database_has_sent_or_a_repair_has_gone_above_do_not_
     assert newer_indexes(store, embedded) == ["contacts"]
     verifications.raise_above(store, by_hand, now_ms())
     assert newer_indexes(store, embedded) == []
-    operators.purge(store, None, up_to=10**9)
+    operators.purge(store, operators.pending(store))
     assert newer_indexes(store, embedded) == []
 
 

@@ -126,7 +126,7 @@ def test_disabled_write_side_is_a_no_op(sessions: sessionmaker[Session], engine:
 def test_ids_are_not_reused_after_rows_are_removed(outbox: Outbox) -> None:
     outbox.index("contacts", "c1", {})
     last = outbox.index("contacts", "c2", {})
-    operators.purge(outbox.store())
+    operators.purge(outbox.store(), operators.pending(outbox.store()))
     assert outbox.index("contacts", "c3", {}) == last + 1
 
 

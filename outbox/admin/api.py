@@ -6,13 +6,20 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
-from outbox.admin.asked import DeadSelection, DocumentChoice, PauseRequest, ReindexRequest, ResumeRequest, VerifyRequest
+from outbox.admin.asked import (
+    DeadSelection,
+    DocumentChoice,
+    PauseRequest,
+    ReindexRequest,
+    ResumeRequest,
+    RowSelection,
+    VerifyRequest,
+)
+from outbox.admin.chosen import NotFound
 from outbox.admin.context import Admin, Caller
 from outbox.admin.hidden import content
-from outbox.admin.service import NotFound
 from outbox.admin.shapes import (
     Accepted,
-    Discarded,
     Document,
     Done,
     Event,
@@ -23,6 +30,7 @@ from outbox.admin.shapes import (
     Problem,
     ReindexJob,
     ReindexStarted,
+    Removed,
     Retried,
     Text,
 )
@@ -120,9 +128,13 @@ def actions(
 
 @routes.post("/dead/retry", tags=["dead rows"], summary="Try dead rows again")
 def retry(selection: DeadSelection, admin: Admin, caller: Caller) -> Retried:
+    if selection.dry_run:
+        selected = admin.service.count(State.DEAD, **selection.words())
+        return Retried(selected=selected, pending=0, superseded=0, overtaken={})
     result = admin.service.retry(caller, **selection.words())
     admin.overviews.invalidate()
     return Retried(
+        selected=result.pending + result.superseded + len(result.overtaken),
         pending=result.pending,
         superseded=result.superseded,
         overtaken={str(row): later for row, later in result.overtaken.items()},
@@ -130,10 +142,21 @@ def retry(selection: DeadSelection, admin: Admin, caller: Caller) -> Retried:
 
 
 @routes.post("/dead/discard", tags=["dead rows"], summary="Remove dead rows for good; the index misses them then")
-def discard(selection: DeadSelection, admin: Admin, caller: Caller) -> Discarded:
+def discard(selection: DeadSelection, admin: Admin, caller: Caller) -> Removed:
+    if selection.dry_run:
+        return Removed(selected=admin.service.count(State.DEAD, **selection.words()), removed=0)
     removed = admin.service.discard(caller, **selection.words())
     admin.overviews.invalidate()
-    return Discarded(removed=removed)
+    return Removed(selected=removed, removed=removed)
+
+
+@routes.post("/purge", tags=["pending rows"], summary="Remove pending rows for good; the index misses them then")
+def purge(selection: RowSelection, admin: Admin, caller: Caller) -> Removed:
+    if selection.dry_run:
+        return Removed(selected=admin.service.count(State.PENDING, **selection.words()), removed=0)
+    removed = admin.service.purge(caller, **selection.words())
+    admin.overviews.invalidate()
+    return Removed(selected=removed, removed=removed)
 
 
 @routes.post("/pause", tags=["relays"], summary="Keep relays from claiming rows; nothing is lost")

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from outbox import __version__, logs
 from outbox.admin import api, forms, health, login, pages
+from outbox.admin.chosen import NotFound
 from outbox.admin.context import AdminContext
 from outbox.admin.database import Database
 from outbox.admin.drift import DriftWatch
@@ -29,7 +30,7 @@ from outbox.admin.overview import OverviewCache
 from outbox.admin.poller import Poller
 from outbox.admin.readiness import Readiness, RunningRelay
 from outbox.admin.rendering import error_page
-from outbox.admin.service import AdminService, NotFound
+from outbox.admin.service import AdminService
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import (

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from outbox.admin.shapes import Model, Number, Text
+from outbox.settings import SPAN
 
 
-class DeadSelection(Model):
-    """Dead rows: those named, or all that fit what else is given."""
+class RowSelection(Model):
+    """Rows that fit all that is given."""
 
     ids: list[Number] = Field([], max_length=1_000)
+    document: Text | None = None
     index: Text | None = None
     tenant_id: Text | None = None
-    error_type: Text | None = None
+    older_than: str | None = Field(None, pattern=f"^{SPAN}$", description="written longer ago, e.g. 36h or 7d")
     all: bool = Field(False, description="must be true if nothing else is given")
+    dry_run: bool = Field(False, description="say how many they are, and change nothing")
 
     @model_validator(mode="after")
-    def _says_which(self) -> DeadSelection:
-        if not (self.ids or self.index or self.tenant_id or self.error_type or self.all):
-            raise ValueError("say which rows: ids, index, tenantId, errorType, or all")
+    def _says_which(self) -> Self:
+        if not (any(self.words().values()) or self.all):
+            raise ValueError(
+                "say which rows: ids, document, index, tenantId, olderThan, errorType of dead ones, or all"
+            )
         return self
 
     def words(self) -> dict[str, Any]:
-        """As the store asks for them."""
-        return {"ids": self.ids, "index": self.index, "tenant": self.tenant_id, "error_type": self.error_type}
+        """What is given, as commands call it."""
+        return {
+            "ids": self.ids,
+            "document": self.document,
+            "index": self.index,
+            "tenant": self.tenant_id,
+            "older_than": self.older_than,
+        }
+
+
+class DeadSelection(RowSelection):
+    """Dead rows that fit all that is given."""
+
+    error_type: Text | None = None
+
+    def words(self) -> dict[str, Any]:
+        return {**super().words(), "error_type": self.error_type}
 
 
 class ResumeRequest(Model):

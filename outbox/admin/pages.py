@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse, Response
 
 from outbox.admin import charts, formats
+from outbox.admin.chosen import NotFound
 from outbox.admin.context import Admin
 from outbox.admin.forms import narrowed
 from outbox.admin.hidden import content
 from outbox.admin.rendering import page
-from outbox.admin.service import NotFound
 from outbox.admin.shapes import Document, Done, Event, ReindexJob, moment
 from outbox.errors import InvalidInput
 from outbox.store import audit, figures, jobs

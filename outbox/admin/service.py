@@ -12,10 +12,10 @@ from loguru import logger
 
 from outbox import logs, tenants
 from outbox.admin.background import BackgroundTasks
+from outbox.admin.chosen import NotFound, chosen, spellings
 from outbox.admin.database import Database
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
-from outbox.entities.spelling import tenant_texts
 from outbox.errors import ConfigurationError, DestinationError, OutboxError, ReindexFailed
 from outbox.reindex.reindexer import Reindexer
 from outbox.reindex.selection import Selection, rows_of, select
@@ -32,10 +32,6 @@ from outbox.verify.lens import Look
 
 LONGEST_START_S: Final = 10.0
 """A request for a reindex is answered within that time, whether the destination answers or not."""
-
-
-class NotFound(OutboxError):
-    """What was asked for does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,7 @@ class AdminService:
         """Everything, an index, a tenant or both. Raises `ConfigurationError` for an index that rows never went to, and
         `UnknownTenant`."""
         paused = Pause(index, tenant, now_ms(), by, reason)
-        spelled = self._spellings(tenant)
+        spelled = spellings(self._registry, tenant)
         with self._database.store() as store:
             if index is not None:
                 pauses.require_index(store, index)
@@ -86,21 +82,20 @@ class AdminService:
         """What was paused by the same words. False if it was not."""
         told = audit.described({"index": index, "tenant": tenant})
         with self._database.store() as store, audit.noted(store, by, "resume", told):
-            resumed = pauses.resume(store, index=index, tenants=self._spellings(tenant))
+            resumed = pauses.resume(store, index=index, tenants=spellings(self._registry, tenant))
         if resumed:
             part = Pause(index, tenant, 0, by, "")
             text = "resumed by {by}" if part.is_of_all else "{what} resumed by {by}"
             logger.info(text, what=logs.safe(part.what), by=logs.safe(by))
         return resumed
 
-    # -- dead rows ----------------------------------------------------------------------------------------------
+    # -- dead and pending rows ----------------------------------------------------------------------------------
 
     def retry(self, by: str, **selection: Any) -> Retried:
-        """Put dead rows back to pending, see `operators.retry_dead`. Raises `NotFound` if none of the named is dead,
-        `UnknownTenant`."""
+        """Put dead rows back to pending, see `operators.retry_dead`. Raises as `chosen` does."""
         told = audit.described(selection)
         with self._database.store() as store, audit.noted(store, by, "dead retry", told) as note:
-            result = operators.retry_dead(store, self._dead(store, **selection), now_ms())
+            result = operators.retry_dead(store, chosen(store, self._registry, State.DEAD, **selection), now_ms())
             note.affected = result.pending
         logger.info(
             "{rows} retried by {by}; selection: {selection}",
@@ -111,33 +106,28 @@ class AdminService:
         return result
 
     def discard(self, by: str, **selection: Any) -> int:
-        """Remove dead rows for good. Returns their number. Raises `NotFound` if none of the named is dead,
-        `UnknownTenant`."""
-        told = audit.described(selection)
-        with self._database.store() as store, audit.noted(store, by, "dead discard", told) as note:
-            removed = note.affected = operators.discard_dead(store, self._dead(store, **selection))
-        logger.warning(
-            "discarded: {counted} removed for good by {by}; selection: {selection}",
-            counted=logs.rows(removed, kind="dead"),
-            rows=removed,
-            by=logs.safe(by),
-            selection=logs.safe(told),
-        )
+        """Remove dead rows for good. Returns their number. Raises as `chosen` does."""
+        with (
+            self._database.store() as store,
+            audit.noted(store, by, "dead discard", audit.described(selection)) as note,
+        ):
+            rows = chosen(store, self._registry, State.DEAD, **selection)
+            removed = note.affected = operators.discard_dead(store, rows)
+        _log_removal("discarded", removed, State.DEAD, by, selection)
         return removed
 
-    def _dead(self, store: Store, *, tenant: str | None = None, **selection: Any) -> list[int]:
-        ids = [row["id"] for row in operators.dead(store, tenants=self._spellings(tenant), **selection)]
-        if not ids and tenant is not None:
-            tenants.require(store, self._registry, tenant)
-        if not ids and selection.get("ids"):
-            numbers = ", ".join(map(str, selection["ids"]))
-            raise NotFound(
-                f"no dead row {numbers}: it was retried or discarded meanwhile, or is not {State.DEAD.value}"
-            )
-        return ids
+    def purge(self, by: str, **selection: Any) -> int:
+        """Remove pending rows for good. Returns their number. Raises as `chosen` does."""
+        with self._database.store() as store, audit.noted(store, by, "purge", audit.described(selection)) as note:
+            rows = chosen(store, self._registry, State.PENDING, **selection)
+            removed = note.affected = operators.purge(store, rows)
+        _log_removal("purged", removed, State.PENDING, by, selection)
+        return removed
 
-    def _spellings(self, tenant: str | None) -> tuple[str, ...]:
-        return () if tenant is None else tenant_texts(tenant, self._registry or ())
+    def count(self, state: State, **selection: Any) -> int:
+        """How many rows that would be. Raises as `chosen` does."""
+        with self._database.store() as store:
+            return len(chosen(store, self._registry, state, **selection))
 
     # -- one document -------------------------------------------------------------------------------------------
 
@@ -320,3 +310,14 @@ class _StartReport:
         with self._lock:
             self.given_up = not self._reported.is_set()
             return not self.given_up
+
+
+def _log_removal(what: str, rows: int, state: State, by: str, selection: dict[str, Any]) -> None:
+    logger.warning(
+        "{what}: {counted} removed for good by {by}; selection: {selection}",
+        what=what,
+        counted=logs.rows(rows, kind=state),
+        rows=rows,
+        by=logs.safe(by),
+        selection=logs.safe(audit.described(selection)),
+    )

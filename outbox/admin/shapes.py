@@ -184,12 +184,14 @@ class Done(Model):
 
 
 class Retried(Model):
+    selected: int = Field(description="rows that fit")
     pending: int = Field(description="rows that are tried again")
     superseded: int = Field(description="rows whose document was replaced meanwhile: done")
     overtaken: dict[str, int] = Field(description="rows that stay dead, and the later row that was delivered")
 
 
-class Discarded(Model):
+class Removed(Model):
+    selected: int = Field(description="rows that fit")
     removed: int
 
 

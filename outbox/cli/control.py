@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import click
 
 from outbox import logs
 from outbox.cli.audit import log_removal, operator_name
 from outbox.cli.options import database_option, yes_option
+from outbox.cli.selection import found, name_others, selection_options
 from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
 from outbox.destinations.base import Destination, remembered
@@ -22,29 +26,33 @@ MOST_MET = 1_000
 
 
 @click.command()
-@click.option("--index", metavar="INDEX", help="Only rows of this index.")
+@selection_options
 @yes_option
 @database_option
-def purge(index: str | None, yes: bool, database_url: str | None) -> None:
-    """Remove all pending rows for good. The index then misses those changes.
+def purge(yes: bool, database_url: str | None, **selection: Any) -> None:
+    """Remove pending rows for good. The index then misses those changes.
+
+    All of them, or those that fit all options. Exits 1 if a row that was named is not pending.
 
     \b
     Examples:
       outbox-relay purge
-      outbox-relay purge --index contacts --yes
+      outbox-relay purge --index contacts --document contact-123
+      outbox-relay purge --tenant acme --older-than 36h --yes
     """
-    with open_store(load_settings(database_url=database_url)) as store:
-        number, highest = operators.pending(store, index)
-        if not number:
-            click.echo("nothing is pending")
-            return
-        if not yes:
-            of = f" of index {index}" if index else ""
-            click.confirm(f"Remove {logs.rows(number, kind='pending')}{of} for good?", abort=True)
-        with audit.noted(store, operator_name(), "purge", audit.described({"index": index})) as note:
-            removed = note.affected = operators.purge(store, index, up_to=highest)  # what was written meanwhile stays
-    log_removal(f"purged: {logs.rows(removed, kind='pending')}", index=index)
-    click.echo(f"{logs.rows(removed, 'is', 'are')} removed")
+    loaded = load_settings(database_url=database_url)
+    with open_store(loaded) as store:
+        chosen = found(store, loaded, operators.pending, **selection)  # what is written from now on stays
+        if chosen and not yes:
+            of = f" of index {selection['index']}" if selection["index"] else ""
+            click.confirm(logs.safe(f"Remove {logs.rows(len(chosen), kind='pending')}{of} for good?"), abort=True)
+        with audit.noted(store, operator_name(), "purge", audit.described(selection)) as note:
+            removed = note.affected = operators.purge(store, chosen)
+    if removed:
+        log_removal(f"purged: {logs.rows(removed, kind='pending')}", **selection)
+    click.echo(f"{logs.rows(removed, 'is', 'are')} removed" if chosen else "nothing is pending")
+    if name_others(selection["ids"], chosen, "pending"):
+        sys.exit(1)
 
 
 @click.group()

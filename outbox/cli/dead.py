@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import click
 
-from outbox import logs, tenants
+from outbox import logs
 from outbox.cli.audit import log_removal, operator_name
-from outbox.cli.entities import registry_of
 from outbox.cli.look import show
 from outbox.cli.options import database_option, json_option, yes_option
+from outbox.cli.selection import found, name_others, selection_options
 from outbox.cli.wiring import load_settings, open_store
-from outbox.entities.spelling import tenant_texts
 from outbox.settings import Settings
 from outbox.store import audit, operators
 from outbox.store.models import now_ms
@@ -30,14 +30,14 @@ def dead() -> None:
 
 
 def _selection(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--error-type", metavar="TYPE", help="Only rows that died of this type of error."),
-        click.option("--tenant", metavar="TENANT", help="Only rows of this tenant."),
-        click.option("--index", metavar="INDEX", help="Only rows of this index."),
-        click.argument("ids", type=int, nargs=-1, metavar="[ID]..."),
-    ):
-        command = option(command)
-    return command
+    """The options that say which rows, and numbers without an option."""
+
+    @wraps(command)
+    def joined(numbers: tuple[int, ...], ids: tuple[int, ...], **given: Any) -> None:
+        command(ids=(*numbers, *ids), **given)
+
+    of_error = click.option("--error-type", metavar="TYPE", help="Only rows that died of this type of error.")
+    return click.argument("numbers", type=int, nargs=-1, metavar="[ID]...")(selection_options(of_error(joined)))
 
 
 @dead.command(name="list")
@@ -56,7 +56,7 @@ def list_(limit: int, as_json: bool, database_url: str | None, **selection: Any)
     """
     loaded = load_settings(database_url=database_url)
     with open_store(loaded) as store:
-        rows = _dead(store, loaded, limit=limit + 1, **selection)
+        rows = list(found(store, loaded, operators.dead, limit=limit + 1, **selection))
     more, rows = len(rows) > limit, rows[:limit]
     if as_json:
         click.echo(json.dumps(rows))
@@ -98,7 +98,7 @@ def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
         click.echo(f"row {row} stays dead: row {later} of the same document was delivered meanwhile", err=True)
     if result.overtaken:
         click.echo("write these documents anew, then 'outbox-relay dead discard'", err=True)
-    if _name_others(selection["ids"], chosen) or result.overtaken:
+    if name_others(selection["ids"], chosen, "dead") or result.overtaken:
         sys.exit(1)
 
 
@@ -113,7 +113,7 @@ def discard(everything: bool, yes: bool, database_url: str | None, **selection: 
     \b
     Examples:
       outbox-relay dead discard 42
-      outbox-relay dead discard --tenant t1 --yes
+      outbox-relay dead discard --tenant t1 --older-than 90d --yes
     """
     loaded = load_settings(database_url=database_url)
     with open_store(loaded) as store:
@@ -125,7 +125,7 @@ def discard(everything: bool, yes: bool, database_url: str | None, **selection: 
     if removed:
         log_removal(f"discarded: {logs.rows(removed, kind='dead')}", **selection)
     click.echo(f"{logs.rows(removed, 'is', 'are', kind='dead')} removed")
-    if _name_others(selection["ids"], chosen):
+    if name_others(selection["ids"], chosen, "dead"):
         sys.exit(1)
 
 
@@ -148,29 +148,12 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def _dead(store: Store, loaded: Settings, *, tenant: str | None, **selection: Any) -> list[dict[str, Any]]:
-    """The dead rows of a selection. Raises `UnknownTenant`."""
-    if tenant is None:
-        return operators.dead(store, **selection)
-    if rows := operators.dead(store, tenants=tenant_texts(tenant), **selection):
-        return rows
-    registry = registry_of(loaded)  # only now: it imports the application, which knows more spellings, and more tenants
-    tenants.require(store, registry, tenant)
-    return operators.dead(store, tenants=tenant_texts(tenant, registry or ()), **selection)
-
-
 def _chosen(store: Store, loaded: Settings, everything: bool, selection: dict[str, Any]) -> list[int]:
     if not everything and not any(selection.values()):
-        raise click.UsageError("say which: ids, --index, --tenant, --error-type or --all")
-    return [row["id"] for row in _dead(store, loaded, **selection)]
-
-
-def _name_others(ids: Sequence[int], chosen: Sequence[int]) -> bool:
-    """Say which of the named rows are not dead, or not any more. Returns whether there are any."""
-    others = sorted({*ids}.difference(chosen))
-    for each in others:
-        click.echo(f"row {each} is not dead, or not of this selection: see 'outbox-relay show {each}'", err=True)
-    return bool(others)
+        raise click.UsageError(
+            "say which: ids, --id, --document, --index, --tenant, --older-than, --error-type or --all"
+        )
+    return [row["id"] for row in found(store, loaded, operators.dead, **selection)]
 
 
 dead.add_command(show)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import click
 
 from outbox import logs, tenants
 from outbox.cli.audit import operator_name
 from outbox.cli.entities import registry_of
 from outbox.cli.options import database_option
+from outbox.cli.selection import index_option, tenant_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.entities.spelling import tenant_texts
 from outbox.settings import Settings
@@ -19,18 +18,10 @@ from outbox.store.pauses import Pause
 from outbox.store.store import Store
 
 
-def _selection(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--tenant", metavar="TENANT", help="Only rows of this tenant."),
-        click.option("--index", metavar="INDEX", help="Only rows of this index."),
-    ):
-        command = option(command)
-    return command
-
-
 @click.command()
 @click.option("--reason", required=True, help="Why; shown by status.")
-@_selection
+@index_option
+@tenant_option
 @database_option
 def pause(reason: str, index: str | None, tenant: str | None, database_url: str | None) -> None:
     """Keep all relays from claiming rows. Applications go on writing; nothing is lost.
@@ -61,7 +52,8 @@ def pause(reason: str, index: str | None, tenant: str | None, database_url: str 
 
 
 @click.command()
-@_selection
+@index_option
+@tenant_option
 @database_option
 def resume(index: str | None, tenant: str | None, database_url: str | None) -> None:
     """Let relays claim rows again; with the same options as pause.

@@ -11,6 +11,7 @@ from outbox.settings.model import (
     variable,
 )
 from outbox.settings.reading import PATHS, SECRET, exported, load, unknown_variables, write_settings
+from outbox.settings.spans import SPAN, span_ms
 
 __all__ = [
     "HEARTBEATS_MISSED",
@@ -19,11 +20,13 @@ __all__ = [
     "PATHS",
     "PREFIX",
     "SECRET",
+    "SPAN",
     "Settings",
     "WriteSettings",
     "cron_fields",
     "exported",
     "load",
+    "span_ms",
     "unknown_variables",
     "variable",
     "write_settings",

@@ -6,10 +6,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from outbox.store import upkeep, versions
-from outbox.store.models import OPEN_JOBS, OVERTAKEN, State
+from outbox.store.models import OPEN_JOBS, OVERTAKEN, State, unfinished
 from outbox.store.store import Store, narrowed, of_tenants, pause_after
 
 EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
@@ -25,6 +25,16 @@ class Move(NamedTuple):
     name: str
     old: str
     new: str
+
+
+class Selection(TypedDict, total=False):
+    """Which rows are meant: those that fit all that is given."""
+
+    ids: Sequence[int]
+    index: str | None
+    document: str | None
+    tenants: tuple[str, ...]  # all spellings of one
+    written_before: int | None  # an instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +80,41 @@ def advance_epoch(store: Store, above: int, now: int, moves: Iterable[Move] = ()
 def dead(
     store: Store,
     *,
+    error_type: str | None = None,
+    died_by: int | None = None,
+    limit: int | None = None,
+    **selection: Unpack[Selection],
+) -> list[dict[str, Any]]:
+    """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later."""
+    condition, given = _selected(store, **selection)
+    cause, typed = narrowed(error_type=error_type)
+    if died_by is not None:
+        condition += " AND coalesce(finished_at, 0) <= :died_by"
+    rows = store.run(
+        f"SELECT * FROM outbox_events {store.dialect.indexed('dead')} WHERE state = 'dead' AND {condition} AND {cause}"
+        f" ORDER BY id {'' if limit is None else 'LIMIT :limit'}",
+        {**given, **typed, "died_by": died_by, "limit": limit},
+    )
+    return [dict(row) for row in rows.mappings()]
+
+
+def _selected(
+    store: Store,
+    *,
     ids: Sequence[int] = (),
     index: str | None = None,
     document: str | None = None,
     tenants: tuple[str, ...] = (),
-    error_type: str | None = None,
-    died_by: int | None = None,
-    limit: int | None = None,
-) -> list[dict[str, Any]]:
-    """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later.
-
-    `tenants`: all spellings of one.
-    """
-    condition, given = narrowed(index_name=index, document_id=document, error_type=error_type)
+    written_before: int | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """A condition that holds for the rows of a selection, and its parameters."""
+    condition, given = narrowed(index_name=index, document_id=document)
     mine, spelled = of_tenants(tenants)
     if ids:
         condition += f" AND id {store.dialect.among('ids')}"
-    if died_by is not None:
-        condition += " AND coalesce(finished_at, 0) <= :died_by"
-    rows = store.run(
-        f"SELECT * FROM outbox_events {store.dialect.indexed('dead')} WHERE state = 'dead' AND {condition}"
-        f" AND {mine} ORDER BY id {'' if limit is None else 'LIMIT :limit'}",
-        {**given, **spelled, "ids": list(ids), "died_by": died_by, "limit": limit},
-    )
-    return [dict(row) for row in rows.mappings()]
+    if written_before is not None:
+        condition += " AND created_at < :written_before"
+    return f"{condition} AND {mine}", {**given, **spelled, "ids": list(ids), "written_before": written_before}
 
 
 def retry_dead(store: Store, ids: Iterable[int], now: int, pause: Callable[[float], object] = time.sleep) -> Retried:
@@ -198,24 +219,20 @@ def discard_dead(store: Store, ids: Sequence[int]) -> int:
     return _remove(store, ids, "state = :dead", dead=State.DEAD.value)
 
 
-def pending(store: Store, index: str | None = None) -> tuple[int, int]:
-    """How many rows (of one index) are pending, and the highest id among them; 0 if there are none."""
-    condition, given = narrowed(index_name=index)
-    number, highest = store.run(
-        f"SELECT count(*), coalesce(max(id), 0) FROM outbox_events WHERE state = 'pending' AND {condition}", given
-    ).one()
-    return int(number), int(highest)
-
-
-def purge(store: Store, index: str | None = None, *, up_to: int | None = None) -> int:
-    """Remove all pending rows (of one index; up to that id) for good, in steps. Returns their number."""
-    condition, given = narrowed(index_name=index)
-    if up_to is not None:
-        condition += " AND id <= :up_to"
+def pending(store: Store, **selection: Unpack[Selection]) -> list[int]:
+    """The ids of pending rows, narrowed by what is given."""
+    condition, given = _selected(store, **selection)
     found = store.run(
-        f"SELECT id FROM outbox_events WHERE state = 'pending' AND {condition}", {**given, "up_to": up_to}
+        f"SELECT id FROM outbox_events {store.dialect.indexed('held')} WHERE ({unfinished()}) AND state = 'pending'"
+        f" AND {condition} ORDER BY id",
+        given,
     )
-    return _remove(store, [row[0] for row in found], "state = :pending", pending=State.PENDING.value)
+    return [row[0] for row in found]
+
+
+def purge(store: Store, ids: Sequence[int]) -> int:
+    """Remove rows that are pending for good, in steps. Returns their number."""
+    return _remove(store, ids, "state = :pending", pending=State.PENDING.value)
 
 
 def _remove(store: Store, ids: Sequence[int], condition: str, **given: str) -> int:

@@ -135,7 +135,7 @@ def test_retry_says_what_became_of_each(embedded: World) -> None:
         kill(outbox, row)
     outbox.raw("UPDATE outbox_events SET state = 'done', deliveries = 1 WHERE state = 'pending'")
     answer = embedded.post("/dead/retry", {"ids": [alone, replaced, overtaken]})
-    assert answer == {"pending": 1, "superseded": 1, "overtaken": {str(overtaken): later}}
+    assert answer == {"selected": 3, "pending": 1, "superseded": 1, "overtaken": {str(overtaken): later}}
     assert [outbox.state(row) for row in (alone, replaced, overtaken)] == ["pending", "done", "dead"]
     assert embedded.logged("1 row retried by admin at testclient; selection: ids=[")
     assert embedded.post("/dead/retry", {"ids": [alone]}, 404)["detail"].startswith(f"no dead row {alone}")

@@ -101,7 +101,7 @@ def test_the_most_of_a_minute_stays(outbox: Outbox, store: Store) -> None:
     for at in range(3):
         outbox.index("i", str(at), {})
     upkeep.note_depth(store, NOW + 1)
-    operators.purge(store)
+    operators.purge(store, operators.pending(store))
     upkeep.note_depth(store, NOW + 2)
     assert [unfinished for _, unfinished, _ in figures.depths(store, NOW)] == [3]
 

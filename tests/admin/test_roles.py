@@ -30,6 +30,7 @@ NEEDED = {
     "/resume": "operate",
     "/dead/retry": "operate",
     "/dead/discard": "administer",
+    "/purge": "administer",
     "/reindex": "operate",
     "/reindex/cancel": "operate",
     "/reindex/1/cancel": "operate",

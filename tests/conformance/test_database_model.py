@@ -88,7 +88,9 @@ class History:
         self.now += self.chance.choice([1, 1_999, 2_000, LEASE_MS])
 
     def purge(self) -> None:
-        operators.purge(self.stores[0], "notes", up_to=self.stores[0].highest_id() - 3)
+        up_to = self.stores[0].highest_id() - 3
+        of_notes = operators.pending(self.stores[0], index="notes")
+        operators.purge(self.stores[0], [each for each in of_notes if each <= up_to])
         self.removed = True
 
     def retry_the_dead(self) -> None:

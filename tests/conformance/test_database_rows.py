@@ -285,8 +285,8 @@ def test_dead_row_is_tried_again_unless_its_document_moved_on(database: Database
     assert (retried.pending, retried.superseded, retried.overtaken) == (1, 1, {stays: later})
     assert database.row(stays)["error"].startswith(f"row {later} of the same document was delivered meanwhile")
     assert operators.discard_dead(store, [stays, again]) == 1
-    assert operators.pending(store) == (1, again)
-    assert operators.purge(store, up_to=again) == 1
+    assert operators.pending(store) == [again]
+    assert operators.purge(store, [again]) == 1
 
 
 def test_rows_that_are_done_are_listed_in_pages_and_leave_their_version(database: Database, store: Store) -> None:
