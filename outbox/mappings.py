@@ -6,9 +6,10 @@ that is there already by `apply`, as far as that goes without a rebuild, or by a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from outbox.destinations.base import Destination
 from outbox.destinations.differences import Difference, differences, merged
@@ -16,6 +17,10 @@ from outbox.entities.registry import EntityRegistry
 from outbox.errors import DestinationError, DestinationUnanswered
 from outbox.store import jobs
 from outbox.store.store import Store
+
+EVERY_S: Final = 60.0
+LONGEST_PART: Final = 100
+"""Of the time, a hundredth is spent on looking at most: each tenant may have indexes of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,29 @@ def _compared(store: Store, destination: Destination, registry: EntityRegistry, 
     mappings, settings = registry.index_options(of.index) or ({}, {})
     held = destination.definition(of.target, mappings)
     return replace(of, differences=tuple(differences(mappings, settings, held)))
+
+
+class DriftWatch:
+    """The indexes that differ from what is registered, as of the last look."""
+
+    def __init__(self, destination: Destination, registry: EntityRegistry) -> None:
+        self._destination, self._registry = destination, registry
+        self._next = 0.0
+        self.found: Sequence[IndexDrift] = ()
+
+    def look(self, store: Store) -> Sequence[IndexDrift]:
+        """Look again if it is time. Raises `DatabaseUnavailable`; without an answer what was found stays."""
+        began = time.monotonic()
+        if began < self._next:
+            return self.found
+        try:
+            found = drift(store, self._destination, self._registry)
+        except DestinationError:
+            return self.found
+        self.found = [each for each in found if each.differences]
+        now = time.monotonic()
+        self._next = now + max(EVERY_S, (now - began) * LONGEST_PART)
+        return self.found
 
 
 def apply(destination: Destination, drifted: IndexDrift) -> dict[Difference, str]:

@@ -31,7 +31,7 @@ FLOORS: dict[str, set[str]] = {
     "reindex": {"destinations", "entities", "errors", "logs", "store"},
     "verify": {"destinations", "entities", "errors", "store"},
     "mappings": {"destinations", "entities", "errors", "store"},
-    "maintenance": {"errors", "logs", "reindex", "settings", "store", "verify"},
+    "maintenance": {"errors", "logs", "mappings", "reindex", "settings", "store", "verify"},
     "schema": {"errors", "store"},
     "models": {"store"},
     "sqlite": {"store"},

@@ -23,7 +23,6 @@ from outbox.admin import api, forms, health, login, pages
 from outbox.admin.chosen import NotFound
 from outbox.admin.context import AdminContext
 from outbox.admin.database import Database
-from outbox.admin.drift import DriftWatch
 from outbox.admin.guard import PROBLEM, Guard, problem
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache
@@ -42,6 +41,7 @@ from outbox.errors import (
     ReindexFailed,
     SchemaError,
 )
+from outbox.mappings import DriftWatch
 from outbox.settings import Settings
 
 STATUS: Final[dict[type[OutboxError], HTTPStatus]] = {
@@ -71,13 +71,18 @@ def create_app(
     database = Database(engine)
     service = AdminService(database, settings, destination, registry)
     poller = Poller(database, destination)
-    drift = DriftWatch(database, destination, registry)
+    drift = DriftWatch(destination, registry or EntityRegistry())
+
+    def look_for_drift() -> None:
+        with database.store() as store:
+            drift.look(store)
+
     indexes = {entity.name: entity.index for entity in registry or ()}
     overviews = OverviewCache(
         database, lambda: poller.destination, lambda: drift.found, indexes, silent_ms=settings.silent_ms
     )
     poller.add(overviews.read_statistics)
-    poller.add(drift.look)
+    poller.add(look_for_drift)
     metrics = Metrics(overviews, set(indexes.values()))
     readiness = Readiness(relay, lambda: poller.destination, settings)
     context = AdminContext(settings, registry, database, service, overviews, metrics, readiness)

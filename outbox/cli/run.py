@@ -25,7 +25,11 @@ from outbox.destinations import address_of, destination_of
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
+from outbox.maintenance.notices import Notices
+from outbox.maintenance.notifier import Notifier
 from outbox.maintenance.scheduler import Maintenance
+from outbox.maintenance.webhook import Webhook
+from outbox.mappings import DriftWatch
 from outbox.reindex.reindexer import Reindexer
 from outbox.relay import Relay, Totals
 from outbox.settings import Settings, variable
@@ -215,6 +219,7 @@ def _maintenance(
         relay.breakers,
         stop_relay=relay.stop,
         lock_times=store.lock_times,
+        notices=_notices(store, relay, relay_id, loaded, destination, registry),
     )
     if registry is None:
         return made()
@@ -236,6 +241,35 @@ def _maintenance(
 
     resumes = loaded.resume_reindex and not drain
     return made(verification=verification, reindexer=reindexer if resumes else None)
+
+
+def _notices(
+    store: Store,
+    relay: Relay,
+    relay_id: int,
+    loaded: Settings,
+    destination: Destination,
+    registry: EntityRegistry | None,
+) -> Notices | None:
+    """What tells operators, if they have said where."""
+    if loaded.notify_url is None:
+        return None
+    secret = None if loaded.notify_secret is None else loaded.notify_secret.get_secret_value()
+    source = {
+        "relay": relay_id,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "version": __version__,
+        "database": database_name(store.connection.engine),
+    }
+    return Notices(
+        Notifier(Webhook(loaded.notify_url.get_secret_value(), secret), source),
+        relay_id,
+        relay.breakers,
+        relay.deaths,
+        None if registry is None else DriftWatch(destination, registry).look,
+        silent_ms=loaded.silent_ms,
+    )
 
 
 def _with_progress(relay: Relay, store: Store) -> Totals:

@@ -16,8 +16,11 @@ NO_LEASE_MS: Final = 1_000 * (LONGEST_LEASE_S + 60)
 write lock."""
 
 
-def reap(store: Store, relay: int, settings: Settings, now: int) -> None:
-    """Give back what dead relays held, and rows whose lease has expired. That relay takes itself for alive."""
+def reap(store: Store, relay: int, settings: Settings, now: int) -> int:
+    """Give back what dead relays held, and rows whose lease has expired. That relay takes itself for alive.
+
+    Returns how many rows died: the relays that took one alone were killed.
+    """
     others = [other for other in store.relays() if other["id"] != relay]
     dead = store.presence.dead("relay", [other["id"] for other in others])
     reaped = upkeep.reap(store, now, NO_LEASE_MS, dead_relays=dead, lone_after=settings.lone_after)
@@ -37,3 +40,4 @@ def reap(store: Store, relay: int, settings: Settings, now: int) -> None:
     silent = {other["id"] for other in others if other["heartbeat_at"] < now - settings.silent_ms}
     # One that is only stopped would not be listed again when it continues, and its death would be noticed late.
     store.deregister_relays([*dead, *silent.difference(dead, store.presence.live("relay", silent))])
+    return reaped.dead

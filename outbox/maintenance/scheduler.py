@@ -18,13 +18,14 @@ from sqlalchemy import Engine
 from outbox.errors import DatabaseUnavailable, OutboxError
 from outbox.maintenance.adopt import adopt_orphans
 from outbox.maintenance.growth import Limits, Sizes, Watch, growth
+from outbox.maintenance.notices import Notices
 from outbox.maintenance.pruner import prune_all
 from outbox.maintenance.reaper import reap
 from outbox.reindex.reindexer import Reindexer
 from outbox.reindex.work import LeftToRelays
 from outbox.settings import Settings, cron_fields
 from outbox.store import upkeep
-from outbox.store.models import now_ms
+from outbox.store.models import POISON, now_ms
 from outbox.store.store import LockTimes, Store, dialect_of
 from outbox.verify import Verification
 
@@ -32,6 +33,7 @@ CHECKPOINT_EVERY_S: Final = 20
 PRUNE_EVERY_S: Final = 60
 DEPTH_EVERY_S: Final = 10
 WATCH_EVERY_S: Final = 60
+NOTICES_EVERY_S: Final = 1
 
 ONE_RELAY_MS: Final = 50_000
 """For how long the relay that begins a scheduled verification keeps others from it: cron knows minutes."""
@@ -43,7 +45,7 @@ class Maintenance:
     `verification` makes the one that `settings.verify_schedule` asks for. `reindexer` makes the one that resumes
     reindexes whose process was killed; it is given what it has to call now and then, so that the relay can stop.
     `stop_relay` is called within a heartbeat once another database has taken the place of the relay's: `replaced`.
-    `lock_times` of the relay's store are published with each heartbeat.
+    `lock_times` of the relay's store are published with each heartbeat. `notices` tell operators of what happens.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class Maintenance:
         reindexer: Callable[[Store, Callable[[], None]], Reindexer] | None = None,
         stop_relay: Callable[[], None] = lambda: None,
         lock_times: LockTimes | None = None,
+        notices: Notices | None = None,
     ) -> None:
         self._engine, self._relay, self._settings, self._breakers = engine, relay, settings, breakers
         self._verification, self._reindexer, self._stop_relay = verification, reindexer, stop_relay
-        self._lock_times = lock_times or LockTimes()
+        self._lock_times, self._notices = lock_times or LockTimes(), notices
         self._identity = dialect_of(engine).identity(engine)
         self.replaced = False
         self._stopping = threading.Event()
@@ -67,7 +70,7 @@ class Maintenance:
         self._failing: set[str] = set()
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # a late task is no news
         self._scheduler = BackgroundScheduler(
-            executors={name: ThreadPoolExecutor(1) for name in ("default", "prune", "verify", "reindex")},
+            executors={name: ThreadPoolExecutor(1) for name in ("default", "prune", "verify", "reindex", "notices")},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             timezone="UTC",
         )
@@ -77,6 +80,8 @@ class Maintenance:
         self._every(WATCH_EVERY_S, self.watch)
         self._every(DEPTH_EVERY_S, self.depth)
         self._every(PRUNE_EVERY_S, self.prune, thread="prune")  # after a flood it takes minutes
+        if notices is not None:
+            self._every(NOTICES_EVERY_S, self.notify, thread="notices")
         if settings.verify_schedule is not None and verification is not None:
             schedule = OrTrigger(
                 [CronTrigger(**each, timezone="UTC") for each in cron_fields(settings.verify_schedule)]
@@ -94,6 +99,8 @@ class Maintenance:
 
     def start(self) -> None:
         """Start the tasks. What a killed relay left behind is given back at once."""
+        if self._notices is not None:
+            self._notices.start()
         self._guarded("reap", self.reap)
         self._scheduler.start()
 
@@ -106,6 +113,8 @@ class Maintenance:
         self.request_stop()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
+        if self._notices is not None:
+            self._notices.stop()
 
     # -- the tasks ----------------------------------------------------------------------------------------------
 
@@ -132,7 +141,9 @@ class Maintenance:
 
     def reap(self, store: Store) -> None:
         """Give back what killed relays held."""
-        reap(store, self._relay, self._settings, now_ms())
+        dead = reap(store, self._relay, self._settings, now_ms())
+        if dead and self._notices is not None:
+            self._notices.died("", POISON, dead)
 
     def prune(self, store: Store) -> None:
         """Remove finished rows and old statistics, in steps that hold the write lock for milliseconds."""
@@ -157,6 +168,13 @@ class Maintenance:
                 logger.warning("{found}: {remedy}", remedy=each.remedy, **size)
             else:
                 logger.info("{name} back below the limit: {found}", **size)
+            if self._notices is not None:
+                self._notices.grown(store, each)
+
+    def notify(self, store: Store) -> None:
+        """Have operators told of what has changed."""
+        if self._notices is not None:
+            self._notices.look(store)
 
     def verify(self) -> None:
         """Compare a sample with the index, unless another relay does. Differences are in `status` and the log."""

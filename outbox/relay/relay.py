@@ -200,6 +200,10 @@ class Relay:
         """Ask `run` to end. Safe in a signal handler and from other threads."""
         self._stopping = True
 
+    def deaths(self) -> dict[tuple[str, str], int]:
+        """How many rows it has found dead so far, by index (empty: unknown) and type of error. From any thread."""
+        return dict(self._settler.deaths)
+
     def breakers(self) -> list[dict[str, Any]]:
         """What is paused, why and since when: one entry for each open breaker."""
         return self._health.breakers()

@@ -18,7 +18,7 @@ from outbox.relay.poison import LONE_FAILURES
 from outbox.relay.requests import Answer, Request
 from outbox.store import conflicts, malformed, outcomes
 from outbox.store.claims import Claim
-from outbox.store.models import UNEXPLAINED, State, Transition
+from outbox.store.models import ILLEGAL_TEXT, UNEXPLAINED, State, Transition
 from outbox.store.store import Store
 
 _SILENT = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.BLOCKED, OutcomeKind.OVERLOADED, OutcomeKind.SPLIT})
@@ -50,6 +50,7 @@ class Settler:
     policy: Policy
     health: Health
     totals: Totals = field(default_factory=Totals)
+    deaths: Counter[tuple[str, str]] = field(default_factory=Counter)  # by index and type of error
     recorded: set[int] = field(default_factory=set)  # the first steps of an answer that was cut short
 
     def settle(self, answer: Answer, now: int) -> list[Request]:
@@ -78,6 +79,7 @@ class Settler:
         """Record the end of the pending rows of other programs that no relay can read."""
         if dead := malformed.end(self.store, now):
             self.totals.dead += dead
+            self.deaths["", ILLEGAL_TEXT] += dead
             logger.error(
                 "{rows:is/are} dead, written by another program with other bytes than UTF-8 text; "
                 "see 'outbox-relay dead list'",
@@ -104,6 +106,8 @@ class Settler:
         self.totals.lost_claims += len(lost)
         self.totals.done += states[State.DONE]
         self.totals.dead += states[State.DEAD]
+        if states[State.DEAD]:
+            self.deaths.update((t.event.index_name, t.error_type or "?") for t in ours if t.state is State.DEAD)
         if unexplained := [each for each in ours if each.error_type == UNEXPLAINED and each.state is State.DEAD]:
             first = unexplained[0]
             logger.critical(

@@ -23,6 +23,17 @@ def cron_fields(expression: str) -> list[dict[str, str]]:
     return [fields | {"day_of_week": "*"}, fields | {"day": "*"}]
 
 
+def check(expression: str) -> None:
+    """Raises `ValueError` for what is no line of cron."""
+    from apscheduler.triggers.cron import CronTrigger  # not above: loaded only where there is a schedule
+
+    try:
+        for fields in cron_fields(expression):
+            CronTrigger(**fields)
+    except ValueError as error:
+        raise ValueError(f"not in the form of cron, minute hour day month weekday: {error}") from None
+
+
 def _weekdays(field: str) -> str:
     days: set[int] = set()
     for part in field.lower().split(","):

@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from outbox.settings import tokens
-from outbox.settings.cron import cron_fields
+from outbox.settings import cron, tokens
 from outbox.settings.tokens import NamedToken
 
 PREFIX = "OUTBOX_"
@@ -176,6 +175,14 @@ class Settings(WriteSettings):
         1.0, ge=0.1, le=100, description="% of the documents that a scheduled comparison draws at random"
     )
 
+    # Notifications
+    notify_url: SecretStr | None = Field(
+        None, description="address that relays post to when something happens that an operator should hear of"
+    )
+    notify_secret: SecretStr | None = Field(
+        None, description="secret that signs these posts, 16 characters or more; without it they are not signed"
+    )
+
     # Admin server: API, dashboard, health, metrics
     admin_host: str = Field("127.0.0.1", min_length=1, description="address that the admin server listens on")
     admin_port: int = Field(8321, ge=0, le=65_535, description="port of the admin server; 0: any that is free")
@@ -227,7 +234,12 @@ class Settings(WriteSettings):
         product = str(info.field_name).removesuffix("_url")
         return tuple(_address(url, product) for url in urls)
 
-    @field_validator("admin_token")
+    @field_validator("notify_url")
+    @classmethod
+    def _is_webhook(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value is None else _webhook(value)
+
+    @field_validator("admin_token", "notify_secret")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         return tokens.whole(value)
@@ -258,13 +270,7 @@ class Settings(WriteSettings):
     @classmethod
     def _is_cron(cls, value: str | None) -> str | None:
         if value is not None:
-            from apscheduler.triggers.cron import CronTrigger  # not above: loaded only where there is a schedule
-
-            try:
-                for fields in cron_fields(value):
-                    CronTrigger(**fields)
-            except ValueError as error:
-                raise ValueError(f"not in the form of cron, minute hour day month weekday: {error}") from None
+            cron.check(value)
         return value
 
     @property
@@ -316,6 +322,19 @@ def _address(url: str, product: str) -> str:
         return url
     netloc = f"{parts.netloc.removesuffix(':')}:{443 if parts.scheme == 'https' else 80}"
     return parts._replace(netloc=netloc).geturl()
+
+
+def _webhook(value: SecretStr) -> SecretStr:
+    """An address that is one. Raises `ValueError` that shows no part of it: all of it may be a secret."""
+    url = value.get_secret_value()
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https") or not re.fullmatch(r"[!-~]+", url) or parts.fragment:
+        raise ValueError("it is no address of http or https, e.g. https://hooks.example/outbox")
+    return value
 
 
 def variable(name: str) -> str:

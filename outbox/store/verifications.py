@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from outbox.store import versions
-from outbox.store.models import EPOCH_STEP, FOUND, unfinished
+from outbox.store.models import DRIFT, EPOCH_STEP, FOUND, unfinished
 from outbox.store.store import Store, printable
 
 
@@ -127,6 +127,14 @@ def finish(store: Store, id_: int, found: Mapping[str, int], error: str | None, 
             f" {', '.join(f'{name} = :{name}' for name in FOUND)} WHERE id = :id",
             {"now": now, "error": printable(error), "id": id_, **found},
         )
+
+
+def with_drift(store: Store) -> list[dict[str, Any]]:
+    """Those of the newest hundred that are over and found documents that are wrong."""
+    rows = store.run(
+        f"SELECT * FROM outbox_verifications WHERE finished_at IS NOT NULL AND {' + '.join(DRIFT)} > 0 ORDER BY id"
+    ).mappings()
+    return [{**row, "entities": json.loads(row["entities"])} for row in rows]
 
 
 def last(store: Store) -> dict[str, Any] | None:

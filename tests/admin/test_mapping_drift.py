@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from outbox import EntityRegistry
-from outbox.admin.database import Database
-from outbox.admin.drift import DriftWatch
 from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.mappings import DriftWatch
 from tests.admin.world import API, Base, Contact
 from tests.support.outbox import Outbox
 from tests.support.relays import until
@@ -47,25 +46,21 @@ def test_index_that_is_not_as_registered_is_shown_with_its_remedy(outbox: Outbox
 
 def test_destination_is_asked_now_and_then(outbox: Outbox, tmp_path: Path) -> None:
     destination, registry = drifted(outbox, tmp_path)
-    watch = DriftWatch(Database(outbox.engine), destination, registry)
-    watch.look()
-    (found,) = watch.found
+    watch = DriftWatch(destination, registry)
+    (found,) = watch.look(outbox.store())
     destination.drop_index("contacts-000001")
-    watch.look()
-    assert watch.found == [found]  # it was asked a moment ago
-    without = DriftWatch(Database(outbox.engine), destination, None)
-    without.look()
-    assert without.found == ()
+    assert watch.look(outbox.store()) == watch.found == [found]  # it was asked a moment ago
+    assert DriftWatch(destination, EntityRegistry()).look(outbox.store()) == []
     destination.close()
 
 
 def test_what_was_found_stays_while_the_destination_is_away(outbox: Outbox, tmp_path: Path) -> None:
     destination, registry = drifted(outbox, tmp_path)
-    watch = DriftWatch(Database(outbox.engine), destination, registry)
-    watch.look()
+    watch = DriftWatch(destination, registry)
+    watch.look(outbox.store())
     destination.close()
     (tmp_path / "search.db").write_text("no database\n" * 100)
-    away = DriftWatch(Database(outbox.engine), EmbeddedDestination(tmp_path / "search.db"), registry)
+    away = DriftWatch(EmbeddedDestination(tmp_path / "search.db"), registry)
     away.found = watch.found
-    away.look()
+    away.look(outbox.store())
     assert away.found == watch.found != []
