@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from outbox.destinations.base import Outcome
+from outbox.destinations.base import Destination, Outcome
 from outbox.destinations.merge import Upsert
 from tests.conformance.index import APPLIED, CONFLICT, REJECTED, Index
 
@@ -64,7 +64,9 @@ def test_upsert_that_is_no_object_is_rejected(index: Index, upsert: bytes) -> No
     assert (outcome.kind, outcome.error_type) == (REJECTED, "illegal_document")
 
 
-def test_upsert_keeps_every_digit(index: Index) -> None:
+def test_upsert_keeps_every_digit(destination: Destination, name: str) -> None:
+    destination.ensure_index(name, {"dynamic": False})
+    index = Index(destination, name)
     document = b'{"exact":12345678901234567890,"price":1.10}'
     index.one(replace(index.patch("d1", 5, {"n": 1}), upserts=(Upsert(0, document, 5),)))
     assert index.destination.read_texts(index.target, ["d1"]) == {"d1": document}

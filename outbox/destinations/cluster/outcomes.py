@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
+import orjson
+
 from outbox.destinations import merge
 from outbox.destinations.base import (
     DOCUMENT_MISSING,
@@ -160,13 +162,10 @@ def patched(operation: Operation, found: Any, kept: Kept) -> Operation | Outcome
     if found.get("found") and (kept.lost or not isinstance(stored, dict)):
         why = kept.lost or "the index gives no _source back"
         return rejected(SOURCE_MISSING, f"{why}, a partial update would lose that; write the full document")
+    held = None if stored is None else kept.as_sent(stored)
+    version = int(orjson.dumps(found["_version"])) if held is not None and operation.upserts else 0
     try:
-        document = merge.updated(
-            None if stored is None else kept.as_sent(stored),
-            found.get("_version", 0),
-            operation.patches,
-            operation.upserts,
-        )
+        document = merge.updated(held, version, operation.patches, operation.upserts)
     except ValueError as error:
         return rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
     if document is None:
