@@ -1,4 +1,4 @@
-"""Removes finished rows and old statistics a few at a time, so that nothing waits long for the write lock."""
+"""Removes finished and old dead rows, and old statistics, a few at a time: nothing waits long for the write lock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from outbox.settings import Settings
+from loguru import logger
+
+from outbox import logs
+from outbox.settings import Settings, span_ms
 from outbox.store import audit, upkeep
 from outbox.store.store import Store, pause_after
 from outbox.store.upkeep import Finished
@@ -21,7 +24,10 @@ STATS_PAUSE_S: Final = 0.01
 
 
 def prune_all(store: Store, settings: Settings, now: int, pause: Callable[[float], object]) -> None:
-    """Remove what the settings do not keep: finished rows, then statistics and the audit. `pause` as for `prune`."""
+    """Remove what the settings do not keep: dead rows, finished ones, then statistics and the audit. `pause` as for
+    `prune`."""
+    if settings.dead_retention is not None:
+        prune_dead(store, now - span_ms(settings.dead_retention), settings.dead_retention, pause)
     prune(store, now - int(settings.retention_hours * 3_600_000), pause)
     while upkeep.prune_stats(store, now - int(settings.stats_retention_days * 86_400_000)):
         if pause(STATS_PAUSE_S):
@@ -30,6 +36,25 @@ def prune_all(store: Store, settings: Settings, now: int, pause: Callable[[float
     while upkeep.compact_stats(store, now - MINUTES_MS):
         if pause(STATS_PAUSE_S):
             return
+
+
+def prune_dead(store: Store, before: int, kept: str, pause: Callable[[float], object] = time.sleep) -> int:
+    """Remove the rows that died before that instant. Returns their number. `kept`: for how long, for the log; `pause`
+    as for `prune`."""
+    removed = 0
+    for step in store.in_steps(upkeep.died(store, before)):
+        began = time.monotonic()
+        removed += upkeep.remove_died(store, step, before)
+        if pause(pause_after(began)):
+            break
+    if removed:
+        logger.warning(
+            "{counted} removed for good: they died more than {kept} ago (OUTBOX_DEAD_RETENTION)",
+            counted=logs.rows(removed, kind="dead"),
+            rows=removed,
+            kept=kept,
+        )
+    return removed
 
 
 def prune(store: Store, before: int, pause: Callable[[float], object] = time.sleep) -> int:

@@ -15,6 +15,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_valid
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from outbox.settings import cron, tokens
+from outbox.settings.spans import ClusterTime, Retention
 from outbox.settings.tokens import NamedToken
 
 PREFIX = "OUTBOX_"
@@ -136,6 +137,10 @@ class Settings(WriteSettings):
 
     # Housekeeping
     retention_hours: float = Field(24.0, ge=0, le=8_760, description="h for which finished rows are kept")
+    dead_retention: Retention | None = Field(
+        None,
+        description="how long dead rows are kept after they died, e.g. 90d; without it, until you decide",
+    )
     stats_retention_days: float = Field(
         90.0, ge=1, le=3_650, description="d for which statistics and the audit are kept"
     )
@@ -143,7 +148,7 @@ class Settings(WriteSettings):
         5.0, ge=0.1, le=300, description="s between heartbeats of a relay; after 6 missed ones it is listed as gone"
     )
     reap_interval: float = Field(2.0, ge=0.1, le=300, description="s between looks for leases that have expired")
-    gc_deletes: str = Field(
+    gc_deletes: ClusterTime = Field(
         "24h",
         description="how long Elasticsearch remembers the deletes of an index (its setting index.gc_deletes)",
     )
@@ -257,13 +262,6 @@ class Settings(WriteSettings):
             raise ValueError(
                 "not in the form module:name, e.g. myapp.search:registry for 'registry' in myapp/search.py"
             )
-        return value
-
-    @field_validator("gc_deletes")
-    @classmethod
-    def _is_a_time(cls, value: str) -> str:
-        if not re.fullmatch(r"[0-9]+(ms|s|m|h|d)", value):
-            raise ValueError("not a number with its unit, one of ms, s, m, h and d, e.g. 24h")
         return value
 
     @field_validator("verify_schedule")

@@ -117,6 +117,22 @@ def remove_finished(store: Store, ids: Sequence[int]) -> int:
         return versions.remove(store, ids)
 
 
+_DIED = "state = 'dead' AND coalesce(finished_at, created_at) < :before"
+
+
+def died(store: Store, before: int) -> list[int]:
+    """The ids of the rows that died before that instant. Takes no lock, and looks at each dead row."""
+    dead = store.dialect.indexed("dead")
+    return [row[0] for row in store.run(f"SELECT id FROM outbox_events {dead} WHERE {_DIED}", before=before)]
+
+
+def remove_died(store: Store, ids: Sequence[int], before: int) -> int:
+    """Remove those of the rows that are still dead since before that instant. Returns their number."""
+    with store.write(durable=False):
+        still = f"SELECT id FROM outbox_events WHERE {_DIED} AND id {store.dialect.among('ids')}"
+        return versions.remove(store, [row[0] for row in store.run(still, ids=ids, before=before).fetchall()])
+
+
 def prune_stats(store: Store, before: int) -> int:
     """Remove the statistics of the oldest minute, if it lies before that instant. Returns the number of rows."""
     with store.write(durable=False):
