@@ -6,9 +6,9 @@ import html
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-BEGIN: Final = "\x02"
-END: Final = "\x03"
-"""Around what was found, in a marked text: characters that no text needs."""
+BEGIN: Final = "\ufdd0"
+END: Final = "\ufdd1"
+"""Around what was found, in a marked text: no characters, and not of those that OpenSearch cuts off at both ends."""
 
 LONGEST: Final = 200
 """Characters of a passage: a longer text is cut."""
@@ -20,7 +20,7 @@ _NOTHING: Final = object()
 def passage(marked: Iterable[str]) -> str:
     """Of marked texts, one passage as HTML: from a little before the first mark on, if not all of the text fits.
 
-    >>> passage(["\\x02Ada\\x03 & Grace"])
+    >>> passage(["\\ufdd0Ada\\ufdd1 & Grace"])
     '<mark>Ada</mark> &amp; Grace'
     """
     text = next((each for each in marked if BEGIN in each), "")
