@@ -10,7 +10,7 @@ from outbox import logs
 from outbox.entities.registry import EntityRegistry
 from outbox.entities.spelling import tenant_texts
 from outbox.relay.health import Health
-from outbox.relay.rate import TenantRates
+from outbox.relay.rate import PART_S, Ceiling, TenantRates
 from outbox.settings import Settings
 from outbox.store import claims, pauses
 from outbox.store.claims import Claim, ClaimRequest
@@ -38,6 +38,8 @@ class Claimer:
         self._lease_ms = int(settings.lease * 1000)
         self._longest_wait_ms = max(longest_wait_ms, self._lease_ms)
         self._left_out: set[str] = set()
+        self._ceiling = Ceiling(settings.rate) if settings.rate else None
+        self.pause_s = settings.poll_interval
         self._rates = TenantRates(settings.tenant_rate) if settings.tenant_rate else None
 
     def next(self, now: int, in_flight: Collection[Claim], leave_out: Collection[str] = ()) -> Claim | None:
@@ -55,11 +57,21 @@ class Claimer:
             if in_flight or not health.destination.probe_due(now):
                 return None
             rows = min(rows, MOST_ROWS_AT_TRIAL)  # a cluster that answers slowly may manage a small request
+        if not (rows := self._within_ceiling(rows, now)):
+            return None
         lone = not any(claim.lone for claim in in_flight)
         claim = self._trial(now, in_flight, lone=lone) or self._claim(now, rows, lone=lone and not health.lone_failed)
         if health.lone_failed and not claim:
             claim = self._claim(now, rows, lone=lone)
         return claim
+
+    def _within_ceiling(self, rows: int, now: int) -> int:
+        """So many of the rows as may be taken now: no more are claimed than are sent at once."""
+        if self._ceiling is None:
+            return rows
+        room = self._ceiling.room(now)
+        self.pause_s = self._settings.poll_interval if room else min(self._settings.poll_interval, PART_S)
+        return min(rows, room)
 
     def _note_pauses(self) -> None:
         """Note what operators have paused; one line when each begins and when it ends."""
@@ -129,6 +141,8 @@ class Claimer:
                 lone=lone,
             ),
         )
+        if claim and self._ceiling:
+            self._ceiling.took(len(claim.events))
         if claim and rates:
             rates.took((event.tenant_id for event in claim.events), now)
         return claim

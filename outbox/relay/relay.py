@@ -182,7 +182,7 @@ class Relay:
                     self._note_database(None)
                 if drain and not self._in_flight and not self._store.unfinished():
                     break
-                if answer := wakeup.wait(self._answers, pause, lambda: self._stopping):
+                if answer := wakeup.wait(self._answers, self._claimer.pause_s, lambda: self._stopping):
                     self._finish(answer)
                     self._note_database(None)
                     if progress:

@@ -95,6 +95,9 @@ class Settings(WriteSettings):
     )
     concurrency: int = Field(4, ge=1, le=50, description="requests in flight at the same time")
 
+    rate: float = Field(
+        0.0, ge=0, le=1_000_000, description="most rows a second that a relay delivers in all; 0: no limit"
+    )
     tenant_rate: float = Field(
         0.0, ge=0, le=1_000_000, description="most rows a second that a relay delivers for one tenant; 0: no limit"
     )
