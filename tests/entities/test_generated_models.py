@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, given, note, settings, strategies
 from hypothesis.internal.conjecture import engine
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
@@ -19,7 +19,7 @@ from outbox.store import models
 from outbox.testing import OutboxTester
 from tests.entities.drawn.history import Application, Step, histories
 from tests.entities.drawn.mapping import Mapped
-from tests.entities.drawn.models import World, worlds
+from tests.entities.drawn.models import Col, Indexed, Made, Model, World, worlds
 from tests.entities.drawn.truth import expected, held, in_one_order
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "300"))
@@ -89,3 +89,12 @@ def test_members_compare_equal_in_whatever_order_their_fields_are_named() -> Non
     members = [{"a": 1, "b": 2}, {"a": 2, "b": 1}]
     named_otherwise = [{"b": 2, "a": 1}, {"b": 1, "a": 2}]
     assert in_one_order(named_otherwise) == in_one_order(members)
+
+
+@given(strategies.sampled_from(("bytes", "pickle")))
+def test_an_expression_over_bytes_that_are_no_text_can_be_read(type_: str) -> None:
+    column, made = Col("c0", type_), Made("x0", "expression", "c0")
+    model = Model("M0", (Col("k0", "int", null=False),), (column,), False, (), (made,), False)
+    entity = Indexed(0, None, ("k0", "x0"), "fields", None, False, None)
+    with tempfile.TemporaryDirectory() as directory:
+        assert play(World((model,), (), (entity,), False, True, True), [], Path(directory))

@@ -5,7 +5,20 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, Computed, ForeignKeyConstraint, Integer, String, Table, and_, cast, func, text
+from sqlalchemy import (
+    Column,
+    Computed,
+    ForeignKeyConstraint,
+    Integer,
+    LargeBinary,
+    PickleType,
+    String,
+    Table,
+    and_,
+    cast,
+    func,
+    text,
+)
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -19,6 +32,7 @@ from sqlalchemy.orm import (
     remote,
     synonym,
 )
+from sqlalchemy.types import TypeEngine
 
 from outbox import EntityRegistry
 from tests.entities.drawn.models import TENANT, Col, End, Indexed, Kind, Made, Rel, World
@@ -205,8 +219,15 @@ def _attribute(class_: type[Any], given: Made) -> Any:
         case "property":
             return property(lambda row: f"{getattr(row, given.column)}!")
         case "expression":
-            return column_property(func.coalesce(cast(getattr(class_, given.column), String), "nothing"))
+            column = getattr(class_, given.column)
+            readable = cast(column, String) if _is_text(column.type) else func.hex(column)
+            return column_property(func.coalesce(readable, "nothing"))
     return composite(Single, given.column)
+
+
+def _is_text(type_: TypeEngine[Any]) -> bool:
+    """Whether a database can give back as text what it holds: of any other bytes the driver makes no `str`."""
+    return not isinstance(type_, (LargeBinary, PickleType))
 
 
 def _column(column: Col, *, primary_key: bool = False, of: Col | None = None) -> Any:
