@@ -137,7 +137,8 @@ def test_retry_says_what_became_of_each(embedded: World) -> None:
     answer = embedded.post("/dead/retry", {"ids": [alone, replaced, overtaken]})
     assert answer == {"selected": 3, "pending": 1, "superseded": 1, "overtaken": {str(overtaken): later}}
     assert [outbox.state(row) for row in (alone, replaced, overtaken)] == ["pending", "done", "dead"]
-    assert embedded.logged("1 row retried by admin at testclient; selection: ids=[")
+    selection = f"ids={alone},{replaced},{overtaken}"
+    assert embedded.logged(f"1 row retried by admin at testclient; selection: {selection}")
     assert embedded.post("/dead/retry", {"ids": [alone]}, 404)["detail"].startswith(f"no dead row {alone}")
 
 
