@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -33,6 +32,8 @@ from tests.support.relays import Relays, until
 from tests.support.webhook import Receiver, receiver
 
 SECRET = "0123456789abcdef"
+
+GUIDE = Path(__file__).parent.parent / "docs" / "how-to" / "notify.md"
 
 SOON = (0.01, 0.01, 0.01)
 
@@ -263,10 +264,15 @@ def test_receiver_checks_the_signature_as_the_guide_says(watched: Watched, outbo
     watched.relay.run_once()
     watched.look()
     once(failing, "dead")
+    guide: dict[str, Any] = {}
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    exec(code, guide)
     for body, headers in failing.tried:
-        signed = headers["x-outbox-timestamp"].encode() + b"." + body
-        expected = hmac.new(SECRET.encode(), signed, hashlib.sha256).hexdigest()
-        assert headers["x-outbox-signature"] == f"sha256={expected}"
+        given = {name.title(): value for name, value in headers.items()}
+        assert guide["is_genuine"](SECRET, given, body)
+        assert not guide["is_genuine"]("another secret", given, body)
+        assert not guide["is_genuine"](SECRET, given, body + b" ")
+        assert not guide["is_genuine"](SECRET, given | {"X-Outbox-Timestamp": "1"}, body)
         assert headers["content-type"] == "application/json"
 
 
