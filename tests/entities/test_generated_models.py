@@ -11,16 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings, strategies
 from hypothesis.internal.conjecture import engine
 from sqlalchemy import create_engine
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import sqlite, triggers
 from outbox.errors import ConfigurationError
 from outbox.store import models
 from outbox.testing import OutboxTester
-from tests.entities.drawn.history import Application, Step, histories
+from tests.entities.drawn.history import Application, Doing, Step, histories
 from tests.entities.drawn.mapping import Mapped
 from tests.entities.drawn.models import Col, Indexed, Made, Model, World, worlds
 from tests.entities.drawn.truth import expected, held, in_one_order
+from tests.entities.drawn.types import value
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "300"))
 SHRINK_FOR_S = 40
@@ -98,3 +99,28 @@ def test_an_expression_over_bytes_that_are_no_text_can_be_read(type_: str) -> No
     entity = Indexed(0, None, ("k0", "x0"), "fields", None, False, None)
     with tempfile.TemporaryDirectory() as directory:
         assert play(World((model,), (), (entity,), False, True, True), [], Path(directory))
+
+
+@pytest.mark.parametrize("type_", ["bytes", "pickle"])
+def test_a_column_computed_of_bytes_that_are_no_text_can_be_read(type_: str) -> None:
+    columns = (Col("c0", type_), Col("c1", "text", "computed"))
+    model = Model("M0", (Col("k0", "int", null=False),), columns, False, (), (), False)
+    mapped = Mapped(World((model,), (), (), False, True, True))
+    with Session(create_engine("sqlite://")) as session:
+        mapped.base.metadata.create_all(session.connection())
+        session.add(mapped.classes[0](k0=1, c0=value(type_, 0)))
+        session.flush()
+        assert session.get_one(mapped.classes[0], 1).c1.endswith("!")
+    mapped.dispose()
+
+
+def test_rows_that_are_drawn_leave_computed_columns_to_the_database() -> None:
+    columns = (Col("c0", "int"), Col("c1", "text", "computed"))
+    world = World(
+        (Model("M0", (Col("k0", "int", null=False),), columns, False, (), (), False),), (), (), False, True, True
+    )
+    mapped = Mapped(world)
+    step = Step("add", 0, 0, 0, 0, False)
+    given = [Doing(mapped, Session(), step).values(0, to) for to in range(2)]
+    mapped.dispose()
+    assert [each.keys() for each in given] == [{"k0", "c0"}] * 2

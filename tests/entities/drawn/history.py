@@ -144,7 +144,7 @@ class Doing:
         values = {
             column.name: self.value(column, to + at)
             for at, column in enumerate(drawn.columns_of(kind))
-            if (column.how != "computed" and column.how not in ("default", "server_default")) or (to + at) % 2
+            if column.how != "computed" and (column.how not in ("default", "server_default") or (to + at) % 2)
         }
         if drawn.tenant:
             values[TENANT] = TENANTS[to % 2]

@@ -243,7 +243,8 @@ def _column(column: Col, *, primary_key: bool = False, of: Col | None = None) ->
             options["server_default"] = text("'7'")
         case "computed":
             assert of is not None
-            generated = Computed(f"coalesce({of.column}, '') || '!'")
+            readable = of.column if _is_text(made(of.type)) else f"hex({of.column})"
+            generated = Computed(f"coalesce({readable}, '') || '!'")
             return mapped_column(column.column, made(column.type), generated)
     return mapped_column(column.column, made(column.type), **options)
 
