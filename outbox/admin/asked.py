@@ -71,9 +71,6 @@ class VerifyRequest(Model):
     repair: bool = Field(False, description="write a refresh row for each document that is wrong")
 
 
-# -- what goes out ----------------------------------------------------------------------------------------------------
-
-
 class ReindexRequest(Model):
     """Which index to rebuild; with a tenant or a date only that part, in place."""
 

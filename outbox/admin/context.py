@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from outbox.admin.chosen import spellings
 from outbox.admin.database import Database
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache
@@ -14,7 +15,6 @@ from outbox.admin.readiness import Readiness
 from outbox.admin.roles import Operator, operators_of
 from outbox.admin.service import AdminService
 from outbox.entities.registry import EntityRegistry
-from outbox.entities.spelling import tenant_texts
 from outbox.settings import Settings
 
 
@@ -32,7 +32,7 @@ class AdminContext:
 
     def spellings(self, tenant: str | None) -> tuple[str, ...]:
         """All spellings of a tenant that is asked for; none if none is."""
-        return tenant_texts(tenant, self.registry or ()) if tenant else ()
+        return spellings(self.registry, tenant or None)
 
     @property
     def operators(self) -> tuple[Operator, ...]:

@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
 from outbox.admin import formats
-from outbox.admin.roles import Operator, Role
+from outbox.admin.roles import Operator
+from outbox.settings.tokens import Role
 
 _environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -25,20 +26,16 @@ _environment.filters |= formats.FILTERS
 
 
 def page(request: Request, template: str, status: int = 200, **shown: Any) -> HTMLResponse:
-    """A page of the dashboard."""
-    return _render(request, template, status, **shown)
+    """A page of the dashboard, for whoever asks."""
+    operator: Operator | None = request.scope.get("outbox.operator")
+    shown |= {"operator": operator, "may": operator.role if operator else Role.ADMINISTER, "Role": Role}
+    done = request.query_params.get("done", "")[:500]
+    made = _environment.get_template(template).render(path=request.url.path, done=done, **shown)
+    return HTMLResponse(made, status)
 
 
 def error_page(request: Request, status: int, detail: str) -> Response | None:
     """An error as a browser gets it; None for programs, which get JSON."""
     if request.url.path.startswith("/api/v1/") or "text/html" not in request.headers.get("accept", ""):
         return None
-    return _render(request, "error.html", status, title=HTTPStatus(status).phrase, detail=detail)
-
-
-def _render(request: Request, template: str, status: int, **shown: Any) -> HTMLResponse:
-    operator: Operator | None = request.scope.get("outbox.operator")
-    shown |= {"operator": operator, "may": operator.role if operator else Role.ADMINISTER, "Role": Role}
-    done = request.query_params.get("done", "")[:500]
-    made = _environment.get_template(template).render(path=request.url.path, done=done, **shown)
-    return HTMLResponse(made, status)
+    return page(request, "error.html", status, title=HTTPStatus(status).phrase, detail=detail)

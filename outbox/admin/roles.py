@@ -5,26 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Final
 
 from outbox.admin import sessions
 from outbox.settings import Settings
-
-
-class Role(IntEnum):
-    """What somebody may do; each may do what those before it may."""
-
-    LOOK = 0
-    """See everything, change nothing."""
-    OPERATE = 1
-    """What can be taken back or done again: pause, resume, retry, rebuild, verify."""
-    ADMINISTER = 2
-    """Everything: what was removed for good does not come back."""
-
-    def __str__(self) -> str:
-        return self.name.lower()
-
+from outbox.settings.tokens import Role
 
 OPERATING: Final = re.compile(
     r"(/api/v1/admin)?/(pause|resume|dead/retry|document/deliver|reindex|reindex/cancel|reindex/[0-9]+/cancel|verify)"

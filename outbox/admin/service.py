@@ -80,8 +80,7 @@ class AdminService:
 
     def resume(self, by: str, *, index: str | None = None, tenant: str | None = None) -> bool:
         """What was paused by the same words. False if it was not."""
-        told = audit.described({"index": index, "tenant": tenant})
-        with self._database.store() as store, audit.noted(store, by, "resume", told):
+        with self._noted(by, "resume", index=index, tenant=tenant) as (store, _):
             resumed = pauses.resume(store, index=index, tenants=spellings(self._registry, tenant))
         if resumed:
             part = Pause(index, tenant, 0, by, "")
@@ -93,24 +92,20 @@ class AdminService:
 
     def retry(self, by: str, **selection: Any) -> Retried:
         """Put dead rows back to pending, see `operators.retry_dead`. Raises as `chosen` does."""
-        told = audit.described(selection)
-        with self._database.store() as store, audit.noted(store, by, "dead retry", told) as note:
+        with self._noted(by, "dead retry", **selection) as (store, note):
             result = operators.retry_dead(store, chosen(store, self._registry, State.DEAD, **selection), now_ms())
             note.affected = result.pending
         logger.info(
             "{rows} retried by {by}; selection: {selection}",
             rows=logs.Rows(result.pending),
             by=logs.safe(by),
-            selection=logs.safe(told),
+            selection=logs.safe(audit.described(selection)),
         )
         return result
 
     def discard(self, by: str, **selection: Any) -> int:
         """Remove dead rows for good. Returns their number. Raises as `chosen` does."""
-        with (
-            self._database.store() as store,
-            audit.noted(store, by, "dead discard", audit.described(selection)) as note,
-        ):
+        with self._noted(by, "dead discard", **selection) as (store, note):
             rows = chosen(store, self._registry, State.DEAD, **selection)
             removed = note.affected = operators.discard_dead(store, rows)
         _log_removal("discarded", removed, State.DEAD, by, selection)
@@ -118,7 +113,7 @@ class AdminService:
 
     def purge(self, by: str, **selection: Any) -> int:
         """Remove pending rows for good. Returns their number. Raises as `chosen` does."""
-        with self._database.store() as store, audit.noted(store, by, "purge", audit.described(selection)) as note:
+        with self._noted(by, "purge", **selection) as (store, note):
             rows = chosen(store, self._registry, State.PENDING, **selection)
             removed = note.affected = operators.purge(store, rows)
         _log_removal("purged", removed, State.PENDING, by, selection)
@@ -138,8 +133,7 @@ class AdminService:
 
     def deliver_again(self, by: str, index: str, document_id: str) -> None:
         """Have a relay make one document anew, see `lens.deliver_again`."""
-        told = audit.described({"index": index, "document": document_id})
-        with self._database.store() as store, audit.noted(store, by, "deliver again", told):
+        with self._noted(by, "deliver again", index=index, document=document_id) as (store, _):
             lens.deliver_again(store, self._destination, self._registry, index, document_id)
         logger.info(
             "{document} delivered again by {by}", document=logs.safe(f"{index}/{document_id}"), by=logs.safe(by)
@@ -276,9 +270,10 @@ class AdminService:
             self._background.start(work, f"verification begun by {by}")
 
     @contextmanager
-    def _noted(self, by: str, action: str, **told: object) -> Iterator[Note]:
+    def _noted(self, by: str, action: str, **told: object) -> Iterator[tuple[Store, Note]]:
+        """The outbox tables for what is done within, and its note in the audit."""
         with self._database.store() as store, audit.noted(store, by, action, audit.described(told)) as note:
-            yield note
+            yield store, note
 
     def _required_registry(self) -> EntityRegistry:
         if self._registry is None:

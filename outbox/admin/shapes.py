@@ -27,9 +27,6 @@ class Model(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
 
 
-# -- what comes in ----------------------------------------------------------------------------------------------------
-
-
 class Problem(BaseModel):
     """What went wrong (RFC 9457)."""
 

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Final, NamedTuple
 
 from pydantic import SecretStr
 
 SHORTEST: Final = 16
-ROLES: Final = ("look", "operate", "administer")
+
+
+class Role(IntEnum):
+    """What somebody may do; each may do what those before it may."""
+
+    LOOK = 0
+    """See everything, change nothing."""
+    OPERATE = 1
+    """What can be taken back or done again: pause, resume, retry, rebuild, verify."""
+    ADMINISTER = 2
+    """Everything: what was removed for good does not come back."""
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+ROLES: Final = tuple(map(str, Role))
 
 
 class NamedToken(NamedTuple):

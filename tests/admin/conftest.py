@@ -23,13 +23,19 @@ def world(outbox: Outbox, place: Place) -> Iterator[World]:
 
 
 @pytest.fixture
-def embedded(outbox: Outbox, tmp_path: Path) -> Iterator[World]:
+def destination(tmp_path: Path) -> Iterator[EmbeddedDestination]:
+    made = EmbeddedDestination(tmp_path / "search.db")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def embedded(outbox: Outbox, destination: EmbeddedDestination) -> Iterator[World]:
     """The same with the embedded destination alone, for what does not depend on it."""
     Base.metadata.create_all(outbox.engine)
-    destination, registry = EmbeddedDestination(tmp_path / "search.db"), registered()
+    registry = registered()
     with client_of(outbox.engine, destination, registry) as client:
         yield World(outbox, destination, client, registry)
-    destination.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,13 +17,6 @@ from tests.support.outbox import Outbox
 from tests.support.serving import client_of
 
 AT = {"index": "contacts", "id": "1"}
-
-
-@pytest.fixture
-def destination(tmp_path: Path) -> Iterator[EmbeddedDestination]:
-    made = EmbeddedDestination(tmp_path / "search.db")
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -32,13 +32,6 @@ OPEN = {"/health/live", "/health/ready", "/login"}
 
 
 @pytest.fixture
-def destination(tmp_path: Path) -> Iterator[EmbeddedDestination]:
-    made = EmbeddedDestination(tmp_path / "search.db")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def guarded(engine: Engine, destination: EmbeddedDestination) -> Iterator[TestClient]:
     """A client of a server that asks for a token."""
     with client_of(engine, destination, admin_token=TOKEN) as client:

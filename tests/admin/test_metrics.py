@@ -35,13 +35,6 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 @pytest.fixture
-def destination(tmp_path: Path) -> Iterator[EmbeddedDestination]:
-    made = EmbeddedDestination(tmp_path / "search.db")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def client(engine: Engine, destination: EmbeddedDestination) -> Iterator[TestClient]:
     with client_of(engine, destination) as made:
         until(lambda: made.get("/health").json()["destination"], "the destination was asked")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -43,13 +42,6 @@ def finished(outbox: Outbox, index: str, done: int) -> None:
         index=index,
         done=done,
     )
-
-
-@pytest.fixture
-def destination(tmp_path: Path) -> Iterator[EmbeddedDestination]:
-    made = EmbeddedDestination(tmp_path / "search.db")
-    yield made
-    made.close()
 
 
 @pytest.fixture
