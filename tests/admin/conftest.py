@@ -23,19 +23,19 @@ def world(outbox: Outbox, place: Place) -> Iterator[World]:
 
 
 @pytest.fixture
-def destination(tmp_path: Path) -> Iterator[EmbeddedDestination]:
+def search_db(tmp_path: Path) -> Iterator[EmbeddedDestination]:
     made = EmbeddedDestination(tmp_path / "search.db")
     yield made
     made.close()
 
 
 @pytest.fixture
-def embedded(outbox: Outbox, destination: EmbeddedDestination) -> Iterator[World]:
+def embedded(outbox: Outbox, search_db: EmbeddedDestination) -> Iterator[World]:
     """The same with the embedded destination alone, for what does not depend on it."""
     Base.metadata.create_all(outbox.engine)
     registry = registered()
-    with client_of(outbox.engine, destination, registry) as client:
-        yield World(outbox, destination, client, registry)
+    with client_of(outbox.engine, search_db, registry) as client:
+        yield World(outbox, search_db, client, registry)
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,12 @@ AT = {"index": "contacts", "id": "1"}
 
 
 @pytest.fixture
-def world(engine: Engine, outbox: Outbox, destination: EmbeddedDestination) -> Iterator[World]:
+def world(engine: Engine, outbox: Outbox, search_db: EmbeddedDestination) -> Iterator[World]:
     """With one contact, delivered."""
     Base.metadata.create_all(engine)
     registry = registered()
-    with client_of(engine, destination, registry) as client:
-        made = World(outbox, destination, client, registry)
+    with client_of(engine, search_db, registry) as client:
+        made = World(outbox, search_db, client, registry)
         made.save(Contact(id=1, name="Ada"))
         made.delivered()
         yield made
@@ -103,12 +103,12 @@ def test_document_of_a_version_that_takes_no_change_does_after_it_was_delivered_
 
 
 def test_destination_that_does_not_answer_leaves_what_the_database_says(
-    world: World, destination: EmbeddedDestination, monkeypatch: pytest.MonkeyPatch
+    world: World, search_db: EmbeddedDestination, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: Any) -> Any:
         raise DestinationError("search.db cannot be opened")
 
-    monkeypatch.setattr(destination, "inspect_index", away)
+    monkeypatch.setattr(search_db, "inspect_index", away)
     found = world.get("/document", **AT)
     assert (found["verdict"], found["error"]) == ("unknown", "search.db cannot be opened")
     assert found["expected"]["name"] == "Ada" and "search.db cannot be opened" in page(world)

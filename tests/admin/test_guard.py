@@ -32,16 +32,16 @@ OPEN = {"/health/live", "/health/ready", "/login"}
 
 
 @pytest.fixture
-def guarded(engine: Engine, destination: EmbeddedDestination) -> Iterator[TestClient]:
+def guarded(engine: Engine, search_db: EmbeddedDestination) -> Iterator[TestClient]:
     """A client of a server that asks for a token."""
-    with client_of(engine, destination, admin_token=TOKEN) as client:
+    with client_of(engine, search_db, admin_token=TOKEN) as client:
         yield client
 
 
 @pytest.fixture
-def open_(engine: Engine, destination: EmbeddedDestination) -> Iterator[TestClient]:
+def open_(engine: Engine, search_db: EmbeddedDestination) -> Iterator[TestClient]:
     """A client of a server that asks for none."""
-    with client_of(engine, destination) as client:
+    with client_of(engine, search_db) as client:
         yield client
 
 
@@ -132,15 +132,15 @@ def test_token_elsewhere_than_in_the_header_counts_for_nothing(guarded: TestClie
     assert not paused(outbox)
 
 
-def test_token_that_is_not_ascii(engine: Engine, destination: EmbeddedDestination) -> None:
+def test_token_that_is_not_ascii(engine: Engine, search_db: EmbeddedDestination) -> None:
     token = "Schlüssel-zum-Überblick"
-    with client_of(engine, destination, admin_token=token) as client:
+    with client_of(engine, search_db, admin_token=token) as client:
         assert pause(client, Authorization=b"Bearer " + token.encode()) == 200
         assert client.post("/login", data={"token": token}, follow_redirects=False).status_code == 303
 
 
-def test_token_with_the_line_end_of_its_file(engine: Engine, destination: EmbeddedDestination) -> None:
-    with client_of(engine, destination, admin_token=f"{TOKEN}\n") as client:
+def test_token_with_the_line_end_of_its_file(engine: Engine, search_db: EmbeddedDestination) -> None:
+    with client_of(engine, search_db, admin_token=f"{TOKEN}\n") as client:
         assert pause(client, **BEARER) == 200
 
 

@@ -35,8 +35,8 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 @pytest.fixture
-def client(engine: Engine, destination: EmbeddedDestination) -> Iterator[TestClient]:
-    with client_of(engine, destination) as made:
+def client(engine: Engine, search_db: EmbeddedDestination) -> Iterator[TestClient]:
+    with client_of(engine, search_db) as made:
         until(lambda: made.get("/health").json()["destination"], "the destination was asked")
         yield made
 
@@ -60,11 +60,11 @@ def value(samples: Samples, name: str, **labels: str) -> float:
     return samples[name, tuple(sorted(labels.items()))]
 
 
-def everything(outbox: Outbox, destination: EmbeddedDestination) -> None:
+def everything(outbox: Outbox, search_db: EmbeddedDestination) -> None:
     """An outbox for which each metric is there."""
     for at in range(5):
         outbox.index("contacts", f"c{at}", {"name": "Ada"}, tenant_id="t1")
-    outbox.drain(destination)
+    outbox.drain(search_db)
     dead = outbox.index("contacts", "c9", {"name": "Ada"})
     outbox.raw("UPDATE outbox_events SET state = 'dead', error_type = 'x', error = 'y' WHERE id = :dead", dead=dead)
     outbox.index("notes", "n1", {})
@@ -82,10 +82,10 @@ def everything(outbox: Outbox, destination: EmbeddedDestination) -> None:
 
 
 def test_each_metric_says_what_the_tables_say(
-    client: TestClient, outbox: Outbox, destination: EmbeddedDestination
+    client: TestClient, outbox: Outbox, search_db: EmbeddedDestination
 ) -> None:
     scrape(client)
-    everything(outbox, destination)
+    everything(outbox, search_db)
     seen = scrape(client)
     assert value(seen, "outbox_rows", state="fresh") == 1
     assert value(seen, "outbox_rows", state="dead") == 1
@@ -107,10 +107,10 @@ def test_each_metric_says_what_the_tables_say(
 
 
 def test_metric_or_label_without_documentation(
-    client: TestClient, outbox: Outbox, destination: EmbeddedDestination
+    client: TestClient, outbox: Outbox, search_db: EmbeddedDestination
 ) -> None:
     scrape(client)
-    everything(outbox, destination)
+    everything(outbox, search_db)
     scrape(client)
     table = built("reference/metrics.md").split("| metric | type | labels |")[1].split("\n\n")[0]
     documented = {
@@ -150,14 +150,14 @@ def test_buckets_are_cumulative_and_say_what_the_statistics_say(client: TestClie
 
 
 def test_counters_only_rise_whatever_becomes_of_rows_statistics_and_relays(
-    client: TestClient, outbox: Outbox, destination: EmbeddedDestination
+    client: TestClient, outbox: Outbox, search_db: EmbeddedDestination
 ) -> None:
     store, now = outbox.store(), now_ms()
     before: Samples = {}
     for step in range(8):
         outbox.index_many("contacts", [(f"c{step}-{at}", {"name": "Ada"}) for at in range(step + 1)])
         if step % 2:
-            outbox.drain(destination)  # each time by another relay
+            outbox.drain(search_db)  # each time by another relay
         if step == 3:
             assert prune(store, now + HOUR_MS) > 0
         if step == 5:
@@ -193,10 +193,10 @@ def exported(directory: Path) -> tuple[Any, Any]:
 
 
 def test_rules_and_dashboard_use_metrics_and_labels_that_are_there(
-    client: TestClient, outbox: Outbox, destination: EmbeddedDestination, tmp_path: Path
+    client: TestClient, outbox: Outbox, search_db: EmbeddedDestination, tmp_path: Path
 ) -> None:
     rules, dashboard = exported(tmp_path / "monitoring")
-    everything(outbox, destination)
+    everything(outbox, search_db)
     outbox.raw("UPDATE outbox_stats SET retried = 1, lost_claims = 1")
     known: dict[str, set[str]] = {}
     for name, labels in scrape(client):
@@ -232,11 +232,11 @@ def test_rule_says_what_it_is_and_what_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian: prometheus)")
 def test_prometheus_itself_takes_rules_and_metrics(
-    client: TestClient, outbox: Outbox, destination: EmbeddedDestination, tmp_path: Path
+    client: TestClient, outbox: Outbox, search_db: EmbeddedDestination, tmp_path: Path
 ) -> None:
     exported(tmp_path)
     subprocess.run(["promtool", "check", "rules", tmp_path / "outbox-relay.rules.yml"], check=True, timeout=LIMIT_S)
-    everything(outbox, destination)
+    everything(outbox, search_db)
     ended = subprocess.run(
         ["promtool", "check", "metrics"],
         input=client.get("/metrics").content,

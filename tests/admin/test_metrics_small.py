@@ -45,8 +45,8 @@ def finished(outbox: Outbox, index: str, done: int) -> None:
 
 
 @pytest.fixture
-def client(engine: Engine, destination: EmbeddedDestination) -> Iterator[TestClient]:
-    with client_of(engine, destination) as made:
+def client(engine: Engine, search_db: EmbeddedDestination) -> Iterator[TestClient]:
+    with client_of(engine, search_db) as made:
         scraped(made, LATENCY)
         yield made
 
@@ -77,9 +77,9 @@ def test_index_of_each_tenant_counts_as_the_index_of_its_entity(embedded: World)
 
 
 def test_index_of_an_entity_has_its_label_however_quiet_it_is(
-    outbox: Outbox, engine: Engine, destination: EmbeddedDestination
+    outbox: Outbox, engine: Engine, search_db: EmbeddedDestination
 ) -> None:
-    with client_of(engine, destination, registered()) as client:
+    with client_of(engine, search_db, registered()) as client:
         scraped(client, LATENCY)
         for number in range(MOST_INDEXES + 1):
             finished(outbox, f"busy-{number}", 10)
@@ -89,14 +89,14 @@ def test_index_of_an_entity_has_its_label_however_quiet_it_is(
 
 
 def test_server_that_starts_again_names_the_busiest_of_the_last_day(
-    outbox: Outbox, engine: Engine, destination: EmbeddedDestination
+    outbox: Outbox, engine: Engine, search_db: EmbeddedDestination
 ) -> None:
     outbox.raw(
         "INSERT INTO outbox_stats (minute, index_name, entity, tenant_id, action, done, latency_sum_ms)"
         " VALUES (:minute, 'contacts', '', '', 'index', 1000, 0)",
         minute=(now_ms() - 3 * 3_600_000) // 60_000 * 60_000,
     )
-    with client_of(engine, destination) as client:
+    with client_of(engine, search_db) as client:
         scraped(client, LATENCY)
         for number in range(MOST_INDEXES + 1):
             finished(outbox, f"a-{number}", 2)
@@ -139,9 +139,9 @@ def test_disk_that_is_full_pauses_a_thousand_indexes(client: TestClient, outbox:
 
 
 def test_relay_that_has_paused_the_destination_is_none_that_has_paused_an_index(
-    outbox: Outbox, engine: Engine, destination: EmbeddedDestination
+    outbox: Outbox, engine: Engine, search_db: EmbeddedDestination
 ) -> None:
     outbox.store().register_relay("host", 1, "1.0", now_ms())
     outbox.raw("UPDATE outbox_relays SET breakers = :b", b='[{"index": null, "reason": "x", "since": 1}]')
-    with client_of(engine, destination) as client:
+    with client_of(engine, search_db) as client:
         assert scraped(client, "outbox_breaker_open") == {"": 1}
