@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,12 +145,23 @@ def embedded(tmp_path: Path) -> Iterator[EmbeddedDestination]:
     made.close()
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    """A prepared engine on a file with the outbox tables."""
-    made = create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+@pytest.fixture(scope="session")
+def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the outbox tables, to be copied: its revisions take longer than most tests."""
+    path = tmp_path_factory.mktemp("upgraded") / "app.db"
+    made = create_engine(f"sqlite:///{path}")
     sqlite.prepare(made)
     schema.upgrade(made)
+    made.dispose()
+    return path
+
+
+@pytest.fixture
+def engine(upgraded: Path, tmp_path: Path) -> Iterator[Engine]:
+    """A prepared engine on a file with the outbox tables."""
+    path = shutil.copy(upgraded, tmp_path / "app.db")
+    made = create_engine(f"sqlite:///{path}")
+    sqlite.prepare(made)
     yield made
     made.dispose()
 

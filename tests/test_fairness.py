@@ -32,6 +32,7 @@ def write(outbox: Outbox, tenant: str | None, index: str, rows: int) -> None:
         outbox.repository(session).index_many(index, [(f"{tenant}-{n}", {}) for n in range(rows)], tenant_id=tenant)
 
 
+@pytest.mark.slow
 def test_tenant_with_100_000_rows_delays_the_single_row_of_another_by_less_than_a_batch(outbox: Outbox) -> None:
     write(outbox, "large", "contacts", 100_000)
     write(outbox, "small", "contacts", 1)

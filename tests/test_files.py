@@ -67,6 +67,7 @@ def test_every_file_beside_the_database_is_in_the_table_and_git_ignores_it(at_wo
     assert {line.removeprefix("?? ") for line in listed.splitlines()} <= {".gitignore", "relay-0.log"}
 
 
+@pytest.mark.slow
 def test_locks_can_be_removed_when_nothing_runs(at_work: Path, outbox: Outbox, relays: Relays) -> None:
     relays.end()
     for name in re.findall(r"`(app\.db\S*)` \| a lock", GUIDE):

@@ -142,6 +142,7 @@ def test_redelivery_to_an_index_that_was_there_before_holds_up_nothing(outbox: O
     assert (outbox.outcome(row), relay.breakers()) == ("superseded", [])
 
 
+@pytest.mark.slow
 def test_relay_that_waits_goes_on_by_itself_when_the_epoch_was_advanced(outbox: Outbox, tmp_path: Path) -> None:
     place = EmbeddedPlace(tmp_path / "search.db")
     fill(place, of_epoch(1, 1, 900))

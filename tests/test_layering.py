@@ -165,6 +165,7 @@ def test_write_side_loads_neither_client_nor_scheduler_nor_command_line() -> Non
     assert said.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_nothing_needs_greenlet_which_only_asyncio_does() -> None:
     names = ", ".join(f"outbox.{module}" if module else "outbox" for module in SOURCES if room_of(module) != "cli")
     script = (

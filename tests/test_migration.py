@@ -296,6 +296,7 @@ def test_migration_that_fails_on_its_way_changes_nothing(old: Engine) -> None:
     assert (schema.revision(old), everything(old)) == ("0001", before)
 
 
+@pytest.mark.slow
 def test_migrations_that_start_together_are_done_once(tmp_path: Path, old: Engine) -> None:
     command.upgrade(ALEMBIC, "0001")
     fill(old, now_ms())

@@ -109,6 +109,7 @@ def test_two_users_of_one_group_work_side_by_side_with_a_umask_that_lets_it_writ
     assert application_writes(data) == ""
 
 
+@pytest.mark.slow
 def test_files_for_locks_let_in_whoever_may_write_to_the_database(data: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path; os.umask(0o077)\n"

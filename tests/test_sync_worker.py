@@ -219,6 +219,7 @@ def test_deal_that_is_deleted_is_found_no_longer(outbox: Outbox, place: Place) -
     assert found(place, "deals", "renewal") == []
 
 
+@pytest.mark.slow
 def test_write_succeeds_while_the_destination_is_away_and_arrives_afterwards(
     outbox: Outbox, place: Place, worker: Relays
 ) -> None:

@@ -196,6 +196,7 @@ def test_connection_without_a_transaction_is_refused(application: Engine) -> Non
         OutboxTester(connection)
 
 
+@pytest.mark.slow
 def test_fixture_serves_an_application(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         """

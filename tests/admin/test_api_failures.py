@@ -112,6 +112,7 @@ def test_database_that_is_gone(embedded: World, how: str, tmp_path: Path) -> Non
     assert embedded.get("/status")["queue"]["unfinished"] == 0
 
 
+@pytest.mark.slow
 def test_tables_that_were_migrated_beneath_the_server_are_not_served_until_it_knows_them(embedded: World) -> None:
     head, browser = schema.head(), {"accept": "text/html"}
     row = embedded.outbox.index("contacts", "c1", {})

@@ -52,6 +52,7 @@ def delivered(outbox: Outbox, row: int) -> None:
     until(lambda: outbox.state(row) == "done", f"row {row} is delivered")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_relay_and_admin_server(outbox: Outbox, start: Start, number: signal.Signals) -> None:
     running = start()
@@ -64,6 +65,7 @@ def test_signal_ends_relay_and_admin_server(outbox: Outbox, start: Start, number
         httpx.get(f"{running.url}/health/live", timeout=LIMIT_S)
 
 
+@pytest.mark.slow
 def test_admin_server_that_fails_leaves_the_relay_alone(outbox: Outbox, start: Start) -> None:
     fails = "import uvicorn; uvicorn.Server.run = lambda *_a, **_k: 1 / 0"
     running = start(before=fails)

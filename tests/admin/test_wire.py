@@ -119,6 +119,7 @@ def test_body_that_never_ends(served: Process) -> None:
     assert status(served.say(head, *[chunk] * 1_000)) == 413
 
 
+@pytest.mark.slow
 def test_request_or_body_that_comes_too_slowly(hasty: Process) -> None:
     half = [
         b"",
