@@ -166,6 +166,8 @@ def fill(engine: Engine, now: int) -> None:
     put(engine, "outbox_depths", {"minute": now - now % 60_000, "unfinished": 7, "oldest_ms": HOUR})
     held = {"index_name": "notes", "tenant_id": "", "paused_at": now, "paused_by": "ada", "reason": "upgrade"}
     put(engine, "outbox_pauses", held)
+    failed = {"event_id": 8, "attempt": 1, "failed_at": now, "state": "dead", "error_type": "x", "error": "it failed"}
+    put(engine, "outbox_failures", failed)
     done = {"began_at": now, "ended_at": now, "acted_by": "ada", "action": "purge", "about": "all", "affected": 3}
     put(engine, "outbox_audit", done)
     found = {"id": 1, "started_at": now, "finished_at": now, "started_by": "relay 2", "entities": "[]", "sample": 1.0}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from outbox.destinations.base import DOCUMENT_MISSING, Operation, Outcome, OutcomeKind
+from outbox.destinations.faults import named_field
 from outbox.relay.plan import Fold
 from outbox.relay.requests import Answer
 from outbox.store.conflicts import Conflict, Facts
@@ -211,10 +212,7 @@ def decide(
             for event in events
         ]
     if kind is OutcomeKind.REJECTED:
-        return [
-            Transition(event, State.DEAD, None, None, event.attempts, outcome.error_type, outcome.error)
-            for event in events
-        ]
+        return [_dead(event, outcome, event.attempts) for event in events]
     if kind is OutcomeKind.FAILED:
         return [_failed(event, outcome, policy, now) for event in events]
     if kind is OutcomeKind.OVERLOADED:
@@ -244,6 +242,17 @@ def poisoned(event: Event, failures: int) -> Transition:
 def _failed(event: Event, outcome: Outcome, policy: Policy, now: int) -> Transition:
     failures = event.attempts + 1
     if failures > policy.max_retries:
-        return Transition(event, State.DEAD, None, None, failures, outcome.error_type, outcome.error)
+        return _dead(event, outcome, failures)
     due = now + policy.retry_pause(failures)
-    return Transition(event, State.PENDING, None, due, failures, outcome.error_type, outcome.error)
+    return _dead(event, outcome, failures)._replace(state=State.PENDING, available_at=due)
+
+
+def _dead(event: Event, outcome: Outcome, failures: int) -> Transition:
+    return Transition(
+        event,
+        State.DEAD,
+        attempts=failures,
+        error_type=outcome.error_type,
+        error=outcome.error,
+        error_field=named_field(outcome.error),
+    )

@@ -9,7 +9,8 @@ from typing import Any, Final
 from sqlalchemy import CursorResult
 from sqlalchemy.exc import OperationalError
 
-from outbox.store.models import ILLEGAL_TEXT
+from outbox.store import failures
+from outbox.store.models import ILLEGAL_TEXT, State
 from outbox.store.store import Store
 
 TEXT: Final = {str}
@@ -47,8 +48,17 @@ def end(store: Store, now: int) -> int:
         for id_, texts in found:
             said = f"no UTF-8 text: {', '.join(texts)}; write the row anew and discard this one"
             changed = {**texts, "error_type": ILLEGAL_TEXT, "error": said}
+            failures.record(
+                store,
+                "e.id = :id AND e.state = 'pending'",
+                {"id": id_},
+                became=State.DEAD,
+                error_type=ILLEGAL_TEXT,
+                error=said,
+                now=now,
+            )
             store.run(
-                "UPDATE outbox_events SET state = 'dead', available_at = NULL, finished_at = :now,"
+                "UPDATE outbox_events SET state = 'dead', available_at = NULL, finished_at = :now, error_field = NULL,"
                 f" {', '.join(f'{name} = :{name}' for name in changed)} WHERE id = :id AND state = 'pending'",
                 {**changed, "now": now, "id": id_},
             )

@@ -143,6 +143,7 @@ events = Table(
     Column("outcome", Text, comment="how a done row ended: applied, deleted, superseded, coalesced, retried"),
     Column("error_type", Text),
     Column("error", Text, comment="the last failure, control characters escaped, at most 2,000 characters"),
+    Column("error_field", Text, comment="the field that this error names, if it names one"),
     _one_of("action", Action),
     _one_of("state", State),
     # One index for each question that is asked often; none of them holds a done row but the one that prunes it.
@@ -151,6 +152,14 @@ events = Table(
     Index("ix_outbox_events_held", "index_name", "document_id", "id", **some_rows(unfinished())),
     Index("ix_outbox_events_leases", "lease_expires_at", **some_rows("state = 'claimed'")),
     Index("ix_outbox_events_dead", "index_name", "document_id", "id", **some_rows("state = 'dead'")),
+    Index(
+        "ix_outbox_events_causes",
+        "error_type",
+        "error_field",
+        "index_name",
+        "finished_at",
+        **some_rows("state = 'dead'"),
+    ),
     Index("ix_outbox_events_done", "finished_at", **some_rows("state = 'done'")),
     **NEVER_REUSED,
     comment="one row for each change that the search index has to follow",
@@ -162,6 +171,26 @@ documents = Table(
     Column("event_id", _INSTANT, primary_key=True, autoincrement=False),
     Column("document", Text, nullable=False, comment="JSON object on one line"),
     comment="content of outbox_events, apart because each change of state rewrites the row it stands in",
+)
+
+failures = Table(
+    "outbox_failures",
+    metadata,
+    Column("event_id", _INSTANT, nullable=False, comment="the row: outbox_events.id"),
+    Column(
+        "attempt", Integer, nullable=False, comment="1: its first that failed; a dead row that is retried counts on"
+    ),
+    Column("failed_at", _INSTANT, nullable=False),
+    Column("relay", Integer, comment="outbox_relays.id of the relay that had it; NULL: none"),
+    Column("host", Text, comment="where that relay ran"),
+    Column("pid", Integer, comment="the process that it was there"),
+    Column("state", Text, nullable=False, comment="of the row after it: pending, to be tried again, or dead"),
+    Column("error_type", Text),
+    Column("error_field", Text, comment="the field that the error names, if it names one"),
+    Column("error", Text, comment="as in outbox_events"),
+    PrimaryKeyConstraint("event_id", "attempt"),
+    **KEPT_BY_KEY,
+    comment="one row for each attempt that failed, kept as long as its row; what succeeds at once leaves none",
 )
 
 indexes = Table(
@@ -347,7 +376,7 @@ class Event(NamedTuple):
 class Transition(NamedTuple):
     """The next state of one row. `available_at` only for pending, `result` only for done.
 
-    `unsent`: nothing left this machine, so the delivery does not count.
+    `unsent`: nothing left this machine, so the delivery does not count. `error_field`: the one that the error names.
     """
 
     event: Event
@@ -358,6 +387,12 @@ class Transition(NamedTuple):
     error_type: str | None = None
     error: str | None = None
     unsent: bool = False
+    error_field: str | None = None
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it counts against the row itself; what an outage or a blocked index gives back does not."""
+        return self.state is State.DEAD or (self.state is State.PENDING and self.attempts > self.event.attempts)
 
 
 UNANSWERED = "unanswered"

@@ -199,7 +199,7 @@ def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
         given,
     )
     store.run(
-        "UPDATE outbox_events SET error_type = :type, error = 'row ' || (SELECT o.later FROM"
+        "UPDATE outbox_events SET error_type = :type, error_field = NULL, error = 'row ' || (SELECT o.later FROM"
         f" {store.dialect.table('by', id='BIGINT', later='BIGINT')} AS o WHERE o.id = outbox_events.id)"
         " || ' of the same document was delivered meanwhile: write the document anew and discard this row;"
         " it had died of ' || error_type || ': ' || error"

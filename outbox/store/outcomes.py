@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Container, Sequence
 from typing import Any
 
+from outbox.store import failures
 from outbox.store.claims import Claim
 from outbox.store.models import LATENCIES, LATENCY_BOUNDS_MS, State, Transition, unfinished, waiting
 from outbox.store.store import Store, printable
@@ -26,6 +27,8 @@ def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: i
     with store.write(durable=False, alone=True):  # a claim beside it would park rows behind those that end here
         lost = _lost(store, claim.token, [transition.event.id for transition in transitions])
         for group in same.values():
+            if failed := [transition.event.id for transition in group if transition.is_failure]:
+                _note_failure(store, claim.token, group[0], failed, now)
             _move(store, claim.token, group, now)
         _release_followers(store, transitions, now)
         _add(store, _counts(transitions, lost, now) if lost else counts, now)
@@ -43,6 +46,19 @@ def _lost(store: Store, token: str, ids: Sequence[int]) -> set[int]:
     return set(ids) - {row[0] for row in store.run(kept, ids=ids, token=token)}
 
 
+def _note_failure(store: Store, token: str, to: Transition, ids: Sequence[int], now: int) -> None:
+    failures.record(
+        store,
+        f"e.id {store.dialect.among('ids')} AND e.claim_token = :token",
+        {"ids": ids, "token": token},
+        became=to.state,
+        error_type=to.error_type,
+        error=to.error,
+        error_field=to.error_field,
+        now=now,
+    )
+
+
 def _move(store: Store, token: str, group: Sequence[Transition], now: int) -> None:
     to = group[0]
     finished = to.state in (State.DONE, State.DEAD)
@@ -54,16 +70,17 @@ def _move(store: Store, token: str, group: Sequence[Transition], now: int) -> No
         "finished_at": now if finished else None,
         "error_type": to.error_type,
         "error": printable(to.error),
+        "error_field": to.error_field,
         "unsent": int(to.unsent),
         "ids": [transition.event.id for transition in group],
         "token": token,
     }
+    said = ", error_type = :error_type, error = coalesce(:error, error), error_field = :error_field"
     store.run(
         f"""
         UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
                available_at = :available_at, finished_at = :finished_at, claim_token = NULL, claimed_by = NULL,
-               lease_expires_at = NULL, error_type = coalesce(:error_type, error_type),
-               error = coalesce(:error, error), deliveries = deliveries - :unsent
+               lease_expires_at = NULL, deliveries = deliveries - :unsent{said if to.error_type else ""}
         WHERE id {store.dialect.among("ids")} AND claim_token = :token
         """,
         parameters,

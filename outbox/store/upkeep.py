@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from outbox.store import versions
-from outbox.store.models import KILLS_ITS_RELAY, POISON, RELAY_DIED, STATISTICS, UNANSWERED
+from outbox.store import failures, versions
+from outbox.store.models import KILLS_ITS_RELAY, POISON, RELAY_DIED, STATISTICS, UNANSWERED, State
 from outbox.store.store import LockTimes, Store
 
 HOUR_MS = 3_600_000
@@ -60,16 +60,18 @@ def reap(
     if not _anything_to_reap(store, of_dead, given):
         return Reaped(0, 0)
     with store.write(durable=False):
+        kills = f"e.state = 'claimed' AND e.{of_dead} AND e.error_type = :died AND e.deliveries >= :lone + 2"
+        failures.record(store, kills, given, became=State.DEAD, error_type=POISON, error=KILLS_ITS_RELAY, now=now)
         poison = store.run(
-            "UPDATE outbox_events SET state = 'dead', claim_token = NULL, claimed_by = NULL, lease_expires_at = NULL,"
-            " available_at = NULL, finished_at = :now, error_type = :poison, error = :kills"
-            f" WHERE state = 'claimed' AND {of_dead} AND error_type = :died AND deliveries >= :lone + 2",
+            "UPDATE outbox_events AS e SET state = 'dead', claim_token = NULL, claimed_by = NULL,"
+            " lease_expires_at = NULL, available_at = NULL, finished_at = :now, error_type = :poison, error = :kills,"
+            f" error_field = NULL WHERE {kills}",
             given,
         ).rowcount
         given_back = store.run(
             "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
             f" error_type = CASE WHEN {of_dead} AND (deliveries <= :lone OR"  # else it was not alone
-            "  error_type IN (:unanswered, :died, :poison)) THEN :died ELSE :unanswered END,"
+            "  error_type IN (:unanswered, :died, :poison)) THEN :died ELSE :unanswered END, error_field = NULL,"
             " claimed_by = NULL, lease_expires_at = NULL,"
             " error = 'its relay did not finish it in time, or was killed'"
             f" WHERE {_forsaken(of_dead)}",

@@ -59,4 +59,5 @@ def remove(store: Store, ids: Sequence[int]) -> int:
             pruned=version(store.control().epoch, highest),
         )
     store.run(f"DELETE FROM outbox_documents WHERE event_id {among}", ids=ids)
+    store.run(f"DELETE FROM outbox_failures WHERE event_id {among}", ids=ids)
     return store.run(f"DELETE FROM outbox_events WHERE id {among}", ids=ids).rowcount
