@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from outbox.admin import api
 from outbox.admin.metrics import Metrics
+from outbox.admin.screens import api as screens
 from outbox.admin.statistics import NOTHING
 from outbox.cli import main
 from outbox.cli.look import default_text
@@ -142,7 +143,7 @@ def metrics() -> str:
 
 def routes() -> str:
     rows = ["| route | does |", "|---|---|"]
-    for each in api.routes.routes:
+    for each in [*api.routes.routes, *screens.routes.routes]:
         (method,) = each.methods  # type: ignore[attr-defined]
         rows.append(f"| `{method} {each.path}` | {escaped(each.summary)} |")  # type: ignore[attr-defined]
     return table(*rows)

@@ -75,6 +75,15 @@ def drift(
     return found
 
 
+def drift_of(store: Store, destination: Destination, registry: EntityRegistry, index: str) -> IndexDrift | None:
+    """The same of one index; None where no rows go to it so far, or no entity has it."""
+    target = store.targets().get(index)
+    of_index = tuple(each.name for each in registry.of_index(index))
+    if target is None or not of_index:
+        return None
+    return _compared(store, destination, registry, IndexDrift(index, target, of_index))
+
+
 def _compared(store: Store, destination: Destination, registry: EntityRegistry, of: IndexDrift) -> IndexDrift:
     job = jobs.open_job(store, of.index)
     if job is not None and job.new_index is not None:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, mapped_column, relationship, session
 from outbox import OutboxRepository
 from outbox.admin import api
 from outbox.admin.alerts import ALERTS
+from outbox.admin.screens import api as screens
 from outbox.cli import main
 from outbox.cli.look import default_text
 from outbox.destinations import destination_of
@@ -223,7 +224,7 @@ def test_kinds_of_drift_are_all_in_the_table_and_no_others() -> None:
 
 
 def test_route_without_documentation() -> None:
-    routes = api.routes.routes
+    routes = [*api.routes.routes, *screens.routes.routes]
     named = re.findall(r"^\| `([A-Z]+) (/\S+)` \|", built("reference/admin-api.md"), re.MULTILINE)
     assert {(*each.methods, each.path) for each in routes} == set(named)  # type: ignore[attr-defined]
 

@@ -27,8 +27,11 @@ from outbox.admin.guard import PROBLEM, Guard, problem
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache
 from outbox.admin.poller import Poller
+from outbox.admin.questions import Questions
 from outbox.admin.readiness import Readiness, RunningRelay
 from outbox.admin.rendering import error_page
+from outbox.admin.screens import api as screens_api
+from outbox.admin.screens import pages as screens
 from outbox.admin.service import AdminService
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
@@ -85,7 +88,9 @@ def create_app(
     poller.add(look_for_drift)
     metrics = Metrics(overviews, set(indexes.values()))
     readiness = Readiness(relay, lambda: poller.destination, settings)
-    context = AdminContext(settings, registry, database, service, overviews, metrics, readiness)
+    context = AdminContext(
+        settings, registry, database, destination, Questions(), service, overviews, metrics, readiness
+    )
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
@@ -104,7 +109,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.context = context
-    for room in (api, health, pages, forms, login):
+    for room in (api, screens_api, health, pages, screens, forms, login):
         app.include_router(room.routes)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     app.openapi = partial(_described, app)  # type: ignore[method-assign]

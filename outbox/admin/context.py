@@ -11,9 +11,11 @@ from outbox.admin.chosen import spellings
 from outbox.admin.database import Database
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache
+from outbox.admin.questions import Questions
 from outbox.admin.readiness import Readiness
 from outbox.admin.roles import Operator, operators_of
 from outbox.admin.service import AdminService
+from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.settings import Settings
 
@@ -25,6 +27,8 @@ class AdminContext:
     settings: Settings
     registry: EntityRegistry | None
     database: Database
+    destination: Destination
+    questions: Questions
     service: AdminService
     overviews: OverviewCache
     metrics: Metrics

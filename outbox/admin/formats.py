@@ -96,6 +96,10 @@ def clock(at: datetime) -> str:
     return f"{at.astimezone(UTC):%H:%M}"
 
 
+def day(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%m-%d}"
+
+
 def took(row: Event) -> str:
     """From the commit of a row to its end."""
     return span(None if row.finished_at is None else max(0.0, (row.finished_at - row.created_at).total_seconds()))
@@ -115,6 +119,12 @@ def rows_page(given: Mapping[str, Any]) -> str:
 def document_page(index: str, document_id: str) -> str:
     """The address of one document as database and index have it."""
     return f"/document?{urlencode({'index': index, 'id': document_id})}"
+
+
+def index_page(index: str) -> str:
+    """The address of one index; of a name too long for an address, that of the list."""
+    address = f"/index?{urlencode({'index': index})}"
+    return address if len(address) < LONGEST_QUERY else "/indexes"
 
 
 def history(row: Event) -> str:
@@ -149,6 +159,8 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "history": history,
     "rows_page": rows_page,
     "document_page": lambda row: document_page(row.index, row.document_id),
+    "index_page": index_page,
     "clock": clock,
+    "day": day,
     "pretty": pretty,
 }

@@ -38,12 +38,13 @@ def pause(form: Form, admin: Admin, caller: Caller) -> Response:
         raise InvalidInput("say why: the next operator wants to know")
     paused = admin.service.pause(reason[:500], caller, **_part(form))
     what = "Paused" if paused.is_of_all else f"Paused: {paused.what}"
-    return _done(admin, f"{what}. Applications go on writing, nothing is lost.")
+    return _done(admin, f"{what}. Applications go on writing, nothing is lost.", local(form.get("back", "/")))
 
 
 @routes.post("/resume")
 def resume(form: Form, admin: Admin, caller: Caller) -> Response:
-    return _done(admin, "Resumed." if admin.service.resume(caller, **_part(form)) else "It was not paused.")
+    resumed = admin.service.resume(caller, **_part(form))
+    return _done(admin, "Resumed." if resumed else "It was not paused.", local(form.get("back", "/")))
 
 
 def _part(form: dict[str, str]) -> dict[str, str | None]:
@@ -86,7 +87,7 @@ def reindex(form: Form, admin: Admin, caller: Caller) -> Response:
 @routes.post("/reindex/cancel")
 def cancel(form: Form, admin: Admin, caller: Caller) -> Response:
     job = admin.service.cancel(caller, _number(form, "job"))
-    return _done(admin, f"Reindex {job.id} of {job.index_name} is being cancelled.")
+    return _done(admin, f"Reindex {job.id} of {job.index_name} is being cancelled.", local(form.get("back", "/")))
 
 
 @routes.post("/verify")

@@ -98,7 +98,7 @@ def overview(
     return shapes.Overview(
         as_of=moment(now),
         alerts=[shapes.Alert(name=each.name, text=each.text, remedy=each.remedy) for each in found],
-        queue=_queue(backlog),
+        queue=queue(backlog),
         paused=None
         if control.paused_at is None
         else shapes.PausedSince(since=moment(control.paused_at), by=control.paused_by, reason=control.pause_reason),
@@ -130,7 +130,7 @@ def overview(
             for index, type_, rows in figures.dead_types(store)
         ],
         reindexes=[shapes.ReindexJob.of(store, job) for job in jobs.open_jobs(store)],
-        verification=_verified(verifications.last(store)),
+        verification=None if (last := verifications.last(store)) is None else verified(last),
         mappings=[shapes.DriftedIndex(index=each.index, found=each.summary, remedy=each.remedy) for each in drift],
         database_bytes=store.sizes().used,
     )
@@ -144,7 +144,8 @@ def _unreachable(destination: DestinationStatus | None, relays: list[dict[str, A
     return next(paused, None)
 
 
-def _queue(backlog: Backlog) -> shapes.Queue:
+def queue(backlog: Backlog) -> shapes.Queue:
+    """What waits, as it is shown."""
     return shapes.Queue(
         unfinished=backlog.unfinished,
         fresh=backlog.fresh,
@@ -203,9 +204,8 @@ def _history(store: Store, statistics: Statistics, now: int) -> list[shapes.Minu
     ]
 
 
-def _verified(row: dict[str, Any] | None) -> shapes.Verified | None:
-    if row is None:
-        return None
+def verified(row: dict[str, Any]) -> shapes.Verified:
+    """A verification that is over."""
     kinds = {str(kind): row[kind] for kind in Kind}
     return shapes.Verified(
         finished_at=moment(row["finished_at"]),

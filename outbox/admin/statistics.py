@@ -47,7 +47,7 @@ class Statistics:
 
     def outcomes(self, since: int) -> Outcomes:
         """Of all rows from the minute of that instant on; from more than four hours ago on, of full hours."""
-        return Outcomes.of(_sum(counts for names in self._since(since).values() for counts in names.values()))
+        return Outcomes.of(summed(counts for names in self._since(since).values() for counts in names.values()))
 
     def by_entity(self, since: int) -> dict[str, Outcomes]:
         """The same by entity, or by index where the rows name none; at most of the last day."""
@@ -55,11 +55,11 @@ class Statistics:
         for names in self._since(since).values():
             for name, counts in names.items():
                 found.setdefault(name, []).append(counts)
-        return {name: Outcomes.of(_sum(counts)) for name, counts in found.items()}
+        return {name: Outcomes.of(summed(counts)) for name, counts in found.items()}
 
     def history(self, since: int) -> dict[int, Outcomes]:
         """By the minutes in which rows finished."""
-        return {at: Outcomes.of(_sum(names.values())) for at, names in self._since(since).items()}
+        return {at: Outcomes.of(summed(names.values())) for at, names in self._since(since).items()}
 
     def _since(self, since: int) -> dict[int, Names]:
         return {at: names for at, names in self.periods.items() if at >= since - since % MINUTE_MS}
@@ -124,13 +124,14 @@ class StatisticsCache:
             if at < hour - WEEK_MS:
                 continue
             if at < hour - ENTITIES_MS and len(names) > 1:
-                names = {"": _sum(names.values())}
+                names = {"": summed(names.values())}
             to = at if at >= hour - MINUTES_MS else at - at % HOUR_MS
             kept[to] = _added(kept[to], names) if to in kept else names
         self._periods = kept
 
 
-def _sum(counts: Iterable[Counts]) -> Counts:
+def summed(counts: Iterable[Counts]) -> Counts:
+    """The sum of each place."""
     return tuple(map(sum, zip(*counts, strict=True))) or NOTHING
 
 

@@ -24,7 +24,7 @@ MOST_HELD: Final = 10_000
 MOST_LOOKED_AT: Final = 100_000
 MOST_ID: Final = 10**13
 
-_SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in STATISTICS)
+SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in STATISTICS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def _age(since: int | None, now: int) -> int | None:
 def statistics(store: Store, since: int) -> list[Statistic]:
     """Sums of the tenants, from that minute on."""
     found = store.run(
-        f"SELECT minute, index_name, action, entity, {_SUMS}"
+        f"SELECT minute, index_name, action, entity, {SUMS}"
         " FROM outbox_stats WHERE minute >= :since GROUP BY minute, index_name, entity, action",
         since=since,
     )
@@ -166,7 +166,7 @@ def outcomes_of_tenant(store: Store, tenants: tuple[str, ...], since: int) -> Ou
     are summed up."""
     mine, given = of_tenants(tenants)
     found = store.run(
-        f"SELECT {_SUMS} FROM outbox_stats WHERE minute >= :since AND {mine}",
+        f"SELECT {SUMS} FROM outbox_stats WHERE minute >= :since AND {mine}",
         {**given, "since": since - since % MINUTE_MS},
     ).one()
     return Outcomes.of(tuple(found))

@@ -86,6 +86,11 @@ def newest(store: Store, limit: int) -> list[Job]:
     return _select(store, "WHERE id > (SELECT max(id) FROM outbox_reindex_jobs) - :limit", limit=limit)[::-1]
 
 
+def newest_of(store: Store, index: str, limit: int) -> list[Job]:
+    """So many jobs of an index, newest first."""
+    return _select(store, "WHERE index_name = :index", index=index)[::-1][:limit]
+
+
 def open_jobs(store: Store) -> list[Job]:
     """Jobs that have not ended."""
     return _select(store, f"WHERE {OPEN_JOBS}")

@@ -131,15 +131,19 @@ def finish(store: Store, id_: int, found: Mapping[str, int], error: str | None, 
 
 def with_drift(store: Store) -> list[dict[str, Any]]:
     """Those of the newest hundred that are over and found documents that are wrong."""
-    rows = store.run(
-        f"SELECT * FROM outbox_verifications WHERE finished_at IS NOT NULL AND {' + '.join(DRIFT)} > 0 ORDER BY id"
-    ).mappings()
-    return [{**row, "entities": json.loads(row["entities"])} for row in rows]
+    return _select(store, f"WHERE finished_at IS NOT NULL AND {' + '.join(DRIFT)} > 0 ORDER BY id")
 
 
 def last(store: Store) -> dict[str, Any] | None:
     """The newest verification that is over."""
-    rows = store.run(
-        "SELECT * FROM outbox_verifications WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 1"
-    ).mappings()
-    return next(({**row, "entities": json.loads(row["entities"])} for row in rows), None)
+    return next(iter(_select(store, "WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 1")), None)
+
+
+def newest(store: Store) -> list[dict[str, Any]]:
+    """Those that are kept, running ones too, newest first."""
+    return _select(store, "ORDER BY id DESC LIMIT 100")
+
+
+def _select(store: Store, condition: str) -> list[dict[str, Any]]:
+    rows = store.run(f"SELECT * FROM outbox_verifications {condition}").mappings()
+    return [{**row, "entities": json.loads(row["entities"])} for row in rows]

@@ -57,7 +57,7 @@ def fill(outbox: Outbox) -> None:
 OPERATIONS = [
     "GET /status", "GET /events", "GET /events/{id}", "POST /dead/retry", "POST /dead/discard", "POST /pause",
     "POST /resume", "POST /reindex", "GET /reindex", "GET /reindex/{id}", "POST /reindex/{id}/cancel", "POST /verify",
-    "POST /purge", "GET /audit", "GET /document", "POST /document/deliver",
+    "POST /purge", "GET /audit", "GET /document", "POST /document/deliver", "GET /indexes", "GET /index",
 ]  # fmt: skip
 
 

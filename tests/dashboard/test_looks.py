@@ -16,6 +16,8 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
 
 PAGES = {
     "overview": "/",
+    "indexes": "/indexes",
+    "index": "/index?index=contacts",
     "rows": "/events",
     "dead-rows": "/events?state=dead",
     "tenant": "/events?tenant=acme",

@@ -1,0 +1,1 @@
+"""The screens that operators work in: of each, what it shows, for its page and for the API."""

@@ -1,0 +1,88 @@
+"""What operators look at of one index: its rows, where they go, and what became of them by time.
+
+None walks through finished rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from outbox.store import models
+from outbox.store.figures import MINUTE_MS, SUMS, Backlog
+from outbox.store.store import Store
+
+
+class Waiting(NamedTuple):
+    """Rows of an index that want something. `oldest_ms`: how long the oldest unfinished one waits; None: none does."""
+
+    unfinished: int
+    dead: int
+    oldest_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A physical index that rows go to. `refused`: documents that one kept for a rollback did not take."""
+
+    name: str
+    role: str
+    since: int
+    refused: int
+
+
+def waiting(store: Store, now: int) -> dict[str, Waiting]:
+    """Of every index that rows go to, wait for or died of. Looks at each row that waits or is dead."""
+    held, dead = store.dialect.indexed("held"), store.dialect.indexed("dead")
+    found = store.run(
+        "SELECT counted.index_name, waits, died, created_at FROM ("
+        "SELECT index_name, sum(unfinished) AS waits, sum(dead) AS died, min(oldest) AS oldest FROM ("
+        "SELECT index_name, count(*) AS unfinished, 0 AS dead, min(id) AS oldest"
+        f" FROM outbox_events {held} WHERE {models.unfinished()} GROUP BY index_name"
+        " UNION ALL SELECT index_name, 0, count(*), NULL"
+        f" FROM outbox_events {dead} WHERE state = 'dead' GROUP BY index_name"
+        " UNION ALL SELECT index_name, 0, 0, NULL FROM outbox_indexes WHERE role = 'live'"
+        ") AS parts GROUP BY index_name) AS counted LEFT JOIN outbox_events AS e ON e.id = counted.oldest"
+    )
+    return {row[0]: Waiting(row[1], row[2], None if row[3] is None else max(0, now - row[3])) for row in found}
+
+
+def backlog(store: Store, index: str, now: int) -> Backlog:
+    """What waits of one index."""
+    indexed = store.dialect.indexed
+    unfinished, first, fresh, claimed, dead = store.run(
+        "SELECT held.*,"
+        f" (SELECT count(*) FROM outbox_events {indexed('fresh')} WHERE {models.fresh()} AND index_name = :index),"
+        f" (SELECT count(*) FROM outbox_events {indexed('leases')} WHERE state = 'claimed' AND index_name = :index),"
+        f" (SELECT count(*) FROM outbox_events {indexed('dead')} WHERE state = 'dead' AND index_name = :index)"
+        f" FROM (SELECT count(*), min(id) FROM outbox_events {indexed('held')}"
+        f" WHERE ({models.unfinished()}) AND index_name = :index) AS held",
+        index=index,
+    ).one()
+    written = store.run("SELECT created_at FROM outbox_events WHERE id = :id", id=first).scalar_one_or_none()
+    return Backlog(
+        fresh, unfinished - fresh - claimed, claimed, dead, None if written is None else max(0, now - written)
+    )
+
+
+def targets(store: Store, index: str) -> list[Target]:
+    """The physical indexes that rows of an index go to, the live one first."""
+    found = store.run(
+        "SELECT physical_index, role, created_at, refused FROM outbox_indexes WHERE index_name = :index"
+        " ORDER BY role <> 'live', created_at, physical_index",
+        index=index,
+    )
+    return [Target(*row) for row in found]
+
+
+def statistics(store: Store, index: str, since: int, now: int) -> dict[int, tuple[int, ...]]:
+    """What became of its rows by the minutes in which some ended, or by hours where these are summed up: counts in the
+    order of `STATISTICS`."""
+    found = store.run(
+        f"SELECT minute, {SUMS} FROM outbox_stats"
+        f" WHERE minute {store.dialect.among('minutes')} AND index_name = :index GROUP BY minute",
+        # Each is looked up by the key: of all minutes between there may be many rows of other indexes.
+        minutes=list(range(since - since % MINUTE_MS, now + 1, MINUTE_MS)),
+        index=index,
+    )
+    return {row[0]: tuple(row[1:]) for row in found}
