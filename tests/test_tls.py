@@ -87,7 +87,7 @@ def test_http_to_a_tls_port_of_nginx_that_answers_400_to_everything_kills_nothin
     scheme: str,
     index_known: bool,
 ) -> None:
-    with nginx(tmp_path, node.url) as address:
+    with nginx(tmp_path, f"location / {{ proxy_pass {node.url}; }}") as address:
         reason = kills_nothing(outbox, destination, node, f"{scheme}://{address}", index_known)
     assert ("HTTP 400" in reason) == (scheme == "http")
 

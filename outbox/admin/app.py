@@ -23,10 +23,11 @@ from outbox.admin import api, forms, health, login, pages
 from outbox.admin.chosen import NotFound
 from outbox.admin.context import AdminContext
 from outbox.admin.database import Database
-from outbox.admin.guard import PROBLEM, Guard, problem
+from outbox.admin.guard import PROBLEM, App, Guard, problem
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache
 from outbox.admin.poller import Poller
+from outbox.admin.proxies import believing
 from outbox.admin.questions import Questions
 from outbox.admin.readiness import Readiness, RunningRelay
 from outbox.admin.rendering import error_page
@@ -58,6 +59,9 @@ STATUS: Final[dict[type[OutboxError], HTTPStatus]] = {
 }
 """What the errors of the product are in HTTP; the first that fits counts."""
 
+ROOMS: Final = (api, screens_api, health, pages, screens, forms, login)
+"""The modules with the routes."""
+
 
 def create_app(
     engine: Engine,
@@ -65,12 +69,14 @@ def create_app(
     destination: Destination,
     registry: EntityRegistry | None,
     relay: RunningRelay | None = None,
-) -> Guard:
+) -> App:
     """The admin server as an ASGI application, for a server such as uvicorn. It must run the lifespan.
 
     `engine`: prepared, of a database at the revision that this version needs. `registry`: without one, reindex and
     verify answer that they need it. `relay`: the one of this process, if there is one. Closes none of what it is given.
+    Raises `ConfigurationError` for a root path that cannot be told from the server's own.
     """
+    _check_root_path(settings.admin_root_path or "")
     database = Database(engine)
     service = AdminService(database, settings, destination, registry)
     poller = Poller(database, destination)
@@ -109,7 +115,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.context = context
-    for room in (api, screens_api, health, pages, screens, forms, login):
+    for room in ROOMS:
         app.include_router(room.routes)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     app.openapi = partial(_described, app)  # type: ignore[method-assign]
@@ -117,7 +123,19 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _crashed)
-    return Guard(app, operators=context.operators, secure=settings.admin_tls_certificate is not None)
+    secure = settings.admin_tls_certificate is not None
+    guarded = Guard(app, operators=context.operators, secure=secure, root_path=context.root_path)
+    return believing(guarded, settings.admin_proxies) if settings.admin_proxies else guarded
+
+
+def _check_root_path(root_path: str) -> None:
+    """A proxy may leave the root path out: a path must not look as if it did."""
+    own = {"static", *(route.path.split("/")[1] for room in ROOMS for route in room.routes.routes)}
+    if root_path and root_path.split("/")[1] in own:
+        raise ConfigurationError(
+            f"OUTBOX_ADMIN_ROOT_PATH: {root_path} begins as paths of the admin server itself do; choose another, "
+            "e.g. /outbox"
+        )
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

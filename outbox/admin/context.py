@@ -39,6 +39,11 @@ class AdminContext:
         return spellings(self.registry, tenant or None)
 
     @property
+    def root_path(self) -> str:
+        """What a proxy has before all paths."""
+        return self.settings.admin_root_path or ""
+
+    @property
     def operators(self) -> tuple[Operator, ...]:
         """Who has a token; none: only this machine is answered, without one."""
         return operators_of(self.settings)

@@ -64,11 +64,14 @@ class ClientGone(Exception):
 class Guard:
     """`operators`: who is answered, by their tokens; none: only requests to this machine's own name are.
 
-    Whoever asks is in the scope as `outbox.operator`.
+    `root_path`: what a proxy has before all paths. It may send it or leave it out: routes see it in neither case, what
+    an answer leads to has it. `secure`: browsers are told to use nothing but TLS here.
+
+    Whoever asks is in the scope as `outbox.operator`, the path without that of the proxy as `outbox.path`.
     """
 
-    def __init__(self, app: App, *, operators: tuple[Operator, ...], secure: bool) -> None:
-        self.app, self._operators, self._secure = app, operators, secure
+    def __init__(self, app: App, *, operators: tuple[Operator, ...], secure: bool, root_path: str = "") -> None:
+        self.app, self._operators, self._secure, self._root_path = app, operators, secure, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -77,11 +80,13 @@ class Guard:
         if scope["type"] != "http":
             return  # a WebSocket: closed by the server, since nothing accepts it
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        path: str = scope["path"]
+        path = _below(self._root_path, scope["path"])
+        scope = {**scope, "path": self._root_path + path, "root_path": self._root_path, "outbox.path": path}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_encoded(self._headers(path))]
+                given = [self._led(*each) for each in message.get("headers", ())]
+                message["headers"] = [*given, *_encoded(self._headers(path))]
             await send(message)
 
         try:
@@ -109,9 +114,14 @@ class Guard:
         kept = {"cache-control": "public, max-age=300" if path.startswith("/static/") else "no-store"}
         return HEADERS | kept | ({"strict-transport-security": "max-age=31536000"} if self._secure else {})
 
+    def _led(self, name: bytes, value: bytes) -> tuple[bytes, bytes]:
+        """A header; one that leads to a page here leads there through the proxy."""
+        leads = name.lower() == b"location" and value.startswith(b"/")
+        return (name, self._root_path.encode() + value) if leads else (name, value)
+
     def _check(self, scope: Scope, headers: dict[str, str]) -> Operator | None:
         """Who asks; None where nobody has to say, and did not. Raises `Refused`."""
-        path = scope["path"]
+        path = scope["outbox.path"]
         if len(scope.get("raw_path") or path) + len(scope.get("query_string", b"")) > MOST_PATH_BYTES:
             raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the address has more than {MOST_PATH_BYTES:,} bytes")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
@@ -123,7 +133,7 @@ class Guard:
         if not self._operators:
             self._check_host(headers)
         if scope["method"] not in SAFE_METHODS:
-            _check_origin(headers)
+            _check_origin(headers, scope.get("scheme", "http"))
         if not self._operators or path.startswith("/static/"):
             return None
         if path in OPEN_PATHS:
@@ -173,14 +183,25 @@ class Guard:
         return operator
 
 
+def _below(root_path: str, path: str) -> str:
+    """A path without that of the proxy, which has kept it there or not."""
+    kept = path == root_path or path.startswith(f"{root_path}/")
+    return path[len(root_path) :] or "/" if root_path and kept else path
+
+
 def _has_bearer(headers: dict[str, str]) -> bool:
     return headers.get("authorization", "")[:7].lower() == "bearer "
 
 
-def _check_origin(headers: dict[str, str]) -> None:
+def _check_origin(headers: dict[str, str], scheme: str) -> None:
     """Refuse what a page of another site has a browser send. Programs send neither header."""
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    if origin is not None and (not (sent_by := _netloc(origin)) or sent_by != headers.get("host", "").lower()):
+    if origin is not None and (
+        not (sent_by := _netloc(origin))
+        or sent_by != headers.get("host", "").lower()
+        # The other way around nothing is wrong: a proxy that nobody named has taken off the TLS.
+        or (scheme == "https" and not origin.startswith("https:"))
+    ):
         raise Refused(HTTPStatus.FORBIDDEN, f"sent by a page of {shortened(origin)}")
     if site not in (None, "same-origin", "none"):
         raise Refused(HTTPStatus.FORBIDDEN, f"sent by a page of another site (Sec-Fetch-Site: {shortened(site)})")
@@ -256,7 +277,9 @@ async def _answer(scope: Scope, send: Send, refused: Refused) -> None:
     if refused.to_login:
         back = "/"  # a form is not sent again
         if scope["method"] == "GET":
-            back = scope["path"] + ("?" + scope["query_string"].decode("latin-1") if scope["query_string"] else "")
+            back = scope["outbox.path"] + (
+                "?" + scope["query_string"].decode("latin-1") if scope["query_string"] else ""
+            )
         status, headers = 303, {"location": f"/login?next={quote(back)}"}
     elif refused.status is HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"

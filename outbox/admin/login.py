@@ -40,13 +40,14 @@ def give_token(request: Request, form: Form, admin: Admin) -> Response:
         max_age=sessions.SESSION_S,
         httponly=True,
         samesite="strict",
-        secure=admin.settings.admin_tls_certificate is not None,
+        path=admin.root_path or "/",
+        secure=request.url.scheme == "https",
     )
     return answer
 
 
 @routes.post("/logout")
-def logout() -> Response:
+def logout(admin: Admin) -> Response:
     answer = RedirectResponse("/login", 303)
-    answer.delete_cookie(sessions.COOKIE)
+    answer.delete_cookie(sessions.COOKIE, path=admin.root_path or "/")
     return answer

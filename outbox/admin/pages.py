@@ -156,5 +156,5 @@ def actions(request: Request, admin: Admin) -> Response:
 
 
 @routes.get("/api/docs")
-def reference(request: Request) -> Response:
-    return page(request, "reference.html", api=request.app.openapi())
+def reference(request: Request, admin: Admin) -> Response:
+    return page(request, "reference.html", api=request.app.openapi(), root_path=admin.root_path)

@@ -18,7 +18,7 @@ from outbox.check import newer_indexes
 from outbox.cli.entities import registry_of
 from outbox.cli.interpreter import tuned
 from outbox.cli.options import database_option
-from outbox.cli.serve import beside, insecure_option, prepare
+from outbox.cli.serve import beside, insecure_option, prepare, root_path_option
 from outbox.cli.signals import on_stop_signals
 from outbox.cli.wiring import engine_of, load_settings, open_store
 from outbox.destinations import address_of, destination_of
@@ -71,6 +71,7 @@ def migrate(sql: bool, database_url: str | None) -> None:
 @click.option("--concurrency", type=click.IntRange(1, 50), help="Instead of OUTBOX_CONCURRENCY.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Instead of OUTBOX_LOG_FORMAT.")
 @click.option("--admin", is_flag=True, help="With dashboard, API, health and metrics in the same process: see serve.")
+@root_path_option
 @insecure_option
 @database_option
 def run(
@@ -78,6 +79,7 @@ def run(
     concurrency: int | None,
     log_format: str | None,
     admin: bool,
+    root_path: str | None,
     insecure: bool,
     database_url: str | None,
 ) -> None:
@@ -93,7 +95,9 @@ def run(
       outbox-relay run --admin
       outbox-relay run --drain  # for a script: deliver what waits, then end
     """
-    loaded = load_settings(database_url=database_url, concurrency=concurrency, log_format=log_format)
+    loaded = load_settings(
+        database_url=database_url, concurrency=concurrency, log_format=log_format, admin_root_path=root_path
+    )
     destination, registry = destination_of(loaded), registry_of(loaded)
     if drain and loaded.destination != "embedded":
         _refuse_unknown_hosts(loaded)

@@ -44,12 +44,16 @@ insecure_option = click.option(
 )
 
 
+root_path_option = click.option("--root-path", metavar="PATH", help="Instead of OUTBOX_ADMIN_ROOT_PATH.")
+
+
 @click.command()
 @click.option("--host", metavar="ADDRESS", help="Instead of OUTBOX_ADMIN_HOST.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Instead of OUTBOX_ADMIN_PORT.")
+@root_path_option
 @insecure_option
 @database_option
-def serve(host: str | None, port: int | None, insecure: bool, database_url: str | None) -> None:
+def serve(host: str | None, port: int | None, root_path: str | None, insecure: bool, database_url: str | None) -> None:
     """Serve dashboard, admin API, health and metrics.
 
     Until stopped (SIGTERM, Ctrl-C). Answers only this machine, unless there is a token (OUTBOX_ADMIN_TOKEN) and TLS
@@ -61,9 +65,10 @@ def serve(host: str | None, port: int | None, insecure: bool, database_url: str 
     Examples:
       outbox-relay serve
       outbox-relay serve --port 9000
+      outbox-relay serve --root-path /outbox  # below this path of a proxy
       outbox-relay run --admin  # a relay with it in one process
     """
-    loaded = load_settings(database_url=database_url, admin_host=host, admin_port=port)
+    loaded = load_settings(database_url=database_url, admin_host=host, admin_port=port, admin_root_path=root_path)
     destination, registry = destination_of(loaded), registry_of(loaded)
     engine = engine_of(loaded)
     schema.require_head(engine)
@@ -142,8 +147,14 @@ def _server(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
         from outbox.admin.protocol import TimeLimitedProtocol
     except ImportError as error:
         raise ConfigurationError(f"the admin server needs {error.name}: {install_command('admin')}") from None
+    without_token = loaded.admin_token is None and not loaded.named_tokens
+    if without_token and loaded.admin_proxies:
+        raise ConfigurationError(
+            "a proxy asks for other machines: set OUTBOX_ADMIN_TOKEN, e.g. to the output of 'openssl rand -hex 32', or "
+            "name none in OUTBOX_ADMIN_PROXIES"
+        )
     if not is_local(loaded.admin_host):
-        if loaded.admin_token is None and not loaded.named_tokens:
+        if without_token:
             raise ConfigurationError(
                 f"{loaded.admin_host} can be reached from other machines: set OUTBOX_ADMIN_TOKEN, e.g. to the "
                 "output of 'openssl rand -hex 32', or OUTBOX_ADMIN_HOST=127.0.0.1"
@@ -164,7 +175,7 @@ def _server(loaded: Settings, *, insecure: bool) -> uvicorn.Server:
         log_level="critical",  # the application logs what fails, by its own means
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=False,  # believed in outbox.admin.proxies
         timeout_graceful_shutdown=ANSWERED_WITHIN_S,
         ssl_certfile=loaded.admin_tls_certificate,
         ssl_keyfile=loaded.admin_tls_key,
@@ -206,7 +217,7 @@ def _listen(loaded: Settings) -> socket.socket:
 def _address(loaded: Settings, listening: socket.socket) -> str:
     scheme = "http" if loaded.admin_tls_certificate is None else "https"
     host = f"[{loaded.admin_host}]" if ":" in loaded.admin_host else loaded.admin_host
-    return logs.safe(f"{scheme}://{host}:{listening.getsockname()[1]}/")
+    return logs.safe(f"{scheme}://{host}:{listening.getsockname()[1]}{loaded.admin_root_path or ''}/")
 
 
 commands = [serve]

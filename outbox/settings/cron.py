@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import AfterValidator
 
 _WEEKDAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
@@ -23,8 +25,7 @@ def cron_fields(expression: str) -> list[dict[str, str]]:
     return [fields | {"day_of_week": "*"}, fields | {"day": "*"}]
 
 
-def check(expression: str) -> None:
-    """Raises `ValueError` for what is no line of cron."""
+def _checked(expression: str) -> str:
     from apscheduler.triggers.cron import CronTrigger  # not above: loaded only where there is a schedule
 
     try:
@@ -32,6 +33,7 @@ def check(expression: str) -> None:
             CronTrigger(**fields)
     except ValueError as error:
         raise ValueError(f"not in the form of cron, minute hour day month weekday: {error}") from None
+    return expression
 
 
 def _weekdays(field: str) -> str:
@@ -55,3 +57,7 @@ def _weekday(text: str) -> int:
     if text.isdigit() and int(text) <= 7:
         return int(text) % 7
     raise ValueError(f"{text!r} is no weekday: 0 to 7 (0 and 7 are Sunday) or sun, mon, …")
+
+
+Schedule = Annotated[str, AfterValidator(_checked)]
+"""A line of cron."""

@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from outbox.settings import cron, tokens
+from outbox.settings import tokens
+from outbox.settings.cron import Schedule
+from outbox.settings.proxies import Proxy, RootPath
 from outbox.settings.spans import ClusterTime, Retention
 from outbox.settings.tokens import NamedToken
 
@@ -176,7 +178,7 @@ class Settings(WriteSettings):
     )
 
     # Verification
-    verify_schedule: str | None = Field(
+    verify_schedule: Schedule | None = Field(
         None, description="when a relay compares a sample with the index: five fields of cron, in UTC, e.g. 0 3 * * *"
     )
     verify_sample: float = Field(
@@ -211,6 +213,14 @@ class Settings(WriteSettings):
         None, description="file with the certificate of the admin server (PEM), for https"
     )
     admin_tls_key: Path | None = Field(None, description="file with the private key of that certificate (PEM)")
+    admin_root_path: RootPath | None = Field(
+        None, description="path below which a proxy has the admin server, e.g. /outbox; without it, at the top"
+    )
+    admin_proxies: Annotated[tuple[Proxy, ...], NoDecode] = Field(
+        (),
+        description="addresses or networks of proxies whose X-Forwarded-For, -Proto and -Host count, e.g. 127.0.0.1; "
+        "nobody else's do",
+    )
 
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
@@ -231,7 +241,7 @@ class Settings(WriteSettings):
         """The addresses of the cluster that is the destination; none are needed for the embedded one."""
         return self.opensearch_url if self.destination == "opensearch" else self.elasticsearch_url
 
-    @field_validator("elasticsearch_url", "opensearch_url", "admin_hide", mode="before")
+    @field_validator("elasticsearch_url", "opensearch_url", "admin_hide", "admin_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(each.strip() for each in value.split(",") if each.strip()) if isinstance(value, str) else value
@@ -265,13 +275,6 @@ class Settings(WriteSettings):
             raise ValueError(
                 "not in the form module:name, e.g. myapp.search:registry for 'registry' in myapp/search.py"
             )
-        return value
-
-    @field_validator("verify_schedule")
-    @classmethod
-    def _is_cron(cls, value: str | None) -> str | None:
-        if value is not None:
-            cron.check(value)
         return value
 
     @property

@@ -25,7 +25,7 @@ from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.admin.world import PAUSE
 from tests.support.outbox import Outbox
 from tests.support.relays import until
-from tests.support.serving import BEARER, TOKEN, TestClient, client_of
+from tests.support.serving import BEARER, TOKEN, TestClient, client_of, every_route
 
 ROOMS = Path(outbox.admin.__file__).parent
 OPEN = {"/health/live", "/health/ready", "/login"}
@@ -55,24 +55,6 @@ def pause(client: TestClient, **headers: str | bytes) -> int:
 
 
 # -- the token --------------------------------------------------------------------------------------------------------
-
-
-def every_route(client: TestClient) -> list[tuple[str, str]]:
-    """(method, path) of all that the application answers, as it says itself."""
-    app: Any = client.app
-    return [
-        (method, re.sub(r"\{[^}]*\}", "1", route.path))
-        for route in flat(app.app.routes)
-        for method in getattr(route, "methods", None) or {"GET"}
-    ]
-
-
-def flat(routes: Any) -> Iterator[Any]:
-    for route in routes:
-        if hasattr(route, "path"):
-            yield route
-        else:  # FastAPI keeps included routers as they are since 0.140
-            yield from flat(route.original_router.routes)
 
 
 def test_route_that_acts_or_answers_without_the_token(guarded: TestClient, outbox: Outbox) -> None:

@@ -15,10 +15,9 @@ from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import ConfigurationError
 from outbox.settings import load
 from outbox.store.models import now_ms
-from tests.admin.test_guard import every_route
 from tests.admin.world import PAUSE
 from tests.support.outbox import Outbox, settings
-from tests.support.serving import TOKEN, TestClient, client_of
+from tests.support.serving import TOKEN, TestClient, client_of, every_route
 
 TOKENS = {"look": "look-" + "a" * 32, "operate": "operate-" + "b" * 32, "administer": "administer-" + "c" * 32}
 NAMES = {"look": "grafana", "operate": "ada", "administer": "grace"}

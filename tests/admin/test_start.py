@@ -127,3 +127,19 @@ def test_database_without_the_tables(tmp_path: Path) -> None:
         "OUTBOX_ADMIN_PORT": "0",
     }
     refused(CliRunner().invoke(main, ["serve"], env=environment), "outbox-relay migrate")
+
+
+@pytest.mark.parametrize("path", ["outbox", "/out box", "/a//b", "/a/../b", "https://ops.example/outbox", "/a?b"])
+def test_root_path_that_is_none(serve: Serve, path: str) -> None:
+    for arguments in (("serve", "--root-path", path), ("run", "--admin", "--root-path", path)):
+        refused(serve(*arguments), "OUTBOX_ADMIN_ROOT_PATH", "/outbox")
+
+
+@pytest.mark.parametrize("proxy", ["*", "nginx", "10.0.0.0/99", "127.0.0.1:80"])
+def test_proxy_that_is_no_address(serve: Serve, proxy: str) -> None:
+    given = {"OUTBOX_ADMIN_PROXIES": f"127.0.0.1,{proxy}", "OUTBOX_ADMIN_TOKEN": TOKEN}
+    refused(serve("serve", **given), "OUTBOX_ADMIN_PROXIES", f"'{proxy}'", "10.0.0.0/8")
+
+
+def test_proxy_before_a_server_without_a_token(serve: Serve) -> None:
+    refused(serve("serve", OUTBOX_ADMIN_PROXIES="127.0.0.1"), "OUTBOX_ADMIN_TOKEN", "OUTBOX_ADMIN_PROXIES")

@@ -46,6 +46,24 @@ def client_of(
         yield client
 
 
+def every_route(client: TestClient) -> list[tuple[str, str]]:
+    """(method, path) of all that the application answers, as it says itself."""
+    app: Any = client.app
+    return [
+        (method, re.sub(r"\{[^}]*\}", "1", route.path))
+        for route in _flat(app.app.routes)
+        for method in getattr(route, "methods", None) or {"GET"}
+    ]
+
+
+def _flat(routes: Any) -> Iterator[Any]:
+    for route in routes:
+        if hasattr(route, "path"):
+            yield route
+        else:  # FastAPI keeps included routers as they are since 0.140
+            yield from _flat(route.original_router.routes)
+
+
 class Process:
     """`outbox-relay serve` (or `run --admin`) on a port that was free."""
 

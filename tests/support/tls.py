@@ -47,18 +47,18 @@ http {{
   server {{
     listen 127.0.0.1:{port} ssl;
     ssl_certificate {directory}/certificate.pem; ssl_certificate_key {directory}/key.pem;
-    location / {{ proxy_pass {upstream}; }}
+    {locations}
   }}
 }}
 """
 
 
 @contextmanager
-def nginx(directory: Path, upstream: str) -> Iterator[str]:
-    """A real nginx with the certificate of `self_signed`; yields its address without the scheme."""
+def nginx(directory: Path, locations: str) -> Iterator[str]:
+    """A real nginx with the certificate of `self_signed`, and what it passes on; yields its address without scheme."""
     port = free_port()
     configuration = directory / "nginx.conf"
-    configuration.write_text(_NGINX.format(directory=directory, port=port, upstream=upstream))
+    configuration.write_text(_NGINX.format(directory=directory, port=port, locations=locations))
     process = subprocess.Popen(["nginx", "-p", directory, "-c", configuration], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + LIMIT_S
