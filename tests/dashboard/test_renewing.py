@@ -89,3 +89,32 @@ def test_open_page_says_that_the_tables_were_migrated_beneath_it(site: Site, loo
     expect(stale).to_contain_text("restart what ran before. The figures below are those of the last answer")
     site.outbox.raw("UPDATE outbox_alembic_version SET version_num = :at", at=schema.head())
     visit.renewed_until(stale.is_hidden, "the page has figures again")
+
+
+HIDE = """(hidden) => {
+  Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+"""What a browser does with the page of a tab that nobody sees, or sees again; a headless one has no such tabs."""
+
+
+def test_hidden_page_asks_nothing_and_is_renewed_at_once_when_it_is_seen_again(site: Site, look: Look) -> None:
+    visit = look(site.url)
+    visit.time_stands_still()
+    page = visit.open("/")
+    expect(page.locator("#depth")).to_have_text("0")
+    site.outbox.index("contacts", "c1", {"name": "Ada"})
+    visit.renewed("#depth", "1")  # seen it asks
+    page.wait_for_load_state("networkidle")
+    page.evaluate(HIDE, True)
+    asked: list[str] = []
+    page.on("request", lambda sent: asked.append(sent.url))
+    site.outbox.index("contacts", "c2", {"name": "Grace"})
+    page.clock.pause_at("2100-01-01")  # from now on no timer runs but here
+    page.clock.run_for(100 * browsers.RENEWED_EVERY_MS)
+    assert visit.text("#depth") == "1"
+    assert asked == []
+    page.wait_for_timeout(1_000)  # as long as an overview is good
+    page.evaluate(HIDE, False)
+    expect(page.locator("#depth")).to_have_text("2")  # though no timer has run
+    assert len(asked) == 1
