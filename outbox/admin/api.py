@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
+from outbox.admin import row
 from outbox.admin.asked import (
     DeadSelection,
     DocumentChoice,
@@ -17,13 +18,12 @@ from outbox.admin.asked import (
 )
 from outbox.admin.chosen import NotFound
 from outbox.admin.context import Admin, Caller
-from outbox.admin.hidden import content
+from outbox.admin.row import EventWithDocument
 from outbox.admin.shapes import (
     Accepted,
     Document,
     Done,
     Event,
-    EventWithDocument,
     Overview,
     Page,
     Paused,
@@ -92,15 +92,10 @@ def events(
     )
 
 
-@routes.get("/events/{id}", tags=["look"], summary="One row, with its document")
+@routes.get("/events/{id}", tags=["look"], summary="One row, with its document and its history")
 def event(id: Id, admin: Admin) -> EventWithDocument:
     with admin.database.store() as store:
-        row = store.event(id)
-    if row is None:
-        raise NotFound(f"row {id} does not exist; finished rows are removed after OUTBOX_RETENTION_HOURS")
-    return EventWithDocument(
-        **Event.columns(row, admin.settings.admin_hide), document=content(row["document"], admin.settings.admin_hide)
-    )
+        return row.found(store, id, admin.settings.admin_hide)
 
 
 @routes.get("/document", tags=["look"], summary="One document: what the database says, and what the index holds")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse, Response
 
-from outbox.admin import charts, formats
-from outbox.admin.chosen import NotFound
+from outbox.admin import charts, formats, row
 from outbox.admin.context import Admin
 from outbox.admin.forms import narrowed
-from outbox.admin.hidden import content
 from outbox.admin.rendering import page
-from outbox.admin.shapes import Document, Done, Event, ReindexJob, moment
+from outbox.admin.shapes import Document, Done, Event, ReindexJob
 from outbox.errors import InvalidInput
 from outbox.store import audit, figures, jobs
 from outbox.store.figures import DAY_MS, Backlog, Outcomes
@@ -109,22 +108,16 @@ def _of_tenant(store: Store, tenants: tuple[str, ...], now: int) -> _OfTenant:
 @routes.get("/events/{number}")
 def event(request: Request, admin: Admin, number: int) -> Response:
     with admin.database.store() as store:
-        row = store.event(number) if 0 < number < 10**13 else None
-        if row is None:
-            raise NotFound(f"row {number} does not exist; finished rows are removed after a while")
-        of_document = {"index": row["index_name"], "document": row["document_id"], "limit": ROWS}
-        newest = figures.newest_rows(store, **of_document)
+        found = row.found(store, number, admin.settings.admin_hide)
+        of_document = partial(figures.newest_rows, store, index=found.index, document=found.document_id, limit=ROWS)
+        newest = of_document()
         history, all_of_it = newest.rows, newest.older is None
         if number not in [each["id"] for each in history]:  # so old that the look from the newest on ended before it
-            history += figures.newest_rows(store, **of_document, before=number + 1).rows
-    lease = row["lease_expires_at"]
+            history += of_document(before=number + 1).rows
     return page(
         request,
         "event.html",
-        row=Event.of(row, admin.settings.admin_hide),
-        claimed_by=row["claimed_by"],
-        lease_expires_at=lease and moment(lease),
-        document=content(row["document"], admin.settings.admin_hide),
+        row=found,
         history=[Event.of(each, admin.settings.admin_hide) for each in history],
         all_of_it=all_of_it,
     )

@@ -118,10 +118,6 @@ class Event(Model):
         return cls(**cls.columns(row, hide))
 
 
-class EventWithDocument(Event):
-    document: Any = Field(description="what was written with the row; null for deletes and refreshes")
-
-
 class Page(Model):
     """Rows, newest first."""
 

@@ -17,7 +17,8 @@ from outbox.cli.wiring import load_settings, open_store
 from outbox.errors import OutboxError
 from outbox.maintenance.growth import Limits, Sizes, growth
 from outbox.settings import Settings, variable
-from outbox.store import conflicts, jobs, pauses, verifications
+from outbox.store import conflicts, history, jobs, pauses, verifications
+from outbox.store.history import Step
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from outbox.verify import Kind
@@ -166,7 +167,7 @@ def _verification_line(facts: dict[str, Any]) -> str:
 @json_option
 @database_option
 def show(event_id: int, as_json: bool, database_url: str | None) -> None:
-    """Show one row of the outbox: its job, history and result.
+    """Show one row of the outbox: its job, result and history, with each attempt that failed.
 
     The numbers of dead rows are in 'outbox-relay dead list', others in the table outbox_events.
 
@@ -178,8 +179,9 @@ def show(event_id: int, as_json: bool, database_url: str | None) -> None:
     """
     with open_store(load_settings(database_url=database_url)) as store:
         row = store.event(event_id)
-    if row is None:
-        raise OutboxError(f"row {event_id} does not exist; finished rows are removed after OUTBOX_RETENTION_HOURS")
+        if row is None:
+            raise OutboxError(_missing(event_id, history.removal_of(store, event_id)))
+        steps = history.of_row(store, row)
     document = row.pop("document")
     facts = {
         "job": {
@@ -197,6 +199,7 @@ def show(event_id: int, as_json: bool, database_url: str | None) -> None:
             "syncedAt": iso(row["finished_at"]) if row["state"] == "done" else None,
         },
         "row": row,
+        "history": [{**asdict(each), "at": iso(each.at), "until": iso(each.until)} for each in steps],
     }
     if as_json:
         click.echo(json.dumps(facts))
@@ -207,6 +210,17 @@ def show(event_id: int, as_json: bool, database_url: str | None) -> None:
             click.echo(logs.safe(f"  {name:<18}{iso(value) if name.endswith('_at') else value}"))
     if document:
         click.echo(logs.safe(f"  {'document':<18}{document}"))
+    click.echo("history:")
+    for step in steps:
+        until = "" if step.until is None else f", until {iso(step.until)}"
+        error = "" if step.error_type is None else f": {step.error_type}: {step.error}"
+        click.echo(logs.safe(f"  {iso(step.at) or 'now':<26}{step.text}{until}{error}"))
+
+
+def _missing(event_id: int, removed: Step | None) -> str:
+    if removed is None:
+        return f"row {event_id} does not exist; finished rows are removed after OUTBOX_RETENTION_HOURS"
+    return f"row {event_id} does not exist: {removed.text} at {iso(removed.at)}"
 
 
 @click.command(name="settings")

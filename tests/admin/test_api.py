@@ -121,6 +121,23 @@ def test_row_with_its_document(embedded: World) -> None:
     assert embedded.get(f"/events/{embedded.outbox.put_raw('contacts', 'c2', 'no JSON')}")["document"] == "no JSON"
 
 
+def test_row_with_each_of_its_attempts_and_who_retried_it(embedded: World) -> None:
+    embedded.destination.ensure_index("notes", {"properties": {"age": {"type": "long"}}})
+    row = embedded.outbox.index("notes", "n1", {"age": "old"})
+    embedded.drain()
+    embedded.post("/dead/retry", {"ids": [row]})
+    embedded.drain()
+    steps = embedded.get(f"/events/{row}")["timeline"]
+    assert [each["step"] for each in steps] == ["written", "failed", "retried", "failed"]
+    assert [each["attempt"] for each in steps] == [None, 1, None, 2]
+    assert {each["errorField"] for each in steps if each["step"] == "failed"} == {"age"}
+    assert steps[2]["by"] == "admin at testclient"
+    instants = [datetime.fromisoformat(each["at"]) for each in steps]
+    assert instants == sorted(instants)
+    embedded.post("/dead/discard", {"ids": [row]})
+    assert "discarded by admin at testclient at " in embedded.get(f"/events/{row}", expected=404)["detail"]
+
+
 # -- dead rows --------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,9 @@ def full_of_it(outbox: Outbox, text: str) -> int:
     names = {"entity": text, "tenant_id": text}
     document = json.dumps({text: [text, {"nested": text}]})
     row = dead_row(outbox, text, text, document=document, error_type=text, error=text, **names)
+    failed = {"host": text, "pid": 1, "state": "dead", "error_type": text, "error_field": text, "error": text}
+    for attempt in (1, 2):
+        insert(outbox, "outbox_failures", event_id=row, attempt=attempt, failed_at=now, relay=1, **failed)
     insert(outbox, "outbox_events", action="index", index_name=text, document_id=text, tenant_id=text)
     minute = now - now % 60_000
     insert(outbox, "outbox_stats", minute=minute, index_name=text, action="index", done=1, **names)

@@ -188,7 +188,10 @@ def test_history_of_a_document_has_each_of_its_rows_in_order(site: Site, look: L
     visit.screenshot("history")
     visit.open(f"/events/{rows[1]}")
     assert [each[0] for each in visit.rows()] == [str(row) for row in reversed(rows)]
-    assert re.fullmatch(r"[-0-9]+ [:0-9]+\.\d{3} UTC, 250 ms after it was written", visit.text("#finished"))
+    assert re.fullmatch(
+        r"[-0-9]+ [:0-9]+\.\d{3} UTC done: coalesced, 250 ms after it was written",
+        " ".join(visit.text("#timeline .done").split()),
+    )
     assert page.locator("tr[aria-current]").get_attribute("data-key") == str(rows[1])
     visit.open(f"/events/{rows[2]}")
     assert "relay 7 has it until 2027-01-15 08:00:00.000 UTC" in visit.text("#row")

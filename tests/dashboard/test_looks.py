@@ -31,6 +31,9 @@ PAGES = {
 def busy(outbox: Outbox) -> tuple[int, int]:
     """A bit of everything. Returns a dead row and one that waits."""
     dead = dead_row(outbox, "c1", tenant_id="acme", error="no " * 300, document=json.dumps({"name": "Ada " * 200}))
+    failed = {"event_id": dead, "failed_at": 1, "relay": 7, "host": "worker-1." * 9, "pid": 1, "error": "no " * 300}
+    for attempt, state in enumerate(("pending", "dead", "dead"), 1):
+        insert(outbox, "outbox_failures", attempt=attempt, state=state, error_type="some_exception", **failed)
     for number in range(70):
         document_id, tenant = f"{'long-' * 20}{number}", f"acme-{'very-' * 12}{number}"
         waiting = outbox.index("contacts", document_id, {"name": "Ada"}, tenant_id=tenant)
