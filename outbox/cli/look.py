@@ -167,9 +167,10 @@ def _verification_line(facts: dict[str, Any]) -> str:
 @json_option
 @database_option
 def show(event_id: int, as_json: bool, database_url: str | None) -> None:
-    """Show one row of the outbox: its job, result and history, with each attempt that failed.
+    """Show one row of the outbox: its job, history and result.
 
-    The numbers of dead rows are in 'outbox-relay dead list', others in the table outbox_events.
+    The history has each attempt that failed, and who retried the row. The numbers of dead rows are in
+    'outbox-relay dead list', others in the table outbox_events.
 
     \b
     Examples:
