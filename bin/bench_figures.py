@@ -107,7 +107,7 @@ def measure(path: Path) -> Iterator[tuple[str, float, float]]:
         now = made + MINUTE_MS - 1
         for what, call in (*_of_statistics(store, now), *_of_rows(store), *_of_operators(store)):
             yield (what, *milliseconds(call))
-    overviews = OverviewCache(Database(engine), lambda: None, silent_ms=1)
+    overviews = OverviewCache(Database(engine), lambda: None, lambda: (), {}, silent_ms=1, hide=())
     metrics = Metrics(overviews)
     overviews.newest()
 
@@ -126,7 +126,10 @@ Calls = Iterator[tuple[str, Callable[[], Any]]]
 def _of_statistics(store: Store, now: int) -> Calls:
     cache = StatisticsCache({})
     statistics = cache.read(store, now)
-    yield "overview(), its cache of a second apart", lambda: overview(store, cache.read(store, now), None, now, 1)
+    yield (
+        "overview(), its cache of a second apart",
+        lambda: overview(store, cache.read(store, now), None, (), now, silent_ms=1, hide=()),
+    )
     yield "statistics cache, first look", lambda: StatisticsCache({}).read(store, now)
     yield "statistics cache, further looks", lambda: cache.read(store, now)
     yield "statistics of a week", lambda: statistics.outcomes(now - WEEK_MS)

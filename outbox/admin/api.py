@@ -118,7 +118,8 @@ def actions(
     limit: Limit = 50,
 ) -> list[Done]:
     with admin.database.store() as store:
-        return [Done.of(row) for row in audit.newest(store, limit, before=cursor, by=by)]
+        found = audit.newest(store, limit, before=cursor, by=by)
+    return [Done.of(row, admin.settings.admin_hide) for row in found]
 
 
 @routes.post("/dead/retry", tags=["dead rows"], summary="Try dead rows again")
@@ -171,7 +172,9 @@ def resume(admin: Admin, caller: Caller, asked: ResumeRequest | None = None) -> 
 
 @routes.post("/reindex", tags=["reindex"], status_code=202, summary="Rebuild the index of an entity")
 def reindex(asked: ReindexRequest, admin: Admin, caller: Caller) -> ReindexStarted:
-    started = admin.service.reindex(caller, asked.entity, tenant=asked.tenant_id, since=asked.from_date)
+    started = admin.service.reindex(
+        caller, asked.entity, tenant=asked.tenant_id, since=asked.from_date, keep_old=asked.keep_old
+    )
     admin.overviews.invalidate()
     return ReindexStarted(job_id=started.job.id, status=started.job.state, estimated_documents=started.estimated)
 
@@ -179,7 +182,7 @@ def reindex(asked: ReindexRequest, admin: Admin, caller: Caller) -> ReindexStart
 @routes.get("/reindex", tags=["reindex"], summary="Rebuilds of indexes, newest first")
 def jobs(admin: Admin, limit: Limit = 50) -> list[ReindexJob]:
     with admin.database.store() as store:
-        return [ReindexJob.of(store, each) for each in reindexes.newest(store, limit)]
+        return [ReindexJob.of(store, each, admin.settings.admin_hide) for each in reindexes.newest(store, limit)]
 
 
 @routes.get("/reindex/{id}", tags=["reindex"], summary="How far one is")
@@ -188,7 +191,7 @@ def job(id: Id, admin: Admin) -> ReindexJob:
         found = reindexes.find(store, id)
         if found is None:
             raise NotFound(f"there is no reindex {id}")
-        return ReindexJob.of(store, found)
+        return ReindexJob.of(store, found, admin.settings.admin_hide)
 
 
 @routes.post("/reindex/{id}/cancel", tags=["reindex"], status_code=202, summary="Stop one, and remove its index")
@@ -196,7 +199,7 @@ def cancel(id: Id, admin: Admin, caller: Caller) -> ReindexJob:
     cancelled = admin.service.cancel(caller, id)
     admin.overviews.invalidate()
     with admin.database.store() as store:
-        return ReindexJob.of(store, cancelled)
+        return ReindexJob.of(store, cancelled, admin.settings.admin_hide)
 
 
 @routes.post("/verify", tags=["verify"], status_code=202, summary="Compare entities with their indexes")

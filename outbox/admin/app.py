@@ -88,7 +88,12 @@ def create_app(
 
     indexes = {entity.name: entity.index for entity in registry or ()}
     overviews = OverviewCache(
-        database, lambda: poller.destination, lambda: drift.found, indexes, silent_ms=settings.silent_ms
+        database,
+        lambda: poller.destination,
+        lambda: drift.found,
+        indexes,
+        silent_ms=settings.silent_ms,
+        hide=settings.admin_hide,
     )
     poller.add(overviews.read_statistics)
     poller.add(look_for_drift)

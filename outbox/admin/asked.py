@@ -77,6 +77,7 @@ class ReindexRequest(Model):
     entity: Text = Field(description="name of a registered entity")
     tenant_id: Text | None = None
     from_date: Text | None = Field(None, description="only rows that changed from then on, e.g. 2026-11-01")
+    keep_old: bool = Field(False, description="keep sending rows to the old index too, for a rollback")
 
 
 class DocumentChoice(Model):

@@ -14,6 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from outbox import logs
 from outbox.admin import formats
 from outbox.admin.context import Admin, AdminContext, Caller
+from outbox.admin.screens import reindexes, verifications
 from outbox.errors import InvalidInput
 from outbox.store.models import State
 
@@ -78,10 +79,15 @@ def deliver(form: Form, admin: Admin, caller: Caller) -> Response:
 @routes.post("/reindex")
 def reindex(form: Form, admin: Admin, caller: Caller) -> Response:
     started = admin.service.reindex(
-        caller, form.get("entity", ""), tenant=form.get("tenant") or None, since=form.get("from_date") or None
+        caller,
+        form.get("entity", ""),
+        tenant=form.get("tenant") or None,
+        since=form.get("from_date") or None,
+        keep_old=form.get("keep_old") == "yes",
     )
     job = started.job
-    return _done(admin, f"Reindex {job.id} of {job.index_name} has begun: {logs.rows(started.estimated)}.")
+    begun = f"Reindex {job.id} of {job.index_name} has begun: {logs.rows(started.estimated)}."
+    return _done(admin, begun, "/reindexes")
 
 
 @routes.post("/reindex/cancel")
@@ -90,10 +96,26 @@ def cancel(form: Form, admin: Admin, caller: Caller) -> Response:
     return _done(admin, f"Reindex {job.id} of {job.index_name} is being cancelled.", local(form.get("back", "/")))
 
 
+@routes.post("/reindex/rollback")
+def roll_back(form: Form, admin: Admin, caller: Caller) -> Response:
+    if form.get("sure") != "yes":
+        raise InvalidInput("tick that readers get the kept index")
+    found = reindexes.roll_back(admin, caller, form.get("index", ""))
+    missing = f" It misses {found.refused:,} documents that it did not take: rebuild it." if found.refused else ""
+    return _done(admin, f"Readers and rows of {found.index} have {found.live} again.{missing}", "/reindexes")
+
+
 @routes.post("/verify")
 def verify(form: Form, admin: Admin, caller: Caller) -> Response:
-    admin.service.verify(caller, entity=form.get("entity") or None, repair=form.get("repair") == "yes")
-    return _done(admin, "A verification has begun; what it finds is shown here when it is over.")
+    entity, tenant = form.get("entity") or None, form.get("tenant") or None
+    admin.service.verify(caller, entity=entity, tenant=tenant, repair=form.get("repair") == "yes")
+    return _done(admin, "A verification has begun.", "/verifications")
+
+
+@routes.post("/verify/cancel")
+def cancel_verification(form: Form, admin: Admin, caller: Caller) -> Response:
+    found = verifications.cancel(admin, caller, _number(form, "id"))
+    return _done(admin, f"Verification {found.id} ends where it is.", "/verifications")
 
 
 def _done(admin: AdminContext, what: str, back: str = "/") -> Response:

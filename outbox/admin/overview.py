@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from outbox.admin import alerts, shapes
@@ -29,6 +29,7 @@ class OverviewCache:
 
     `destination`: how the destination was at the last poll, `drift`: which indexes were not as registered, `indexes`:
     those of the entities, by their names. `silent_ms`: a relay without a sign of life for so long counts as gone.
+    `hide`: fields whose values are shown to nobody.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class OverviewCache:
         indexes: Mapping[str, str],
         *,
         silent_ms: int,
+        hide: Collection[str],
     ) -> None:
-        self._database, self._destination, self._drift, self._silent_ms = database, destination, drift, silent_ms
+        self._database, self._destination, self._drift = database, destination, drift
+        self._silent_ms, self._hide = silent_ms, hide
         self._lock = threading.Lock()
         self._statistics = StatisticsCache(indexes)
         self._by_index_and_action: Mapping[IndexAction, Counts] = {}
@@ -54,7 +57,8 @@ class OverviewCache:
             if self._newest is None or not 0 <= now - self._made_at < FRESH_FOR_MS:
                 with self._database.store() as store:
                     statistics = self._statistics.read(store, now)
-                    self._newest = overview(store, statistics, self._destination(), self._drift(), now, self._silent_ms)
+                    given = statistics, self._destination(), self._drift(), now
+                    self._newest = overview(store, *given, silent_ms=self._silent_ms, hide=self._hide)
                 self._made_at, self._by_index_and_action = now, statistics.by_index_and_action
             return self._newest
 
@@ -80,9 +84,11 @@ def overview(
     destination: DestinationStatus | None,
     drift: Sequence[IndexDrift],
     now: int,
+    *,
     silent_ms: int,
+    hide: Collection[str],
 ) -> shapes.Overview:
-    """`silent_ms`: a relay without a sign of life for so long counts as gone."""
+    """`silent_ms`: a relay without a sign of life for so long counts as gone. `hide`: fields that nobody is shown."""
     backlog, control, relays = figures.backlog(store, now), store.control(), store.relays()
     paused = pauses.current(store.run)
     running = [relay for relay in relays if now - relay["heartbeat_at"] < silent_ms]
@@ -129,7 +135,7 @@ def overview(
             shapes.DeadType(index=index, error_type=type_, rows=rows)
             for index, type_, rows in figures.dead_types(store)
         ],
-        reindexes=[shapes.ReindexJob.of(store, job) for job in jobs.open_jobs(store)],
+        reindexes=[shapes.ReindexJob.of(store, job, hide) for job in jobs.open_jobs(store)],
         verification=None if (last := verifications.last(store)) is None else verified(last),
         mappings=[shapes.DriftedIndex(index=each.index, found=each.summary, remedy=each.remedy) for each in drift],
         database_bytes=store.sizes().used,

@@ -39,13 +39,12 @@ class _OfTenant:
 def overview(request: Request, admin: Admin) -> Response:
     newest = admin.overviews.newest()
     with admin.database.store() as store:
-        reindexes = [ReindexJob.of(store, each) for each in jobs.newest(store, JOBS)]
+        reindexes = [ReindexJob.of(store, each, admin.settings.admin_hide) for each in jobs.newest(store, JOBS)]
     return page(
         request,
         "overview.html",
         overview=newest,
         jobs=reindexes,
-        entities=[] if admin.registry is None else sorted(entity.name for entity in admin.registry),
         depth=charts.line([minute.unfinished for minute in newest.history]),
         finished=charts.bars([(minute.done, minute.dead) for minute in newest.history]),
     )
@@ -144,7 +143,7 @@ def document(request: Request, admin: Admin, index: str = "", id: str = "") -> R
 @routes.get("/audit")
 def actions(request: Request, admin: Admin) -> Response:
     with admin.database.store() as store:
-        done = [Done.of(row) for row in audit.newest(store, ROWS)]
+        done = [Done.of(row, admin.settings.admin_hide) for row in audit.newest(store, ROWS)]
     return page(request, "audit.html", actions=done)
 
 

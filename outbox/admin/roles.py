@@ -12,7 +12,8 @@ from outbox.settings import Settings
 from outbox.settings.tokens import Role
 
 OPERATING: Final = re.compile(
-    r"(/api/v1/admin)?/(pause|resume|dead/retry|document/deliver|reindex|reindex/cancel|reindex/[0-9]+/cancel|verify)"
+    r"(/api/v1/admin)?/(pause|resume|dead/retry|document/deliver|reindex|reindex/cancel|reindex/[0-9]+/cancel"
+    r"|reindex/rollback|verify|verify/cancel|verify/[0-9]+/cancel)"
 )
 """Paths of what a role that operates may do. A route that is added and not named here needs the highest role."""
 

@@ -14,6 +14,7 @@ from outbox import logs, tenants
 from outbox.admin.background import BackgroundTasks
 from outbox.admin.chosen import NotFound, chosen, spellings
 from outbox.admin.database import Database
+from outbox.admin.followed import FollowedVerifications
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DestinationError, OutboxError, ReindexFailed
@@ -27,7 +28,7 @@ from outbox.store.models import State, now_ms
 from outbox.store.operators import Retried
 from outbox.store.pauses import Pause
 from outbox.store.store import Store
-from outbox.verify import Checked, Verification, lens
+from outbox.verify import Verification, lens
 from outbox.verify.lens import Look
 
 LONGEST_START_S: Final = 10.0
@@ -54,6 +55,7 @@ class AdminService:
         self._database, self._settings = database, settings
         self._destination, self._registry = destination, registry
         self._background = BackgroundTasks()
+        self.followed = FollowedVerifications()
 
     def stop(self) -> None:
         """Have what runs in the background end where it is."""
@@ -141,19 +143,21 @@ class AdminService:
 
     # -- reindex ------------------------------------------------------------------------------------------------
 
-    def reindex(self, by: str, entity: str, *, tenant: str | None = None, since: str | None = None) -> Started:
+    def reindex(
+        self, by: str, entity: str, *, tenant: str | None = None, since: str | None = None, keep_old: bool = False
+    ) -> Started:
         """Begin to rebuild the indexes of an entity, one after another. Returns the first job.
 
         Raises `ConfigurationError` for what does not exist, `ReindexFailed` if it cannot begin, and `DestinationError`
         if the destination does not answer in time: nothing has begun then, and nothing will.
         """
-        with self._noted(by, "reindex", entity=entity, tenant=tenant, since=since):
-            return self._begun(by, entity, tenant, since)
+        with self._noted(by, "reindex", entity=entity, tenant=tenant, since=since, keep_old=keep_old):
+            return self._begun(by, entity, tenant, since, keep_old)
 
-    def _begun(self, by: str, entity: str, tenant: str | None, since: str | None) -> Started:
+    def _begun(self, by: str, entity: str, tenant: str | None, since: str | None, keep_old: bool) -> Started:
         registry = self._required_registry()
         with self._database.store() as store:
-            chosen = select(store, registry, entities=[entity], tenant=tenant, since=since)
+            chosen = select(store, registry, entities=[entity], tenant=tenant, since=since, keep_old=keep_old)
             estimated = sum(rows_of(store, each) for each in chosen)
             for each in chosen:
                 if (job := jobs.open_job(store, each.index)) and not jobs.is_abandoned(store, job, now_ms()):
@@ -259,10 +263,8 @@ class AdminService:
             verification(store)  # raises for what does not exist, before the request is answered
 
         def work() -> None:
-            with self._database.store() as store, closing(verification(store).recorded(by)) as steps:
-                for step in steps:
-                    if self._background.stopping and isinstance(step, Checked):
-                        return
+            with self._database.store() as store:
+                self.followed.follow(verification(store), by, stopping=lambda: self._background.stopping)
 
         compared = entity or "all entities"
         logger.info("verification of {entity} begun by {by}", entity=logs.safe(compared), by=logs.safe(by))

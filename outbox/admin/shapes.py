@@ -13,7 +13,7 @@ from outbox.admin.hidden import without, without_value
 from outbox.store import jobs
 from outbox.store.figures import Outcomes
 from outbox.store.jobs import Job
-from outbox.store.models import now_ms
+from outbox.store.models import JobState, now_ms
 from outbox.store.store import Store
 from outbox.verify.lens import Look
 
@@ -56,6 +56,8 @@ class ReindexJob(Model):
     from_date: str | None
     documents: int = Field(description="written so far")
     total_documents: int
+    rate: float | None = Field(description="documents a second, on average since it began; null: none so far")
+    eta_seconds: float | None = Field(description="until all are written at that rate; null: it does not write")
     removed: int
     refused: int
     abandoned: bool = Field(description="open, and no process works on it")
@@ -65,7 +67,11 @@ class ReindexJob(Model):
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, store: Store, job: Job) -> ReindexJob:
+    def of(cls, store: Store, job: Job, hide: Collection[str]) -> ReindexJob:
+        """`hide`: fields whose values are shown to nobody."""
+        seconds = ((job.finished_at or job.updated_at) - job.created_at) / 1000
+        rate = job.documents / seconds if job.documents and seconds > 0 else None
+        writes = rate is not None and job.state == JobState.RUNNING and job.phase == "scan"
         return cls(
             job_id=job.id,
             index=job.index_name,
@@ -77,10 +83,12 @@ class ReindexJob(Model):
             from_date=job.since,
             documents=job.documents,
             total_documents=job.total,
+            rate=rate,
+            eta_seconds=max(0, job.total - job.documents) / rate if rate and writes else None,
             removed=job.removed,
             refused=job.refused,
             abandoned=job.is_open and jobs.is_abandoned(store, job, now_ms()),
-            error=job.error,
+            error=without_value(job.error, hide),
             created_at=moment(job.created_at),
             updated_at=moment(job.updated_at),
             finished_at=None if job.finished_at is None else moment(job.finished_at),
@@ -171,9 +179,9 @@ class Done(Model):
     error: str | None
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> Done:
+    def of(cls, row: dict[str, Any], hide: Collection[str]) -> Done:
         instants = {name: row[name] and moment(row[name]) for name in ("began_at", "ended_at")}
-        return cls(**(row | instants))
+        return cls(**(row | instants | {"error": without_value(row["error"], hide)}))
 
 
 class Retried(Model):

@@ -86,3 +86,11 @@ def statistics(store: Store, index: str, since: int, now: int) -> dict[int, tupl
         index=index,
     )
     return {row[0]: tuple(row[1:]) for row in found}
+
+
+def kept(store: Store) -> list[tuple[str, str, int]]:
+    """(index, physical index, documents that it refused) of all that a rebuild has kept for a rollback."""
+    found = store.run(
+        "SELECT index_name, physical_index, refused FROM outbox_indexes WHERE role = 'old' ORDER BY index_name"
+    )
+    return [(row[0], row[1], row[2]) for row in found]

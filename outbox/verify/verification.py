@@ -121,6 +121,8 @@ class Verification:
         self._waiting: dict[Place, Entity] = {}
         self._since, self._said = 0, set[str]()  # of which indexes it was said that not all can be compared
         self.totals = Totals()
+        self.number: int | None = None
+        """Of what is recorded of it, once `recorded` has begun."""
 
     def run(self) -> Iterator[Checked | Drift]:
         """Walk through everything; yields how far it is, and each document that is wrong as soon as it is known.
@@ -140,17 +142,11 @@ class Verification:
         Nothing happens if another relay has begun with a scheduled one since that instant. Close it to stop early.
         """
         names = [entity.name for entity in self._entities]
-        id_ = verifications.begin(
-            self._store,
-            by,
-            names,
-            self._tenant_id,
-            self._sample,
-            now_ms(),
-            unless_scheduled_since=unless_scheduled_since,
-        )
+        given = names, self._tenant_id, self._sample, now_ms()
+        id_ = verifications.begin(self._store, by, *given, unless_scheduled_since=unless_scheduled_since)
         if id_ is None:
             return
+        self.number = id_
         error: str | None = "stopped before its end"
         try:
             yield from self.run()

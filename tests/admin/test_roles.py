@@ -33,7 +33,10 @@ NEEDED = {
     "/reindex": "operate",
     "/reindex/cancel": "operate",
     "/reindex/1/cancel": "operate",
+    "/reindex/rollback": "operate",
     "/verify": "operate",
+    "/verify/cancel": "operate",
+    "/verify/1/cancel": "operate",
     "/document/deliver": "operate",
     "/logout": "look",
     "/login": None,
@@ -71,6 +74,7 @@ def test_request_that_changes_something_in_no_known_way_needs_the_highest_role(c
         "//pause",
         "/pause/x",
         "/api/v1/admin/reindex/1x/cancel",
+        "/api/v1/admin/verify/1/cancel/x",
     ):
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             assert client.request(method, path, headers=bearer("operate")).status_code == 403, (method, path)
@@ -174,3 +178,26 @@ def test_hidden_fields_are_nowhere_in_what_the_server_answers(engine: Engine, ou
         "members": [{"email": hidden}],
         "address.notes": hidden,
     }
+
+
+def test_value_that_a_rebuild_was_refused_with_is_hidden_too(engine: Engine, outbox: Outbox, tmp_path: Path) -> None:
+    said = "index x would miss c1: Preview of field's value: 'SECRET'"
+    outbox.raw(
+        "INSERT INTO outbox_reindex_jobs (index_name, old_index, phase, state, error)"
+        " VALUES ('contacts', 'contacts-000001', 'scan', 'running', :error)",
+        error=said,
+    )
+    outbox.raw(
+        "INSERT INTO outbox_audit (began_at, acted_by, action, about, error) VALUES (1, 'ada', 'reindex', 'x', :error)",
+        error=said,
+    )
+    outbox.index("contacts", "c1", {})
+    destination = EmbeddedDestination(tmp_path / "search.db")
+    pages = ("/", "/reindexes", "/index?index=contacts", "/audit")
+    api = ("/status", "/reindex", "/reindex/1", "/index?index=contacts", "/audit")
+    asked = [*pages, *(f"/api/v1/admin{path}" for path in api)]
+    with client_of(engine, destination) as client:
+        assert [path for path in asked if "SECRET" not in client.get(path, headers={"Accept": "text/html"}).text] == []
+    with client_of(engine, destination, admin_hide="email") as client:
+        assert [path for path in asked if "SECRET" in client.get(path, headers={"Accept": "text/html"}).text] == []
+    destination.close()

@@ -15,6 +15,7 @@ from sqlalchemy import create_engine
 from outbox import schema, sqlite
 from outbox.store.models import metadata
 from tests.dashboard.site import Look, Site, dashboard, embedded_relays
+from tests.reindex.world import Base
 from tests.support import browser as browsers
 from tests.support.browser import Visit
 from tests.support.outbox import Outbox
@@ -60,6 +61,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     engine = create_engine(f"sqlite:///{directory / 'app.db'}")
     sqlite.prepare(engine)
     schema.upgrade(engine)
+    Base.metadata.create_all(engine)
     outbox = Outbox(engine)
     relays = embedded_relays(outbox, directory)
     yield Site(dashboard(relays, command="serve"), outbox)

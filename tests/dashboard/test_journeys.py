@@ -76,15 +76,19 @@ def test_reindex_is_begun_cancelled_begun_again_watched_to_its_end_and_verified_
     visit.click(page.get_by_role("button", name="Pause"))
     world.save(21, "Grace")  # a reindex waits for this row before it swaps
     newest = "#jobs tbody tr:first-child .state"
-    reindex = page.locator("form[action='/reindex']").get_by_role("button", name="Reindex")
-    visit.click(reindex)
+    visit.click(page.get_by_role("link", name="Reindexes", exact=True))
+    visit.click(page.get_by_role("button", name="See what it would do"))
+    assert "Index contacts: about 21 documents of contacts are written into a new index" in visit.text("#planned")
+    visit.screenshot("reindex-planned")
+    visit.click(page.get_by_role("button", name="Begin"))
     assert "has begun: 21 rows" in visit.text(".flash")
     assert visit.text(newest) == "running"
     visit.click(page.get_by_role("button", name="Cancel reindex 1"))
     assert "is being cancelled" in visit.text(".flash")
     visit.renewed(newest, "cancelled")
 
-    visit.click(reindex)
+    visit.click(page.get_by_role("button", name="See what it would do"))
+    visit.click(page.get_by_role("button", name="Begin"))
     assert visit.text(newest) == "running"
     expect(page.get_by_role("progressbar", name="Progress of reindex 2")).to_have_count(1)
     visit.screenshot("reindex-running")
@@ -95,8 +99,10 @@ def test_reindex_is_begun_cancelled_begun_again_watched_to_its_end_and_verified_
     assert page.evaluate("window.never") == "reloaded"
     world.assert_in_step(live="contacts-000003")
 
-    visit.click(page.locator("form[action='/verify']").get_by_role("button", name="Verify"))
-    visit.renewed("#verification b", "No drift")
+    visit.click(page.get_by_role("link", name="Verifications", exact=True))
+    visit.click(page.get_by_role("button", name="Verify"))
+    visit.renewed("#verifications tbody tr:first-child td:nth-child(2)", "No drift in 21 documents")
+    visit.open("/")
     assert "in 21 documents (of contacts), by admin at 127.0.0.1" in visit.text("#verification")
     visit.screenshot("reindex-done")
 
@@ -367,13 +373,15 @@ def test_keyboard_alone_leads_to_the_pause_and_shows_where_it_is(site: Site, loo
 
     assert tabbed_to() == "Skip to the content"
     visit.screenshot("keyboard-skip")
-    order = [tabbed_to() for _ in range(9)]
+    order = [tabbed_to() for _ in range(11)]
     assert order == [
         "outbox-relay",
         "Overview",
         "Indexes",
         "Dead rows",
         "All rows",
+        "Reindexes",
+        "Verifications",
         "Audit",
         "API",
         "document",

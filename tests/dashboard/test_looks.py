@@ -18,6 +18,10 @@ PAGES = {
     "overview": "/",
     "indexes": "/indexes",
     "index": "/index?index=contacts",
+    "reindexes": "/reindexes",
+    "reindex-planned": "/reindexes?entity=contacts&keep_old=yes",
+    "verifications": "/verifications",
+    "verification": "/verifications/1",
     "rows": "/events",
     "dead-rows": "/events?state=dead",
     "tenant": "/events?tenant=acme",
@@ -48,6 +52,13 @@ def busy(outbox: Outbox) -> tuple[int, int]:
     insert(
         outbox, "outbox_audit", began_at=1, acted_by="ada " * 30, action="purge", about="index=" + "x" * 300, affected=3
     )
+    insert(
+        outbox, "outbox_verifications",
+        id=1, started_at=1, started_by="ada " * 30, entities=json.dumps(["contacts"] * 40), sample=0.5, missing=3,
+        finished_at=now_ms(), error="no answer " * 40,
+    )  # fmt: skip
+    insert(outbox, "outbox_verifications", started_at=1, started_by="relay 1", entities='["contacts"]', sample=1)
+    insert(outbox, "outbox_indexes", index_name="contacts", physical_index="contacts-" + "0" * 80, role="old")
     for state in ("done", "failed", "cancelled"):
         insert(outbox, "outbox_reindex_jobs", index_name="deals", phase="drop", state=state, finished_at=1, **job)
     return dead, waiting

@@ -6,10 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from outbox.admin.api import PROBLEMS, Limit
-from outbox.admin.context import Admin
-from outbox.admin.screens import indexes
+from outbox.admin.api import PROBLEMS, Id, Limit
+from outbox.admin.context import Admin, Caller
+from outbox.admin.screens import indexes, reindexes, verifications
 from outbox.admin.screens.indexes import IndexDetails, IndexLine
+from outbox.admin.screens.reindexes import KeptIndex, RollbackRequest, RolledBack
+from outbox.admin.screens.verifications import VerificationRun
 from outbox.admin.shapes import Text
 
 routes = APIRouter(prefix="/api/v1/admin", responses=PROBLEMS)
@@ -25,3 +27,28 @@ def list_indexes(
 @routes.get("/index", tags=["indexes"], summary="One index: its rows, what holds it up, how it is made")
 def index(admin: Admin, index: Annotated[Text, Query()]) -> IndexDetails:
     return indexes.index_details(admin, index)
+
+
+@routes.get("/kept", tags=["reindex"], summary="Old indexes that a rebuild has kept for a rollback")
+def kept(admin: Admin) -> list[KeptIndex]:
+    return reindexes.kept(admin)
+
+
+@routes.post("/reindex/rollback", tags=["reindex"], summary="Give readers the index back that a rebuild has kept")
+def roll_back(asked: RollbackRequest, admin: Admin, caller: Caller) -> RolledBack:
+    return reindexes.roll_back(admin, caller, asked.index)
+
+
+@routes.get("/verify", tags=["verify"], summary="Comparisons of index and database, newest first")
+def runs(admin: Admin, limit: Limit = 50) -> list[VerificationRun]:
+    return verifications.runs(admin, limit)
+
+
+@routes.get("/verify/{id}", tags=["verify"], summary="One comparison, with the documents that are wrong")
+def run(id: Id, admin: Admin) -> VerificationRun:
+    return verifications.run(admin, id)
+
+
+@routes.post("/verify/{id}/cancel", tags=["verify"], status_code=202, summary="Stop one that this server runs")
+def cancel_verification(id: Id, admin: Admin, caller: Caller) -> VerificationRun:
+    return verifications.cancel(admin, caller, id)

@@ -120,7 +120,9 @@ def index_details(admin: AdminContext, index: str) -> IndexDetails:
         backlog, physical = by_index.backlog(store, index, now), by_index.targets(store, index)
         if not (physical or backlog.unfinished or backlog.dead or _entities(admin.registry, index)):
             raise NotFound(f"there is no index {shortened(index)}: no row was sent to it, waits for it or is dead")
-        reindexes = [ReindexJob.of(store, each) for each in jobs.newest_of(store, index, JOBS)]
+        reindexes = [
+            ReindexJob.of(store, each, admin.settings.admin_hide) for each in jobs.newest_of(store, index, JOBS)
+        ]
         counts = by_index.statistics(store, index, now - WEEK_MS, now)
         held = next((each.reason for each in conflicts.held_by_others(store) if each.index == index), None)
         compared = _verifications(store, _entities(admin.registry, index))
