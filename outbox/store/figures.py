@@ -243,6 +243,27 @@ def _held_by_tenant(store: Store) -> Iterator[tuple[str, int, int]]:
     return ((row[0], row[1], row[2]) for row in found)
 
 
+# -- by relay ---------------------------------------------------------------------------------------------------
+
+
+class InHand(NamedTuple):
+    """Rows that a relay has claimed: how many, one of their indexes, of how many, and when the last lease ends."""
+
+    rows: int
+    one_index: str
+    indexes: int
+    lease_until: int
+
+
+def in_hand(store: Store) -> dict[int, InHand]:
+    """What each relay has claimed and not settled so far, by its id."""
+    found = store.run(
+        "SELECT claimed_by, count(*), min(index_name), count(DISTINCT index_name), coalesce(max(lease_expires_at), 0)"
+        f" FROM outbox_events {store.dialect.indexed('leases')} WHERE state = 'claimed' GROUP BY claimed_by"
+    )
+    return {row[0]: InHand(*row[1:]) for row in found}
+
+
 # -- what is due ------------------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ OPERATIONS = [
     "GET /status", "GET /events", "GET /events/{id}", "POST /dead/retry", "POST /dead/discard", "POST /pause",
     "POST /resume", "POST /reindex", "GET /reindex", "GET /reindex/{id}", "POST /reindex/{id}/cancel", "POST /verify",
     "POST /purge", "GET /audit", "GET /document", "POST /document/deliver", "GET /indexes", "GET /index",
-    "GET /kept", "POST /reindex/rollback", "GET /verify", "GET /verify/{id}", "POST /verify/{id}/cancel",
+    "GET /relays", "GET /kept", "POST /reindex/rollback", "GET /verify", "GET /verify/{id}", "POST /verify/{id}/cancel",
 ]  # fmt: skip
 
 

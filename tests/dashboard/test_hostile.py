@@ -78,7 +78,7 @@ def test_what_was_stored_to_run_is_shown_as_text_and_its_links_lead_to_it(site: 
         seen = page.inner_text("html")
         assert not re.search("[\u200b\u202a-\u202e\u2066-\u2069\ufeff]", seen)
 
-    for path in ("/", "/indexes", "/reindexes", "/verifications", "/events", "/events?state=dead"):
+    for path in ("/", "/indexes", "/relays", "/reindexes", "/verifications", "/events", "/events?state=dead"):
         assert_inert(path)
         shown = shown_as(page.inner_text("main"))
         assert [text for text in HOSTILE if as_shown(text) not in shown] == []

@@ -373,13 +373,14 @@ def test_keyboard_alone_leads_to_the_pause_and_shows_where_it_is(site: Site, loo
 
     assert tabbed_to() == "Skip to the content"
     visit.screenshot("keyboard-skip")
-    order = [tabbed_to() for _ in range(11)]
+    order = [tabbed_to() for _ in range(12)]
     assert order == [
         "outbox-relay",
         "Overview",
         "Indexes",
         "Dead rows",
         "All rows",
+        "Relays",
         "Reindexes",
         "Verifications",
         "Audit",

@@ -18,6 +18,7 @@ PAGES = {
     "overview": "/",
     "indexes": "/indexes",
     "index": "/index?index=contacts",
+    "relays": "/relays",
     "reindexes": "/reindexes",
     "reindex-planned": "/reindexes?entity=contacts&keep_old=yes",
     "verifications": "/verifications",

@@ -9,8 +9,10 @@ from fastapi import APIRouter, Query
 from outbox.admin.api import PROBLEMS, Id, Limit
 from outbox.admin.context import Admin, Caller
 from outbox.admin.screens import indexes, reindexes, verifications
+from outbox.admin.screens import relays as processes
 from outbox.admin.screens.indexes import IndexDetails, IndexLine
 from outbox.admin.screens.reindexes import KeptIndex, RollbackRequest, RolledBack
+from outbox.admin.screens.relays import RelayNow
 from outbox.admin.screens.verifications import VerificationRun
 from outbox.admin.shapes import Text
 
@@ -52,3 +54,8 @@ def run(id: Id, admin: Admin) -> VerificationRun:
 @routes.post("/verify/{id}/cancel", tags=["verify"], status_code=202, summary="Stop one that this server runs")
 def cancel_verification(id: Id, admin: Admin, caller: Caller) -> VerificationRun:
     return verifications.cancel(admin, caller, id)
+
+
+@routes.get("/relays", tags=["relays"], summary="What each relay does now, lost ones first")
+def relays(admin: Admin) -> list[RelayNow]:
+    return processes.relays(admin)

@@ -11,6 +11,7 @@ from outbox.admin import charts
 from outbox.admin.context import Admin
 from outbox.admin.rendering import page
 from outbox.admin.screens import indexes, reindexes, verifications
+from outbox.admin.screens import relays as processes
 from outbox.admin.screens.indexes import Finished
 from outbox.errors import InvalidInput
 
@@ -64,6 +65,11 @@ def list_verifications(request: Request, admin: Admin) -> Response:
 @routes.get("/verifications/{number}")
 def verification(request: Request, admin: Admin, number: int) -> Response:
     return page(request, "verification.html", run=verifications.run(admin, number))
+
+
+@routes.get("/relays")
+def relays(request: Request, admin: Admin) -> Response:
+    return page(request, "relays.html", overview=admin.overviews.newest(), relays=processes.relays(admin))
 
 
 def _entities(admin: Admin) -> list[str]:
