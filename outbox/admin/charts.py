@@ -66,5 +66,10 @@ def bars(values: Sequence[tuple[int, int]]) -> Bars:
     return Bars(drawn, most)
 
 
+def spark(values: Sequence[int]) -> Bars:
+    """Bars of one part each, for a chart as small as a word."""
+    return bars([(value, 0) for value in values])
+
+
 def _height(value: int, most: int) -> float:
     return 0.0 if not most else value / most * (HEIGHT - 4)

@@ -100,7 +100,7 @@ def overview(
         relays=len(running),
         paused=paused,
     )
-    by_entity = statistics.by_entity(full_hour - DAY_MS)
+    by_entity, finished = statistics.by_entity(full_hour - DAY_MS), statistics.finished(now)
     return shapes.Overview(
         as_of=moment(now),
         alerts=[shapes.Alert(name=each.name, text=each.text, remedy=each.remedy) for each in found],
@@ -123,7 +123,9 @@ def overview(
             week=shapes.Period.of(statistics.outcomes(full_hour - WEEK_MS)),
         ),
         entities=[
-            shapes.EntityPeriod(entity=name, **shapes.Period.columns(outcomes))
+            shapes.EntityPeriod(
+                entity=name, **shapes.Period.columns(outcomes), hours=finished[name][0], days=finished[name][1]
+            )
             for name, outcomes in sorted(by_entity.items())
         ],
         tenants=[

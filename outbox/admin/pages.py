@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Final
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse, Response
 
 from outbox.admin import charts, formats, row
-from outbox.admin.context import Admin
+from outbox.admin.context import Admin, AdminContext
 from outbox.admin.forms import narrowed
 from outbox.admin.rendering import page
+from outbox.admin.screens.needs import needs
 from outbox.admin.shapes import Document, Done, Event, ReindexJob
+from outbox.entities.keys import Tenancy
 from outbox.errors import InvalidInput
 from outbox.store import audit, figures, jobs
 from outbox.store.figures import DAY_MS, Backlog, Outcomes
@@ -39,15 +43,29 @@ class _OfTenant:
 def overview(request: Request, admin: Admin) -> Response:
     newest = admin.overviews.newest()
     with admin.database.store() as store:
+        targets = store.targets()
         reindexes = [ReindexJob.of(store, each, admin.settings.admin_hide) for each in jobs.newest(store, JOBS)]
     return page(
         request,
         "overview.html",
         overview=newest,
+        needs=needs(newest),
         jobs=reindexes,
+        sparks={each.entity: (charts.spark(each.hours), charts.spark(each.days)) for each in newest.entities},
+        pages=_pages(admin, targets),
         depth=charts.line([minute.unfinished for minute in newest.history]),
         finished=charts.bars([(minute.done, minute.dead) for minute in newest.history]),
     )
+
+
+def _pages(admin: AdminContext, targets: Collection[str]) -> dict[str, str]:
+    """Where the name of an index or an entity leads to."""
+    found = {index: formats.index_page(index) for index in targets}
+    for entity in admin.registry or ():
+        of_tenants = entity.tenancy is Tenancy.INDEX
+        listed = f"/indexes?{urlencode({'name': entity.index})}"
+        found[entity.name] = listed if of_tenants else formats.index_page(entity.index)
+    return found
 
 
 @routes.get("/events")

@@ -317,6 +317,8 @@ class EntityPeriod(Period):
     """The last day of an entity, or of an index without one."""
 
     entity: str
+    hours: list[int] = Field(description="rows that ended in each of the last 24 hours; the last is not over")
+    days: list[int] = Field(description="rows that ended on each of the last seven days, of UTC")
 
 
 class TenantLag(Model):

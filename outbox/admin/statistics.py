@@ -38,12 +38,13 @@ NOTHING: Final[Counts] = (0,) * len(STATISTICS)
 class Statistics:
     """What became of rows in the last week.
 
-    `by_index_and_action`: since the first look; none of its counts ever falls. Rows of an entity are counted under the
-    entity's index, also where each of its tenants has one.
+    `days`: the sums of each day of UTC. `by_index_and_action`: since the first look; none of its counts ever falls.
+    Rows of an entity are counted under the entity's index, also where each of its tenants has one.
     """
 
     periods: Mapping[int, Names]
     by_index_and_action: Mapping[IndexAction, Counts]
+    days: Mapping[int, Names]
 
     def outcomes(self, since: int) -> Outcomes:
         """Of all rows from the minute of that instant on; from more than four hours ago on, of full hours."""
@@ -56,6 +57,20 @@ class Statistics:
             for name, counts in names.items():
                 found.setdefault(name, []).append(counts)
         return {name: Outcomes.of(summed(counts)) for name, counts in found.items()}
+
+    def finished(self, now: int) -> dict[str, tuple[list[int], list[int]]]:
+        """How many rows of each entity (or index where the rows name none) ended in each of the last 24 hours, and on
+        each of the last seven days of UTC; the last of both are not over."""
+        hour, day = now - now % HOUR_MS, now - now % DAY_MS
+        found: dict[str, tuple[list[int], list[int]]] = {}
+        spans = ((0, self.periods, hour, HOUR_MS, 24), (1, self.days, day, DAY_MS, 7))
+        for which, sums, last, span_ms, number in spans:
+            for at, names in sums.items():
+                place = number - 1 - (last - at + at % span_ms) // span_ms
+                for name, counts in names.items() if 0 <= place < number else ():
+                    series = found.setdefault(name, ([0] * 24, [0] * 7))
+                    series[which][place] += Outcomes.of(counts).finished
+        return found
 
     def history(self, since: int) -> dict[int, Outcomes]:
         """By the minutes in which rows finished."""
@@ -77,6 +92,7 @@ class StatisticsCache:
         self._looked_at: int | None = None  # the last time
         self._until = 0  # minutes before it are over, and have been read
         self._periods: dict[int, Names] = {}
+        self._days: Mapping[int, Names] = {}
         self._finished: dict[IndexAction, Counts] = {}  # of the minutes that came to their end since the first look
         self._uncounted: dict[IndexAction, Counts] = {}  # what some of these held at the first look already
         self._reported: dict[IndexAction, Counts] = {}
@@ -103,13 +119,15 @@ class StatisticsCache:
             else:
                 self._finished = _added(self._finished, self._by_index_and_action(closed))
             self._periods = ({} if anew else self._periods) | _by_minute(closed)
+            self._days = _with_days({} if anew else self._days, closed)
             self._looked_at, self._until = now, over
             self._shorten(now)
             total = _added(self._finished, self._by_index_and_action(growing))
             self._reported = {
                 key: tuple(map(sub, counts, self._uncounted.get(key, NOTHING))) for key, counts in total.items()
             }
-            return Statistics({**self._periods, **_by_minute(growing)}, self._reported)
+            periods = {**self._periods, **_by_minute(growing)}
+            return Statistics(periods, self._reported, _with_days(self._days, growing))
 
     def _by_index_and_action(self, found: Iterable[Statistic]) -> dict[IndexAction, Counts]:
         sums: dict[IndexAction, Counts] = {}
@@ -128,6 +146,7 @@ class StatisticsCache:
             to = at if at >= hour - MINUTES_MS else at - at % HOUR_MS
             kept[to] = _added(kept[to], names) if to in kept else names
         self._periods = kept
+        self._days = {at: names for at, names in self._days.items() if at > hour - WEEK_MS}
 
 
 def summed(counts: Iterable[Counts]) -> Counts:
@@ -140,6 +159,14 @@ def _by_minute(found: Iterable[Statistic]) -> dict[int, Names]:
     for each in found:
         _add(sums.setdefault(each.minute, {}), each.name, each.counts)
     return dict(sums)
+
+
+def _with_days(days: Mapping[int, Names], found: Iterable[Statistic]) -> Mapping[int, Names]:
+    """The sums of days with what was found added."""
+    sums = {at: dict(names) for at, names in days.items()}
+    for each in found:
+        _add(sums.setdefault(each.minute - each.minute % DAY_MS, {}), each.name, each.counts)
+    return sums
 
 
 def _added(first: Mapping[K, Counts], second: Mapping[K, Counts]) -> dict[K, Counts]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from outbox.admin.screens import indexes
 from outbox.destinations.base import IndexFacts
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store.models import now_ms
@@ -101,8 +102,11 @@ def test_index_that_no_row_names_is_not_there(embedded: World) -> None:
     assert "Not known: no rows went to it so far." in page
 
 
-def test_what_became_of_its_rows_by_hour_and_by_day_is_of_that_index_alone(embedded: World) -> None:
+def test_what_became_of_its_rows_by_hour_and_by_day_is_of_that_index_alone(
+    embedded: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now, day = now_ms(), 86_400_000
+    monkeypatch.setattr(indexes, "now_ms", lambda: now)
     midnight = now - now % day
     embedded.outbox.index("contacts", "c1", {})
     statistic(embedded.outbox, "contacts", midnight - 3 * day, 7, 2)  # the sum of an hour

@@ -11,6 +11,7 @@ from outbox.admin.context import Admin, Caller
 from outbox.admin.screens import indexes, reindexes, verifications
 from outbox.admin.screens import relays as processes
 from outbox.admin.screens.indexes import IndexDetails, IndexLine
+from outbox.admin.screens.needs import Need, needs
 from outbox.admin.screens.reindexes import KeptIndex, RollbackRequest, RolledBack
 from outbox.admin.screens.relays import RelayNow
 from outbox.admin.screens.verifications import VerificationRun
@@ -59,3 +60,8 @@ def cancel_verification(id: Id, admin: Admin, caller: Caller) -> VerificationRun
 @routes.get("/relays", tags=["relays"], summary="What each relay does now, lost ones first")
 def relays(admin: Admin) -> list[RelayNow]:
     return processes.relays(admin)
+
+
+@routes.get("/needs", tags=["look"], summary="What needs a person, what is urgent first")
+def list_needs(admin: Admin) -> list[Need]:
+    return needs(admin.overviews.newest())
