@@ -25,6 +25,7 @@ from outbox.admin.screens import api as screens
 from outbox.admin.statistics import NOTHING
 from outbox.cli import main
 from outbox.cli.look import default_text
+from outbox.destinations.remedies import ANY_OTHER, OF_THE_DESTINATION, OUR_OWN
 from outbox.settings import Settings, variable
 
 
@@ -170,12 +171,28 @@ def constructs() -> str:
 
 # -- pages ------------------------------------------------------------------------------------------------------------
 
+# -- error types ------------------------------------------------------------------------------------------------------
+
+
+def errors() -> str:
+    return table(
+        "| error type | the row | what happened, and what to do |",
+        "|---|---|---|",
+        *(
+            f"| {', '.join(f'`{name}`' for name in each.error_types)} | {each.becomes} | {escaped(each.text)} |"
+            for each in (*OUR_OWN, *OF_THE_DESTINATION)
+        ),
+        f"| any other | dead | {escaped(ANY_OTHER)} |",
+    )
+
+
 TABLES: Final[dict[str, Callable[[], str]]] = {
     "commands": commands,
     "settings": settings,
     "metrics": metrics,
     "routes": routes,
     "constructs": constructs,
+    "errors": errors,
 }
 
 

@@ -48,7 +48,15 @@ def retried(store: Store, rows: list[int], by: str, **told: Any) -> None:
         operators.retry_dead(store, rows, now_ms())
 
 
-@pytest.mark.parametrize("told", [{"ids": [1]}, {"index": "contacts", "tenant": "t 1"}, {}, {"error_type": "refused"}])
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"ids": [1]},
+        {"index": "contacts", "tenant": "t 1"},
+        {},
+        {"error_type": "refused", "error_field": "(none)", "died_by": 9},
+    ],
+)
 def test_retry_is_put_down_to_the_operator_whose_selection_had_the_row(
     outbox: Outbox, store: Store, told: dict[str, Any]
 ) -> None:

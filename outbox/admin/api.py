@@ -72,6 +72,7 @@ def events(
     tenant: Annotated[Text | None, Query()] = None,
     document: Annotated[Text | None, Query(description="document id; with index: its whole history")] = None,
     error_type: Annotated[Text | None, Query(alias="errorType")] = None,
+    error_field: Annotated[Text | None, Query(alias="errorField", description="the field that the error names")] = None,
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,13}$")] = None,
     limit: Limit = 50,
 ) -> Page:
@@ -83,6 +84,7 @@ def events(
             tenants=admin.spellings(tenant),
             document=document,
             error_type=error_type,
+            error_field=error_field,
             before=None if cursor is None else int(cursor),
             limit=limit,
         )

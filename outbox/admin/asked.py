@@ -25,7 +25,7 @@ class RowSelection(Model):
     def _says_which(self) -> Self:
         if not (any(self.words().values()) or self.all):
             raise ValueError(
-                "say which rows: ids, document, index, tenantId, olderThan, errorType of dead ones, or all"
+                "say which rows: ids, document, index, tenantId, olderThan, of dead ones errorType, errorField, or all"
             )
         return self
 
@@ -44,9 +44,10 @@ class DeadSelection(RowSelection):
     """Dead rows that fit all that is given."""
 
     error_type: Text | None = None
+    error_field: Text | None = Field(None, description="the field that the error names; (none): it names none")
 
     def words(self) -> dict[str, Any]:
-        return {**super().words(), "error_type": self.error_type}
+        return {**super().words(), "error_type": self.error_type, "error_field": self.error_field}
 
 
 class ResumeRequest(Model):

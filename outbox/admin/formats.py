@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup, escape
 
 from outbox import logs
-from outbox.admin.shapes import Event
+from outbox.admin.shapes import Event, moment
 
 NONE: Final = "–"
 LONGEST_QUERY: Final = 6_000
@@ -116,6 +116,11 @@ def rows_page(given: Mapping[str, Any]) -> str:
     return f"/events?{urlencode(given)}" if given else "/events"
 
 
+def confirm_page(given: Mapping[str, Any], act: str) -> str:
+    """The address of the question before that is done to all rows that fit what is given."""
+    return f"/dead/confirm?{urlencode({'do': act, **given})}"
+
+
 def document_page(index: str, document_id: str) -> str:
     """The address of one document as database and index have it."""
     return f"/document?{urlencode({'index': index, 'id': document_id})}"
@@ -158,6 +163,8 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "exact": exact,
     "history": history,
     "rows_page": rows_page,
+    "confirm_page": confirm_page,
+    "at": lambda milliseconds: instant(moment(milliseconds)),
     "document_page": lambda row: document_page(row.index, row.document_id),
     "index_page": index_page,
     "clock": clock,

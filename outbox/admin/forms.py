@@ -130,9 +130,10 @@ def local(address: str) -> str:
     return address if plain and address.isprintable() else "/"
 
 
-def narrowed(given: dict[str, str]) -> dict[str, str]:
+def narrowed(given: dict[str, str]) -> dict[str, Any]:
     """A filter of the page of rows, but for the state, as the tables are asked."""
-    names = {"index": "index", "tenant": "tenant", "document": "document", "errorType": "error_type"}
+    names = {"index": "index", "tenant": "tenant", "document": "document"}
+    names |= {"errorType": "error_type", "errorField": "error_field"}
     return {name: given[field] for field, name in names.items() if field in given}
 
 

@@ -13,10 +13,12 @@ from starlette.responses import HTMLResponse, Response
 
 from outbox.admin import charts, formats, row
 from outbox.admin.context import Admin, AdminContext
+from outbox.admin.dead import Group, groups
 from outbox.admin.forms import narrowed
 from outbox.admin.rendering import page
 from outbox.admin.screens.needs import needs
 from outbox.admin.shapes import Document, Done, Event, ReindexJob
+from outbox.destinations.remedies import remedy_of
 from outbox.entities.keys import Tenancy
 from outbox.errors import InvalidInput
 from outbox.store import audit, figures, jobs
@@ -77,6 +79,7 @@ def events(
     tenant: str = "",
     document: str = "",
     error_type: Annotated[str, Query(alias="errorType")] = "",
+    error_field: Annotated[str, Query(alias="errorField")] = "",
     cursor: str = "",
 ) -> Response:
     if state and state not in list(State):
@@ -84,6 +87,7 @@ def events(
     if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 14):
         raise InvalidInput("the page is unknown: begin with the first one")
     asked = {"state": state, "index": index, "tenant": tenant, "document": document, "errorType": error_type}
+    asked["errorField"] = error_field
     given = {name: value for name, value in asked.items() if value}
     chosen, tenants, now = narrowed(given), admin.spellings(tenant), now_ms()
     chosen.pop("tenant", None)
@@ -96,13 +100,22 @@ def events(
             tenants=tenants,
             **chosen,
         )
-        dead = figures.count_dead(store, tenants=tenants, **chosen) if state == State.DEAD else 0
         of_tenant = _of_tenant(store, tenants, now) if tenants else None
+        by_cause: list[Group] = []
+        others = dead = 0
+        if given.keys() <= {"state", "index"} and state == State.DEAD and not cursor:
+            by_cause, others = groups(store, index or None, admin.settings.admin_hide)
+            dead = sum(each.cause.rows for each in by_cause) + others
+        elif state == State.DEAD:
+            dead = figures.count_dead(store, tenants=tenants, **chosen)
     return page(
         request,
         "events.html",
         rows=[Event.of(row, admin.settings.admin_hide) for row in found.rows],
         dead=dead,
+        groups=by_cause,
+        others=others,
+        remedy=remedy_of(error_type) if error_type and state == State.DEAD else None,
         now=now,
         tenant=of_tenant,
         asked=asked,

@@ -109,6 +109,7 @@ class Event(Model):
     attempts: int
     deliveries: int
     error_type: str | None
+    error_field: str | None = Field(description="the field that the error names")
     error: str | None
     created_at: datetime
     available_at: datetime | None

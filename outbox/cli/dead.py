@@ -36,8 +36,10 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
     def joined(numbers: tuple[int, ...], ids: tuple[int, ...], **given: Any) -> None:
         command(ids=(*numbers, *ids), **given)
 
-    of_error = click.option("--error-type", metavar="TYPE", help="Only rows that died of this type of error.")
-    return click.argument("numbers", type=int, nargs=-1, metavar="[ID]...")(selection_options(of_error(joined)))
+    of_field = click.option("--error-field", metavar="FIELD", help="Only rows whose error names this field.")
+    of_type = click.option("--error-type", metavar="TYPE", help="Only rows that died of this type of error.")
+    options = selection_options(of_type(of_field(joined)))
+    return click.argument("numbers", type=int, nargs=-1, metavar="[ID]...")(options)
 
 
 @dead.command(name="list")
@@ -151,7 +153,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 def _chosen(store: Store, loaded: Settings, everything: bool, selection: dict[str, Any]) -> list[int]:
     if not everything and not any(selection.values()):
         raise click.UsageError(
-            "say which: ids, --id, --document, --index, --tenant, --older-than, --error-type or --all"
+            "say which: ids, --id, --document, --index, --tenant, --older-than, --error-type, --error-field or --all"
         )
     return [row["id"] for row in found(store, loaded, operators.dead, **selection)]
 

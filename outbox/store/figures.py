@@ -5,12 +5,12 @@ None walks through all finished rows, however many there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from outbox.documents import same_tenant
-from outbox.store import claims, models
+from outbox.store import causes, claims, models
 from outbox.store.malformed import MalformedRows
 from outbox.store.models import COUNTERS, LATENCY_BOUNDS_MS, STATISTICS, State
 from outbox.store.store import Store, narrowed, of_tenants
@@ -22,6 +22,9 @@ WEEK_MS: Final = 7 * DAY_MS
 MOST_TENANTS: Final = 50
 MOST_HELD: Final = 10_000
 MOST_LOOKED_AT: Final = 100_000
+MOST_WALKED: Final = 2_000
+MOST_DEAD: Final = 10_000
+"""Dead rows that are read in one go to narrow them by what no index of them holds."""
 MOST_ID: Final = 10**13
 
 SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in STATISTICS)
@@ -322,21 +325,29 @@ def newest_rows(
     tenants: tuple[str, ...] = (),
     document: str | None = None,
     error_type: str | None = None,
+    error_field: str | None = None,
     before: int | None = None,
     limit: int = 50,
 ) -> Rows:
     """Rows without their documents, newest first, narrowed by what is given; `before`: only with a lower id.
 
     Looks at `MOST_LOOKED_AT` rows at most, and then says where to go on: it may find fewer than there are, or none.
-    Of a state that few rows are in it finds all.
+    Of a state that few rows are in it finds all. `error_type`, `error_field`: as `causes.of_error` has them.
     """
-    condition, parameters = narrowed(state=state, index_name=index, document_id=document, error_type=error_type)
+    condition, parameters = narrowed(state=state, index_name=index, document_id=document)
     mine, spelled = of_tenants(tenants)
-    condition, parameters = f"{condition} AND {mine}", parameters | spelled
+    error, of_error = causes.of_error(error_type, error_field)
+    condition, parameters = f"{condition} AND {mine} AND {error}", parameters | spelled | of_error
     first, last = MOST_ID if before is None else before, 0
-    if (few := _ids_in(store, state)) and _are_few(store, few):
+    if state is State.DEAD:
+        few = _walked(store, condition, parameters, first, limit + 1)
+        if len(few) <= limit:
+            few, last = _newest_dead(store, first, 0 if tenants else limit, index, document, error, of_error)
+        condition += f" AND id {store.dialect.among('few')}"
+        parameters["few"] = few
+    elif (named := _ids_in(store, state)) and _are_few(store, named):
         # Otherwise the database walks from the newest row on, past all that are done, to find one that is not.
-        condition += f" AND id IN ({few})"
+        condition += f" AND id IN ({named})"
     elif parameters:
         last = store.run(
             "SELECT coalesce((SELECT id FROM outbox_events WHERE id < :before"
@@ -354,16 +365,53 @@ def newest_rows(
     return Rows(rows, last or None)
 
 
+def _walked(store: Store, condition: str, parameters: Mapping[str, Any], before: int, most: int) -> list[int]:
+    """The ids of those among the newest rows: where many are dead, there are enough, and to walk takes no time."""
+    found = store.run(
+        "SELECT e.id FROM (SELECT id FROM outbox_events WHERE id < :before ORDER BY id DESC LIMIT :walked) AS n"
+        f" CROSS JOIN outbox_events AS e WHERE e.id = n.id AND {condition} LIMIT :most",
+        {**parameters, "before": before, "walked": MOST_WALKED, "most": most},
+    )
+    return [row[0] for row in found]
+
+
+def _newest_dead(
+    store: Store,
+    before: int,
+    limit: int,
+    index: str | None,
+    document: str | None,
+    error: str,
+    given: Mapping[str, str],
+) -> tuple[list[int], int]:
+    """The newest dead rows by what the indexes of dead rows hold, and the last id of them if there are more.
+
+    `limit`: of how many; 0: those are to be narrowed further, so more are looked at.
+    """
+    condition, parameters = narrowed(index_name=index, document_id=document)
+    most = limit + 1 if limit else MOST_DEAD
+    if document is not None:  # the index of these has no error; but one document has few dead rows
+        name, error, most = "dead", "1 = 1", MOST_DEAD
+    else:
+        name = "causes"
+    found = store.run(
+        f"SELECT id FROM outbox_events {store.dialect.indexed(name)} WHERE state = 'dead' AND {condition}"
+        f" AND {error} AND id < :before ORDER BY id DESC LIMIT :most",
+        {**parameters, **given, "before": before, "most": most},
+    ).fetchall()
+    ids = [row[0] for row in found]
+    return ids, ids[-1] if len(ids) == MOST_DEAD else 0
+
+
 def _ids_in(store: Store, state: State | None) -> str:
-    """A query for the ids of all rows in a state; empty if there may be many, since they are done."""
+    """A query for the ids of all rows that are pending or claimed; empty for other states."""
     indexed = store.dialect.indexed
     if state is State.PENDING:
         return (
             f"SELECT id FROM outbox_events {indexed('fresh')} WHERE {models.fresh()}"
             f" UNION ALL SELECT id FROM outbox_events {indexed('waiting')} WHERE {models.waiting()}"
         )
-    index = {State.CLAIMED: "leases", State.DEAD: "dead"}.get(state) if state else None
-    return f"SELECT id FROM outbox_events {indexed(index)} WHERE state = '{state}'" if index else ""
+    return f"SELECT id FROM outbox_events {indexed('leases')} WHERE state = 'claimed'" if state is State.CLAIMED else ""
 
 
 def _are_few(store: Store, query: str) -> bool:
@@ -378,14 +426,16 @@ def count_dead(
     tenants: tuple[str, ...] = (),
     document: str | None = None,
     error_type: str | None = None,
+    error_field: str | None = None,
 ) -> int:
-    """How many rows are dead, narrowed by what is given."""
-    condition, parameters = narrowed(index_name=index, document_id=document, error_type=error_type)
+    """How many rows are dead, narrowed by what is given, as for `newest_rows`."""
+    condition, parameters = narrowed(index_name=index, document_id=document)
     mine, spelled = of_tenants(tenants)
-    indexed = store.dialect.indexed("dead")
+    error, of_error = causes.of_error(error_type, error_field)
+    indexed = store.dialect.indexed("causes" if document is None else "dead")
     dead: int = store.run(
-        f"SELECT count(*) FROM outbox_events {indexed} WHERE state = 'dead' AND {condition} AND {mine}",
-        parameters | spelled,
+        f"SELECT count(*) FROM outbox_events {indexed} WHERE state = 'dead' AND {condition} AND {mine} AND {error}",
+        {**parameters, **spelled, **of_error},
     ).scalar_one()
     return dead
 

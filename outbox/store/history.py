@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from outbox.store import failures
+from outbox.store.causes import NONE
 from outbox.store.models import OVERTAKEN, State, unfinished
 from outbox.store.store import Store
 
@@ -96,8 +97,8 @@ def _means(about: str, row: Mapping[str, Any], error_type: str | None, error_fie
         ("document", row["document_id"]),
         ("index", row["index_name"]),
         ("tenant", row["tenant_id"]),
-        ("error_type", error_type),
-        ("error_field", error_field),
+        ("error_type", error_type or NONE),
+        ("error_field", error_field or NONE),
     ):
         rest = rest.replace(f" {name}={value} ", " ", 1)
     return _BY_TIME.sub("", rest).strip() in ("", "all")

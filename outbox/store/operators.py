@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict, Unpack
 
-from outbox.store import upkeep, versions
+from outbox.store import causes, upkeep, versions
 from outbox.store.models import OPEN_JOBS, OVERTAKEN, State, unfinished
 from outbox.store.store import Store, narrowed, of_tenants, pause_after
 
@@ -81,17 +81,22 @@ def dead(
     store: Store,
     *,
     error_type: str | None = None,
+    error_field: str | None = None,
     died_by: int | None = None,
     limit: int | None = None,
     **selection: Unpack[Selection],
 ) -> list[dict[str, Any]]:
-    """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later."""
+    """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later.
+
+    `error_type`, `error_field`: as `causes.of_error` has them.
+    """
     condition, given = _selected(store, **selection)
-    cause, typed = narrowed(error_type=error_type)
+    cause, typed = causes.of_error(error_type, error_field)
+    indexed = store.dialect.indexed("dead" if error_type is None else "causes")
     if died_by is not None:
         condition += " AND coalesce(finished_at, 0) <= :died_by"
     rows = store.run(
-        f"SELECT * FROM outbox_events {store.dialect.indexed('dead')} WHERE state = 'dead' AND {condition} AND {cause}"
+        f"SELECT * FROM outbox_events {indexed} WHERE state = 'dead' AND {condition} AND {cause}"
         f" ORDER BY id {'' if limit is None else 'LIMIT :limit'}",
         {**given, **typed, "died_by": died_by, "limit": limit},
     )

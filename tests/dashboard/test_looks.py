@@ -25,6 +25,7 @@ PAGES = {
     "verification": "/verifications/1",
     "rows": "/events",
     "dead-rows": "/events?state=dead",
+    "confirm": "/dead/confirm?do=discard&state=dead&errorType=some_exception&errorField=(none)",
     "tenant": "/events?tenant=acme",
     "document": f"/document?index=contacts&id={'long-' * 20}1",
     "audit": "/audit",
