@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import Computed, Engine, ForeignKey, Text, bindparam, delete, event, func, insert, select, update
@@ -273,3 +273,41 @@ def test_document_is_named_by_its_id_in_the_repository(world: World) -> None:
     rows = [each["document_id"] for each in world.outbox.rows("pages")][-4:]
     assert rows == ["p/a", "p/b", "p/c", "p/d|e"]
     world.check()
+
+
+def test_part_of_a_row_in_another_table_tells_of_the_id_that_the_first_table_has(engine: Engine) -> None:
+    class Models(DeclarativeBase):
+        pass
+
+    class Paper(Models):
+        __tablename__ = "papers"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        slug: Mapped[str] = mapped_column(unique=True)
+        kind: Mapped[str]
+        __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "paper"}
+
+    class Guide(Paper):
+        __tablename__ = "guides"
+        id: Mapped[int] = mapped_column(ForeignKey("papers.id"), primary_key=True)
+        steps: Mapped[int]
+        __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "guide"}
+
+    Models.metadata.create_all(engine)
+    registry = EntityRegistry()
+    registry.add(Guide, index="guides", fields=["steps"], id="slug")
+
+    def holds_after(outbox: OutboxTester, expected: dict[str, int], *statements: str) -> None:
+        with engine.begin() as connection:
+            triggers.install(connection, registry)
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        outbox.drain()
+        found = {slug: outbox.document("guides", slug) for slug in ("a", "b")}
+        assert {slug: document["steps"] for slug, document in found.items() if document is not None} == expected
+
+    rows = "INSERT INTO papers (id, slug, kind) VALUES (1, 'a', 'guide'), (2, 'b', 'guide')"
+    with OutboxTester(engine, registry) as outbox:
+        holds_after(outbox, {"a": 3}, rows, "INSERT INTO guides (id, steps) VALUES (1, 3)")
+        holds_after(outbox, {"a": 4}, "UPDATE guides SET steps = 4")
+        holds_after(outbox, {"b": 4}, "UPDATE guides SET id = 2")
+        holds_after(outbox, {}, "DELETE FROM guides")

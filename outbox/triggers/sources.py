@@ -158,6 +158,8 @@ def _own(entity: Entity, mapper: Mapper[Any], table: Table) -> Source:
     refused = [new.value(entity.refused_sql()), *([] if kind is None else [new.value(kind)])]
     telling = [*place[:2], *([] if kind is None else [kind])]
     reads = {equated[name].name for each in telling for name in _read(each) if name in equated}
+    if any(name not in equated for each in telling for name in _read(each)):  # by the key it is read in other tables
+        reads |= {column.name for column in table.primary_key}
     counts = {*_columns_of(mapper, table, counted(entity)), *reads}
     return Source(
         entity,

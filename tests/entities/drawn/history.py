@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.orm.collections import collection_adapter
 
 from tests.entities.drawn.mapping import Mapped, Single
-from tests.entities.drawn.models import TENANT, TENANTS, Col, End
+from tests.entities.drawn.models import SLUG, TENANT, TENANTS, Col, End
 from tests.entities.drawn.types import TYPES, value
 
 
@@ -70,6 +70,11 @@ class Application:
     def close(self) -> None:
         self.session.close()
         self._other.close()
+
+
+def slug(at: int) -> str:
+    """One of few, so that rows take those that others had."""
+    return f"s{at % 6}"
 
 
 class Doing:
@@ -148,6 +153,8 @@ class Doing:
         }
         if drawn.tenant:
             values[TENANT] = TENANTS[to % 2]
+        if drawn.slug:
+            values[SLUG] = slug(row + to)
         return self.key(row, model) | values
 
     def pointing(self, to: int) -> dict[str, Any]:
@@ -190,6 +197,19 @@ def _change_key(doing: Doing) -> None:
 def _change_tenant(doing: Doing) -> None:
     if (found := doing.found) is not None and doing.model.tenant:
         found.tenant = TENANTS[doing.step.to % 2]
+
+
+def _change_slug(doing: Doing) -> None:
+    if (found := doing.found) is not None and doing.model.slug:
+        found.slug = slug(doing.step.to)
+        doing.session.flush()
+
+
+def _update_slug(doing: Doing) -> None:
+    if doing.model.slug:
+        where = [getattr(doing.class_, name) == part for name, part in doing.key(doing.step.row).items()]
+        statement = update(doing.class_).where(*where).values(slug=slug(doing.step.to))
+        doing.session.execute(statement, execution_options={"synchronize_session": "fetch"})
 
 
 def _merge(doing: Doing) -> None:

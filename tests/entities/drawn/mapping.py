@@ -35,7 +35,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.types import TypeEngine
 
 from outbox import EntityRegistry
-from tests.entities.drawn.models import TENANT, Col, End, Indexed, Kind, Made, Rel, World
+from tests.entities.drawn.models import SLUG, TENANT, Col, End, Indexed, Kind, Made, Rel, World
 from tests.entities.drawn.types import made, value
 
 
@@ -80,6 +80,8 @@ class Mapped:
         parts |= {each.name: _column(each) for _, each in self.world.foreign(at)}
         if model.tenant:
             parts[TENANT] = mapped_column(String, nullable=False)
+        if model.slug:
+            parts[SLUG] = mapped_column(String, nullable=False, unique=True)
         if model.kinds:
             parts["kind"] = mapped_column(String, nullable=False, server_default=model.name)
             parts["__mapper_args__"] |= {"polymorphic_on": "kind", "polymorphic_identity": model.name}
@@ -159,7 +161,7 @@ class Mapped:
         return options
 
     def _options(self, entity: Indexed) -> dict[str, Any]:
-        made: dict[str, Any] = {"fields": list(entity.fields)}
+        made: dict[str, Any] = {"fields": entity.named if entity.by == "named" else list(entity.fields)}
         if entity.by == "to_document":
             made = {
                 "to_document": lambda row: by_hand(entity.fields, row),
@@ -171,7 +173,9 @@ class Mapped:
             made["watch"] = sorted(self._looked_at(entity))
         if entity.tenancy is not None:
             made |= {"tenant": TENANT, "tenancy": entity.tenancy}
-        return made
+        if entity.by_slug:
+            made["id"] = SLUG
+        return made | {"id_prefix": entity.id_prefix}
 
     def _looked_at(self, entity: Indexed) -> set[str]:
         """The columns of a row that functions look at."""

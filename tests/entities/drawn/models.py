@@ -11,6 +11,7 @@ from tests.entities.drawn.types import KEYS, ODD, TYPES
 
 TENANT = "tenant"
 TENANTS = ("acme", "bolt")
+SLUG = "slug"
 
 
 class Col(NamedTuple):
@@ -53,6 +54,7 @@ class Model(NamedTuple):
     kinds: tuple[Kind, ...]
     made: tuple[Made, ...]
     version: bool
+    slug: bool = False  # whether rows have another name of their own, which is unique
 
     @property
     def settable(self) -> list[Col]:
@@ -115,7 +117,10 @@ class End(NamedTuple):
 
 
 class Indexed(NamedTuple):
-    """An entity: which model's rows are documents, and of what. `by`: `fields` or `to_document`."""
+    """An entity: which model's rows are documents, and of what.
+
+    `by`: `fields`, `named` (fields with names of their own) or `to_document`. `by_slug`: what its `_id`s are made of.
+    """
 
     model: int
     kind: int | None
@@ -124,6 +129,13 @@ class Indexed(NamedTuple):
     when: str | None
     watch: bool
     tenancy: str | None
+    by_slug: bool = False
+    id_prefix: str = ""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Its paths by the names of its fields."""
+        return {f"f{at}": path for at, path in enumerate(self.fields)}
 
 
 class World(NamedTuple):
@@ -195,8 +207,10 @@ def _models(draw: st.DrawFn, at: int) -> Model:
     columns, made = draw(_columns("c")), []
     for number, what in enumerate(draw(st.lists(st.sampled_from(MADE), max_size=2))):
         made.append(Made(f"x{number}", what, draw(st.sampled_from([each.name for each in columns]))))
-    version = draw(st.sampled_from((False, False, True)))
-    return Model(f"M{at}", tuple(key), columns, draw(st.booleans()), draw(_kinds()), tuple(made), version)
+    some = st.sampled_from((False, False, True))
+    return Model(
+        f"M{at}", tuple(key), columns, draw(st.booleans()), draw(_kinds()), tuple(made), draw(some), draw(some)
+    )
 
 
 MADE = ("synonym", "hybrid", "property", "expression", "composite")
@@ -238,12 +252,17 @@ def _entities(draw: st.DrawFn, world: World) -> Indexed:
     model = world.models[at]
     kind = draw(st.sampled_from((None, *range(len(model.kinds)))))
     fields = tuple(draw(st.lists(_paths(world, at, kind), min_size=1, max_size=4, unique=True)))
-    by = draw(st.sampled_from(("fields", "fields", "to_document")))
+    by = draw(st.sampled_from(("fields", "fields", "named", "to_document")))
     if by == "to_document" and not _can_be_said(world, at, fields):
         by = "fields"
     when = draw(st.none() | st.sampled_from([column.name for column in model.columns_of(kind)]))
     tenancy = draw(st.sampled_from((None, "shared", "prefixed", "index"))) if model.tenant else None
-    return Indexed(at, kind, fields, by, when, draw(st.booleans()), tenancy)
+    watch, by_slug, id_prefix = (
+        draw(st.booleans()),
+        model.slug and draw(st.booleans()),
+        draw(st.sampled_from(("", "p-"))),
+    )
+    return Indexed(at, kind, fields, by, when, watch, tenancy, by_slug, id_prefix)
 
 
 def _can_be_said(world: World, model: int, fields: tuple[str, ...]) -> bool:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, with_parent
 
 from outbox.destinations.base import Destination
 from tests.entities.drawn.mapping import Mapped, condition
-from tests.entities.drawn.models import TENANT, TENANTS, End, Indexed
+from tests.entities.drawn.models import SLUG, TENANT, TENANTS, End, Indexed
 
 Documents = dict[tuple[str, str], Any]
 
@@ -46,9 +46,10 @@ def held(mapped: Mapped, destination: Destination) -> Documents:
 
 def _settled(mapped: Mapped, entity: Indexed, document: dict[str, Any]) -> dict[str, Any]:
     """With members in an order of ours, where the relationship has none."""
-    for path in entity.fields:
-        if entity.by == "to_document":
-            document[path] = in_one_order(document[path])
+    for name, path in entity.named.items():
+        if entity.by != "fields":
+            field = name if entity.by == "named" else path
+            document[field] = in_one_order(document[field])
         else:
             _settle(mapped, entity.model, document, path.split(".")[:-1])
     return document
@@ -74,8 +75,11 @@ def in_one_order(found: Any) -> Any:
 def _place(mapped: Mapped, index: str, entity: Indexed, row: Any) -> tuple[str, str]:
     parts = [_text(getattr(row, column.name)) for column in mapped.world.models[entity.model].key]
     text = parts[0]
-    if len(parts) > 1:
+    if entity.by_slug:
+        text = getattr(row, SLUG)
+    elif len(parts) > 1:
         text = "|".join(part.replace("\\", "\\\\").replace("|", "\\|") for part in parts)
+    text = entity.id_prefix + text
     match entity.tenancy:
         case "prefixed":
             return index, f"{len(row.tenant)}:{row.tenant}:{text}"
@@ -99,6 +103,8 @@ class _Reader:
         paths = {path: path.split(".") for path in entity.fields}
         if entity.by == "to_document":
             made = {path: self._at_end(entity.model, row, names) for path, names in paths.items()}
+        elif entity.by == "named":
+            made = {name: self._of_field(entity.model, row, path.split(".")) for name, path in entity.named.items()}
         else:
             made = self._branch(entity.model, row, list(paths.values()))
         if entity.tenancy is not None:
@@ -120,6 +126,16 @@ class _Reader:
         end = self._mapped.world.end(model, names[0])
         members = [self._at_end(end.to, each, names[1:]) for each in self._related(row, end)]
         return members if end.many else next(iter(members), None)
+
+    def _of_field(self, model: int, row: Any, names: list[str]) -> Any:
+        """The value at the end of a path; through relationships to many one list of values."""
+        if len(names) == 1:
+            return as_json(getattr(row, names[0]))
+        end = self._mapped.world.end(model, names[0])
+        values = [self._of_field(end.to, each, names[1:]) for each in self._related(row, end)]
+        if not end.many:
+            return next(iter(values), None)
+        return [one for each in values for one in (each if isinstance(each, list) else [each])]
 
     def _related(self, row: Any, end: End) -> list[Any]:
         target, attribute = self._mapped.classes[end.to], getattr(self._mapped.classes[end.of], end.name)
