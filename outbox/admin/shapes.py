@@ -341,10 +341,9 @@ class DeadType(Model):
     rows: int
 
 
-class Verified(Model):
-    """The last comparison of index and database that is over."""
+class Comparison(Model):
+    """What a comparison of index and database has found."""
 
-    finished_at: datetime
     by: str
     entities: list[str]
     tenant_id: str | None
@@ -359,6 +358,12 @@ class Verified(Model):
     in_flight: int
     repaired: int
     error: str | None
+
+
+class Verified(Comparison):
+    """The last comparison of index and database that is over."""
+
+    finished_at: datetime
 
 
 class DriftedIndex(Model):

@@ -212,7 +212,7 @@ def decide(
             for event in events
         ]
     if kind is OutcomeKind.REJECTED:
-        return [_dead(event, outcome, event.attempts) for event in events]
+        return [_refused(event, outcome, event.attempts, State.DEAD) for event in events]
     if kind is OutcomeKind.FAILED:
         return [_failed(event, outcome, policy, now) for event in events]
     if kind is OutcomeKind.OVERLOADED:
@@ -242,15 +242,16 @@ def poisoned(event: Event, failures: int) -> Transition:
 def _failed(event: Event, outcome: Outcome, policy: Policy, now: int) -> Transition:
     failures = event.attempts + 1
     if failures > policy.max_retries:
-        return _dead(event, outcome, failures)
+        return _refused(event, outcome, failures, State.DEAD)
     due = now + policy.retry_pause(failures)
-    return _dead(event, outcome, failures)._replace(state=State.PENDING, available_at=due)
+    return _refused(event, outcome, failures, State.PENDING)._replace(available_at=due)
 
 
-def _dead(event: Event, outcome: Outcome, failures: int) -> Transition:
+def _refused(event: Event, outcome: Outcome, failures: int, state: State) -> Transition:
+    """A row that failed by itself: what becomes of it, with the error and the field that this names."""
     return Transition(
         event,
-        State.DEAD,
+        state,
         attempts=failures,
         error_type=outcome.error_type,
         error=outcome.error,

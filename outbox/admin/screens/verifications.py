@@ -14,7 +14,7 @@ from outbox.admin.chosen import NotFound
 from outbox.admin.context import AdminContext
 from outbox.admin.followed import Followed
 from outbox.admin.hidden import without_value
-from outbox.admin.shapes import Model, moment
+from outbox.admin.shapes import Comparison, Model, moment
 from outbox.store import audit, verifications
 from outbox.store.models import DRIFT
 from outbox.verify import Drift
@@ -57,8 +57,8 @@ class Progress(Model):
     eta_seconds: float | None = Field(description="until that entity is compared; null: it cannot be said")
 
 
-class VerificationRun(Model):
-    """A comparison of index and database."""
+class VerificationRun(Comparison):
+    """A comparison of index and database, also one that runs."""
 
     id: int
     status: Literal["running", "done", "failed", "unknown"] = Field(
@@ -66,22 +66,8 @@ class VerificationRun(Model):
     )
     started_at: datetime
     finished_at: datetime | None
-    by: str
     scheduled: bool
-    entities: list[str]
-    tenant_id: str | None
-    sample: float
-    documents: int
     listed: int = Field(description="documents of the index that were looked up in the database")
-    drift: int
-    missing: int
-    different: int
-    extra: int
-    version: int
-    failed: int
-    in_flight: int
-    repaired: int
-    error: str | None
     progress: Progress | None
     wrong: list[DriftedDocument] | None = Field(
         description="the first hundred; null: not known, since this server has not begun it"
