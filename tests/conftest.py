@@ -49,8 +49,14 @@ logger.remove()  # loguru prints to the terminal unless told otherwise
 
 # How long a draw or a run takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile(
-    "any machine", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any machine",
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+# What .ci/run draws is the same each time, so that it judges the commit; .ci/nightly and developers draw anew.
+hypothesis.settings.register_profile("same each time", hypothesis.settings.get_profile("any machine"), derandomize=True)
 hypothesis.settings.load_profile("any machine")
 
 

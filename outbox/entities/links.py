@@ -122,11 +122,18 @@ def _columns_of(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) ->
     conditions = [relationship.primaryjoin]
     if relationship.secondaryjoin is not None:
         conditions.append(relationship.secondaryjoin)
-    if relationship.order_by:
-        conditions += relationship.order_by
+    return _read_by(mapper, conditions)
+
+
+def _ordering(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) -> set[str]:
+    """The attributes of a model that the members of a relationship are ordered by."""
+    return _read_by(mapper, relationship.order_by or ())
+
+
+def _read_by(mapper: Mapper[Any], expressions: Iterable[ColumnElement[Any]]) -> set[str]:
     found: set[str] = set()
-    for condition in conditions:
-        for element in visitors.iterate(condition):
+    for expression in expressions:
+        for element in visitors.iterate(expression):
             if isinstance(element, Column) and (prop := _property(mapper, element)) is not None:
                 found.add(prop.key)
     return found
@@ -249,14 +256,15 @@ def _association(entity: Entity, path: _Path, target: Mapper[Any]) -> Link:
     if len(path) > 1:
         condition = ClauseAdapter(inspect(at).selectable).traverse(condition)
     key = key_of(target)
-    counts = _columns_of(target, path[-1]) | set(key)
-    counts |= {
+    linking = _columns_of(target, path[-1]) | set(key)
+    linking |= {
         prop.key
         for prop in target.relationships
-        if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & counts
+        if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & linking
     }
+    counts = _settled(target, linking | _ordering(target, path[-1]))
     documents = statement.where(condition, _among([getattr(alias, name) for name in key])).distinct()
-    return Link(entity, target, key, frozenset(counts), frozenset(counts), None, documents)
+    return Link(entity, target, key, counts, _settled(target, linking), None, documents)
 
 
 def _by_columns(
@@ -295,7 +303,7 @@ def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[st
             linking.add(prop.key)
     if target.inherits is not None:
         linking |= kind_attributes(target)
-    counts = None if counts is None else counts | linking
+    counts = None if counts is None else _settled(target, counts | linking | _ordering(target, last))
     alias = aliased(target)
     statement = joined(entity, path, alias)[0].where(_among([getattr(alias, name) for name in key]))
     return Link(
@@ -303,7 +311,7 @@ def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[st
         target,
         key,
         counts,
-        counts if entity.is_view else frozenset(linking),
+        counts if entity.is_view else _settled(target, linking),
         children,
         statement.distinct(),
         path=path,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
-from sqlalchemy import Column, ForeignKey, Table, and_, delete, insert, inspect, select, update
+from sqlalchemy import Column, Computed, ForeignKey, Table, and_, delete, insert, inspect, select, update
 from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
 from sqlalchemy.orm import (
     Mapped,
@@ -74,6 +75,38 @@ def foreign_keys() -> Made:
         ],
         [update(Part).values(name="d"), update(Owner).values(name="e"), insert(Part).values(id=9, name="b", it_id=1)],
         ["UPDATE parts SET name = 'f' || id", "DELETE FROM parts WHERE id = 2", "UPDATE it SET owner_id = NULL", GONE],
+    )
+
+
+@RELATIONSHIPS.add("`order_by` a column that nobody sets: `onupdate`, `Computed`")
+def ordered_by_what_nobody_sets() -> Made:
+    base, clock = a_base(), count(10)
+
+    class Part(base):  # type: ignore[misc]
+        __tablename__ = "parts"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+        it_id: Mapped[int | None] = mapped_column(ForeignKey("it.id"))
+        changed: Mapped[int] = mapped_column(default=clock.__next__, onupdate=clock.__next__)
+        length: Mapped[int] = mapped_column(Computed("length(name)"))
+
+    class It(base):  # type: ignore[misc]
+        __tablename__ = "it"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        parts: Mapped[list[Part]] = relationship(order_by=Part.changed)
+        longest: Mapped[list[Part]] = relationship(order_by=(Part.length.desc(), Part.id), viewonly=True)
+
+    return Made(
+        base,
+        registered(It, fields=["parts.id", "longest.id"]),
+        adding(
+            lambda: It(id=1),
+            lambda: Part(id=1, name="long", it_id=1),
+            lambda: Part(id=2, name="no", it_id=1),
+        ),
+        [changing(Part, name="n"), changing(Part, name="longest"), removing(Part)],
+        [update(Part).where(Part.id == 1).values(name="longer")],
+        ["UPDATE parts SET name = 'longer', changed = 99 WHERE id = 1", GONE],
     )
 
 
