@@ -8,9 +8,10 @@ else on the wire. The limits of ids and index names are those of Elasticsearch (
 from __future__ import annotations
 
 import enum
+import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from functools import lru_cache
@@ -260,3 +261,52 @@ def _utf8_size(what: str, text: str) -> int:
         return len(text.encode())
     except UnicodeEncodeError:
         raise InvalidName(f"{what} {shortened(text)} contains a lone surrogate; decode it properly") from None
+
+
+# -- read back -----------------------------------------------------------------------------------------------------
+
+
+class Numeral(str):
+    """A number of JSON as it was written: no float has all digits of a long decimal."""
+
+    __slots__ = ()
+
+
+def read_exactly(text: str, number: Callable[[str], Any] = Numeral) -> Any:
+    """JSON as Python has it, but for its numbers, which `number` makes of their text. Raises `ValueError`."""
+    try:
+        return json.loads(text, parse_float=number, parse_int=number, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def as_json(value: Any, shown: Callable[[str], bool] = str.isprintable, *, below: str = "") -> str:
+    """JSON of what `read_exactly` has read, each digit as it was; characters that are not `shown` are escaped.
+
+    `below`: a line break, to have each member on a line of its own.
+    """
+    if isinstance(value, Numeral):
+        return str(value)
+    if isinstance(value, str):
+        return quoted(value, shown)
+    inner = below and f"{below}  "
+    if isinstance(value, dict):
+        brackets = "{}"
+        parts = [f"{quoted(name, shown)}: {as_json(each, shown, below=inner)}" for name, each in value.items()]
+    elif isinstance(value, list):
+        brackets = "[]"
+        parts = [as_json(each, shown, below=inner) for each in value]
+    else:
+        return json.dumps(value)
+    if not (parts and below):
+        return f"{brackets[0]}{', '.join(parts)}{brackets[1]}"
+    return f"{brackets[0]}{inner}{f',{inner}'.join(parts)}{below}{brackets[1]}"
+
+
+def quoted(text: str, shown: Callable[[str], bool] = str.isprintable) -> str:
+    """A text as JSON has it; characters that are not `shown` are escaped."""
+    return "".join(each if shown(each) else json.dumps(each)[1:-1] for each in json.dumps(text, ensure_ascii=False))

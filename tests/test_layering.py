@@ -39,8 +39,8 @@ FLOORS: dict[str, set[str]] = {
     "tenants": {"destinations", "documents", "entities", "errors", "store"},
     "testing": {"destinations", "entities", "errors", "relay", "settings", "store"},
     "check": {"destinations", "entities", "errors", "logs", "maintenance", "mappings", "schema", "store", "triggers"},
-    "admin": {"destinations", "entities", "errors", "logs", "mappings", "reindex", "schema", "settings", "store"}
-    | {"tenants", "verify"},
+    "admin": {"destinations", "documents", "entities", "errors", "logs", "mappings", "reindex", "schema", "settings"}
+    | {"store", "tenants", "verify"},
 }
 """Each room of `outbox/` and the rooms that it may import; the command line is above all of them."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Response
 
 from outbox.admin import row
 from outbox.admin.asked import (
@@ -94,10 +94,16 @@ def events(
     )
 
 
-@routes.get("/events/{id}", tags=["look"], summary="One row, with its document and its history")
-def event(id: Id, admin: Admin) -> EventWithDocument:
+@routes.get(
+    "/events/{id}",
+    tags=["look"],
+    summary="One row, with its document and its history",
+    response_model=EventWithDocument,
+)
+def event(id: Id, admin: Admin) -> Response:
     with admin.database.store() as store:
-        return row.found(store, id, admin.settings.admin_hide)
+        found = row.found(store, id, admin.settings.admin_hide)
+    return Response(found.as_json(), media_type="application/json")
 
 
 @routes.get("/document", tags=["look"], summary="One document: what the database says, and what the index holds")

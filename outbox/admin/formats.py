@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -12,6 +11,7 @@ from markupsafe import Markup, escape
 
 from outbox import logs
 from outbox.admin.shapes import Event, moment
+from outbox.documents import as_json
 
 NONE: Final = "–"
 LONGEST_QUERY: Final = 6_000
@@ -106,8 +106,8 @@ def took(row: Event) -> str:
 
 
 def pretty(document: Any) -> Markup:
-    """A document to be read, in lines; what is no JSON stays the text it is."""
-    text = document if isinstance(document, str) else json.dumps(document, indent=2, ensure_ascii=False)
+    """A document to be read, in lines: JSON that can be copied, each digit as it was written; other text as it is."""
+    text = document if isinstance(document, str) else as_json(document, below="\n")
     return Markup("\n").join(visible(line) for line in text.split("\n"))
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Any, Final
+
+from outbox.documents import read_exactly
 
 HIDDEN: Final = "(hidden by OUTBOX_ADMIN_HIDE)"
 _VALUE = "Preview of field's value:"  # what Elasticsearch writes into its errors, and a cause after it
 
 
 def content(document: str | None, hide: Collection[str]) -> Any:
-    """A document as it was written, without the fields to hide, at whatever depth.
+    """A document as it was written, without the fields to hide, at whatever depth; its numbers are `Numeral`.
 
     What another program wrote may be no JSON, and is shown as text, unless something is to be hidden.
     """
     try:
-        return without(json.loads(document or "null"), hide)
+        return without(read_exactly(document or "null"), hide)
     except ValueError:
         return HIDDEN if hide else document
 

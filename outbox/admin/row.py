@@ -12,6 +12,7 @@ from outbox.admin import formats
 from outbox.admin.chosen import NotFound
 from outbox.admin.hidden import content, without_value
 from outbox.admin.shapes import Event, Model, moment
+from outbox.documents import as_json
 from outbox.store import history
 from outbox.store.models import EPOCH_STEP
 from outbox.store.store import Store
@@ -48,8 +49,15 @@ class Step(Model):
 
 
 class EventWithDocument(Event):
-    document: Any = Field(description="what was written with the row; null for deletes and refreshes")
+    document: Any = Field(
+        description="what was written with the row, each digit as it was; null for deletes and refreshes"
+    )
     timeline: list[Step] = Field(description="what has become of it so far, the first step first")
+
+    def as_json(self) -> str:
+        """The answer of the API: pydantic has no numbers but those that Python can hold."""
+        others = self.model_dump_json(by_alias=True, exclude={"document"})
+        return f'{others[:-1]},"document":{as_json(self.document)}}}'
 
 
 def found(store: Store, number: int, hide: Collection[str]) -> EventWithDocument:

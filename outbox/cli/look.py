@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from outbox import logs
+from outbox import documents, logs
 from outbox.cli.jobs import job_facts, job_line
 from outbox.cli.options import database_option, json_option
 from outbox.cli.wiring import load_settings, open_store
@@ -189,7 +189,7 @@ def show(event_id: int, as_json: bool, database_url: str | None) -> None:
             "action": row["action"],
             "index": row["index_name"],
             "id": row["document_id"],
-            "document": json.loads(document) if _is_json(document) else document,
+            "document": _read(document),
             "tenantId": row["tenant_id"],
         },
         "result": {
@@ -203,7 +203,7 @@ def show(event_id: int, as_json: bool, database_url: str | None) -> None:
         "history": [{**asdict(each), "at": iso(each.at), "until": iso(each.until)} for each in steps],
     }
     if as_json:
-        click.echo(json.dumps(facts))
+        click.echo(documents.as_json(facts, shown=lambda each: " " <= each <= "~"))  # whatever the terminal's encoding
         return
     click.echo(logs.safe(f"row {event_id}: {row['action']} {row['index_name']}/{row['document_id']}, {row['state']}"))
     for name, value in row.items():
@@ -257,12 +257,12 @@ def default_text(value: Any) -> str:
     return "none" if value is None or value == () else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _is_json(document: str | None) -> bool:
+def _read(document: str | None) -> Any:
+    """What another program wrote may be no JSON."""
     try:
-        json.loads(document or "")
+        return documents.read_exactly(document or "null")
     except ValueError:
-        return False
-    return True
+        return document
 
 
 commands = [status, show, settings_]

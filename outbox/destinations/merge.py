@@ -7,11 +7,12 @@ in Elasticsearch). So patches are applied one after another and never merged wit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
+
+from outbox.documents import read_exactly
 
 
 class Upsert(NamedTuple):
@@ -83,12 +84,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _read(text: bytes) -> Any:
-    try:
-        return json.loads(
-            text.decode(), parse_float=orjson.Fragment, parse_int=orjson.Fragment, parse_constant=_refuse_constant
-        )
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    return read_exactly(text.decode(), orjson.Fragment)
 
 
 def _written(value: Any) -> bytes:
@@ -105,7 +101,3 @@ def _apply(document: dict[str, Any], patch: dict[str, Any]) -> None:
             _apply(held, value)
         else:
             document[key] = value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
