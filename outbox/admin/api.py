@@ -18,6 +18,7 @@ from outbox.admin.asked import (
 )
 from outbox.admin.chosen import NotFound
 from outbox.admin.context import Admin, Caller
+from outbox.admin.filter import as_text, parse
 from outbox.admin.row import EventWithDocument
 from outbox.admin.shapes import (
     Accepted,
@@ -34,7 +35,7 @@ from outbox.admin.shapes import (
     Retried,
     Text,
 )
-from outbox.store import audit, figures
+from outbox.store import audit, filtered
 from outbox.store import jobs as reindexes
 from outbox.store.models import State
 
@@ -73,20 +74,21 @@ def events(
     document: Annotated[Text | None, Query(description="document id; with index: its whole history")] = None,
     error_type: Annotated[Text | None, Query(alias="errorType")] = None,
     error_field: Annotated[Text | None, Query(alias="errorField", description="the field that the error names")] = None,
+    q: Annotated[str, Query(max_length=4_000, description="the filter of the dashboard; a row must fit it too")] = "",
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,13}$")] = None,
     limit: Limit = 50,
 ) -> Page:
+    named = {"index": index, "tenant": tenant, "errorType": error_type, "errorField": error_field}
+    named |= {"document": document, "state": state}
+    given = parse(f"{q} {as_text({name: value for name, value in named.items() if value})}")
     with admin.database.store() as store:
-        found = figures.newest_rows(
+        found = filtered.page(
             store,
-            state=state,
-            index=index,
-            tenants=admin.spellings(tenant),
-            document=document,
-            error_type=error_type,
-            error_field=error_field,
+            state=given.state,
             before=None if cursor is None else int(cursor),
             limit=limit,
+            tenants=admin.spellings(given.tenant),
+            **given.narrowing,
         )
     return Page(
         items=[Event.of(row, admin.settings.admin_hide) for row in found.rows],

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from outbox import __version__, logs
-from outbox.admin import api, dead, forms, health, login, pages
+from outbox.admin import api, confirm, forms, health, login, pages
 from outbox.admin.chosen import NotFound
 from outbox.admin.context import AdminContext
 from outbox.admin.database import Database
@@ -59,7 +59,7 @@ STATUS: Final[dict[type[OutboxError], HTTPStatus]] = {
 }
 """What the errors of the product are in HTTP; the first that fits counts."""
 
-ROOMS: Final = (api, screens_api, health, pages, dead, screens, forms, login)
+ROOMS: Final = (api, screens_api, health, pages, confirm, screens, forms, login)
 """The modules with the routes."""
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 
 from outbox.admin.chosen import spellings
 from outbox.admin.database import Database
+from outbox.admin.filter import as_text
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache
 from outbox.admin.questions import Questions
@@ -49,7 +50,7 @@ class AdminContext:
         return operators_of(self.settings)
 
 
-# Both are coroutines, so that neither takes one of the threads that requests are answered on.
+# All are coroutines, so that none takes one of the threads that requests are answered on.
 
 
 async def _context(request: Request) -> AdminContext:
@@ -62,6 +63,22 @@ async def _caller(request: Request) -> str:
     return f"{operator.name if operator else 'admin'} at {request.client.host if request.client else '?'}"
 
 
+async def _filter_text(
+    q: str = "",
+    id: str = "",
+    state: str = "",
+    index: str = "",
+    tenant: str = "",
+    document: str = "",
+    error_type: Annotated[str, Query(alias="errorType")] = "",
+    error_field: Annotated[str, Query(alias="errorField")] = "",
+) -> str:
+    given = {"index": index, "tenant": tenant, "errorType": error_type, "errorField": error_field}
+    return f"{q.strip()} {as_text({**given, 'id': id, 'document': document, 'state': state})}".strip()
+
+
 Admin = Annotated[AdminContext, Depends(_context)]
 Caller = Annotated[str, Depends(_caller)]
 """Who asks, for the log and the tables."""
+FilterText = Annotated[str, Depends(_filter_text)]
+"""Which rows a page is about, as its address says: in one line (`q`), by a parameter for each qualifier, or by both."""

@@ -118,7 +118,7 @@ def rows_page(given: Mapping[str, Any]) -> str:
 
 def confirm_page(given: Mapping[str, Any], act: str) -> str:
     """The address of the question before that is done to all rows that fit what is given."""
-    return f"/dead/confirm?{urlencode({'do': act, **given})}"
+    return f"/confirm?{urlencode({'do': act, **given})}"
 
 
 def document_page(index: str, document_id: str) -> str:

@@ -14,6 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from outbox import logs
 from outbox.admin import formats
 from outbox.admin.context import Admin, AdminContext, Caller
+from outbox.admin.filter import as_text, parse
 from outbox.admin.screens import reindexes, verifications
 from outbox.errors import InvalidInput
 from outbox.store.models import State
@@ -55,7 +56,7 @@ def _part(form: dict[str, str]) -> dict[str, str | None]:
 
 @routes.post("/dead/retry")
 def retry(form: Form, admin: Admin, caller: Caller) -> Response:
-    result = admin.service.retry(caller, **_selected(form))
+    result = admin.service.retry(caller, **_selected(form, State.DEAD))
     return _done(admin, formats.retried(result.pending, result.superseded, result.overtaken), _back(form))
 
 
@@ -63,7 +64,15 @@ def retry(form: Form, admin: Admin, caller: Caller) -> Response:
 def discard(form: Form, admin: Admin, caller: Caller) -> Response:
     if form.get("sure") != "yes":
         raise InvalidInput("tick that the index may miss what is discarded")
-    removed = admin.service.discard(caller, **_selected(form))
+    removed = admin.service.discard(caller, **_selected(form, State.DEAD))
+    return _done(admin, f"{logs.rows(removed)} removed for good.", _back(form))
+
+
+@routes.post("/purge")
+def purge(form: Form, admin: Admin, caller: Caller) -> Response:
+    if form.get("sure") != "yes":
+        raise InvalidInput("tick that the index may miss what is purged")
+    removed = admin.service.purge(caller, **_selected(form, State.PENDING))
     return _done(admin, f"{logs.rows(removed)} removed for good.", _back(form))
 
 
@@ -130,21 +139,17 @@ def local(address: str) -> str:
     return address if plain and address.isprintable() else "/"
 
 
-def narrowed(given: dict[str, str]) -> dict[str, Any]:
-    """A filter of the page of rows, but for the state, as the tables are asked."""
-    names = {"index": "index", "tenant": "tenant", "document": "document"}
-    names |= {"errorType": "error_type", "errorField": "error_field"}
-    return {name: given[field] for field, name in names.items() if field in given}
-
-
-def _selected(form: dict[str, str]) -> dict[str, Any]:
-    """Which dead rows a form means: one by its id, or all that a filter showed when the form was made, and no other."""
+def _selected(form: dict[str, str], state: State) -> dict[str, Any]:
+    """Which rows a form means: one by its id, or all that a filter showed when the form was made, and no other."""
     if "id" in form:
         return {"ids": [_number(form, "id")]}
-    given = dict(parse_qsl(form.get("of", "")))
-    if given.get("state") != State.DEAD:
-        raise InvalidInput("say which rows: one, or those of a filter of dead ones")
-    return {**narrowed(given), "died_by": _number(form, "seen")}
+    given = parse(as_text(dict(parse_qsl(form.get("of", "")))))
+    if given.state is not state:
+        raise InvalidInput(f"say which rows: one, or those of a filter with state:{state}")
+    found = given.narrowing | {"died_by" if state is State.DEAD else "up_to": _number(form, "seen")}
+    if given.id is not None:
+        found["ids"] = [found.pop("id")]
+    return found | ({} if given.tenant is None else {"tenant": given.tenant})
 
 
 def _number(form: dict[str, str], field: str) -> int:

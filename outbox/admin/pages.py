@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Final
+from http import HTTPStatus
+from typing import Final
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from outbox.admin import charts, formats, row
-from outbox.admin.context import Admin, AdminContext
+from outbox.admin.context import Admin, AdminContext, FilterText
 from outbox.admin.dead import Group, groups
-from outbox.admin.forms import narrowed
+from outbox.admin.filter import RowFilter, parse
 from outbox.admin.rendering import page
 from outbox.admin.screens.needs import needs
 from outbox.admin.shapes import Document, Done, Event, ReindexJob
 from outbox.destinations.remedies import remedy_of
 from outbox.entities.keys import Tenancy
 from outbox.errors import InvalidInput
-from outbox.store import audit, figures, jobs
+from outbox.store import audit, figures, filtered, jobs
 from outbox.store.figures import DAY_MS, Backlog, Outcomes
 from outbox.store.models import State, now_ms
 from outbox.store.store import Store
@@ -71,43 +72,25 @@ def _pages(admin: AdminContext, targets: Collection[str]) -> dict[str, str]:
 
 
 @routes.get("/events")
-def events(
-    request: Request,
-    admin: Admin,
-    state: str = "",
-    index: str = "",
-    tenant: str = "",
-    document: str = "",
-    error_type: Annotated[str, Query(alias="errorType")] = "",
-    error_field: Annotated[str, Query(alias="errorField")] = "",
-    cursor: str = "",
-) -> Response:
-    if state and state not in list(State):
-        raise InvalidInput(f"there is no state {state!r}; there are {', '.join(State)}")
+def events(request: Request, admin: Admin, text: FilterText, cursor: str = "") -> Response:
     if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 14):
         raise InvalidInput("the page is unknown: begin with the first one")
-    asked = {"state": state, "index": index, "tenant": tenant, "document": document, "errorType": error_type}
-    asked["errorField"] = error_field
-    given = {name: value for name, value in asked.items() if value}
-    chosen, tenants, now = narrowed(given), admin.spellings(tenant), now_ms()
-    chosen.pop("tenant", None)
+    try:
+        given = parse(text)
+    except InvalidInput as error:
+        return page(request, "unread.html", HTTPStatus.UNPROCESSABLE_ENTITY, text=text, wrong=str(error))
+    asked, tenants, now = given.parameters, admin.spellings(given.tenant), now_ms()
+    only_dead, before = given.state is State.DEAD, int(cursor) if cursor else None
     with admin.database.store() as store:
-        found = figures.newest_rows(
-            store,
-            state=State(state) if state else None,
-            before=int(cursor) if cursor else None,
-            limit=ROWS,
-            tenants=tenants,
-            **chosen,
-        )
+        found = filtered.page(store, state=given.state, before=before, limit=ROWS, tenants=tenants, **given.narrowing)
         of_tenant = _of_tenant(store, tenants, now) if tenants else None
         by_cause: list[Group] = []
         others = dead = 0
-        if given.keys() <= {"state", "index"} and state == State.DEAD and not cursor:
-            by_cause, others = groups(store, index or None, admin.settings.admin_hide)
+        if only_dead and asked.keys() <= {"state", "index"} and not cursor:
+            by_cause, others = groups(store, given.index, admin.settings.admin_hide)
             dead = sum(each.cause.rows for each in by_cause) + others
-        elif state == State.DEAD:
-            dead = figures.count_dead(store, tenants=tenants, **chosen)
+        elif only_dead:
+            dead = filtered.count(store, State.DEAD, tenants=tenants, **given.narrowing)
     return page(
         request,
         "events.html",
@@ -115,16 +98,23 @@ def events(
         dead=dead,
         groups=by_cause,
         others=others,
-        remedy=remedy_of(error_type) if error_type and state == State.DEAD else None,
-        now=now,
+        remedy=remedy_of(given.error) if given.error and only_dead else None,
         tenant=of_tenant,
-        asked=asked,
-        given=given,
-        older=None if found.older is None else formats.rows_page({**given, "cursor": found.older}),
+        text=text,
+        asked=given,
+        given=asked,
+        older=None if found.older is None else formats.rows_page({**asked, "cursor": found.older}),
         first=not cursor,
-        states=State,
+        states=_by_state(given),
         retention_hours=admin.settings.retention_hours,
     )
+
+
+def _by_state(given: RowFilter) -> list[tuple[str, str, bool]]:
+    """The same filter with each state: what the link says, where it leads, and whether that is here."""
+    others = {name: value for name, value in given.parameters.items() if name != "state"}
+    found = [(each.value, formats.rows_page({"state": each.value, **others}), each is given.state) for each in State]
+    return [("any state", formats.rows_page(others), given.state is None), *found]
 
 
 def _of_tenant(store: Store, tenants: tuple[str, ...], now: int) -> _OfTenant:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
 from outbox.admin import formats
+from outbox.admin.filter import QUALIFIERS
 from outbox.admin.roles import Operator
 from outbox.settings.tokens import Role
 
@@ -24,6 +25,7 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _environment.filters |= formats.FILTERS
+_environment.globals["QUALIFIERS"] = QUALIFIERS
 
 
 _ADDRESS: Final = re.compile(r' (?:href|src|action|formaction)="(?=/)')

@@ -34,7 +34,10 @@ class Selection(TypedDict, total=False):
     index: str | None
     document: str | None
     tenants: tuple[str, ...]  # all spellings of one
+    error_type: str | None  # and the field: as `causes.of_error` has them
+    error_field: str | None
     written_before: int | None  # an instant
+    up_to: int | None  # an id
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,48 +81,45 @@ def advance_epoch(store: Store, above: int, now: int, moves: Iterable[Move] = ()
 
 
 def dead(
-    store: Store,
-    *,
-    error_type: str | None = None,
-    error_field: str | None = None,
-    died_by: int | None = None,
-    limit: int | None = None,
-    **selection: Unpack[Selection],
+    store: Store, *, died_by: int | None = None, limit: int | None = None, **selection: Unpack[Selection]
 ) -> list[dict[str, Any]]:
-    """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later.
-
-    `error_type`, `error_field`: as `causes.of_error` has them.
-    """
-    condition, given = _selected(store, **selection)
-    cause, typed = causes.of_error(error_type, error_field)
-    indexed = store.dialect.indexed("dead" if error_type is None else "causes")
+    """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later."""
+    condition, given = selected(store, **selection)
+    indexed = store.dialect.indexed("dead" if selection.get("error_type") is None else "causes")
     if died_by is not None:
         condition += " AND coalesce(finished_at, 0) <= :died_by"
     rows = store.run(
-        f"SELECT * FROM outbox_events {indexed} WHERE state = 'dead' AND {condition} AND {cause}"
+        f"SELECT * FROM outbox_events {indexed} WHERE state = 'dead' AND {condition}"
         f" ORDER BY id {'' if limit is None else 'LIMIT :limit'}",
-        {**given, **typed, "died_by": died_by, "limit": limit},
+        {**given, "died_by": died_by, "limit": limit},
     )
     return [dict(row) for row in rows.mappings()]
 
 
-def _selected(
+def selected(
     store: Store,
     *,
     ids: Sequence[int] = (),
     index: str | None = None,
     document: str | None = None,
     tenants: tuple[str, ...] = (),
+    error_type: str | None = None,
+    error_field: str | None = None,
     written_before: int | None = None,
+    up_to: int | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """A condition that holds for the rows of a selection, and its parameters."""
     condition, given = narrowed(index_name=index, document_id=document)
     mine, spelled = of_tenants(tenants)
+    error, of_error = causes.of_error(error_type, error_field)
     if ids:
         condition += f" AND id {store.dialect.among('ids')}"
     if written_before is not None:
         condition += " AND created_at < :written_before"
-    return f"{condition} AND {mine}", {**given, **spelled, "ids": list(ids), "written_before": written_before}
+    if up_to is not None:
+        condition += " AND id <= :up_to"
+    bounds = {"ids": list(ids), "written_before": written_before, "up_to": up_to}
+    return f"{condition} AND {mine} AND {error}", {**given, **spelled, **of_error, **bounds}
 
 
 def retry_dead(store: Store, ids: Iterable[int], now: int, pause: Callable[[float], object] = time.sleep) -> Retried:
@@ -226,7 +226,7 @@ def discard_dead(store: Store, ids: Sequence[int]) -> int:
 
 def pending(store: Store, **selection: Unpack[Selection]) -> list[int]:
     """The ids of pending rows, narrowed by what is given."""
-    condition, given = _selected(store, **selection)
+    condition, given = selected(store, **selection)
     found = store.run(
         f"SELECT id FROM outbox_events {store.dialect.indexed('held')} WHERE ({unfinished()}) AND state = 'pending'"
         f" AND {condition} ORDER BY id",

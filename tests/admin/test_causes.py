@@ -88,8 +88,8 @@ def test_group_is_retried_after_its_page_and_leaves_all_else_dead(embedded: Worl
     mine, others = dead(outbox, 2, "age"), [*dead(outbox, 1, "name"), *dead(outbox, 1, None)]
     page = client.get("/events?state=dead").text
     assert unescape(page).count(f"→ {remedy_of(PARSING)}") == 3
-    links = [unescape(each) for each in re.findall(r'href="(/dead/confirm\?[^"]*)"', page)]
-    assert len(links) == 6
+    links = [unescape(each) for each in re.findall(r'href="(/confirm\?[^"]*)"', page)]
+    assert len(links) == 8  # of each cause, and of all of them
     confirm = client.get(links[0]).text
     assert "<h1>Retry 2 rows?</h1>" in confirm
     assert {outbox.state(row) for row in mine} == {"dead"}
@@ -110,7 +110,9 @@ def test_rows_whose_error_names_no_field_are_chosen_by_that(embedded: World) -> 
     assert embedded.outbox.state(named) == "dead"
 
 
-@pytest.mark.parametrize("path", ["/dead/confirm?do=drop&state=dead", "/dead/confirm?do=retry&state=done"])
+@pytest.mark.parametrize(
+    "path", ["/confirm?do=drop&state=dead", "/confirm?do=retry&state=done", "/confirm?do=purge&q=state:dead"]
+)
 def test_question_that_makes_no_sense_is_refused(embedded: World, path: str) -> None:
     assert embedded.client.get(path).status_code == 422
 

@@ -102,10 +102,15 @@ def test_dead_rows_are_offered_to_be_discarded_by_whom_may(client: TestClient, o
     outbox.raw("UPDATE outbox_events SET state = 'dead', finished_at = :now, error_type = 'Refused'", now=now_ms())
     for role in RANKS:
         client.post("/login", data={"token": TOKENS[role]})
-        for path in ("/events?state=dead", "/events/1"):
+        for path, retry, discard in (
+            ("/events?state=dead", "do=retry", "do=discard"),
+            ("/events/1", "/dead/retry", "/dead/discard"),
+            ("/confirm?do=retry&state=dead", "/dead/retry", "never"),
+            ("/confirm?do=discard&state=dead", "never", "/dead/discard"),
+        ):
             page = client.get(path, headers={"Accept": "text/html"}).text
-            assert ("/dead/retry" in page) == (role != "look"), (role, path)
-            assert ("/dead/discard" in page) == (role == "administer"), (role, path)
+            assert (retry in page) == (role != "look" and retry != "never"), (role, path)
+            assert (discard in page) == (role == "administer" and discard != "never"), (role, path)
 
 
 def test_who_acted_is_named(client: TestClient, outbox: Outbox) -> None:

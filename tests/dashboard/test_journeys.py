@@ -156,10 +156,9 @@ def test_rows_and_figures_of_one_tenant(site: Site, look: Look) -> None:
     assert "40 ms" in visit.text("[aria-label='Figures of this tenant']")
     visit.screenshot("tenant")
 
-    page.get_by_label("State").select_option("dead")
-    visit.click(page.get_by_role("button", name="Show"))
+    visit.click(page.get_by_label("State").get_by_role("link", name="dead"))
     assert [each[3] for each in visit.rows()] == ["contacts/c7"]
-    assert page.get_by_label("Tenant", exact=True).input_value() == "acme"
+    assert page.get_by_label("Filter", exact=True).input_value() == "tenant:acme state:dead"
 
 
 def test_history_of_a_document_has_each_of_its_rows_in_order(site: Site, look: Look) -> None:
@@ -299,6 +298,7 @@ def test_discarding_asks_for_a_tick(site: Site, look: Look) -> None:
     assert visit.text(".flash") == "1 row removed for good."
     assert [each["id"] for each in site.outbox.dead()] == others
 
+    visit.click(page.get_by_role("link", name="Discard all 2"))
     page.get_by_role("button", name="Discard 2 rows").click()
     assert len(site.outbox.dead()) == 2
     visit.provoked.append("422 (Unprocessable")
@@ -306,7 +306,7 @@ def test_discarding_asks_for_a_tick(site: Site, look: Look) -> None:
     visit.click(page.get_by_role("button", name="Discard 2 rows"))
     assert "tick that the index may miss" in visit.text("main")
     assert len(site.outbox.dead()) == 2
-    visit.open("/events?state=dead")
+    visit.open("/confirm?do=discard&state=dead")
     page.get_by_label("The index may miss them").check()
     later = dead_row(site.outbox, "c9", finished_at=now_ms() + 1)
     visit.click(page.get_by_role("button", name="Discard 2 rows"))
@@ -326,11 +326,13 @@ def test_what_is_done_to_a_filter_leaves_all_other_rows_alone(site: Site, look: 
     page = visit.open("/events?state=dead&index=contacts&document=a%2Fb&tenant=acme&errorType=some_exception")
     assert [each[0] for each in visit.rows()] == [str(mine)]
     assert visit.text("main section h2") == "The dead row of this filter"
+    visit.click(page.get_by_role("link", name="Retry it"))
     visit.click(page.get_by_role("button", name="Retry 1 row"))
     assert (site.outbox.state(mine), [each["id"] for each in site.outbox.dead()]) == ("pending", others)
     assert "document=a%2Fb" in page.url
     site.outbox.raw("UPDATE outbox_events SET state = 'dead' WHERE id = :row", row=mine)
     page.reload()
+    visit.click(page.get_by_role("link", name="Discard it"))
     page.get_by_label("The index may miss them").check()
     visit.click(page.get_by_role("button", name="Discard 1 row"))
     assert [each["id"] for each in site.outbox.dead()] == others
