@@ -106,8 +106,16 @@ def took(row: Event) -> str:
 
 
 def pretty(document: Any) -> Markup:
-    """A document to be read, in lines: JSON that can be copied, each digit as it was written; other text as it is."""
-    text = document if isinstance(document, str) else as_json(document, below="\n")
+    """A document to be read, as `json_lines`; what is no JSON stays the text it is."""
+    return _lines(document) if isinstance(document, str) else json_lines(document)
+
+
+def json_lines(value: Any) -> Markup:
+    """JSON that can be copied, in lines, each digit as it was written. A text stands in quotes: it is no number."""
+    return _lines(as_json(value, below="\n"))
+
+
+def _lines(text: str) -> Markup:
     return Markup("\n").join(visible(line) for line in text.split("\n"))
 
 
@@ -169,5 +177,6 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "index_page": index_page,
     "clock": clock,
     "day": day,
+    "json_lines": json_lines,
     "pretty": pretty,
 }

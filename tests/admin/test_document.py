@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from html import unescape
 from typing import Any
 
 import pytest
@@ -51,6 +53,15 @@ def test_document_that_is_as_it_should_be(world: World) -> None:
     assert (found["verdict"], found["entity"], found["onItsWay"], found["differs"]) == ("same", "Contact", False, [])
     assert found["expected"] == found["held"] == {"name": "Ada", "tenantId": "t1"}
     assert "The index holds what the database says" in page(world)
+
+
+def test_text_and_number_that_read_the_same_are_told_apart_and_what_is_unseen_is_escaped_as_json(world: World) -> None:
+    put(world, b'{"name": "5\\u0085", "age": 5, "tenantId": "t1"}', 2 * 10**12)
+    shown = unescape(page(world))
+    assert [json.loads(each) for each in re.findall("<pre>(.*?)</pre>", shown, re.DOTALL)] == [
+        "Ada", "5\x85", "t1", "t1", 5,
+    ]  # fmt: skip
+    assert r'"5\u0085"' in shown
 
 
 def test_change_that_is_not_delivered_yet_is_on_its_way(world: World) -> None:
