@@ -14,11 +14,12 @@ from typing import Any
 from sqlalchemy import create_engine
 
 from outbox import schema, sqlite
+from outbox.admin.causes import CausesCache
 from outbox.admin.database import Database
 from outbox.admin.metrics import Metrics
 from outbox.admin.overview import OverviewCache, overview
 from outbox.admin.statistics import StatisticsCache
-from outbox.store import figures, jobs, operators
+from outbox.store import causes, figures, jobs, operators
 from outbox.store.figures import DAY_MS, WEEK_MS
 from outbox.store.models import LATENCY_BOUNDS_MS, State, now_ms
 from outbox.store.store import Store
@@ -128,7 +129,7 @@ def _of_statistics(store: Store, now: int) -> Calls:
     statistics = cache.read(store, now)
     yield (
         "overview(), its cache of a second apart",
-        lambda: overview(store, cache.read(store, now), None, (), now, silent_ms=1, hide=()),
+        lambda: overview(store, cache.read(store, now), CausesCache(), None, (), now, silent_ms=1, hide=()),
     )
     yield "statistics cache, first look", lambda: StatisticsCache({}).read(store, now)
     yield "statistics cache, further looks", lambda: cache.read(store, now)
@@ -149,10 +150,10 @@ def _of_rows(store: Store) -> Calls:
         ("", {}),
         (", dead", {"state": State.DEAD}),
         (", pending", {"state": State.PENDING}),
-        (", dead of a tenant", {"state": State.DEAD, "tenant": "tenant-1"}),
+        (", dead of a tenant", {"state": State.DEAD, "tenants": ("tenant-1",)}),
         (", done", {"state": State.DONE}),
         (", one document", {"index": index, "document": document}),
-        (", no row is like that", {"error_type": "none", "tenant": "none"}),
+        (", no row is like that", {"error_type": "none", "tenants": ("none",)}),
         (", the same from the middle", {"error_type": "none", "before": newest // 2}),
     ):
         yield f"newest_rows{what}", partial(figures.newest_rows, store, **given)
@@ -161,7 +162,7 @@ def _of_rows(store: Store) -> Calls:
 
 
 def _of_operators(store: Store) -> Calls:
-    yield "dead_types", lambda: figures.dead_types(store)
+    yield "dead rows by cause", lambda: causes.counted(store)
     yield "count_dead", lambda: figures.count_dead(store)
     yield "newest jobs", lambda: jobs.newest(store, 50)
     yield "sizes", store.sizes

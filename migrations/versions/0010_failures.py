@@ -48,7 +48,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_outbox_events_causes",
         "outbox_events",
-        ["error_type", "error_field", "index_name", "finished_at"],
+        ["error_type", "error_field", "index_name", "finished_at", "tenant_id"],
         unique=False,
         sqlite_where=sa.text("state = 'dead'"),
     )

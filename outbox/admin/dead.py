@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from outbox.admin.shapes import Event
 from outbox.destinations.remedies import remedy_of
 from outbox.store import causes
-from outbox.store.causes import NONE, Cause
+from outbox.store.causes import NONE, Cause, Counted
 from outbox.store.models import State
 from outbox.store.store import Store
 
@@ -22,9 +22,9 @@ class Group(NamedTuple):
     example: Event
 
 
-def groups(store: Store, index: str | None, hide: Collection[str]) -> tuple[list[Group], int]:
+def groups(store: Store, dead: Iterable[Counted], index: str | None, hide: Collection[str]) -> tuple[list[Group], int]:
     """The most frequent causes, and how many rows died of further ones."""
-    found = causes.causes(store, index=index)
+    found = causes.causes(store, dead, index)
     return [_group(each, index, hide) for each in found.causes], found.others
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from outbox.admin import alerts, shapes
+from outbox.admin.causes import CausesCache
 from outbox.admin.database import Database
 from outbox.admin.poller import DestinationStatus
 from outbox.admin.shapes import moment
 from outbox.admin.statistics import Counts, IndexAction, Statistics, StatisticsCache
 from outbox.mappings import IndexDrift
-from outbox.store import figures, jobs, pauses, verifications
+from outbox.store import causes, figures, jobs, pauses, verifications
 from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Backlog, Outcomes
 from outbox.store.models import now_ms
 from outbox.store.store import Store
@@ -46,6 +47,8 @@ class OverviewCache:
         self._silent_ms, self._hide = silent_ms, hide
         self._lock = threading.Lock()
         self._statistics = StatisticsCache(indexes)
+        self.causes = CausesCache()
+        """What rows died of; for whoever needs it apart from an overview, too."""
         self._by_index_and_action: Mapping[IndexAction, Counts] = {}
         self._newest: shapes.Overview | None = None
         self._made_at = 0
@@ -57,7 +60,7 @@ class OverviewCache:
             if self._newest is None or not 0 <= now - self._made_at < FRESH_FOR_MS:
                 with self._database.store() as store:
                     statistics = self._statistics.read(store, now)
-                    given = statistics, self._destination(), self._drift(), now
+                    given = statistics, self.causes, self._destination(), self._drift(), now
                     self._newest = overview(store, *given, silent_ms=self._silent_ms, hide=self._hide)
                 self._made_at, self._by_index_and_action = now, statistics.by_index_and_action
             return self._newest
@@ -81,6 +84,7 @@ class OverviewCache:
 def overview(
     store: Store,
     statistics: Statistics,
+    died_of: CausesCache,
     destination: DestinationStatus | None,
     drift: Sequence[IndexDrift],
     now: int,
@@ -135,7 +139,7 @@ def overview(
         history=_history(store, statistics, now),
         dead_types=[
             shapes.DeadType(index=index, error_type=type_, rows=rows)
-            for index, type_, rows in figures.dead_types(store)
+            for index, type_, rows in causes.by_type(died_of.read(store, backlog.dead, now))
         ],
         reindexes=[shapes.ReindexJob.of(store, job, hide) for job in jobs.open_jobs(store)],
         verification=None if (last := verifications.last(store)) is None else verified(last),

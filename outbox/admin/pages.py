@@ -87,8 +87,11 @@ def events(request: Request, admin: Admin, text: FilterText, cursor: str = "") -
         by_cause: list[Group] = []
         others = dead = 0
         if only_dead and asked.keys() <= {"state", "index"} and not cursor:
-            by_cause, others = groups(store, given.index, admin.settings.admin_hide)
+            counted = admin.overviews.causes.read(store, figures.count_dead(store), now)
+            by_cause, others = groups(store, counted, given.index, admin.settings.admin_hide)
             dead = sum(each.cause.rows for each in by_cause) + others
+        elif of_tenant is not None and asked.keys() == {"state", "tenant"} and only_dead:
+            dead = of_tenant.backlog.dead
         elif only_dead:
             dead = filtered.count(store, State.DEAD, tenants=tenants, **given.narrowing)
     return page(
@@ -118,11 +121,9 @@ def _by_state(given: RowFilter) -> list[tuple[str, str, bool]]:
 
 
 def _of_tenant(store: Store, tenants: tuple[str, ...], now: int) -> _OfTenant:
-    return _OfTenant(
-        figures.has_tenant(store, tenants),
-        figures.tenant_backlog(store, tenants, now),
-        figures.outcomes_of_tenant(store, tenants, now - DAY_MS),
-    )
+    backlog, day = figures.tenant_backlog(store, tenants, now), figures.outcomes_of_tenant(store, tenants, now - DAY_MS)
+    seen = bool(backlog.unfinished or backlog.dead or day.finished)
+    return _OfTenant(seen or figures.has_ended(store, tenants), backlog, day)
 
 
 @routes.get("/events/{number}")

@@ -75,14 +75,17 @@ def targets(store: Store, index: str) -> list[Target]:
     return [Target(*row) for row in found]
 
 
-def statistics(store: Store, index: str, since: int, now: int) -> dict[int, tuple[int, ...]]:
+def statistics(store: Store, index: str, since: int) -> dict[int, tuple[int, ...]]:
     """What became of its rows by the minutes in which some ended, or by hours where these are summed up: counts in the
     order of `STATISTICS`."""
+    # From one minute that is there to the next, each looked up by the key: between them may be many rows of others.
     found = store.run(
-        f"SELECT minute, {SUMS} FROM outbox_stats"
-        f" WHERE minute {store.dialect.among('minutes')} AND index_name = :index GROUP BY minute",
-        # Each is looked up by the key: of all minutes between there may be many rows of other indexes.
-        minutes=list(range(since - since % MINUTE_MS, now + 1, MINUTE_MS)),
+        "WITH RECURSIVE there(minute) AS (SELECT min(minute) FROM outbox_stats WHERE minute >= :since"
+        " UNION ALL SELECT (SELECT min(s.minute) FROM outbox_stats AS s WHERE s.minute > there.minute)"
+        " FROM there WHERE there.minute IS NOT NULL)"
+        f" SELECT s.minute, {SUMS} FROM there CROSS JOIN outbox_stats AS s"
+        " WHERE s.minute = there.minute AND s.index_name = :index GROUP BY s.minute",
+        since=since - since % MINUTE_MS,
         index=index,
     )
     return {row[0]: tuple(row[1:]) for row in found}

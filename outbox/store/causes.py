@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from outbox.store.store import Store, narrowed
+from outbox.store.store import Store
 
 MOST_CAUSES: Final = 20
-MOST_INDEXES: Final = 50
-"""Of a cause: those of most rows are asked when one of them died."""
 NONE: Final = "(none)"
 """Asks for rows whose error has no type, or names no field."""
 
@@ -50,49 +49,76 @@ def of_error(error_type: str | None, error_field: str | None) -> tuple[str, dict
     return condition, given
 
 
-def causes(store: Store, *, index: str | None = None) -> Causes:
-    """Of all dead rows, or those of an index. Reads one index of dead rows alone, and one row of each cause."""
-    condition, given = narrowed(index_name=index)
-    counted = store.run(
-        "SELECT error_type, error_field, index_name, count(*) AS number"
-        f" FROM outbox_events {store.dialect.indexed('causes')} WHERE state = 'dead' AND {condition}"
-        " GROUP BY error_type, error_field, index_name ORDER BY number DESC, index_name",
-        given,
-    )
-    found: dict[tuple[str | None, str | None], dict[str, int]] = {}
-    for error_type, error_field, name, number in counted:
-        found.setdefault((error_type, error_field), {})[name] = number
-    ordered = sorted(found.items(), key=lambda each: -sum(each[1].values()))
-    shown = [_cause(store, *error, indexes) for error, indexes in ordered[:MOST_CAUSES]]
-    return Causes(
-        [each for each in shown if each is not None], sum(sum(each.values()) for _, each in ordered[MOST_CAUSES:])
-    )
+class Counted(NamedTuple):
+    """Rows of one index that died of the same. `first`, `last`: when one of them died."""
+
+    error_type: str | None
+    error_field: str | None
+    index_name: str
+    rows: int
+    first: int | None
+    last: int | None
 
 
-def _cause(store: Store, error_type: str | None, error_field: str | None, indexes: dict[str, int]) -> Cause | None:
-    """None if all of its rows were retried or removed meanwhile."""
-    largest = list(indexes)[:MOST_INDEXES]
-    ends = [_ends(store, error_type, error_field, name) for name in largest]
-    first = min((at for at, _, _ in ends if at is not None), default=None)
-    last, newest = max(((at, id_) for _, at, id_ in ends if at is not None), default=(None, ends[0][2]))
-    example = store.run("SELECT * FROM outbox_events WHERE id = :id", id=newest).mappings().one_or_none()
-    if example is None:
-        return None
-    rows = sum(indexes.values())
-    return Cause(error_type, error_field, rows, largest[0], len(indexes), first, last, dict(example))
-
-
-def _ends(
-    store: Store, error_type: str | None, error_field: str | None, index: str
-) -> tuple[int | None, int | None, int | None]:
-    """When the first and the last of these rows died, and the id of that one."""
-    condition, given = of_error(error_type or NONE, error_field or NONE)
+def counted(store: Store) -> list[Counted]:
+    """All dead rows, most first. Reads one index of them, once: some 50 ms for 200,000."""
+    indexed, same = store.dialect.indexed("causes"), store.dialect.same
     of_them = (
-        f"SELECT finished_at, id FROM outbox_events {store.dialect.indexed('causes')} WHERE state = 'dead'"
-        f" AND {condition} AND index_name = :index"
+        f"FROM outbox_events AS e {indexed} WHERE e.state = 'dead' AND {same('e.error_type', 'n.error_type')}"
+        f" AND {same('e.error_field', 'n.error_field')} AND e.index_name = n.index_name"
     )
-    known = f"{of_them} AND finished_at IS NOT NULL ORDER BY finished_at"
-    given["index"] = index
-    first = store.run(f"{known} LIMIT 1", given).one_or_none()
-    last = store.run(f"{known} DESC LIMIT 1" if first else f"{of_them} LIMIT 1", given).one_or_none()
-    return (first[0] if first else None, *(last or (None, None)))
+    found = store.run(
+        f"SELECT n.*, (SELECT min(e.finished_at) {of_them}), (SELECT max(e.finished_at) {of_them}) FROM ("
+        f"SELECT error_type, error_field, index_name, count(*) AS number FROM outbox_events {indexed}"
+        " WHERE state = 'dead' GROUP BY error_type, error_field, index_name) AS n ORDER BY number DESC, index_name"
+    )
+    return [Counted(*row) for row in found]
+
+
+def causes(store: Store, dead: Iterable[Counted], index: str | None = None) -> Causes:
+    """Of rows as they were counted, or those of an index, each with an example as it is now."""
+    found: dict[tuple[str | None, str | None], list[Counted]] = {}
+    for each in dead:
+        if index in (None, each.index_name):
+            found.setdefault((each.error_type, each.error_field), []).append(each)
+    ordered = sorted(found.values(), key=lambda parts: -_rows(parts))
+    shown = [_cause(store, parts) for parts in ordered[:MOST_CAUSES]]
+    return Causes([each for each in shown if each is not None], sum(_rows(parts) for parts in ordered[MOST_CAUSES:]))
+
+
+def _rows(parts: list[Counted]) -> int:
+    return sum(each.rows for each in parts)
+
+
+def _cause(store: Store, parts: list[Counted]) -> Cause | None:
+    """None if they were retried or removed meanwhile. `parts`: the largest first."""
+    first = min((each.first for each in parts if each.first is not None), default=None)
+    newest = max(parts, key=lambda each: -1 if each.last is None else each.last)
+    condition, given = of_error(newest.error_type or NONE, newest.error_field or NONE)
+    example = store.run(
+        f"SELECT * FROM outbox_events {store.dialect.indexed('causes')} WHERE state = 'dead' AND {condition}"
+        " AND index_name = :index ORDER BY finished_at DESC LIMIT 1",
+        {**given, "index": newest.index_name},
+    )
+    row = example.mappings().one_or_none()
+    if row is None:
+        return None
+    return Cause(
+        error_type=newest.error_type,
+        error_field=newest.error_field,
+        rows=_rows(parts),
+        index=parts[0].index_name,
+        indexes=len(parts),
+        first=first,
+        last=newest.last,
+        example=dict(row),
+    )
+
+
+def by_type(dead: Iterable[Counted]) -> list[tuple[str, str, int]]:
+    """(index, type of error, number), the 20 with most rows."""
+    sums: dict[tuple[str, str], int] = {}
+    for each in dead:
+        key = each.index_name, each.error_type or ""
+        sums[key] = sums.get(key, 0) + each.rows
+    return [(*key, rows) for key, rows in sorted(sums.items(), key=lambda each: (-each[1], each[0]))[:MOST_CAUSES]]

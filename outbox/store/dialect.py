@@ -109,6 +109,9 @@ class Dialect(Protocol):
     def least(self, *values: str) -> str:
         """None of them may be NULL."""
 
+    def same(self, first: str, second: str) -> str:
+        """Whether two values are equal, or both NULL; by an index of the first one."""
+
     def as_bytes(self, text: str) -> str:
         """A text as UTF-8 bytes (or whatever bytes another program has put there); `length` of it counts bytes."""
 

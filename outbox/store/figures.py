@@ -129,11 +129,11 @@ def backlog(store: Store, now: int) -> Backlog:
 
 def tenant_backlog(store: Store, tenants: tuple[str, ...], now: int) -> Backlog:
     """The same of one tenant, in all its spellings."""
-    mine, given = of_tenants(tenants, models.tenant())
+    (mine, given), (dead_ones, _) = of_tenants(tenants, models.tenant()), of_tenants(tenants)
     indexed = store.dialect.indexed
     fresh, first, retrying, waits_since, claimed, held_since, dead = store.run(
         "SELECT fresh.*, waiting.*, claimed.*,"
-        f" (SELECT count(*) FROM outbox_events {indexed('dead')} WHERE state = 'dead' AND {mine})"
+        f" (SELECT count(*) FROM outbox_events {indexed('causes')} WHERE state = 'dead' AND {dead_ones})"
         f" FROM (SELECT count(*), min(id) FROM outbox_events {indexed('fresh')}"
         f" WHERE {models.fresh()} AND {mine}) AS fresh,"
         f" (SELECT count(*), min(created_at) FROM outbox_events {indexed('waiting')}"
@@ -175,10 +175,15 @@ def outcomes_of_tenant(store: Store, tenants: tuple[str, ...], since: int) -> Ou
     return Outcomes.of(tuple(found))
 
 
-def has_tenant(store: Store, tenants: tuple[str, ...]) -> bool:
-    """Whether rows of a tenant, in one of its spellings, wait or are dead, or have ended since statistics are kept."""
+def has_ended(store: Store, tenants: tuple[str, ...]) -> bool:
+    """Whether rows of a tenant, in one of its spellings, have ended since statistics are kept."""
     mine, given = of_tenants(tenants)
-    if store.run(f"SELECT EXISTS (SELECT 1 FROM outbox_stats WHERE {mine})", given).scalar_one():
+    return bool(store.run(f"SELECT EXISTS (SELECT 1 FROM outbox_stats WHERE {mine})", given).scalar_one())
+
+
+def has_tenant(store: Store, tenants: tuple[str, ...]) -> bool:
+    """Whether rows of it wait or are dead, or have ended since statistics are kept."""
+    if has_ended(store, tenants):
         return True
     now = tenant_backlog(store, tenants, 0)
     return bool(now.unfinished or now.dead)
@@ -339,15 +344,17 @@ def newest_rows(
     error, of_error = causes.of_error(error_type, error_field)
     condition, parameters = f"{condition} AND {mine} AND {error}", parameters | spelled | of_error
     first, last = MOST_ID if before is None else before, 0
+    rows_of = "outbox_events AS e"
     if state is State.DEAD:
         few = _walked(store, condition, parameters, first, limit + 1)
         if len(few) <= limit:
-            few, last = _newest_dead(store, first, 0 if tenants else limit, index, document, error, of_error)
-        condition += f" AND id {store.dialect.among('few')}"
-        parameters["few"] = few
+            few, last = _newest_dead(store, first, limit, index, document, f"{error} AND {mine}", of_error | spelled)
+        rows_of = f"{store.dialect.table('few', id='BIGINT')} AS n CROSS JOIN {rows_of}"
+        condition += " AND e.id = n.id"
+        parameters["few"] = [(each,) for each in few]
     elif (named := _ids_in(store, state)) and _are_few(store, named):
         # Otherwise the database walks from the newest row on, past all that are done, to find one that is not.
-        condition += f" AND id IN ({named})"
+        condition += f" AND e.id IN ({named})"
     elif parameters:
         last = store.run(
             "SELECT coalesce((SELECT id FROM outbox_events WHERE id < :before"
@@ -356,7 +363,8 @@ def newest_rows(
             most=MOST_LOOKED_AT - 1,
         ).scalar_one()
     found = store.run(
-        f"SELECT * FROM outbox_events WHERE id < :before AND id >= :last AND {condition} ORDER BY id DESC LIMIT :limit",
+        f"SELECT e.* FROM {rows_of} WHERE e.id < :before AND e.id >= :last AND {condition}"
+        " ORDER BY e.id DESC LIMIT :limit",
         parameters | {"before": first, "last": last, "limit": limit + 1},
     )
     rows = [dict(row) for row in found.mappings()]
@@ -381,22 +389,20 @@ def _newest_dead(
     limit: int,
     index: str | None,
     document: str | None,
-    error: str,
+    also: str,
     given: Mapping[str, str],
 ) -> tuple[list[int], int]:
     """The newest dead rows by what the indexes of dead rows hold, and the last id of them if there are more.
 
-    `limit`: of how many; 0: those are to be narrowed further, so more are looked at.
+    `also`, with the parameters `given`: which error and tenant; both are in the same index of dead rows.
     """
     condition, parameters = narrowed(index_name=index, document_id=document)
-    most = limit + 1 if limit else MOST_DEAD
-    if document is not None:  # the index of these has no error; but one document has few dead rows
-        name, error, most = "dead", "1 = 1", MOST_DEAD
-    else:
-        name = "causes"
+    name, most = "causes", limit + 1
+    if document is not None:  # they are in another index, without these; but one document has few dead rows
+        name, also, most = "dead", "1 = 1", MOST_DEAD
     found = store.run(
         f"SELECT id FROM outbox_events {store.dialect.indexed(name)} WHERE state = 'dead' AND {condition}"
-        f" AND {error} AND id < :before ORDER BY id DESC LIMIT :most",
+        f" AND {also} AND id < :before ORDER BY id DESC LIMIT :most",
         {**parameters, **given, "before": before, "most": most},
     ).fetchall()
     ids = [row[0] for row in found]
@@ -438,13 +444,3 @@ def count_dead(
         {**parameters, **spelled, **of_error},
     ).scalar_one()
     return dead
-
-
-def dead_types(store: Store) -> Sequence[tuple[str, str, int]]:
-    """(index, type of error, number) of the dead rows, most first; looks at 10,000 of them at most."""
-    found = store.run(
-        "SELECT index_name, type, count(*) FROM (SELECT index_name, coalesce(error_type, '') AS type"
-        f" FROM outbox_events {store.dialect.indexed('dead')} WHERE state = 'dead' LIMIT {MOST_HELD}) AS dead"
-        " GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 20"
-    )
-    return [(row[0], row[1], row[2]) for row in found]

@@ -158,6 +158,7 @@ events = Table(
         "error_field",
         "index_name",
         "finished_at",
+        "tenant_id",
         **some_rows("state = 'dead'"),
     ),
     Index("ix_outbox_events_done", "finished_at", **some_rows("state = 'done'")),

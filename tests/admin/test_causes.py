@@ -7,8 +7,10 @@ from html import unescape
 
 import pytest
 
+from outbox.admin.causes import CausesCache
 from outbox.destinations.remedies import ANY_OTHER, OF_THE_DESTINATION, OUR_OWN, remedy_of
 from outbox.store import causes, figures
+from outbox.store.causes import Causes
 from outbox.store.models import State, now_ms
 from tests.admin.world import World, kill
 from tests.support.outbox import Outbox
@@ -28,6 +30,10 @@ def dead(outbox: Outbox, number: int, field: str | None, index: str = "contacts"
     return rows
 
 
+def of_all(outbox: Outbox, index: str | None = None) -> Causes:
+    return causes.causes(outbox.store(), causes.counted(outbox.store()), index)
+
+
 def test_causes_are_counted_by_type_and_field_over_all_indexes(outbox: Outbox) -> None:
     dead(outbox, 2, "age", at=50), dead(outbox, 3, "age", "deals", at=20)
     (newest,) = dead(outbox, 1, "age", "notes", at=90)
@@ -35,7 +41,7 @@ def test_causes_are_counted_by_type_and_field_over_all_indexes(outbox: Outbox) -
     dead(outbox, 2, None, at=3)
     outbox.raw("UPDATE outbox_events SET finished_at = NULL WHERE error_field IS NULL AND error_type <> 'poison'")
     outbox.index("contacts", "waits", {})
-    found, others = causes.causes(outbox.store())
+    found, others = of_all(outbox)
     assert [(each.error_type, each.error_field, each.rows, each.index, each.indexes) for each in found] == [
         (PARSING, "age", 6, "deals", 3),
         (PARSING, "name", 4, "contacts", 1),
@@ -44,14 +50,33 @@ def test_causes_are_counted_by_type_and_field_over_all_indexes(outbox: Outbox) -
     ]
     assert [(each.first, each.last) for each in found] == [(20, 90), (7, 7), (None, None), (1, 1)]
     assert (found[0].example["id"], others) == (newest, 0)
-    assert [each.rows for each in causes.causes(outbox.store(), index="deals").causes] == [3]
+    assert [each.rows for each in of_all(outbox, "deals").causes] == [3]
 
 
 def test_rows_of_rare_causes_are_counted_together(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(causes, "MOST_CAUSES", 1)
     dead(outbox, 3, "age"), dead(outbox, 2, "name"), dead(outbox, 1, "born")
-    found, others = causes.causes(outbox.store())
+    found, others = of_all(outbox)
     assert ([each.error_field for each in found], others) == (["age"], 3)
+
+
+def test_causes_are_counted_again_when_more_rows_are_dead_and_after_ten_seconds(outbox: Outbox) -> None:
+    store, cache = outbox.store(), CausesCache()
+    (first,) = dead(outbox, 1, "age")
+    assert [each.error_field for each in cache.read(store, 1, 1_000)] == ["age"]
+    outbox.raw("UPDATE outbox_events SET error_field = 'born' WHERE id = :row", row=first)
+    assert [each.error_field for each in cache.read(store, 1, 10_999)] == ["age"]
+    assert [each.error_field for each in cache.read(store, 1, 11_000)] == ["born"]
+    dead(outbox, 1, "name")
+    assert {each.error_field for each in cache.read(store, 2, 11_001)} == {"born", "name"}
+    assert causes.by_type(cache.read(store, 2, 11_002)) == [("contacts", PARSING, 2)]
+
+
+def test_cause_whose_newest_row_was_retried_since_it_was_counted_is_shown_by_another(outbox: Outbox) -> None:
+    (older,), (newer,) = dead(outbox, 1, "age", at=10), dead(outbox, 1, "age", at=20)
+    counted = causes.counted(outbox.store())
+    outbox.raw("UPDATE outbox_events SET state = 'pending', finished_at = NULL WHERE id = :row", row=newer)
+    assert [each.example["id"] for each in causes.causes(outbox.store(), counted).causes] == [older]
 
 
 @pytest.mark.parametrize("walked", [0, 2, 2_000])

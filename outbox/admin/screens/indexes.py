@@ -123,7 +123,7 @@ def index_details(admin: AdminContext, index: str) -> IndexDetails:
         reindexes = [
             ReindexJob.of(store, each, admin.settings.admin_hide) for each in jobs.newest_of(store, index, JOBS)
         ]
-        counts = by_index.statistics(store, index, now - WEEK_MS, now)
+        counts = by_index.statistics(store, index, now - WEEK_MS)
         held = next((each.reason for each in conflicts.held_by_others(store) if each.index == index), None)
         compared = _verifications(store, _entities(admin.registry, index))
     readers, seen = _asked(admin, overview, index, physical[0].name if physical else index)

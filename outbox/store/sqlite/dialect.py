@@ -62,6 +62,9 @@ class SQLite:
     def least(self, *values: str) -> str:
         return f"min({', '.join(values)})"
 
+    def same(self, first: str, second: str) -> str:
+        return f"{first} IS {second}"
+
     def as_bytes(self, text: str) -> str:
         return f"CAST({text} AS BLOB)"
 
