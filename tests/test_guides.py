@@ -54,6 +54,7 @@ FILES = {
         *("rolled_back/conftest.py", "in_memory/conftest.py", "in_parallel/conftest.py"),
     },
     "docs/how-to/without-prepare.md": {"plain_engine/models.py"},
+    "docs/how-to/updates.md": {"visits_app/visits.py"},  # run by test_operators_guides.py
     "docs/how-to/from-bullmq.md": {"bullmq_app/fill.py", "bullmq_app/compare.py"},
 }
 """Which pages have files, and which."""
