@@ -1,4 +1,5 @@
-"""What bin/demo shows: a CRM at work, a relay that is killed half-way, searches, and a comparison of both sides.
+"""What bin/demo shows: a CRM at work, a relay that is killed half-way, an index that an operator pauses, searches, the
+audit, and a comparison of both sides.
 
 The application is `examples/crm.py`: look there for how the library is used. Here it is only driven and watched.
 """
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import demo_serve
@@ -28,10 +30,14 @@ from rich.table import Table
 
 from outbox import settings
 
+if TYPE_CHECKING:
+    from demo_day import Day  # else within: the CRM opens the database of the working directory
+
 BIN = Path(__file__).parent.absolute()
 EXAMPLES = [BIN.parent / "examples" / name for name in ("crm.py", "crm_api.py")]
 STANDARD = BIN.parent / ".demo"
 CHANGES, IMPORTED = 300, 500  # changes before the kill, and again after it; contacts of the import that it ends
+PAUSED, WHILE_PAUSED = "demo-deals", 100  # an index that an operator holds back, during so many changes
 
 SEARCHES = [
     ("Two names, both misspelt", "demo-contacts", "harisch krisnamurthy", "--limit 2"),
@@ -176,6 +182,7 @@ def show(destination: str, *, foreign_tool: bool) -> bool:
         with watching(relay, "[green]it catches up[/]") as tick:
             relay.wait_until_all_is_delivered(tick)
         step(f"[green]Everything is delivered[/], {time.monotonic() - began:.1f} s later.")
+        show_pause(day, relay)
         name, seconds = day.last_customer()
         step(f"A new customer, {name}, can be found {seconds * 1000:.0f} ms after the commit.")
         for what, index, query, options in SEARCHES:
@@ -184,10 +191,34 @@ def show(destination: str, *, foreign_tool: bool) -> bool:
     console.print("\n[bold]What became of the rows of the outbox?[/]\n")
     for outcome, number in outcomes.items():
         console.print(f" {number:>6,} {outcome:<12} {MEANING.get(outcome, '')}")
+    console.print("\n[bold]Who has done what?[/] Every command, call and button is in the audit.\n")
+    console.print("$ outbox-relay audit")
+    sys.stdout.flush()
+    subprocess.run([OUTBOX_RELAY, "audit"], check=True)
     dead = outcomes.get("dead", 0)
     if dead:
         console.print(f"[red]{dead:,} rows are dead.[/] What they died of: cd {Path.cwd()}; {OUTBOX_RELAY} dead list")
     return show_comparison(compare("crm.db", settings.load())) and not dead
+
+
+def show_pause(day: Day, relay: Relay) -> None:
+    """An operator holds one index back: its rows wait, those of the others flow."""
+    step("An operator holds the deals back, and says why:")
+    operate("pause", "--index", PAUSED, "--reason", "new prices")
+    with watching(relay, f"{PAUSED} is paused") as tick:
+        day.work(WHILE_PAUSED, tick)
+        relay.wait_until_all_is_delivered(tick, but=PAUSED)
+    step(f"{WHILE_PAUSED} changes: contacts and accounts flow, {relay.unfinished():,} rows of {PAUSED} wait.")
+    operate("resume", "--index", PAUSED)
+    with watching(relay, f"{PAUSED} is resumed") as tick:
+        relay.wait_until_all_is_delivered(tick)
+    step("[green]These are delivered, too.[/]")
+
+
+def operate(*words: str) -> None:
+    """A command of an operator; what it prints is longer than a line."""
+    console.print(f"   $ outbox-relay {shlex.join(words)}", soft_wrap=True)
+    subprocess.run([OUTBOX_RELAY, *words], check=True, stdout=subprocess.DEVNULL)
 
 
 def step(what: str) -> None:

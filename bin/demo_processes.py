@@ -81,9 +81,10 @@ class Relay(Process):
             self.check()
         return self.kill(), self.counts().get("claimed", 0)
 
-    def wait_until_all_is_delivered(self, tick: Tick) -> None:
+    def wait_until_all_is_delivered(self, tick: Tick, but: str | None = None) -> None:
+        """`but`: not the rows of this index, which is paused."""
         deadline = time.monotonic() + LONGEST_WAIT_S
-        while self.unfinished():
+        while self.unfinished(but):
             self.check()
             if time.monotonic() > deadline:
                 raise click.ClickException(f"rows still wait after {LONGEST_WAIT_S} s; see {self.log}")
@@ -94,9 +95,12 @@ class Relay(Process):
         """Rows by state."""
         return self._counted("SELECT state, count(*) FROM outbox_events GROUP BY state")
 
-    def unfinished(self) -> int:
-        counts = self.counts()
-        return counts.get("pending", 0) + counts.get("claimed", 0)
+    def unfinished(self, but: str | None = None) -> int:
+        """Rows that are pending or claimed. `but`: not those of this index."""
+        by_index = self._counted(
+            "SELECT index_name, count(*) FROM outbox_events WHERE state IN ('pending', 'claimed') GROUP BY index_name"
+        )
+        return sum(number for index, number in by_index.items() if index != but)
 
     def dead(self) -> int:
         return self._counted("SELECT state, count(*) FROM outbox_events WHERE state = 'dead'").get("dead", 0)

@@ -73,6 +73,25 @@ def test_demo_without_a_cluster_ends_with_the_index_equal_to_the_database(embedd
     assert "no matches" not in embedded.lines
 
 
+def test_demo_pauses_an_index_while_others_flow_and_lists_who_did_it(embedded: Shown) -> None:
+    """Its rows wait, are delivered once it is resumed, and the audit has both, the newest first."""
+    commands = [line.strip() for line in embedded.lines if line.strip().startswith("$ outbox-relay ")]
+    pause, resume = (f"$ outbox-relay {verb} --index demo-deals" for verb in ("pause", "resume"))
+    assert [line for line in commands if "search" not in line] == [
+        f"{pause} --reason 'new prices'",
+        resume,
+        "$ outbox-relay audit",
+    ]
+    (waiting,) = (line for line in embedded.lines if "rows of demo-deals wait" in line)
+    assert re.search(r": contacts and accounts flow, [1-9]\d* rows of demo-deals wait\.$", waiting)
+    after = embedded.lines[embedded.lines.index("$ outbox-relay audit") + 1 :]
+    done = [re.search(r"^[\d-]{10} [\d:]{8}  \S+  (\w+)  (.*)$", line) for line in after[:2]]
+    assert [found and found.groups() for found in done] == [
+        ("resume", "index=demo-deals"),
+        ("pause", "index=demo-deals reason=new prices"),
+    ]
+
+
 def test_demo_with_triggers_notes_what_another_program_writes(tmp_path: Path) -> None:
     shown = demo(tmp_path, "--triggers")
     assert shown.code == 0, shown.errors
