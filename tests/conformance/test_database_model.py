@@ -159,7 +159,9 @@ class History:
         upkeep.reap(self.stores[0], self.now, LEASE_MS, lone_after=LONE_AFTER)
 
     def _holds(self, other: Claim, event: Event) -> bool:
-        return bool(self.database.row(event.id)["claim_token"] == other.token)
+        """Not one that it has lost meanwhile, and that may be purged since."""
+        tokens = self.database.scalars(f"SELECT claim_token FROM outbox_events WHERE id = {event.id}")
+        return list(tokens) == [other.token]
 
     # -- what has to hold ---------------------------------------------------------------------------------------
 
