@@ -14,7 +14,7 @@ import pytest
 from loguru import logger
 from sqlalchemy import Engine, create_engine
 
-from outbox import schema, sqlite
+from outbox import logs, schema, sqlite
 from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support.memory_cluster import MemoryCluster
@@ -66,6 +66,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         if name.startswith("OUTBOX_") or name == "ELASTICSEARCH_URL":
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)  # no .env of the checkout either
+    for name, given in (("json", False), ("operations", True)):  # a command of an earlier test may have chosen others
+        monkeypatch.setattr(logs._Output, name, given)
     yield
     logger.remove()  # a command may have set up logs on a stream that is closed by now
 

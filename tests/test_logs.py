@@ -14,7 +14,7 @@ from loguru import logger
 from outbox import logs
 from outbox.destinations.base import Operation, Outcome, OutcomeKind
 from outbox.destinations.embedded.destination import EmbeddedDestination
-from outbox.store.models import now_ms
+from outbox.store.models import Event, now_ms
 from tests.support.outbox import Outbox, settings
 
 
@@ -46,6 +46,13 @@ def test_braces_and_markup_of_foreign_text_stay_as_they_are(log: io.StringIO, lo
     (line,) = log.getvalue().splitlines()
     said = json.loads(line)["message"] if log_format == "json" else line
     assert said.endswith(r"index contacts takes no rows ({index} <red>{0}</red>\n21:14 INFO forged)")
+
+
+@pytest.mark.parametrize("time", ["first", "once more"])
+def test_logs_that_a_test_has_chosen_are_not_those_of_the_next_one(said: list[str], time: str) -> None:
+    logs.operations([(Event(1, "index", "contacts", time, None, None, 0, 1, now_ms()), None)])
+    assert [line.partition("[ES] ")[2] for line in said] == [f"INDEX contacts/{time}"]
+    logs.set_up(settings(log_format="json", log_operations=False), io.StringIO())
 
 
 class Search(EmbeddedDestination):
