@@ -278,7 +278,11 @@ def indexes(engine: Engine, to: Destination, gc_deletes: str, registry: EntityRe
         else _index(to, name, target, gc_deletes, kept.get(name), of_entity=name not in of_none)
         for name, target in sorted(targets.items())
     ]
-    return newer + found + [each for name, target in sorted(targets.items()) for each in _gives_back(to, name, target)]
+    for name, target in sorted(targets.items()):
+        found += _gives_back(to, name, target)
+        if registry is not None and any(entity.skip_unchanged for entity in registry.of_index(name)):
+            found += _skips_nothing(to, name, target)
+    return newer + found
 
 
 def _newer(store: Store, to: Destination) -> list[Finding]:
@@ -371,6 +375,17 @@ def _gives_back(to: Destination, name: str, target: str) -> list[Finding]:
         )
         return [Finding(title, "warn", found, remedy)]
     return []
+
+
+def _skips_nothing(to: Destination, name: str, target: str) -> list[Finding]:
+    """Why no document of an index is left out, although an entity of it has `skip_unchanged`."""
+    try:
+        why = to.kept(target).uncertain
+    except DestinationError:
+        return []
+    found = f"{why}: all of its documents are written, in spite of skip_unchanged"
+    remedy = "take skip_unchanged off its entities, or rebuild it with mappings that give all of a document back"
+    return [Finding(f"index {name}", "warn", found, remedy)] if why else []
 
 
 def _milliseconds(duration: str) -> float:

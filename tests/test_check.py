@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import Engine, create_engine
 
-from outbox import check, sqlite
+from outbox import EntityRegistry, check, sqlite
 from outbox.cli import main
 from outbox.destinations.base import Health, IndexFacts
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
@@ -20,6 +20,7 @@ from outbox.destinations.kept import Kept
 from outbox.store import pauses, upkeep, verifications
 from outbox.store.models import FOUND, metadata, now_ms
 from outbox.store.sqlite import findings as of_sqlite
+from tests.support.models import Contact
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy
@@ -318,3 +319,14 @@ def test_index_that_does_not_give_documents_back_as_sent_is_named(
     assert (good.level, found.level, found.name) == ("ok", "warn", "index contacts")
     assert says in found.found
     assert remedy in found.remedy
+
+
+@pytest.mark.parametrize(("skip", "levels"), [(True, ["ok", "warn"]), (False, ["ok"])])
+def test_index_of_which_nothing_can_be_skipped_is_named(outbox: Outbox, skip: bool, levels: list[str]) -> None:
+    outbox.store().register_index("contacts", "c-1")
+    registry = EntityRegistry()
+    registry.add(Contact, index="contacts", fields=["name"], skip_unchanged=skip)
+    answers = Answers(facts=IndexFacts(True, ("c-1",), "24h"), kept=Kept(vectors={"v": 1e-6}))
+    found = check.indexes(outbox.engine, answers, "24h", registry)  # type: ignore[arg-type]
+    assert [each.level for each in found] == levels
+    assert not skip or found[1].found.endswith("all of its documents are written, in spite of skip_unchanged")

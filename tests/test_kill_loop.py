@@ -7,30 +7,24 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import LIMIT_S
+from tests.support.killing import ROUNDS, Application, kill_over_and_over
 from tests.support.outbox import Outbox
 from tests.support.places import Place
-from tests.support.relays import Relays, until
+from tests.support.relays import Relays
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = int(os.environ.get("TEST_KILL_ROUNDS", "25"))
 TENANTS = ("t1", "t2", "t3")
 DOCUMENTS = 300
 BUSY = 12  # every second row is of one of them: theirs are always on the way
 LEDGERS = 6  # of those, only ever updated, each time in a field of its own: what one update said stays to be seen
 UNMAPPED = {"dynamic": False, "properties": {}}  # so many fields are more than an index takes
-LONGEST_LIFE_S = 0.5  # of a relay that is up
 
 
 @pytest.fixture
@@ -53,23 +47,16 @@ def relays(outbox: Outbox, place: Place, tmp_path: Path) -> Iterator[Relays]:
     running.end()
 
 
-class Application:
-    """Writes until told to stop, and knows what the index has to hold in the end."""
+class Writer(Application):
+    """Knows what the index has to hold in the end."""
 
     def __init__(self, outbox: Outbox, chance: random.Random) -> None:
+        super().__init__()
         self._outbox, self._chance = outbox, chance
         self.expected: dict[str, dict[str, Any]] = {}
         self.rows = 0
-        self.stop = threading.Event()
 
-    def run(self) -> None:
-        while not self.stop.wait(0.01):
-            try:
-                self._transaction()
-            except ZeroDivisionError:
-                continue
-
-    def _transaction(self) -> None:
+    def transaction(self) -> None:
         """One to four rows; one in ten is rolled back."""
         written = dict(self.expected)
         number = self._chance.randint(1, 4)
@@ -105,35 +92,9 @@ class Application:
 def test_relays_killed_over_and_over_under_writes_lose_double_and_kill_nothing(
     outbox: Outbox, relays: Relays, place: Place, chance: random.Random
 ) -> None:
-    application = Application(outbox, random.Random(chance.random()))
+    application = Writer(outbox, random.Random(chance.random()))
     place.destination.ensure_index("contacts", UNMAPPED)
-
-    def is_up(process: subprocess.Popen[str]) -> bool:
-        log = relays.log(relays.started.index(process))
-        assert process.poll() is None, log
-        return " delivers " in log
-
-    with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(application.run)
-        try:
-            running = [relays.start(), relays.start()]
-            for _ in range(ROUNDS):
-                for process in running:
-                    until(lambda process=process: is_up(process), "the relay is up")
-                time.sleep(chance.uniform(0, LONGEST_LIFE_S))
-                killed = chance.choice([running[:1], running[1:], running])
-                for process in killed:
-                    process.kill()
-                    process.wait()
-                running = [relays.start() if process in killed else process for process in running]
-                assert not writing.done()
-        finally:
-            application.stop.set()
-        writing.result()  # no write ever failed
-    for process in running:
-        until(lambda process=process: is_up(process), "the relay is up")
-        process.terminate()
-        assert process.wait(LIMIT_S) == 0
+    kill_over_and_over(relays, application, chance, ROUNDS)
     drained = relays.call("run", "--drain", OUTBOX_BATCH_ROWS="500")
     assert drained.returncode == 0, drained.stderr
     assert outbox.dead() == []

@@ -31,6 +31,7 @@ class Operation:
     patches: tuple[bytes, ...] = ()
     upserts: tuple[Upsert, ...] = ()
     or_equal: bool = False  # applied over its own version too
+    unless_held: int | None = None  # not applied where `document` is there already, of this version or a higher one
 
     @property
     def is_delete(self) -> bool:
@@ -41,6 +42,7 @@ class OutcomeKind(enum.StrEnum):
     """What a destination can say of an operation; `docs/reference/outcomes.md` says what follows from each."""
 
     APPLIED = "applied"
+    UNCHANGED = "unchanged"  # it holds the document, see `Operation.unless_held`; nothing was written
     CONFLICT = "conflict"  # it holds `Outcome.version`, which is not lower than the operation's
     REJECTED = "rejected"  # the document's fault, no retry can help
     FAILED = "failed"  # the document's failure, a retry may help
@@ -162,7 +164,8 @@ class Destination(Protocol):
 
         Raises nothing. An operation is applied if its version is higher (`or_equal`: not lower) than the one the
         destination holds, or remembers of a deleted document; else it is a conflict that reports that version. Patches
-        are rejected as `document_missing` where the document is not there, and the first of them has no upsert. What
+        are rejected as `document_missing` where the document is not there, and the first of them has no upsert. With
+        `unless_held` it may be unchanged instead of applied, wherever it is certain that nothing would change. What
         does not fit into one request beside the others, see `weight`, is left out: `SPLIT`.
         """
 

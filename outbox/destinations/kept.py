@@ -49,6 +49,15 @@ class Kept:
         return None
 
     @property
+    def uncertain(self) -> str | None:
+        """Why what comes back does not say for certain what was sent; None if it does, to the last digit."""
+        if self.vectors:
+            return f"vectors do not come back digit by digit: {', '.join(self.vectors)}"
+        if self.embedded_texts:
+            return f"texts come back as objects: {', '.join(sorted(self.embedded_texts))}"
+        return self.lost or self.changed
+
+    @property
     def compared_without(self) -> str | None:
         """What of the documents cannot be compared, in one line; None if all of it can."""
         if self.stores_none or self.changed:

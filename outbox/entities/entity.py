@@ -62,6 +62,7 @@ class Entity:
     depends_on: Mapping[Mapper[Any], Dependency]
     mappings: Mapping[str, Any] | DerivedMappings | None
     settings: Mapping[str, Any] | None
+    skip_unchanged: bool
     load_options: tuple[ORMOption, ...] | None
     id_key: tuple[str, ...]  # attributes that make the _id, unique together: the primary key, or another column
     id_forms: tuple[TextForm, ...]

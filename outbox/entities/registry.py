@@ -70,6 +70,7 @@ class EntityRegistry:
         mappings: Mapping[str, Any] | DerivedMappings | Literal["derived"] | None = None,
         settings: Mapping[str, Any] | None = None,
         load_options: Sequence[ORMOption] | None = None,
+        skip_unchanged: bool = False,
     ) -> Entity:
         """Register a mapped class. Its models must all be imported. Raises `ConfigurationError`.
 
@@ -79,11 +80,10 @@ class EntityRegistry:
           objects. Or `to_document`: a function that makes the document of an object.
         * `when`: rows for which it is false have no document. It gets the object, or what behaves as one: where
           `fields` are columns, no object is built unless `when` asks for a property, a method or a relationship.
-        * `watch`: what else has to change for the document to be made anew, beside `fields`: say here what
-          `when` and `to_document` look at. Without it, if there is either of them, every column counts.
-        * `tenant`: the attribute that names the tenant; documents hold it as `tenantId`. `tenancy`: `shared` (the
-          primary key is unique over all tenants), `prefixed` (the `_id` begins with the tenant) or `index` (each
-          tenant has its own, `{tenant}_{index}`).
+        * `watch`: what else has to change for the document to be made anew, beside `fields`: say here what `when` and
+          `to_document` look at. Without it, if there is either of them, every column counts.
+        * `tenant`: the attribute that names the tenant; documents hold it as `tenantId`. `tenancy`: `shared` (its key
+          is unique over all tenants), `prefixed` (the `_id` begins with the tenant), `index` (each has `tenant_index`).
         * `depends_on`: models whose changes make this entity's documents anew, beside what paths in `fields` lead to,
           with the column that points to them, or the relationships that lead there: `{Account: "account_id", Company:
           "account.company"}`. Only some of their columns count with `Dependency("account_id", watch=["name"])`.
@@ -93,13 +93,13 @@ class EntityRegistry:
           document is made by the subclass.
         * `changed_at`: the attribute that says when a row changed last.
         * `mappings`, `settings`: of the index, when it is created; `"derived"`: of its fields, see `DerivedMappings`.
+        * `skip_unchanged`: read first what the index holds, and write no document that it holds already.
         * `load_options`: loader options for the query that loads objects, e.g. `[joinedload(Deal.account)]`.
         """
         mapper = checks.mapper_of(model)
         name = self._free(name or mapper.local_table.name)  # type: ignore[attr-defined]
         documents.check_index_name(index)
-        where = f"entity {name!r}"
-        check_mapper(mapper, where)
+        check_mapper(mapper, where := f"entity {name!r}")
         checks.check_lists(where, fields, to_document, watch)
         id_key = checks.id_key_of(mapper, id, f"{where}: id")
         entity = Entity(
@@ -116,6 +116,7 @@ class EntityRegistry:
             depends_on=checks.dependencies_of(where, depends_on),
             mappings=derived.given(mappings, where),
             settings=settings,
+            skip_unchanged=skip_unchanged,
             load_options=None if load_options is None else tuple(load_options),
             id_key=id_key,
             id_forms=tuple(checks.form_of(mapper, each, where) for each in id_key),

@@ -200,6 +200,12 @@ def decide(
             Transition(event, State.DEAD, attempts=event.attempts, error_type=OVERTAKEN, error=OVERTAKEN_REMEDY)
             for event in events
         ]
+    if kind is OutcomeKind.UNCHANGED:  # nothing was sent: these rows must not look as if it had been
+        ends = [*(Result.COALESCED for _ in earlier), Result.UNCHANGED]
+        return [
+            Transition(event, State.DONE, end, attempts=event.attempts, unsent=True)
+            for event, end in zip(events, ends, strict=True)
+        ]
     if kind is OutcomeKind.APPLIED or (kind is OutcomeKind.CONFLICT and explained):
         done = [Transition(event, State.DONE, Result.COALESCED, attempts=event.attempts) for event in earlier]
         applied = Result.DELETED if sent and sent.is_delete else Result.APPLIED

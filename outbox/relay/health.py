@@ -24,7 +24,7 @@ Answered = Sequence[tuple[Fold, Outcome]]
 _OF_INTAKE = frozenset({OutcomeKind.APPLIED, OutcomeKind.OVERLOADED})
 
 # Outcomes of an index that answers, whether it takes rows or not.
-_SETTLING = frozenset({OutcomeKind.CONFLICT, OutcomeKind.REJECTED, OutcomeKind.FAILED})
+_SETTLING = frozenset({OutcomeKind.UNCHANGED, OutcomeKind.CONFLICT, OutcomeKind.REJECTED, OutcomeKind.FAILED})
 
 
 class Health:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from outbox.destinations.base import Outcome, weight
 from outbox.entities.registry import EntityRegistry
-from outbox.relay import load, plan
+from outbox.relay import load, plan, unchanged
 from outbox.relay.dual_write import Refusal
 from outbox.relay.intake import HEAVY_BYTES, Intakes
 from outbox.relay.plan import Content, Fold
@@ -85,7 +85,8 @@ def planned(store: Store, registry: EntityRegistry | None, claim: Claim, intakes
         claims.release(store, claim, [event.id for event in unmade], now, undelivered=True)
         left = {event.id for event in unmade}
         claim = replace(claim, events=tuple(event for event in claim.events if event.id not in left))
-    return list(cut(claim, _folds(claim, contents, claim.events), intakes))
+    folds = unchanged.skippable(store, registry, claim, _folds(claim, contents, claim.events))
+    return list(cut(claim, folds, intakes))
 
 
 def cut(claim: Claim, folds: Sequence[Fold], intakes: Intakes) -> Iterator[Request]:

@@ -18,7 +18,7 @@ from outbox.relay.poison import LONE_FAILURES
 from outbox.relay.requests import Answer, Request
 from outbox.store import conflicts, malformed, outcomes
 from outbox.store.claims import Claim
-from outbox.store.models import ILLEGAL_TEXT, UNEXPLAINED, State, Transition
+from outbox.store.models import ILLEGAL_TEXT, UNEXPLAINED, Event, Result, State, Transition
 from outbox.store.store import Store
 
 _SILENT = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.BLOCKED, OutcomeKind.OVERLOADED, OutcomeKind.SPLIT})
@@ -174,7 +174,12 @@ class Settler:
 
 def _log(answer: Answer) -> None:
     logs.operations(
-        (fold.events[-1], outcome.error if outcome.kind in _ERRORS or answer.failed_alone else None)
+        (_said(fold.events[-1], outcome), outcome.error if outcome.kind in _ERRORS or answer.failed_alone else None)
         for fold, outcome in answer.by_fold
         if outcome.kind not in _SILENT or answer.failed_alone
     )
+
+
+def _said(event: Event, outcome: Outcome) -> Event:
+    """The row with what was done for it as its action."""
+    return event._replace(action=Result.UNCHANGED) if outcome.kind is OutcomeKind.UNCHANGED else event

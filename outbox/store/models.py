@@ -55,6 +55,7 @@ class Result(enum.StrEnum):
     """How a done row came to its end (`outcome`)."""
 
     APPLIED = "applied"  # the document was written
+    UNCHANGED = "unchanged"  # the destination held this very document, of an earlier row: nothing was written
     DELETED = "deleted"  # the document is gone, or was not there
     SUPERSEDED = "superseded"  # the destination already held something newer
     COALESCED = "coalesced"  # delivered together with a later row of the same document, or replaced by it
@@ -140,7 +141,9 @@ events = Table(
     Column("lease_expires_at", _INSTANT, comment="until then the claim holds"),
     Column("created_at", _INSTANT, nullable=False, server_default=Now()),
     Column("finished_at", _INSTANT),
-    Column("outcome", Text, comment="how a done row ended: applied, deleted, superseded, coalesced, retried"),
+    Column(
+        "outcome", Text, comment="how a done row ended: applied, unchanged, deleted, superseded, coalesced, retried"
+    ),
     Column("error_type", Text),
     Column("error", Text, comment="the last failure, control characters escaped, at most 2,000 characters"),
     Column("error_field", Text, comment="the field that this error names, if it names one"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from outbox.store import failures
 from outbox.store.claims import Claim
-from outbox.store.models import LATENCIES, LATENCY_BOUNDS_MS, State, Transition, unfinished, waiting
+from outbox.store.models import LATENCIES, LATENCY_BOUNDS_MS, Result, State, Transition, unfinished, waiting
 from outbox.store.store import Store, printable
 from outbox.store.upkeep import COUNTED_BY, add_to_stats
 
@@ -117,7 +117,8 @@ def _counts(transitions: Sequence[Transition], lost: Container[int], now: int) -
     counts: _Counts = {}
     for transition in transitions:
         event, state = transition.event, transition.state
-        key = (event.index_name, event.entity or "", event.tenant_id or "", event.action)
+        action = Result.UNCHANGED.value if transition.result is Result.UNCHANGED else event.action
+        key = (event.index_name, event.entity or "", event.tenant_id or "", action)
         count = counts.setdefault(key, defaultdict(int))
         if event.id in lost:
             count["lost_claims"] += 1

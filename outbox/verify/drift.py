@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
 from outbox.destinations.base import TENANT_FIELD, Stored
 from outbox.destinations.kept import Kept
+from outbox.destinations.same import canonical
 from outbox.entities.entity import Entity
 from outbox.entities.keys import tenant_of
 from outbox.entities.maker import Loaded, LoadFailed
@@ -90,20 +89,6 @@ def same(document: bytes, source: Mapping[str, Any], kept: Kept) -> bool:
     """Whether the document is what the index holds, as far as `kept` lets that be compared."""
     expected, held = kept.comparable(json.loads(document), source)
     return canonical(expected) == canonical(held)
-
-
-def canonical(value: Any) -> bytes:
-    """The same bytes for what JSON calls the same: the order of keys does not count, that of arrays does.
-
-    >>> canonical({"b": 1, "a": [True, 1.0]}) == canonical({"a": [True, 1.0], "b": 1})
-    True
-    >>> canonical({"a": 1}) == canonical({"a": True})
-    False
-    """
-    try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # integers of more than 64 bits, lone surrogates
-        return json.dumps(value, sort_keys=True).encode()
 
 
 def differing(expected: Any, actual: Any, path: str = "") -> Iterator[str]:

@@ -75,8 +75,8 @@ class Rebuilt(RuleBasedStateMachine):
     place_of: Callable[[Path], Place]
     clock: list[int]
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(skip=st.booleans())
+    def begin(self, skip: bool) -> None:
         self._directory = tempfile.TemporaryDirectory()
         path = Path(self._directory.name)
         engine = create_engine(f"sqlite:///{path / 'app.db'}")
@@ -84,7 +84,7 @@ class Rebuilt(RuleBasedStateMachine):
         schema.upgrade(engine)
         self.clock[:] = [now_ms()]
         self.outbox, self.place = Outbox(engine), type(self).place_of(path)
-        self.world = World(self.outbox, self.place)
+        self.world = World(self.outbox, self.place, skip_unchanged=skip)
         self.reading = Reading()
         self.sleeper = self.world.another_relay()
         self.asleep: list[Request] = []

@@ -20,7 +20,17 @@ from outbox.destinations.base import (
     unsendable,
     weight,
 )
-from outbox.destinations.cluster import bulk, definitions, indexes, keeping, listing, outcomes, reading, searching
+from outbox.destinations.cluster import (
+    bulk,
+    definitions,
+    indexes,
+    keeping,
+    listing,
+    outcomes,
+    reading,
+    searching,
+    unchanged,
+)
 from outbox.destinations.cluster.failures import describe, failing_as
 from outbox.destinations.cluster.wire import FAILURES, Cluster, path_to
 from outbox.destinations.kept import Kept
@@ -36,6 +46,7 @@ class ClusterDestination:
     def __init__(self, cluster: Cluster, *, bulk_timeout: float, request_bytes: int, gc_deletes: str) -> None:
         self._cluster, self._request_bytes = cluster, request_bytes
         self._merger = bulk.Merger(cluster, request_bytes, self._keeps)
+        self._comparer = unchanged.Comparer(cluster, request_bytes, self._keeps)
         self._bulk_timeout = f"{int(bulk_timeout * 1000)}ms"
         self._asked = dict(cluster.product.asked_of_bulk)
         self._gc_deletes = gc_deletes
@@ -55,6 +66,9 @@ class ClusterDestination:
                 known[position] = refused
             else:
                 sendable[position] = operation
+        for position, outcome in self._comparer.compare(sendable).items():
+            known[position] = outcome
+            del sendable[position]
         known |= self._merger.merge(sendable)
         sent: dict[int, Operation] = {}
         room = self._request_bytes

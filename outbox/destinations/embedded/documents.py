@@ -23,6 +23,7 @@ from outbox.destinations.base import (
     unsendable,
 )
 from outbox.destinations.embedded import indexes, mapping
+from outbox.destinations.same import is_held
 
 _STORE = """
 INSERT INTO documents (number, index_name, document_id, version, deleted, source) VALUES (?, ?, ?, ?, ?, ?)
@@ -38,6 +39,7 @@ ORDER BY document_id LIMIT :size
 
 
 _APPLIED = Outcome(OutcomeKind.APPLIED)
+_UNCHANGED = Outcome(OutcomeKind.UNCHANGED)
 
 
 class Held(NamedTuple):
@@ -122,6 +124,10 @@ def _decide(
         return rejected(*fault)
     if held and held.version >= operation.version + operation.or_equal:
         return Outcome(OutcomeKind.CONFLICT, "version_conflict", "the stored document is newer", held.version)
+    if document is not None and held and held.source is not None and operation.unless_held is not None:
+        known = held.source.encode()
+        if held.version >= operation.unless_held and (known == document or is_held(document, merge.parsed(known))):
+            return _UNCHANGED
     return _Source(None if document is None else document.decode())
 
 
