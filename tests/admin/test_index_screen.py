@@ -85,12 +85,25 @@ def test_indexes_that_need_somebody_come_first(embedded: World) -> None:
         "oldestSeconds": None,
         "dead": 0,
         "paused": False,
+        "pausedTenants": [],
         "blocked": None,
     }
     assert [each["index"] for each in embedded.get("/indexes", name="compan")] == ["t1_companies"]
     assert len(embedded.get("/indexes", limit=2)) == 2
     page = embedded.client.get("/indexes").text
     assert '<a href="/index?index=t1_companies">t1_companies</a>' in page
+
+
+def test_index_of_which_one_tenant_is_paused_is_not_called_paused(embedded: World) -> None:
+    embedded.outbox.index("alpacas", "a1", {}, tenant_id="acme")
+    embedded.post("/pause", {"reason": "an import", "index": "alpacas", "tenantId": "acme"})
+    (line,) = embedded.get("/indexes", name="alpacas")
+    assert (line["paused"], line["pausedTenants"]) == (False, ["acme"])
+    assert "rows of acme" in embedded.client.get("/indexes").text
+    assert "Rows of acme are paused; all others flow" in embedded.client.get("/index?index=alpacas").text
+    embedded.post("/pause", {"reason": "an import", "index": "alpacas"})
+    assert embedded.get("/indexes", name="alpacas")[0]["paused"]
+    assert "Paused: rows gather" in embedded.client.get("/index?index=alpacas").text
 
 
 def test_index_that_no_row_names_is_not_there(embedded: World) -> None:

@@ -36,7 +36,8 @@ class IndexLine(Model):
     unfinished: int = Field(description="rows that are pending or claimed")
     oldest_seconds: float | None = Field(description="how long the oldest of them waits")
     dead: int
-    paused: bool = Field(description="by an operator: it, all rows, or a tenant in it")
+    paused: bool = Field(description="by an operator: it, or all rows")
+    paused_tenants: list[str] = Field(description="whose rows an operator has paused, while those of others flow")
     blocked: str | None = Field(description="why a relay sends it nothing; null: it takes rows")
 
 
@@ -96,19 +97,25 @@ def index_list(admin: AdminContext, name: str = "") -> list[IndexLine]:
         held = {each.index: each.reason for each in conflicts.held_by_others(store)}
     blocked = {each.index: each.reason for each in _breakers(overview) if each.index is not None} | held
     lines = [_line(admin.registry, index, waiting[index], overview, blocked) for index in waiting if name in index]
-    return sorted(lines, key=lambda line: (not (line.dead or line.paused or line.blocked), line.index))
+    return sorted(lines, key=lambda line: (not _needs_somebody(line), line.index))
+
+
+def _needs_somebody(line: IndexLine) -> bool:
+    return bool(line.dead or line.paused or line.paused_tenants or line.blocked)
 
 
 def _line(
     registry: EntityRegistry | None, index: str, waiting: Waiting, overview: Overview, blocked: dict[str, str]
 ) -> IndexLine:
+    parts = _paused(overview, index)
     return IndexLine(
         index=index,
         entities=_entities(registry, index),
         unfinished=waiting.unfinished,
         oldest_seconds=None if waiting.oldest_ms is None else waiting.oldest_ms / 1000,
         dead=waiting.dead,
-        paused=overview.paused is not None or any(each.index == index for each in overview.pauses),
+        paused=any(each.tenant_id is None for each in parts),
+        paused_tenants=[each.tenant_id for each in parts if each.tenant_id is not None],
         blocked=blocked.get(index),
     )
 
