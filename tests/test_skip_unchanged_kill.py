@@ -75,7 +75,7 @@ def test_relays_killed_over_and_over_leave_the_index_as_the_database(
     outbox: Outbox, relays: Relays, place: Place, chance: random.Random
 ) -> None:
     world = World(outbox, place, tenancy="shared", skip_unchanged=True)
-    kill_over_and_over(relays, Saves(world, random.Random(chance.random())), chance, ROUNDS)
+    kill_over_and_over(relays, Saves(world, random.Random(chance.random())), chance, ROUNDS // 3)
     drained = relays.call("run", "--drain", OUTBOX_BATCH_ROWS="500")
     assert drained.returncode == 0, drained.stderr
     assert outbox.dead() == []
