@@ -35,14 +35,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what a test needs by the fixtures it takes, so that no test can forget to say so."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what a test needs by the fixtures it takes, so that no test can forget to say so.
+
+    Files that take long begin first where several run at a time: else all wait for one of them in the end.
+    """
     for item in items:
         taken = set(getattr(item, "fixturenames", ()))
         if taken & {"node", "node_9", "node_of_opensearch"}:
             item.add_marker("elasticsearch")
         if "chromium" in taken:
             item.add_marker("browser")
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        long = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in long)
 
 
 logger.remove()  # loguru prints to the terminal unless told otherwise
