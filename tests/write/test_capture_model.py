@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from sqlalchemy import Column, Engine, ForeignKey, Table, create_engine, delete, insert, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
@@ -377,10 +377,12 @@ class History(RuleBasedStateMachine):
     def roll_back(self) -> None:
         self.session.rollback()
 
-    @precondition(lambda self: not self.session.in_transaction())
     @rule(model=some_model, at=ids, name=names, tenant=tenants)
     def someone_else_changes_a_row(self, model: type[Any], at: int, name: str, tenant: str) -> None:
         """…which the session may remember otherwise."""
+        # No precondition: whether a flush fails depends on the order of SQLAlchemy's sets, and draws must not.
+        if self.session.in_transaction():
+            return
 
         def work(session: Session) -> None:
             found = session.get(model, any_of(model, at), populate_existing=True)
