@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import queue
+import select
 import signal
+import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, create_engine
 
-from outbox.relay.wakeup import Wakeup
+from outbox import sqlite
+from outbox.files import beside
+from outbox.relay.wakeup import LOOKS_LAST_S, Wakeup
+from outbox.store.sqlite.watch import LogWatch, watch_of
+from tests.support import LIMIT_S
+from tests.support.relays import until
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
 
 
 @pytest.fixture
@@ -33,14 +47,140 @@ def test_signal_at_the_end_of_a_look_does_not_make_the_wait_endless() -> None:
     rescue = threading.Timer(60, answers.put, ["only this ended it"])
     rescue.start()
     signal.setitimer(signal.ITIMER_REAL, 0.005)
-    assert Wakeup(lambda: 0).wait(answers, 0.02, lambda: False) is None
+    with Wakeup(answers, lambda: 0) as wakeup:
+        assert wakeup.wait(0.02, lambda: False) is None
     rescue.cancel()
 
 
 def test_commit_and_stop_end_the_wait_and_an_answer_is_returned() -> None:
     answers: queue.Queue[str] = queue.Queue()
     commits = iter([0, 0, 1])
-    assert Wakeup(lambda: next(commits)).wait(answers, 60, lambda: False) is None
-    assert Wakeup(lambda: 0).wait(answers, 60, lambda: True) is None
-    answers.put("answer")
-    assert Wakeup(lambda: 0).wait(answers, 0, lambda: True) == "answer"
+    with Wakeup(answers, lambda: next(commits)) as wakeup:
+        assert wakeup.wait(60, lambda: False) is None
+    with Wakeup(answers, lambda: 0) as wakeup:
+        assert wakeup.wait(60, lambda: True) is None
+        answers.put("answer")
+        assert wakeup.wait(0, lambda: True) == "answer"
+
+
+@on_linux
+def test_ring_of_another_thread_ends_a_wait_that_looks_at_nothing(tmp_path: Path) -> None:
+    answers: queue.Queue[str] = queue.Queue()
+    with Wakeup(answers, lambda: 0, LogWatch(tmp_path / "app.db-wal")) as wakeup:
+
+        def answer() -> None:
+            answers.put("answer")
+            wakeup.ring()
+
+        timer = threading.Timer(0.1, answer)
+        timer.start()
+        assert wakeup.wait(LIMIT_S, lambda: False) == "answer"
+        timer.join()
+    wakeup.ring()  # a worker that answers after the end
+
+
+class Waiting:
+    """A wait beside a database, and how often it was looked at."""
+
+    def __init__(self, path: Path, own: sqlite3.Connection) -> None:
+        self._own, self.looks = own, 0
+        watch = watch_of(path)
+        assert watch is not None
+        self.wakeup: Wakeup[str] = Wakeup(queue.Queue(), self._commits, watch)
+
+    def _commits(self) -> int:
+        self.looks += 1
+        return int(self._own.execute("PRAGMA data_version").fetchone()[0])
+
+    def is_ended_by_a_commit(self) -> bool:
+        began = time.monotonic()
+        self.wakeup.wait(LIMIT_S, lambda: False)
+        return time.monotonic() - began < LIMIT_S
+
+
+@contextlib.contextmanager
+def waiting(path: Path) -> Iterator[Waiting]:
+    own = sqlite3.connect(path, isolation_level=None)
+    wait = Waiting(path, own)
+    with wait.wakeup:
+        yield wait
+    own.close()
+
+
+def application(path: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{path}")
+    sqlite.prepare(engine)
+    return engine
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A database to which nobody is connected."""
+    engine = application(tmp_path / "app.db")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE notes (text TEXT)")
+    engine.dispose()
+    return tmp_path / "app.db"
+
+
+def write(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO notes VALUES ('a')")
+
+
+def soon(call: Any, *arguments: Any) -> threading.Timer:
+    timer = threading.Timer(0.1, call, arguments)
+    timer.start()
+    return timer
+
+
+@on_linux
+def test_wait_looks_at_nothing_while_nothing_is_written_and_ends_at_a_commit(path: Path) -> None:
+    engine = application(path)
+    write(engine)
+    with waiting(path) as wait:
+        wait.wakeup.wait(LOOKS_LAST_S + 0.2, lambda: False)
+        looks = wait.looks
+        wait.wakeup.wait(1, lambda: False)
+        assert wait.looks - looks == 2  # when it begins, and when time is up
+        for _ in range(3):
+            soon(write, engine)
+            assert wait.is_ended_by_a_commit()
+
+
+@on_linux
+def test_log_that_is_made_later_and_made_anew_is_watched(path: Path) -> None:
+    log = beside(path, "-wal")
+    with contextlib.closing(LogWatch(log)) as watch:
+        poll = select.poll()
+        poll.register(watch, select.POLLIN)
+        for _ in range(2):
+            assert not log.exists() and not watch.read()
+            engine = application(path)
+            write(engine)
+            until(lambda: poll.poll(0) and watch.read(), "what was written is told")
+            write(engine)
+            assert poll.poll(1000 * LIMIT_S) and watch.read()
+            engine.dispose()  # the log goes with the last connection
+            watch.read()
+
+
+@on_linux
+def test_commit_that_can_be_seen_long_after_it_was_written_ends_the_wait(path: Path) -> None:
+    with waiting(path) as wait, contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("PRAGMA cache_size = 1")
+        writer.execute("BEGIN IMMEDIATE")
+        writer.executemany("INSERT INTO notes VALUES (?)", [["a" * 4000]] * 200)  # most of its pages are in the log
+        assert wait.wakeup.wait(0.3, lambda: False) is None
+        assert not wait.wakeup.committed()
+        writer.execute("COMMIT")
+        assert wait.is_ended_by_a_commit()
+
+
+@on_linux
+def test_relay_without_a_watch_looks_for_commits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("inotify_simple.INotify.__init__", none_left)
+    assert watch_of(path) is None

@@ -52,6 +52,7 @@ class Relay:
         self._claimer = Claimer(store, settings, self._health, relay_id, policy.longest_wait_ms, registry)
         self._settler = Settler(store, registry, policy, self._health)
         self._answers: queue.Queue[Answer] = queue.Queue()
+        self._wakeup: Wakeup[Answer] | None = None
         self._in_flight: dict[int, Request] = {}
         self._following: deque[Request] = deque()  # what has to follow answers, before more is claimed
         self.database_error: str | None = None
@@ -171,8 +172,16 @@ class Relay:
         `progress` is called after every batch. After `stop`, requests in flight have `shutdown_timeout` to finish;
         what is left then is released. The same before it raises `SchemaError`: the tables were migrated meanwhile.
         """
-        workers = Workers(self._settings.concurrency, self._send, self._answers)
-        wakeup = Wakeup(self._store.signal)
+        watch = self._store.dialect.watch(self._store.connection.engine)
+        with Wakeup(self._answers, self._store.signal, watch) as self._wakeup:
+            workers = Workers(self._settings.concurrency, self._send, self._answered)
+            self._deliver(workers, self._wakeup, drain, progress)
+            self._shut_down(workers)
+        return self.totals
+
+    def _deliver(
+        self, workers: Workers, wakeup: Wakeup[Answer], drain: bool, progress: Callable[[Totals], None] | None
+    ) -> None:
         while not self._stopping:
             pause = self._settings.poll_interval
             try:
@@ -182,7 +191,7 @@ class Relay:
                     self._note_database(None)
                 if drain and not self._in_flight and not self._store.unfinished():
                     break
-                if answer := wakeup.wait(self._answers, self._claimer.pause_s, lambda: self._stopping):
+                if answer := wakeup.wait(self._claimer.pause_s, lambda: self._stopping):
                     self._finish(answer)
                     self._note_database(None)
                     if progress:
@@ -193,12 +202,20 @@ class Relay:
             except SchemaError:
                 self._shut_down(workers)
                 raise
-        self._shut_down(workers)
-        return self.totals
+
+    def _answered(self, answer: Answer) -> None:
+        """From a worker."""
+        self._answers.put(answer)
+        self._ring()
+
+    def _ring(self) -> None:
+        if self._wakeup is not None:
+            self._wakeup.ring()
 
     def stop(self) -> None:
         """Ask `run` to end. Safe in a signal handler and from other threads."""
         self._stopping = True
+        self._ring()
 
     def deaths(self) -> dict[tuple[str, str], int]:
         """How many rows it has found dead so far, by index (empty: unknown) and type of error. From any thread."""

@@ -58,11 +58,11 @@ def _answers_for_its_document(destination: Destination, request: Request) -> boo
 
 
 class Workers:
-    """Threads that send requests and put the answers into a queue. Daemons: a hanging request delays no exit."""
+    """Threads that send requests and hand in the answers. Daemons: a hanging request delays no exit."""
 
-    def __init__(self, number: int, send: Callable[[Request], Answer], answers: queue.Queue[Answer]) -> None:
+    def __init__(self, number: int, send: Callable[[Request], Answer], answered: Callable[[Answer], None]) -> None:
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._send, self._answers, self._number = send, answers, number
+        self._send, self._answered, self._number = send, answered, number
         for position in range(number):
             threading.Thread(target=self._work, name=f"outbox-send-{position}", daemon=True).start()
 
@@ -86,4 +86,4 @@ class Workers:
                     [lost] * max(1, len(request.folds)),  # one speaks for all unknown indexes
                     refused=dict.fromkeys(request.unknown_indexes, str(error)),
                 )
-            self._answers.put(answer)
+            self._answered(answer)

@@ -3,45 +3,74 @@
 from __future__ import annotations
 
 import queue
+import select
+import socket
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Generic, Self, TypeVar
+
+from outbox.store.dialect import Watch
 
 T = TypeVar("T")
 
-SHORTEST_LOOK_S = 0.001
-LONGEST_LOOK_S = 0.020
-CALM_AFTER_S = 0.25
+SHORTEST_LOOK_S: Final = 0.001
+LONGEST_LOOK_S: Final = 0.020
+CALM_AFTER_S: Final = 0.25
+COMMIT_BECOMES_VISIBLE_S: Final = 0.0003
+LOOKS_LAST_S: Final = 1.0
 
 
-class Wakeup:
-    """Watches a number that changes with every commit of other connections (SQLite: 4 µs a look).
+class Wakeup(Generic[T]):
+    """Ends a wait at an answer, at a commit of another connection, or when somebody rings.
 
-    It looks every millisecond while rows flow and every 20 ms when idle, which costs less than 1 % of a core.
+    `commits` is a number that changes with every such commit. Where the database can be watched, it is looked at
+    after what the watch says: at once, and again after 1, 2, 4 … ms for up to a second, since a commit is written
+    before it can be seen (and with `synchronous=FULL` it is on disk before). Without, every millisecond while rows
+    flow and every 20 ms when idle.
     """
 
-    def __init__(self, commits: Callable[[], int]) -> None:
-        self._commits = commits
+    def __init__(self, answers: queue.Queue[T], commits: Callable[[], int], watch: Watch | None = None) -> None:
+        self._answers, self._commits, self._watch = answers, commits, watch
         self._last = commits()
         self._last_change = time.monotonic()
+        self._written_at = -LOOKS_LAST_S  # when the watch has last said something
+        self._look_after = SHORTEST_LOOK_S
+        self._rung, self._bell = socket.socketpair()
+        for end in (self._rung, self._bell):
+            end.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._rung, select.POLLIN)
+        if watch is not None:
+            self._poll.register(watch, select.POLLIN)
 
-    def wait(self, answers: queue.Queue[T], timeout: float, stopped: Callable[[], bool]) -> T | None:
-        """Return the next answer as soon as there is one; None on a commit, after `timeout` s, or when stopped.
+    def __enter__(self) -> Self:
+        return self
 
-        Not a `SimpleQueue`: in CPython 3.11 and 3.12 its `get` waits for ever when a signal handler outlasts the
-        timeout, and a relay that was told to end never would.
-        """
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rung.close()
+        self._bell.close()
+        if self._watch is not None:
+            self._watch.close()
+
+    def ring(self) -> None:
+        """Have `wait` look at once. Safe in other threads and in signal handlers, and after the end."""
+        with suppress(OSError):  # full of rings, or closed
+            self._bell.send(b"!")
+
+    def wait(self, timeout: float, stopped: Callable[[], bool]) -> T | None:
+        """Return the next answer as soon as there is one; None on a commit, after `timeout` s, or when stopped."""
         deadline = time.monotonic() + timeout
         while True:
-            now = time.monotonic()
-            calm = now - self._last_change > CALM_AFTER_S
-            pause = min(LONGEST_LOOK_S if calm else SHORTEST_LOOK_S, deadline - now)
-            try:
-                return answers.get(timeout=max(pause, 0.0)) if pause > 0 else answers.get_nowait()
-            except queue.Empty:
-                pass
-            if self.committed() or stopped() or time.monotonic() >= deadline:
+            with suppress(queue.Empty):
+                return self._answers.get_nowait()
+            left = deadline - time.monotonic()
+            if self.committed() or stopped() or left <= 0:
                 return None
+            self._rest(min(left, self._until_the_next_look()))
 
     def committed(self) -> bool:
         """Whether another connection has committed since the last look."""
@@ -51,3 +80,20 @@ class Wakeup:
         self._last = commits
         self._last_change = time.monotonic()
         return True
+
+    def _until_the_next_look(self) -> float:
+        now = time.monotonic()
+        if self._watch is None:
+            return LONGEST_LOOK_S if now - self._last_change > CALM_AFTER_S else SHORTEST_LOOK_S
+        if now - self._written_at > LOOKS_LAST_S:
+            return float("inf")
+        self._look_after *= 2
+        return self._look_after / 2
+
+    def _rest(self, seconds: float) -> None:
+        ready = {end for end, _ in self._poll.poll(seconds * 1000)}
+        if self._rung.fileno() in ready:
+            self._rung.recv(4096)
+        if self._watch is not None and self._watch.fileno() in ready and self._watch.read():
+            self._written_at, self._look_after = time.monotonic(), SHORTEST_LOOK_S
+            time.sleep(COMMIT_BECOMES_VISIBLE_S)

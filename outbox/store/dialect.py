@@ -64,6 +64,18 @@ class Held(Protocol):
     def end(self) -> None: ...
 
 
+class Watch(Protocol):
+    """Tells of writes to the database, by a file descriptor that becomes readable. More than commits may do that, and
+    a commit may become visible a little later."""
+
+    def fileno(self) -> int: ...
+
+    def read(self) -> bool:
+        """Whether something was written since the last call."""
+
+    def close(self) -> None: ...
+
+
 class Presence(Protocol):
     """How processes of one database know that another was killed, sooner than its lease expires.
 
@@ -160,6 +172,9 @@ class Dialect(Protocol):
 
     def signal(self, run: Run) -> int:
         """A number that changes when another connection commits: cheap enough to be asked every millisecond."""
+
+    def watch(self, engine: Engine) -> Watch | None:
+        """What tells when to ask for it. None: nothing does, ask often."""
 
     def schema_token(self, run: Run) -> int:
         """A number that changes whenever a table is made or altered. Cheap as well."""

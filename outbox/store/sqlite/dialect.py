@@ -14,12 +14,13 @@ from sqlalchemy import Connection, Engine, Insert
 
 from outbox.errors import DatabaseUnavailable
 from outbox.files import beside
-from outbox.store.dialect import Finding, Hold, Row, Run, Sizes
+from outbox.store.dialect import Finding, Hold, Row, Run, Sizes, Watch
 from outbox.store.sqlite import engine as engines
 from outbox.store.sqlite import inserts, lock, malformed, nested
 from outbox.store.sqlite.findings import findings
 from outbox.store.sqlite.place import guard, named_by, path_of
 from outbox.store.sqlite.presence import LockFiles
+from outbox.store.sqlite.watch import watch_of
 
 LARGE_WAL_BYTES: Final = 160_000_000
 """Four times the log at which a writer moves it into the database by itself."""
@@ -130,6 +131,9 @@ class SQLite:
     def signal(self, run: Run) -> int:
         """4 µs a look. Never changes by a commit of this connection."""
         return int(run("PRAGMA data_version").scalar_one())
+
+    def watch(self, engine: Engine) -> Watch | None:
+        return watch_of(path_of(engine))
 
     def schema_token(self, run: Run) -> int:
         """One look into the file's header."""
