@@ -70,7 +70,7 @@ def newest(store: Store, limit: int, *, before: int | None = None, by: str | Non
         by=by,
         limit=limit,
     )
-    return [dict(row) for row in found.mappings()]
+    return found.mappings()
 
 
 def prune(store: Store, before: int) -> None:

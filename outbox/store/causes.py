@@ -100,9 +100,9 @@ def _cause(store: Store, parts: list[Counted]) -> Cause | None:
         " AND index_name = :index ORDER BY finished_at DESC LIMIT 1",
         {**given, "index": newest.index_name},
     )
-    row = example.mappings().one_or_none()
-    if row is None:
+    if not example:
         return None
+    (row,) = example.mappings()
     return Cause(
         error_type=newest.error_type,
         error_field=newest.error_field,

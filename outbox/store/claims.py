@@ -161,7 +161,9 @@ def fresh_lanes(
     """
     after = f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {fresh('n')}"
     order = f"ORDER BY n.index_name, {tenant('n')}, n.id LIMIT 1"
-    lanes = store.run(
+    lanes = well_formed(
+        store,
+        (TEXT, TEXT),
         f"""
         WITH RECURSIVE head (id) AS (  -- the oldest row of each lane, lane by lane in the order of the index
             SELECT ({after} {order})
@@ -179,8 +181,7 @@ def fresh_lanes(
         only=only,
     )
     without = set(tenants_out)
-    found = well_formed(store, lanes, (TEXT, TEXT))
-    return [lane for lane in map(tuple, found) if lane[1] not in without and lane not in lanes_out]
+    return [lane for lane in lanes if lane[1] not in without and lane not in lanes_out]
 
 
 def _fresh(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]], rows: int) -> list[int]:
@@ -209,7 +210,7 @@ def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int) -> dict[t
         """,
         lanes=lanes,
         share=share,
-    ).fetchall():
+    ):
         found.setdefault((index_name, tenant_id), []).append(id_)
     return found
 
@@ -242,7 +243,9 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
         )
     ]
     first = _fresh(store, request, lanes, max(rows - len(retries), rows // 2))
-    candidates = store.run(
+    return well_formed(
+        store,
+        _TYPES,
         f"""
         SELECT {_CLAIMED}, c.error_type, coalesce(CAST(c.available_at AS BIGINT), 0),
                coalesce(CAST(c.document_bytes AS BIGINT),
@@ -256,7 +259,6 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
         """,
         ids=first + retries[: rows - len(first)],
     )
-    return well_formed(store, candidates, _TYPES)
 
 
 def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
@@ -394,7 +396,7 @@ def load(store: Store, claim: Claim) -> dict[int, bytes]:
         f"SELECT event_id, {dialect.as_bytes('document')} FROM outbox_documents WHERE event_id {dialect.among('ids')}",
         ids=[event.id for event in claim.events],
     )
-    return {row[0]: row[1] for row in found.fetchall()}
+    return {row[0]: row[1] for row in found}
 
 
 def renew(store: Store, claim: Claim, ids: Sequence[int], expires: int) -> Claim | None:

@@ -70,7 +70,7 @@ def _rows(store: Store, versions: dict[Event, int]) -> dict[tuple[int, str, str]
             indexes=sorted({event.index_name for event in others}),
             documents=sorted({event.document_id for event in others}),
         )
-        found |= {(row.id, row.index_name, row.document_id): (row.action, row.deliveries) for row in listed}
+        found |= {(id_, *place): (action, deliveries) for id_, *place, action, deliveries in listed}
     return found
 
 
@@ -80,7 +80,7 @@ def _watermarks(store: Store, versions: set[int]) -> set[tuple[str, int]]:
         f"SELECT index_name, watermark FROM outbox_reindex_jobs WHERE watermark {store.dialect.among('versions')}",
         versions=sorted(versions),
     )
-    return {(row.index_name, row.watermark) for row in found}
+    return {(index_name, watermark) for index_name, watermark in found}
 
 
 def _removed_since(store: Store, ids: Sequence[int]) -> list[int]:
@@ -95,7 +95,7 @@ def _removed_since(store: Store, ids: Sequence[int]) -> list[int]:
         " AND h.action IN ('delete', 'refresh') AND h.deliveries > 0)",
         ids=ids,
     )
-    return [row.id for row in found]
+    return [row[0] for row in found]
 
 
 @dataclass(frozen=True, slots=True)

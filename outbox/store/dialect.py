@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Engine, Insert
+from sqlalchemy import Connection, Engine, Insert
+
+from outbox.store.found import Found
 
 Row = tuple[str, str, str, str | None, str | None, int, int]
 """A row to insert: `action, index_name, document_id, tenant_id, entity, document_bytes, created_at`."""
@@ -23,9 +25,7 @@ Name = TypeVar("Name", int, str)
 class Run(Protocol):
     """`Store.run`."""
 
-    def __call__(
-        self, sql: str, parameters: Mapping[str, Any] | None = None, /, **named: Any
-    ) -> CursorResult[*tuple[Any, ...]]: ...
+    def __call__(self, sql: str, parameters: Mapping[str, Any] | None = None, /, **named: Any) -> Found: ...
 
 
 class Hold(NamedTuple):

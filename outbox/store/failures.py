@@ -45,4 +45,4 @@ def record(
 def of_row(store: Store, event_id: int) -> list[dict[str, Any]]:
     """What is noted of a row, the first attempt first."""
     found = store.run("SELECT * FROM outbox_failures WHERE event_id = :id ORDER BY attempt", id=event_id)
-    return [dict(row) for row in found.mappings()]
+    return found.mappings()

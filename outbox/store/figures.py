@@ -367,7 +367,7 @@ def newest_rows(
         " ORDER BY e.id DESC LIMIT :limit",
         parameters | {"before": first, "last": last, "limit": limit + 1},
     )
-    rows = [dict(row) for row in found.mappings()]
+    rows = found.mappings()
     if len(rows) > limit:
         return Rows(rows[:limit], rows[limit - 1]["id"])
     return Rows(rows, last or None)
@@ -404,7 +404,7 @@ def _newest_dead(
         f"SELECT id FROM outbox_events {store.dialect.indexed(name)} WHERE state = 'dead' AND {condition}"
         f" AND {also} AND id < :before ORDER BY id DESC LIMIT :most",
         {**parameters, **given, "before": before, "most": most},
-    ).fetchall()
+    )
     ids = [row[0] for row in found]
     return ids, ids[-1] if len(ids) == MOST_DEAD else 0
 

@@ -47,4 +47,4 @@ def _named(store: Store, id: int, state: State | None, **selection: Any) -> list
     condition, given = operators.selected(store, **selection)
     named, parameters = narrowed(id=id, state=state)
     found = store.run(f"SELECT * FROM outbox_events WHERE {named} AND {condition}", {**given, **parameters})
-    return [dict(row) for row in found.mappings()]
+    return found.mappings()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import Any, Final
 
-from sqlalchemy import CursorResult
 from sqlalchemy.exc import OperationalError
 
 from outbox.store import failures
@@ -22,14 +21,13 @@ class MalformedRows(Exception):
     """There are such rows; `end` has them out of the way."""
 
 
-def well_formed(store: Store, rows: CursorResult[*tuple[Any, ...]], types: Sequence[set[Any]]) -> Sequence[Any]:
-    """All of the rows. Raises `MalformedRows` if a value is of none of the `types` of its column, the first ones."""
+def well_formed(store: Store, types: Sequence[set[Any]], sql: str, **given: Any) -> Sequence[Any]:
+    """What a SELECT finds. Raises `MalformedRows` if a value is of none of the `types` of its column, the first
+    ones."""
     try:
-        found = rows.fetchall()
+        found = store.run(sql, given)
     except OperationalError as error:
-        if store.dialect.is_row_fault(error.orig):
-            raise MalformedRows from error
-        raise
+        raise MalformedRows from error
     columns = zip(*found, strict=True)
     if not all(allowed.issuperset(map(type, column)) for allowed, column in zip(types, columns, strict=False)):
         raise MalformedRows

@@ -93,7 +93,7 @@ def dead(
         f" ORDER BY id {'' if limit is None else 'LIMIT :limit'}",
         {**given, "died_by": died_by, "limit": limit},
     )
-    return [dict(row) for row in rows.mappings()]
+    return rows.mappings()
 
 
 def selected(
@@ -194,7 +194,7 @@ def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
         AND d.state = 'dead' AND d.id < later.id AND +d.id {among("ids")}
         """,
         ids=ids,
-    ).fetchall()
+    )
     superseded = [id_ for id_, _, whole in moved_on if whole is not None and id_ < whole]
     overtaken = {id_: later for id_, later, whole in moved_on if whole is None or id_ > whole}
     given = {"now": now, "ids": ids, "superseded": superseded, "overtaken": list(overtaken), "type": OVERTAKEN}
@@ -288,7 +288,7 @@ def documents_of_tenant(store: Store, tenants: tuple[str, ...]) -> dict[str, set
 def remove_rows_of_tenant(store: Store, tenants: tuple[str, ...]) -> int:
     """Remove all rows of a tenant but those that a relay has in its hands, in steps. Returns their number."""
     mine, given = of_tenants(tenants)
-    found = store.run(f"SELECT id FROM outbox_events WHERE {mine}", given).fetchall()
+    found = store.run(f"SELECT id FROM outbox_events WHERE {mine}", given)
     return _remove(store, [row[0] for row in found], "state <> :claimed", claimed=State.CLAIMED.value)
 
 
@@ -316,4 +316,4 @@ def forget_index(store: Store, index: str) -> list[str] | None:
         targets = store.run(
             "DELETE FROM outbox_indexes WHERE index_name = :index RETURNING physical_index", index=index
         )
-        return [row[0] for row in targets.fetchall()]
+        return [row[0] for row in targets]

@@ -17,11 +17,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store.dialect import Dialect, Hold, Presence, Sizes
+from outbox.store.found import Found, found_by
 from outbox.store.models import VERSION_TABLE, fresh, waiting
 from outbox.store.sqlite.dialect import SQLite
 
@@ -121,15 +122,15 @@ class Store:
     def close(self) -> None:
         self._connection.close()
 
-    def run(
-        self, sql: str, parameters: Mapping[str, Any] | None = None, /, **named: Any
-    ) -> CursorResult[*tuple[Any, ...]]:
+    def run(self, sql: str, parameters: Mapping[str, Any] | None = None, /, **named: Any) -> Found:
         """One statement with `:name` parameters, given as a mapping or by name. A list or tuple is one parameter, for
-        `dialect.among` and `dialect.table`."""
-        prepared, given = self.dialect.prepared(sql, named if parameters is None else parameters)
+        `dialect.among` and `dialect.table`. Raises `OperationalError` for a value that the driver cannot read.
+        """
         try:
-            return self._connection.exec_driver_sql(prepared, given)
+            return found_by(self._connection, *self.dialect.prepared(sql, named if parameters is None else parameters))
         except OperationalError as error:
+            if self.dialect.is_row_fault(error.orig):
+                raise
             raise DatabaseUnavailable(f"database: {error.orig}") from error
 
     @contextmanager

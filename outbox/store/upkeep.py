@@ -109,7 +109,7 @@ def finished(store: Store, before: int, after: tuple[int, int], limit: int) -> l
             finished_at=after[0],
             id=after[1],
             limit=limit,
-        ).fetchall()
+        )
     ]
 
 
@@ -132,7 +132,7 @@ def remove_died(store: Store, ids: Sequence[int], before: int) -> int:
     """Remove those of the rows that are still dead since before that instant. Returns their number."""
     with store.write(durable=False):
         still = f"SELECT id FROM outbox_events WHERE {_DIED} AND id {store.dialect.among('ids')}"
-        return versions.remove(store, [row[0] for row in store.run(still, ids=ids, before=before).fetchall()])
+        return versions.remove(store, [row[0] for row in store.run(still, ids=ids, before=before)])
 
 
 def prune_stats(store: Store, before: int) -> int:
@@ -165,7 +165,7 @@ def compact_stats(store: Store, before: int) -> int:
         " SELECT minute FROM found WHERE minute % :hour <> 0 LIMIT 1",
         before=before,
         hour=HOUR_MS,
-    ).scalar()
+    ).scalar_one_or_none()
     if minute is None:
         return 0
     with store.write(durable=False):

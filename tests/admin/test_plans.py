@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 
 from tests.admin.world import API, World, kill
 from tests.support.serving import every_route
+from tests.support.watching import asked_of_stores
 
 LARGE = "events|documents|failures|stats"
 BY_TENANT = ("/events?tenant=t1", "/events?state=dead&tenant=t1", f"{API}/events?tenant=t1")
@@ -36,23 +34,8 @@ OTHERS = (
 )
 
 
-@contextmanager
-def statements(world: World) -> Iterator[list[tuple[str, Any]]]:
-    """Each with its parameters, as the admin server asks them within."""
-    asked: list[tuple[str, Any]] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        asked.append((statement, parameters))
-
-    event.listen(world.outbox.engine, "before_cursor_execute", note)
-    try:
-        yield asked
-    finally:
-        event.remove(world.outbox.engine, "before_cursor_execute", note)
-
-
 def asked_by(world: World, path: str) -> list[tuple[str, Any]]:
-    with statements(world) as asked:
+    with asked_of_stores() as asked:
         world.client.get(path, headers={} if path.startswith("/api/") else {"Accept": "text/html"})
     return asked
 

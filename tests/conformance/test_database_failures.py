@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
-from sqlalchemy import event as events
 
 from outbox.store import failures, malformed, operators, outcomes, upkeep
 from outbox.store.claims import Claim
 from outbox.store.models import ILLEGAL_TEXT, POISON, Event, Result, State, Transition
 from outbox.store.store import Store
 from tests.conformance.database import LEASE_MS, NOW, Database, applied, claimed
+from tests.support.watching import asked_of_stores
 
 
 def fails(event: Event, error: str = "failed to parse field [age]", field: str | None = "age") -> Transition:
@@ -52,25 +49,13 @@ def test_each_failed_attempt_is_noted_with_its_relay_and_the_end_of_the_row(data
     assert (found["error_type"], found["error_field"], found["error"]) == ("rejected", None, "no\\nuse")
 
 
-@contextmanager
-def statements(database: Database) -> Iterator[list[str]]:
-    said: list[str] = []
-
-    def before(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        said.append(" ".join(statement.split()))
-
-    events.listen(database.engine, "before_cursor_execute", before)
-    yield said
-    events.remove(database.engine, "before_cursor_execute", before)
-
-
 def test_row_that_succeeds_costs_no_statement_more_and_leaves_nothing(database: Database, store: Store) -> None:
     database.insert(("contacts", "c1"), ("contacts", "c2"))
     held = claimed(store)
-    with statements(database) as said:
+    with asked_of_stores() as asked:
         outcomes.record(store, held, applied(held), NOW)
-    assert [each for each in said if "failures" in each] == []
-    assert len([each for each in said if each.startswith("UPDATE outbox_events")]) == 1
+    assert [sql for sql, _ in asked if "failures" in sql] == []
+    assert len([sql for sql, _ in asked if sql.strip().startswith("UPDATE outbox_events")]) == 1
     assert database.scalars("SELECT count(*) FROM outbox_failures") == [0]
 
 

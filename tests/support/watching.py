@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from sqlalchemy import Engine, event, text
 
+from outbox.store.found import Found
 from outbox.store.models import Event
+from outbox.store.store import Store
 
 
 class Rows:
@@ -44,3 +47,17 @@ def statements(engine: Engine, start: str = "SELECT") -> Iterator[list[str]]:
     event.listen(engine, "before_cursor_execute", note)
     yield seen
     event.remove(engine, "before_cursor_execute", note)
+
+
+@contextmanager
+def asked_of_stores() -> Iterator[list[tuple[str, Any]]]:
+    """The statements that stores carry out meanwhile, each as the driver gets it, with its parameters."""
+    asked: list[tuple[str, Any]] = []
+    run = Store.run
+
+    def noted(store: Store, sql: str, parameters: Mapping[str, Any] | None = None, /, **named: Any) -> Found:
+        asked.append(store.dialect.prepared(sql, named if parameters is None else parameters))
+        return run(store, sql, parameters, **named)
+
+    with patch.object(Store, "run", noted):
+        yield asked

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
 from sqlalchemy import Connection, Engine, Insert
 
 from outbox.errors import DatabaseUnavailable
@@ -40,7 +40,8 @@ class SQLite:
     def prepared(self, sql: str, parameters: Mapping[str, Any]) -> tuple[str, Any]:
         """The driver takes `:name` itself; a list travels as JSON."""
         given = {
-            name: json.dumps(value) if isinstance(value, list | tuple) else value for name, value in parameters.items()
+            name: orjson.dumps(value).decode() if isinstance(value, list | tuple) else value
+            for name, value in parameters.items()
         }
         return sql, given or None
 
@@ -179,7 +180,7 @@ class SQLite:
         patience = run("PRAGMA busy_timeout").scalar_one()
         run(f"PRAGMA busy_timeout = {EMPTY_WAL_WITHIN_MS}")
         try:
-            run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            run("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             run(f"PRAGMA busy_timeout = {patience}")
 

@@ -1,0 +1,66 @@
+"""What a statement has found, as the driver gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+
+class Found(list[tuple[Any, ...]]):
+    """All rows of a SELECT or RETURNING. Its methods are called as those of SQLAlchemy's result, which takes longer to
+    make for a row or two than the database takes to find them.
+
+    `rowcount`: how many rows a statement has changed.
+    """
+
+    __slots__ = ("names", "rowcount")
+
+    def __init__(self, rows: Sequence[tuple[Any, ...]], names: Sequence[str], rowcount: int) -> None:
+        super().__init__(rows)
+        self.names, self.rowcount = names, rowcount
+
+    def one_or_none(self) -> tuple[Any, ...] | None:
+        """Raises `ValueError` for several."""
+        if not self:
+            return None
+        (row,) = self
+        return row
+
+    def one(self) -> tuple[Any, ...]:
+        """Raises `ValueError` for none or several."""
+        (row,) = self
+        return row
+
+    def scalar_one(self) -> Any:
+        """The first column of the one row. Raises `ValueError` for none or several."""
+        return self.one()[0]
+
+    def scalar_one_or_none(self) -> Any:
+        """None for no row. Raises `ValueError` for several."""
+        row = self.one_or_none()
+        return None if row is None else row[0]
+
+    def mappings(self) -> list[dict[str, Any]]:
+        """Each row by the names of its columns."""
+        return [dict(zip(self.names, row, strict=True)) for row in self]
+
+
+def found_by(connection: Connection, sql: str, parameters: Any) -> Found:
+    """Have the driver carry out a statement. Raises SQLAlchemy's `DBAPIError`, of the kind that it makes of the
+    driver's."""
+    driver: Any = connection.connection
+    dialect: Any = connection.dialect
+    cursor = driver.cursor()
+    try:
+        cursor.execute(sql, parameters or ())
+        columns = cursor.description
+        rows = cursor.fetchall() if columns else ()
+        return Found(rows, [column[0] for column in columns or ()], cursor.rowcount)
+    except dialect.loaded_dbapi.Error as error:
+        known = DBAPIError.instance(sql, parameters, error, dialect.loaded_dbapi.Error, dialect=dialect)
+        raise known from error
+    finally:
+        cursor.close()
