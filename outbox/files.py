@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pwd
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 
+@lru_cache(maxsize=64)  # asked for at each transaction
 def beside(file: Path, suffix: str) -> Path:
     """What is kept beside a database, such as its write-ahead log: `-wal`."""
     return file.with_name(f"{file.name}{suffix}")

@@ -115,7 +115,9 @@ def _indexes(store: Store, destination: Destination) -> tuple[set[str], list[Mov
 
     Also where rows have to go because theirs is missing, and readers get exactly one that is there.
     """
-    targets, copies, found, moves = store.targets(), store.dual_writes(), set(), []
+    targets, copies = store.routes()
+    found: set[str] = set()
+    moves: list[Move] = []
     for name in store.index_names():
         try:
             check_index_name(name)

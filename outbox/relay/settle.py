@@ -163,7 +163,8 @@ class Settler:
         """Note where unknown indexes are; rows of those that cannot be had wait."""
         for name, (target, found) in answer.targets.items():
             self.store.register_index(name, target, found=found)
-        claim = replace(answer.request.claim, targets=self.store.targets(), dual_writes=self.store.dual_writes())
+        targets, others = self.store.routes()
+        claim = replace(answer.request.claim, targets=targets, dual_writes=others)
         self.health.note_indexes(answer, now)
         self.record(claim, decide.held_back(answer, self.policy, now), now)
         events = tuple(event for event in claim.events if event.index_name not in answer.refused)

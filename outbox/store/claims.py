@@ -85,13 +85,14 @@ def claim(store: Store, request: ClaimRequest) -> Claim | None:
     Raises `SchemaError` as `Store.pin` says, and `MalformedRows`.
     """
     store.require_pinned()
-    if not _anything_due(store, request):
-        return None
-    while (found := _look(store, request)).any and _is_allowed(store, request):
-        for ids in store.in_steps(found.blocked):
-            _park(store, ids, request)
+    while (found := _look(store, request)).any:
+        if found.blocked and _is_allowed(store, request):
+            for ids in store.in_steps(found.blocked):
+                _park(store, ids, request)
         if found.events and (claimed := _take(store, found, request)):
             return claimed
+        if not _is_allowed(store, request):
+            break
     return None
 
 
@@ -120,20 +121,6 @@ def _look(store: Store, request: ClaimRequest) -> _Found:
     """What could be claimed. Takes no lock: to ask under it whether that still holds takes far less time."""
     lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
     return _choose(_due(store, request, lanes), request)
-
-
-def _anything_due(store: Store, request: ClaimRequest) -> bool:
-    """A look that takes no lock."""
-    indexed = store.dialect.indexed
-    return bool(
-        store.run(
-            f"SELECT EXISTS (SELECT 1 FROM outbox_events {indexed('fresh')} WHERE {fresh()})"
-            f" OR EXISTS (SELECT 1 FROM outbox_events {indexed('waiting')} WHERE {waiting()}"
-            " AND (available_at <= :now OR available_at > :too_far))",
-            now=request.now,
-            too_far=request.now + request.longest_wait,
-        ).scalar_one()
-    )
 
 
 def any_unfinished(store: Store, index: str) -> bool:
@@ -242,7 +229,9 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
             rows=rows,
         )
     ]
-    first = _fresh(store, request, lanes, max(rows - len(retries), rows // 2))
+    if not (retries or lanes):
+        return ()
+    first = _fresh(store, request, lanes, max(rows - len(retries), rows // 2)) if lanes else []
     return well_formed(
         store,
         _TYPES,
@@ -349,7 +338,7 @@ def _take(store: Store, found: _Found, request: ClaimRequest) -> Claim | None:
             )
             # Where rows go can change between two steps: the last one decides, as if all had been claimed by it.
             taken = (*claim.events, *events) if claim else tuple(events)
-            targets, more = store.targets(), store.dual_writes()
+            targets, more = store.routes()
             claim = Claim(token, taken, control.epoch, targets, expires, found.lone, more)
     if claim:
         store.flush()  # a row that the destination has must not be lost: its id would be issued again

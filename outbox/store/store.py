@@ -237,12 +237,16 @@ class Store:
         found = self.run("SELECT index_name, physical_index FROM outbox_indexes WHERE role = 'live'")
         return {row[0]: row[1] for row in found}
 
-    def dual_writes(self) -> dict[str, tuple[str, ...]]:
-        """The other physical indexes that rows go to: see `outbox.reindex`."""
-        found: dict[str, tuple[str, ...]] = {}
-        for name, target in self.run("SELECT index_name, physical_index FROM outbox_indexes WHERE role <> 'live'"):
-            found[name] = (*found.get(name, ()), target)
-        return found
+    def routes(self) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+        """The same, and the other physical indexes that rows of an index go to: see `outbox.reindex`."""
+        targets: dict[str, str] = {}
+        others: dict[str, tuple[str, ...]] = {}
+        for name, target, role in self.run("SELECT index_name, physical_index, role FROM outbox_indexes"):
+            if role == "live":
+                targets[name] = target
+            else:
+                others[name] = (*others.get(name, ()), target)
+        return targets, others
 
     def index_names(self) -> set[str]:
         """Every index that rows name, also those that no relay has looked up so far (or that a restore forgot)."""

@@ -48,10 +48,10 @@ def test_cancelled_job_leaves_the_index_as_it_was(world: World) -> None:
     steps = world.steps({})
     while next(steps).phase != "wait":
         world.save(1, "live")
-    assert world.store.dual_writes() == {"contacts": (SECOND,)}
+    assert world.store.routes()[1] == {"contacts": (SECOND,)}
     steps.close()
     assert "is cancelled" in world.reindexer(registry=EntityRegistry()).cancel(world.job.id)
-    assert world.store.dual_writes() == {}
+    assert world.store.routes()[1] == {}
     world.assert_in_step(FIRST)
     assert world.place.indexes() == [FIRST]
     with pytest.raises(ReindexFailed, match="has ended already: cancelled"):
@@ -110,7 +110,7 @@ def test_rows_do_not_go_to_an_index_whose_watermark_is_not_fixed(world: World) -
     with pytest.raises(IntegrityError):
         world.rebuild()
     assert (world.job.state, world.job.phase) == ("running", "create")
-    assert world.store.dual_writes() == {}
+    assert world.store.routes()[1] == {}
     world.outbox.raw("DROP TRIGGER killed")
     world.save(1, "meanwhile")
     world.deliver()
@@ -191,7 +191,7 @@ def test_epoch_that_is_advanced_after_a_restore_ends_the_jobs_of_the_backup(worl
     operators.advance_epoch(world.store, 1, now_ms())
     assert (world.job.id, world.job.state) == (job.id, "failed")
     assert "the epoch was advanced" in (world.job.error or "")
-    assert world.store.dual_writes() == {}
+    assert world.store.routes()[1] == {}
     assert jobs.orphans(world.store, now_ms() + 10**9) == []
     with pytest.raises(ReindexFailed):
         list(world.reindexer().resume(job))  # whoever has seen it before

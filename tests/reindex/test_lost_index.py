@@ -157,7 +157,7 @@ def test_options_for_the_old_index_do_no_harm_where_it_is_lost(world: World) -> 
     all_of_it(world)
     world.rebuild(adopt=True)
     assert_in_step(world, THIRD)
-    assert world.store.dual_writes() == {}
+    assert world.store.routes()[1] == {}
 
 
 def test_kept_index_takes_the_place_of_a_live_one_that_is_lost(world: World) -> None:
