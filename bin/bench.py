@@ -1,5 +1,6 @@
 """`drain`: the relay against raw `_bulk`, alternately in one run. `write`: what a row costs the writer. `reindex`: how
-fast an index is rebuilt, and what live rows notice of it. `figures`: what it takes to look at millions of rows."""
+fast an index is rebuilt, and what live rows notice of it. `idle`, `latency`: what a relay takes while little happens,
+and how long a row takes that comes alone. `figures`: what it takes to look at millions of rows."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any
 
 import bench_contacts
 import bench_figures
+import bench_live
 import bench_reindex
 import bench_write
 import click
@@ -149,6 +151,8 @@ def figures(rows: int, keep: Path | None) -> None:
         console.print(table)
 
 
+main.add_command(bench_live.idle)
+main.add_command(bench_live.latency)
 main.add_command(bench_reindex.reindex)
 main.add_command(bench_write.write)
 
