@@ -24,12 +24,12 @@ def settled_from(store: Store, claim: Claim, events: Sequence[Event]) -> dict[in
         FROM {store.dialect.table("given", id="BIGINT", index_name="TEXT", document_id="TEXT")} AS given
         """,
         given=[(event.id, event.index_name, event.document_id) for event in events],
-    ).fetchall()
+    )
     watermarks = store.run(
         f"SELECT index_name, max(watermark) FROM outbox_reindex_jobs WHERE watermark IS NOT NULL"
         f" AND index_name {store.dialect.among('indexes')} GROUP BY index_name",
         indexes=sorted({event.index_name for event in events}),
-    ).fetchall()
+    )
     of_index = {name: watermark + 1 for name, watermark in watermarks}
     # Last: a row that is removed meanwhile was found dead, or is covered by this.
     pruned = store.control().highest_pruned_version
