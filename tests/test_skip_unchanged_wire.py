@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
 
 from outbox.destinations.cluster.destination import ClusterDestination
 from tests.support.memory_cluster import MemoryCluster
@@ -17,6 +15,7 @@ from tests.support.outbox import Outbox
 from tests.support.places import ClusterPlace
 from tests.support.proxy import FaultProxy, Request, refuse, reply, rewrite
 from tests.support.touching import Touched
+from tests.support.watching import asked_of_stores
 
 
 @pytest.fixture
@@ -29,19 +28,6 @@ def app(outbox: Outbox, destination: ClusterDestination, node: Node, proxy: Faul
     proxy.requests.clear()
     yield made
     made.close()
-
-
-@contextmanager
-def watched(engine: Engine) -> Iterator[list[str]]:
-    """The statements that it is given."""
-    statements: list[str] = []
-
-    def note(*given: Any) -> None:
-        statements.append(given[2])
-
-    event.listen(engine, "before_cursor_execute", note)
-    yield statements
-    event.remove(engine, "before_cursor_execute", note)
 
 
 def reads(request: Request) -> bool:
@@ -147,9 +133,9 @@ def test_entity_without_it_costs_not_one_statement_or_request_more(outbox: Outbo
         app.deliver()
         app.touch()
         cluster.requests.clear()
-        with watched(outbox.engine) as statements:
+        with asked_of_stores() as statements:
             app.deliver()
-        made.append(statements)
+        made.append([sql for sql, _ in statements])
         assert asked(cluster) == (["read", "write"] if skip else ["write"])
         assert skip or len(cluster.requests) == 1
         app.close()

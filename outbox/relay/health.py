@@ -196,7 +196,10 @@ def _by_index(answered: Answered) -> dict[str, dict[OutcomeKind, Outcome]]:
     """For each index what kinds of outcomes there are, and one of each."""
     found: dict[str, dict[OutcomeKind, Outcome]] = {}
     for fold, outcome in answered:
-        found.setdefault(fold.operation.index, {}).setdefault(outcome.kind, outcome)
+        if (kinds := found.get(fold.operation.index)) is None:
+            kinds = found[fold.operation.index] = {}
+        if outcome.kind not in kinds:
+            kinds[outcome.kind] = outcome
     return found
 
 

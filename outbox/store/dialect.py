@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, Insert
+from sqlalchemy.exc import DBAPIError
 
 from outbox.store.found import Found
 
@@ -202,6 +203,9 @@ class Dialect(Protocol):
 
     def is_row_fault(self, error: BaseException | None) -> bool:
         """Whether the driver failed by what a row holds, and not by the database."""
+
+    def explain(self, error: DBAPIError, connection: Connection) -> None:
+        """Have an error of a connection say more, where the database knows more: who holds a lock, say."""
 
     def findings(self, engine: Engine) -> list[Finding]:
         """Whether the database itself is as the outbox needs it, for `check`. Changes nothing.

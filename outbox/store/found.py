@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
-
 
 class Found(list[tuple[Any, ...]]):
     """All rows of a SELECT or RETURNING. Its methods are called as those of SQLAlchemy's result, which takes longer to
@@ -46,21 +43,3 @@ class Found(list[tuple[Any, ...]]):
     def mappings(self) -> list[dict[str, Any]]:
         """Each row by the names of its columns."""
         return [dict(zip(self.names, row, strict=True)) for row in self]
-
-
-def found_by(connection: Connection, sql: str, parameters: Any) -> Found:
-    """Have the driver carry out a statement. Raises SQLAlchemy's `DBAPIError`, of the kind that it makes of the
-    driver's."""
-    driver: Any = connection.connection
-    dialect: Any = connection.dialect
-    cursor = driver.cursor()
-    try:
-        cursor.execute(sql, parameters or ())
-        columns = cursor.description
-        rows = cursor.fetchall() if columns else ()
-        return Found(rows, [column[0] for column in columns or ()], cursor.rowcount)
-    except dialect.loaded_dbapi.Error as error:
-        known = DBAPIError.instance(sql, parameters, error, dialect.loaded_dbapi.Error, dialect=dialect)
-        raise known from error
-    finally:
-        cursor.close()

@@ -5,13 +5,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Container, Sequence
-from typing import Any
+from typing import Any, Final
 
 from outbox.store import failures
 from outbox.store.claims import Claim
 from outbox.store.models import LATENCIES, LATENCY_BOUNDS_MS, Result, State, Transition, unfinished, waiting
 from outbox.store.store import Store, printable
 from outbox.store.upkeep import COUNTED_BY, add_to_stats
+
+# To look a member up in its class costs ten times as much, at each row.
+_DONE: Final = State.DONE
+_DEAD: Final = State.DEAD
+_UNCHANGED: Final = Result.UNCHANGED
+_SUPERSEDED: Final = Result.SUPERSEDED
 
 
 def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: int) -> list[Transition]:
@@ -117,20 +123,21 @@ def _counts(transitions: Sequence[Transition], lost: Container[int], now: int) -
     counts: _Counts = {}
     for transition in transitions:
         event, state = transition.event, transition.state
-        action = Result.UNCHANGED.value if transition.result is Result.UNCHANGED else event.action
+        action = _UNCHANGED.value if transition.result is _UNCHANGED else event.action
         key = (event.index_name, event.entity or "", event.tenant_id or "", action)
-        count = counts.setdefault(key, defaultdict(int))
+        if (count := counts.get(key)) is None:
+            count = counts[key] = defaultdict(int)
         if event.id in lost:
             count["lost_claims"] += 1
-        elif state is State.DONE:
+        elif state is _DONE:
             latency = max(0, now - event.created_at)
             count["done"] += 1
             count["latency_sum_ms"] += latency
-            if transition.result == "superseded":
+            if transition.result is _SUPERSEDED:
                 count["superseded"] += 1
             if latency <= LATENCY_BOUNDS_MS[-1]:
                 count[LATENCIES[bisect_left(LATENCY_BOUNDS_MS, latency)]] += 1
-        elif state is State.DEAD:
+        elif state is _DEAD:
             count["dead"] += 1
         elif transition.attempts > event.attempts:
             count["retried"] += 1

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store.dialect import Dialect, Hold, Presence, Sizes
-from outbox.store.found import Found, found_by
+from outbox.store.found import Found
 from outbox.store.models import VERSION_TABLE, fresh, waiting
 from outbox.store.sqlite.dialect import SQLite
 
@@ -124,14 +124,11 @@ class Store:
 
     def run(self, sql: str, parameters: Mapping[str, Any] | None = None, /, **named: Any) -> Found:
         """One statement with `:name` parameters, given as a mapping or by name. A list or tuple is one parameter, for
-        `dialect.among` and `dialect.table`. Raises `OperationalError` for a value that the driver cannot read.
+        `dialect.among` and `dialect.table`. Raises `DatabaseUnavailable`, and `OperationalError` for a value that the
+        driver cannot read.
         """
-        try:
-            return found_by(self._connection, *self.dialect.prepared(sql, named if parameters is None else parameters))
-        except OperationalError as error:
-            if self.dialect.is_row_fault(error.orig):
-                raise
-            raise DatabaseUnavailable(f"database: {error.orig}") from error
+        given = named if parameters is None else parameters
+        return _carried_out(self.dialect, self._connection, sql, given)
 
     @contextmanager
     def write(self, *, durable: bool, alone: bool = False) -> Iterator[None]:
@@ -364,6 +361,28 @@ def pause_after(began: float) -> float:
     moment, so a writer must find it free more often than not.
     """
     return (time.monotonic() - began) * (_LOCK_SHARE - 1)
+
+
+def _carried_out(dialect: Dialect, connection: Connection, sql: str, given: Mapping[str, Any]) -> Found:
+    """Have the driver carry out a statement with `:name` parameters. Raises `DatabaseUnavailable`, and what SQLAlchemy
+    makes of any other error of the driver."""
+    statement, parameters = dialect.prepared(sql, given)
+    driver: Any = connection.connection
+    known: Any = connection.dialect
+    cursor = driver.cursor()
+    try:
+        cursor.execute(statement, parameters or ())
+        columns = cursor.description
+        rows = cursor.fetchall() if columns else ()
+        return Found(rows, [column[0] for column in columns or ()], cursor.rowcount)
+    except known.loaded_dbapi.Error as error:
+        failed = DBAPIError.instance(statement, parameters, error, known.loaded_dbapi.Error, dialect=known)
+        if isinstance(failed, OperationalError) and not dialect.is_row_fault(error):
+            dialect.explain(failed, connection)
+            raise DatabaseUnavailable(f"database: {failed.orig}") from failed
+        raise failed from error
+    finally:
+        cursor.close()
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

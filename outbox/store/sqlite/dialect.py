@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 from sqlalchemy import Connection, Engine, Insert
+from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import DatabaseUnavailable
 from outbox.files import beside
@@ -18,6 +19,7 @@ from outbox.store.dialect import Finding, Hold, Row, Run, Sizes, Watch
 from outbox.store.sqlite import engine as engines
 from outbox.store.sqlite import inserts, lock, malformed, nested
 from outbox.store.sqlite.findings import findings
+from outbox.store.sqlite.holder import name_holder
 from outbox.store.sqlite.place import guard, named_by, path_of
 from outbox.store.sqlite.presence import LockFiles
 from outbox.store.sqlite.watch import watch_of
@@ -193,6 +195,9 @@ class SQLite:
     def is_row_fault(self, error: BaseException | None) -> bool:
         # SQLite takes any bytes for text, also those of a program that does not write UTF-8.
         return str(error).startswith("Could not decode to UTF-8")
+
+    def explain(self, error: DBAPIError, connection: Connection) -> None:
+        name_holder(error, _file_of(connection))
 
     def findings(self, engine: Engine) -> list[Finding]:
         return findings(engine)

@@ -7,8 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from loguru import logger
-
 from outbox.files import beside
 from outbox.store.dialect import Watch
 
@@ -61,6 +59,8 @@ def watch_of(database: Path | None) -> Watch | None:
     try:
         return LogWatch(beside(database, "-wal"))
     except OSError as error:
+        from loguru import logger  # not above: the write side comes by here, and logs nothing
+
         logger.warning(
             "commits cannot be watched: {error}; the relay looks for them every 20 ms instead, which takes a few "
             "percent of a core (Linux: raise fs.inotify.max_user_instances)",
