@@ -14,7 +14,7 @@ from outbox.store.store import Store, narrowed, of_tenants, pause_after
 
 EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
 
-TIDY_EVERY_S = 1.0
+TIDY_EVERY_S = 0.2
 """Between two looks at the log of a command that changes many rows: no relay may be there to do it, and a writer who
 must empty 40 MB of it waits for tens of milliseconds."""
 
