@@ -236,6 +236,21 @@ def test_checkpoint_gives_up_soon_where_readers_take_turns(
     outbox.index("contacts", "c1", {})
 
 
+def test_what_works_in_many_transactions_moves_the_log_before_an_application_has_to(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest: dict[int, int] = {}
+    for pages in (10_000, 50):  # that of an application, which would move it at its own commit; our own, made small
+        monkeypatch.setattr("outbox.store.sqlite.dialect.AUTOCHECKPOINT_PAGES", pages)
+        store = outbox.store()
+        many(outbox, 5_000)
+        upkeep.checkpoint(store)
+        store.connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        Maintenance(outbox.engine, 1, settings(retention_hours=0), list).prune(store)
+        largest[pages] = store.sizes().log
+    assert 0 < largest[50] < largest[10_000] / 2
+
+
 def test_small_log_is_left_to_be_used_again(outbox: Outbox) -> None:
     many(outbox, 10)
     store = outbox.store()

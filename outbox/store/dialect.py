@@ -147,6 +147,9 @@ class Dialect(Protocol):
     def prepare(self, engine: Engine) -> None:
         """Make every new connection fit for the outbox; once, before the first one."""
 
+    def own(self, run: Run) -> None:
+        """Make a connection fit for much work beside applications: it tidies up before one of them has to."""
+
     def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:
         """Begin a write transaction, once no application waits to write. `alone`: beside no other transaction that asks
         for it. `last`: the one before it, of this connection."""

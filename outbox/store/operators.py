@@ -8,15 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict, Unpack
 
-from outbox.store import causes, upkeep, versions
+from outbox.store import causes, versions
 from outbox.store.models import OPEN_JOBS, OVERTAKEN, State, unfinished
 from outbox.store.store import Store, narrowed, of_tenants, pause_after
 
 EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
-
-TIDY_EVERY_S = 0.2
-"""Between two looks at the log of a command that changes many rows: no relay may be there to do it, and a writer who
-must empty 40 MB of it waits for tens of milliseconds."""
 
 
 class Move(NamedTuple):
@@ -252,17 +248,13 @@ def _remove(store: Store, ids: Sequence[int], condition: str, **given: str) -> i
 
 
 def _steps(store: Store, ids: Sequence[int], pause: Callable[[float], object] = time.sleep) -> Iterator[Sequence[int]]:
-    """Some at a time, with pauses in which others get the write lock, and without a long log for them to tidy up."""
+    """Some at a time, with pauses in which others get the write lock."""
     began: float | None = None
-    tidied = time.monotonic()
     for step in store.in_steps(ids):
         if began is not None:
             pause(pause_after(began))
         began = time.monotonic()
         yield step
-        if time.monotonic() > tidied + TIDY_EVERY_S:
-            upkeep.checkpoint(store)
-            tidied = time.monotonic()
 
 
 # -- one tenant -------------------------------------------------------------------------------------------------

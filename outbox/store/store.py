@@ -106,6 +106,7 @@ class Store:
             raise DatabaseUnavailable(
                 f"database {database_name(engine)} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
             ) from error
+        self.dialect.own(self.run)
         self._pinned: tuple[int, str | None] | None = None
         self.lock_times = LockTimes()
 

@@ -31,6 +31,10 @@ STEP_ROWS: Final = 1_000
 STEP_ROWS_BESIDE_WRITERS: Final = 100
 """A claim or a record of so many rows holds the lock for about 3 ms."""
 
+AUTOCHECKPOINT_PAGES: Final = 2_000
+"""8 MB of log: what works in many transactions moves them into the database itself, after its commits and without a
+lock. At the `engine.AUTOCHECKPOINT_PAGES` of applications one of these would have to, for tens of milliseconds."""
+
 EMPTY_WAL_WITHIN_MS: Final = 50
 
 
@@ -89,6 +93,9 @@ class SQLite:
 
     def prepare(self, engine: Engine) -> None:
         engines.prepare(engine)
+
+    def own(self, run: Run) -> None:
+        run(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT_PAGES}")
 
     def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:  # noqa: ARG002
         """Takes the write lock at once: who reads first and then writes fails when another one wrote in between."""
