@@ -65,6 +65,18 @@ def test_row_that_names_its_document_by_no_text_dies_alone(
     destination.close()
 
 
+def test_rows_without_text_are_found_however_many_are_pending(
+    outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.store.sqlite.malformed.MOST_AT_ONCE", 2)
+    rows = [outbox.put_raw("contacts", f"c{number}", "{}") for number in range(7)]
+    outbox.raw("UPDATE outbox_events SET document_id = x'FF' || id WHERE id % 3 = 1")
+    destination = EmbeddedDestination(tmp_path / "search.db")
+    outbox.drain(destination)
+    assert [outbox.state(row) for row in rows] == ["dead" if row % 3 == 1 else "done" for row in rows]
+    destination.close()
+
+
 @pytest.mark.parametrize("form", ["TEXT", "BLOB"])
 def test_document_in_latin_1_dies_alone_and_can_be_looked_at(outbox: Outbox, place: Place, form: str) -> None:
     good, bad = outbox.index("contacts", "good", {"n": 1}), outbox.put_raw("contacts", "bad", "{}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 
 from outbox import check
 from outbox.cli import main
@@ -20,6 +20,7 @@ from outbox.maintenance.pruner import CHUNK, prune
 from outbox.maintenance.scheduler import Maintenance
 from outbox.store import operators, upkeep
 from outbox.store.models import EPOCH_STEP, now_ms
+from outbox.store.store import Store, dialect_of
 from tests.support.outbox import Outbox, settings
 from tests.support.relays import until
 
@@ -242,12 +243,15 @@ def test_what_works_in_many_transactions_moves_the_log_before_an_application_has
     largest: dict[int, int] = {}
     for pages in (10_000, 50):  # that of an application, which would move it at its own commit; our own, made small
         monkeypatch.setattr("outbox.store.sqlite.dialect.AUTOCHECKPOINT_PAGES", pages)
-        store = outbox.store()
+        engine = create_engine(outbox.engine.url)
+        dialect_of(engine).prepare(engine)
+        store = Store(engine)
         many(outbox, 5_000)
-        upkeep.checkpoint(store)
         store.connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        Maintenance(outbox.engine, 1, settings(retention_hours=0), list).prune(store)
+        Maintenance(engine, 1, settings(retention_hours=0), list).prune(store)
         largest[pages] = store.sizes().log
+        store.close()
+        engine.dispose()
     assert 0 < largest[50] < largest[10_000] / 2
 
 

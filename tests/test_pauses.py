@@ -18,6 +18,7 @@ from outbox.store import pauses
 from outbox.store.models import now_ms
 from tests.support.outbox import Outbox
 from tests.support.relays import Relays, until
+from tests.support.watching import asked_of_stores
 
 UUID_DASHED = "123e4567-e89b-12d3-a456-426614174000"
 UUID_PLAIN = UUID_DASHED.replace("-", "")
@@ -71,6 +72,19 @@ def test_rows_that_are_paused_gather_while_others_flow(
     assert call("resume", *selection).stdout == "resumed\n"
     outbox.drain(destination)
     assert {outbox.state(row) for row in rows.values()} == {"done"}
+
+
+def test_relay_that_is_paused_leaves_the_write_lock_alone(
+    outbox: Outbox, call: Call, destination: EmbeddedDestination
+) -> None:
+    relay = outbox.relay(destination)
+    row = four(outbox)["contacts/acme"]
+    assert call("pause", "--reason", "repair of the file").exit_code == 0
+    with asked_of_stores() as asked:
+        assert relay.run_once() == 0
+    assert asked and not [sql for sql, _ in asked if sql.startswith("BEGIN")]
+    assert call("resume").exit_code == 0
+    assert relay.run_once() and outbox.state(row) == "done"
 
 
 def test_rows_that_wait_for_their_next_attempt_stay_paused_and_fill_no_batch(

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from loguru import logger
 from sqlalchemy import Engine, create_engine
 
 from outbox import DatabaseUnavailable, sqlite
+from outbox.cli import main
 from outbox.maintenance.scheduler import Maintenance
 from outbox.store.models import now_ms
 from outbox.store.sqlite.presence import LockFiles
 from outbox.store.store import Store
+from tests.support.models import Base
 from tests.support.outbox import Outbox, settings
 
 
@@ -47,6 +50,33 @@ def test_killed_relay_is_gone_and_its_file_too(database: Path) -> None:
     assert LockFiles(database).dead("relay", [1, 2]) == [1]
     LockFiles(database).remove_locks("relay", [1, 2])
     assert list(database.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "last"),
+    [
+        (["run", "--drain"], "outbox.store.store.Store.deregister_relays"),
+        (["reindex", "--entity", "contacts"], "outbox.store.jobs.release"),
+    ],
+)
+def test_process_that_is_killed_at_its_very_end_leaves_no_file_that_nobody_knows_of(
+    outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], last: str
+) -> None:
+    left: list[list[Path]] = []
+
+    def killed(*_: Any, **__: Any) -> None:
+        left.append([*tmp_path.glob("app.db-re*")])
+
+    Base.metadata.create_all(outbox.engine)
+    monkeypatch.setattr(last, killed)
+    environment = {
+        "OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}",
+        "OUTBOX_DESTINATION": "embedded",
+        "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db"),
+        "OUTBOX_ENTITIES": "tests.reindex.test_reindex_kill:registry",
+    }
+    found = CliRunner().invoke(main, command, env=environment)
+    assert (found.exit_code, left[-1]) == (0, []), found.output
 
 
 def test_death_that_is_noticed_while_the_database_is_locked_is_not_forgotten(outbox: Outbox, tmp_path: Path) -> None:

@@ -90,6 +90,12 @@ def test_numbers_with_and_without_the_option_are_one_selection(outbox: Outbox, c
     assert call("dead", "discard", "1", "--id", "3", "--yes").stdout == "2 dead rows are removed\n"
 
 
+@pytest.mark.parametrize("command", [("dead", "list"), ("dead", "retry", "--id"), ("show",), ("purge", "--id")])
+def test_number_that_no_row_can_have_is_a_mistake_and_no_traceback(call: Call, command: tuple[str, ...]) -> None:
+    found = call(*command, "9" * 20)
+    assert (found.exit_code, "is not in the range 1<=x<=9223372036854775807" in found.stderr) == (2, True)
+
+
 def test_tenant_of_which_there_is_nothing_is_refused(outbox: Outbox, call: Call) -> None:
     three(outbox, "pending")
     refused = call("purge", "--tenant", "acme", "--yes")

@@ -20,8 +20,9 @@ from sqlalchemy import Engine, create_engine
 
 from outbox import sqlite
 from outbox.files import beside
-from outbox.relay.wakeup import LOOKS_LAST_S, Wakeup
+from outbox.relay.wakeup import Wakeup
 from outbox.store.sqlite.watch import LogWatch, watch_of
+from outbox.store.store import Store
 from tests.support import LIMIT_S
 from tests.support.relays import until
 
@@ -135,11 +136,14 @@ def soon(call: Any, *arguments: Any) -> threading.Timer:
 
 
 @on_linux
-def test_wait_looks_at_nothing_while_nothing_is_written_and_ends_at_a_commit(path: Path) -> None:
+def test_wait_looks_at_nothing_while_nothing_is_written_and_ends_at_a_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.relay.wakeup.LOOKS_LAST_S", 0.5)
     engine = application(path)
     write(engine)
     with waiting(path) as wait:
-        wait.wakeup.wait(LOOKS_LAST_S + 0.2, lambda: False)
+        wait.wakeup.wait(0.7, lambda: False)
         looks = wait.looks
         wait.wakeup.wait(1, lambda: False)
         assert wait.looks - looks == 2  # when it begins, and when time is up
@@ -175,6 +179,51 @@ def test_commit_that_can_be_seen_long_after_it_was_written_ends_the_wait(path: P
         assert not wait.wakeup.committed()
         writer.execute("COMMIT")
         assert wait.is_ended_by_a_commit()
+
+
+@on_linux
+def test_rings_and_other_files_do_not_put_off_the_look_for_a_commit_that_is_being_flushed(path: Path) -> None:
+    log = beside(path, "-wal")
+    log.touch()
+    commits = [0]
+    with Wakeup(queue.Queue(), lambda: commits[0], LogWatch(log)) as wakeup:
+        log.write_bytes(b"written, and not yet to be seen")
+
+        def disturb() -> None:
+            for number in range(40):
+                wakeup.ring()
+                (path.parent / f"other-{number}").touch()
+                time.sleep(0.002)
+            commits[0] = 1
+
+        disturbed = soon(disturb)
+        began = time.monotonic()
+        wakeup.wait(2 * LIMIT_S, lambda: False)
+        assert time.monotonic() - began < LIMIT_S
+        disturbed.join()
+
+
+@on_linux
+def test_log_that_was_made_anew_is_watched_although_the_queue_of_events_was_full(path: Path) -> None:
+    most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    log = beside(path, "-wal")
+    log.touch()
+    with contextlib.closing(LogWatch(log)) as watch:
+        for number in range(most + 1):
+            (path.parent / f"other-{number}").touch()
+        log.unlink()
+        log.touch()
+        watch.read()
+        log.write_bytes(b"a commit")
+        until(watch.read, "what was written is told")
+
+
+def test_journal_that_a_commit_removes_is_not_watched(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+    store = Store(engine)
+    assert store.dialect.watch(store.run, engine) is None
+    store.close()
+    engine.dispose()
 
 
 @on_linux

@@ -13,7 +13,7 @@ import click
 from outbox import logs
 from outbox.cli.audit import log_removal, operator_name
 from outbox.cli.look import show
-from outbox.cli.options import database_option, json_option, yes_option
+from outbox.cli.options import NUMBER, database_option, json_option, yes_option
 from outbox.cli.selection import found, name_others, selection_options
 from outbox.cli.wiring import load_settings, open_store
 from outbox.settings import Settings
@@ -39,7 +39,7 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
     of_field = click.option("--error-field", metavar="FIELD", help="Only rows whose error names this field.")
     of_type = click.option("--error-type", metavar="TYPE", help="Only rows that died of this type of error.")
     options = selection_options(of_type(of_field(joined)))
-    return click.argument("numbers", type=int, nargs=-1, metavar="[ID]...")(options)
+    return click.argument("numbers", type=NUMBER, nargs=-1, metavar="[ID]...")(options)
 
 
 @dead.command(name="list")

@@ -12,7 +12,7 @@ import click
 
 from outbox import documents, logs
 from outbox.cli.jobs import job_facts, job_line
-from outbox.cli.options import database_option, json_option
+from outbox.cli.options import NUMBER, database_option, json_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.errors import OutboxError
 from outbox.maintenance.growth import Limits, Sizes, growth
@@ -163,7 +163,7 @@ def _verification_line(facts: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("event_id", type=int, metavar="ID")
+@click.argument("event_id", type=NUMBER, metavar="ID")
 @json_option
 @database_option
 def show(event_id: int, as_json: bool, database_url: str | None) -> None:

@@ -17,7 +17,7 @@ from outbox.cli.audit import operator_name
 from outbox.cli.entities import registry_of, required_registry, warn_of_unregistered
 from outbox.cli.interpreter import tuned
 from outbox.cli.jobs import job_facts, job_line
-from outbox.cli.options import database_option, json_option
+from outbox.cli.options import NUMBER, database_option, json_option
 from outbox.cli.signals import unwound_on_sigterm
 from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
@@ -52,7 +52,7 @@ LINE_EVERY_S = 5.0
 )
 @click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
 @click.option("--resume", is_flag=True, help="Resume what was left unfinished.")
-@click.option("--cancel", type=int, metavar="JOB", help="Stop a reindex and remove its new index.")
+@click.option("--cancel", type=NUMBER, metavar="JOB", help="Stop a reindex and remove its new index.")
 @click.option("--rollback", is_flag=True, help="Back to the index that --keep-old kept, which missed nothing.")
 @click.option("--drop-old", is_flag=True, help="Remove the index that --keep-old kept.")
 @click.option("--list", is_flag=True, help="Show reindexes, running and ended.")

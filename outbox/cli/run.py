@@ -179,8 +179,8 @@ def _registered(store: Store) -> Iterator[int]:
     try:
         yield relay_id
     finally:
+        presence.end()  # before: killed in between, it would leave a file that nobody knows of
         store.deregister_relays([relay_id])
-        presence.end()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import click
 
 from outbox import tenants
 from outbox.cli.entities import registry_of
+from outbox.cli.options import NUMBER
 from outbox.entities.spelling import tenant_texts
 from outbox.settings import Settings, span_ms
 from outbox.store.models import now_ms
@@ -40,7 +41,7 @@ def selection_options(command: Callable[..., None]) -> Callable[..., None]:
         tenant_option,
         index_option,
         click.option("--document", metavar="DOCUMENT", help="Only rows of the document with this id."),
-        click.option("--id", "ids", type=int, multiple=True, metavar="ID", help="Only this row; may be repeated."),
+        click.option("--id", "ids", type=NUMBER, multiple=True, metavar="ID", help="Only this row; may be repeated."),
     ):
         command = option(command)
     return command

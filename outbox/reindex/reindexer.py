@@ -105,10 +105,8 @@ class Reindexer:
             to_relays = True
             raise
         finally:
-            try:
-                jobs.release(self._store, work.job, now_ms(), to_relays=to_relays)
-            finally:
-                presence.end()
+            presence.end()  # before: killed in between, it would leave a file that nobody knows of
+            jobs.release(self._store, work.job, now_ms(), to_relays=to_relays)
 
     def knows(self, job: Job) -> bool:
         """Whether the entities of a job are registered here, or it needs none to come to its end."""

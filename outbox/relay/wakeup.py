@@ -19,14 +19,14 @@ SHORTEST_LOOK_S: Final = 0.001
 LONGEST_LOOK_S: Final = 0.020
 CALM_AFTER_S: Final = 0.25
 COMMIT_BECOMES_VISIBLE_S: Final = 0.0003
-LOOKS_LAST_S: Final = 1.0
+LOOKS_LAST_S: Final = 5.0
 
 
 class Wakeup(Generic[T]):
     """Ends a wait at an answer, at a commit of another connection, or when somebody rings.
 
     `commits` is a number that changes with every such commit. Where the database can be watched, it is looked at
-    after what the watch says: at once, and again after 1, 2, 4 … ms for up to a second, since a commit is written
+    after what the watch says: at once, and again after 1, 2, 4 … ms for some seconds, since a commit is written
     before it can be seen (and with `synchronous=FULL` it is on disk before). Without, every millisecond while rows
     flow and every 20 ms when idle.
     """
@@ -87,11 +87,12 @@ class Wakeup(Generic[T]):
             return LONGEST_LOOK_S if now - self._last_change > CALM_AFTER_S else SHORTEST_LOOK_S
         if now - self._written_at > LOOKS_LAST_S:
             return float("inf")
-        self._look_after *= 2
-        return self._look_after / 2
+        return self._look_after
 
     def _rest(self, seconds: float) -> None:
         ready = {end for end, _ in self._poll.poll(seconds * 1000)}
+        if not ready:
+            self._look_after *= 2
         if self._rung.fileno() in ready:
             self._rung.recv(4096)
         if self._watch is not None and self._watch.fileno() in ready and self._watch.read():

@@ -85,6 +85,8 @@ def claim(store: Store, request: ClaimRequest) -> Claim | None:
     Raises `SchemaError` as `Store.pin` says, and `MalformedRows`.
     """
     store.require_pinned()
+    if any(each.is_of_all for each in request.pauses):  # not one look at the write lock, while the table may be held
+        return None
     while (found := _look(store, request)).any:
         if found.blocked and _is_allowed(store, request):
             for ids in store.in_steps(found.blocked):

@@ -145,10 +145,8 @@ class Dialect(Protocol):
         """Whether that was done for an engine."""
 
     def prepare(self, engine: Engine) -> None:
-        """Make every new connection fit for the outbox; once, before the first one."""
-
-    def own(self, run: Run) -> None:
-        """Make a connection fit for much work beside applications: it tidies up before one of them has to."""
+        """Make every new connection of ours fit for the outbox; once, before the first one. Beside applications they
+        tidy up before one of these has to."""
 
     def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:
         """Begin a write transaction, once no application waits to write. `alone`: beside no other transaction that asks
@@ -177,7 +175,7 @@ class Dialect(Protocol):
     def signal(self, run: Run) -> int:
         """A number that changes when another connection commits: cheap enough to be asked every millisecond."""
 
-    def watch(self, engine: Engine) -> Watch | None:
+    def watch(self, run: Run, engine: Engine) -> Watch | None:
         """What tells when to ask for it. None: nothing does, ask often."""
 
     def schema_token(self, run: Run) -> int:

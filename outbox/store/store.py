@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -106,7 +106,6 @@ class Store:
             raise DatabaseUnavailable(
                 f"database {database_name(engine)} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
             ) from error
-        self.dialect.own(self.run)
         self._pinned: tuple[int, str | None] | None = None
         self.lock_times = LockTimes()
 
@@ -370,20 +369,21 @@ def _carried_out(dialect: Dialect, connection: Connection, sql: str, given: Mapp
     statement, parameters = dialect.prepared(sql, given)
     driver: Any = connection.connection
     known: Any = connection.dialect
-    cursor = driver.cursor()
     try:
-        cursor.execute(statement, parameters or ())
-        columns = cursor.description
-        rows = cursor.fetchall() if columns else ()
-        return Found(rows, [column[0] for column in columns or ()], cursor.rowcount)
+        with closing(driver.cursor()) as cursor:
+            cursor.execute(statement, parameters or ())
+            columns = cursor.description
+            rows = cursor.fetchall() if columns else ()
+            return Found(rows, [column[0] for column in columns or ()], cursor.rowcount)
     except known.loaded_dbapi.Error as error:
-        failed = DBAPIError.instance(statement, parameters, error, known.loaded_dbapi.Error, dialect=known)
+        hidden = connection.engine.hide_parameters
+        failed = DBAPIError.instance(
+            statement, parameters, error, known.loaded_dbapi.Error, hide_parameters=hidden, dialect=known
+        )
         if isinstance(failed, OperationalError) and not dialect.is_row_fault(error):
             dialect.explain(failed, connection)
             raise DatabaseUnavailable(f"database: {failed.orig}") from failed
         raise failed from error
-    finally:
-        cursor.close()
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection, Engine, Insert
+from sqlalchemy import Connection, Engine, Insert, event
 from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import DatabaseUnavailable
@@ -93,9 +93,7 @@ class SQLite:
 
     def prepare(self, engine: Engine) -> None:
         engines.prepare(engine)
-
-    def own(self, run: Run) -> None:
-        run(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT_PAGES}")
+        event.listen(engine, "connect", _empty_the_log_sooner)
 
     def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:  # noqa: ARG002
         """Takes the write lock at once: who reads first and then writes fails when another one wrote in between."""
@@ -142,8 +140,9 @@ class SQLite:
         """4 µs a look. Never changes by a commit of this connection."""
         return int(run("PRAGMA data_version").scalar_one())
 
-    def watch(self, engine: Engine) -> Watch | None:
-        return watch_of(path_of(engine))
+    def watch(self, run: Run, engine: Engine) -> Watch | None:
+        """Other journals are removed by a commit, not written."""
+        return watch_of(path_of(engine)) if run("PRAGMA journal_mode").scalar_one() == "wal" else None
 
     def schema_token(self, run: Run) -> int:
         """One look into the file's header."""
@@ -243,6 +242,12 @@ class SQLite:
     def written_since(self, connection: Connection, highest_id: int) -> Sequence[int]:
         """There is one writer, so all of them are its own."""
         return range(highest_id + 1, inserts.highest_id(connection) + 1)
+
+
+def _empty_the_log_sooner(dbapi_connection: Any, _record: Any) -> None:
+    cursor = dbapi_connection.cursor()
+    cursor.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT_PAGES}")
+    cursor.close()
 
 
 def _file_of(connection: Connection) -> Path | None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from outbox.store.dialect import Run
 
+MOST_AT_ONCE: Final = 10_000
 _TEXTS = ("index_name", "document_id", "tenant_id", "entity", "error_type")
 
 
 def rows(run: Run) -> list[tuple[int, dict[str, str]]]:
     """Pending rows with a BLOB, or the bytes of a program that writes no UTF-8, where a text should be."""
     columns = ", ".join(f"typeof({name}) = 'blob', CAST({name} AS BLOB)" for name in _TEXTS)
-    return [
-        (id_, texts)
-        for id_, *values in run(f"SELECT id, {columns} FROM outbox_events WHERE state = 'pending'")
-        if (texts := _shown(values))
-    ]
+    page = f"SELECT id, {columns} FROM outbox_events WHERE state = 'pending' AND id > :after ORDER BY id LIMIT :most"
+    found: list[tuple[int, dict[str, str]]] = []
+    after: int | None = 0
+    while after is not None:  # after a long outage millions are pending
+        some = run(page, after=after, most=MOST_AT_ONCE)
+        found += [(id_, texts) for id_, *values in some if (texts := _shown(values))]
+        after = some[-1][0] if some else None
+    return found
 
 
 def mend_numbers(run: Run, now: int) -> None:

@@ -24,6 +24,7 @@ class LogWatch:
 
         self._log = log
         self._written: Final[int] = flags.MODIFY
+        self._missed: Final[int] = flags.Q_OVERFLOW
         self._inotify: Any = INotify(nonblocking=True)
         try:
             self._inotify.add_watch(log.parent, flags.CREATE | flags.MOVED_TO)
@@ -39,13 +40,24 @@ class LogWatch:
         """Whether the log was written to since the last call."""
         found = False
         for event in self._inotify.read(timeout=0):
-            if event.name == self._log.name:
-                self._follow()  # what was written before counts as well
+            if event.name == self._log.name or event.mask & self._missed:
+                self._follow_again()  # what was written before counts as well
             found = found or event.name in ("", self._log.name)
         return found
 
     def close(self) -> None:
         self._inotify.close()
+
+    def _follow_again(self) -> None:
+        try:
+            self._follow()
+        except OSError as error:
+            from loguru import logger
+
+            logger.warning(
+                "commits cannot be watched any more: {error}; the relay looks for them every OUTBOX_POLL_INTERVAL",
+                error=error.strerror,
+            )
 
     def _follow(self) -> None:
         with suppress(FileNotFoundError):  # it is told when somebody makes it
