@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import tempfile
 import time
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import click
 from bench_load import COMMAND, INDEX, console, documents, fresh_index, peak_memory
+from bench_report import as_json, median_of, report
 from node import node
-from rich.table import Table
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
 
@@ -56,50 +55,57 @@ def relay_of(directory: Path, url: str) -> Iterator[tuple[Engine, int]]:
 @click.command()
 @click.option("--seconds", default=30, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-def idle(seconds: int, rounds: int) -> None:
+@as_json
+def idle(seconds: int, rounds: int, as_json: bool) -> None:
     """CPU and memory of a relay that has nothing to do."""
-    shares = []
+    rows = []
     with tempfile.TemporaryDirectory() as directory, node(console) as url, relay_of(Path(directory), url) as (_, pid):
-        for _ in range(rounds):
+        for round_ in range(1, rounds + 1):
             before, began = cpu_seconds(pid), time.monotonic()
             time.sleep(seconds)
-            shares.append((cpu_seconds(pid) - before) / (time.monotonic() - began))
-        memory = peak_memory(pid) / 1024
-    console.print(
-        f"CPU {statistics.median(shares):.2%} of a core ({min(shares):.2%}-{max(shares):.2%}), {memory:.0f} MB"
-    )
+            share = (cpu_seconds(pid) - before) / (time.monotonic() - began)
+            rows.append({"round": round_, "CPU %": 100 * share, "MB": peak_memory(pid) / 1024})
+    report("a relay that has nothing to do", rows, as_json=as_json, median_CPU_percent=median_of(rows, "CPU %"))
 
 
 @click.command()
 @click.option("--rate", default=100, show_default=True, help="Rows a second, each in a transaction of its own.")
 @click.option("--seconds", default=20, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-def latency(rate: int, seconds: int, rounds: int) -> None:
+@as_json
+def latency(rate: int, seconds: int, rounds: int, as_json: bool) -> None:
     """From a row's commit to the record of its delivery, and the CPU of the relay meanwhile."""
-    contents = documents(1_000)
-    table = Table("round", "rows", "p50 ms", "p99 ms", "CPU", "ms a row", width=80)
     with tempfile.TemporaryDirectory() as directory, node(console) as url, relay_of(Path(directory), url) as it:
-        engine, pid = it
-        for round_ in range(1, rounds + 1):
-            before, first = cpu_seconds(pid), time.monotonic()
-            with engine.connect() as connection:
-                last: int = connection.execute(text("SELECT coalesce(max(id), 0) FROM outbox_events")).scalar_one()
-            for at in range(rate * seconds):
-                time.sleep(max(0.0, first + at / rate - time.monotonic()))
-                with Session(engine) as session, session.begin():
-                    OutboxRepository(session).index(INDEX, *contents[at % len(contents)])
-            time.sleep(1)
-            share = (cpu_seconds(pid) - before) / (time.monotonic() - first)
-            with engine.connect() as connection:
-                took = connection.execute(
-                    text(
-                        "SELECT finished_at - created_at FROM outbox_events WHERE id > :last AND state = 'done'"
-                        " ORDER BY finished_at - created_at"
-                    ),
-                    {"last": last},
-                )
-                each = list(took.scalars())
-            p50, p99 = each[len(each) // 2], each[len(each) * 99 // 100]
-            alone = 1000 * (cpu_seconds(pid) - before) / len(each)
-            table.add_row(str(round_), f"{len(each):,}", str(p50), str(p99), f"{share:.1%}", f"{alone:.2f}")
-    console.print(table)
+        rows = [{"round": round_, **trickle(*it, rate, seconds)} for round_ in range(1, rounds + 1)]
+    medians = {f"median_{name.replace(' ', '_')}": median_of(rows, name) for name in ("p50 ms", "p99 ms", "CPU %")}
+    report(f"{rate} rows a second, one by one", rows, as_json=as_json, **medians)
+
+
+def trickle(engine: Engine, pid: int, rate: int, seconds: int) -> dict[str, float]:
+    """What rows that come alone take: percentiles of the time to their record, and the CPU of the relay."""
+    contents = documents(1_000)
+    with engine.connect() as connection:
+        last: int = connection.execute(text("SELECT coalesce(max(id), 0) FROM outbox_events")).scalar_one()
+    before, first = cpu_seconds(pid), time.monotonic()
+    for at in range(rate * seconds):
+        time.sleep(max(0.0, first + at / rate - time.monotonic()))
+        with Session(engine) as session, session.begin():
+            OutboxRepository(session).index(INDEX, *contents[at % len(contents)])
+    time.sleep(1)  # the last ones
+    took = cpu_seconds(pid) - before
+    with engine.connect() as connection:
+        each = connection.execute(
+            text(
+                "SELECT finished_at - created_at AS ms FROM outbox_events WHERE id > :last AND state = 'done'"
+                " ORDER BY ms"
+            ),
+            {"last": last},
+        )
+        ms = list(each.scalars())
+    return {
+        "rows": len(ms),
+        "p50 ms": ms[len(ms) // 2],
+        "p99 ms": ms[len(ms) * 99 // 100],
+        "CPU %": 100 * took / (time.monotonic() - first),
+        "CPU ms a row": 1000 * took / len(ms),
+    }

@@ -19,15 +19,16 @@ HERE = Path(__file__).parent
 
 
 @contextlib.contextmanager
-def node(console: Console, product: str = "elasticsearch") -> Iterator[str]:
-    """The address of the given node, or of one that `bin/PRODUCT` runs meanwhile."""
+def node(console: Console, product: str = "elasticsearch", *, own_core: bool = False) -> Iterator[str]:
+    """The address of the given node, or of one that `bin/PRODUCT` runs meanwhile (`own_core`: on the last core)."""
     names = [f"OUTBOX_{product.upper()}_URL", *(["ELASTICSEARCH_URL"] if product == "elasticsearch" else [])]
     if given := next(filter(None, map(os.environ.get, names)), None):
         yield given
         return
     port = free_port()
+    pinned = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))] if own_core else []
     process = subprocess.Popen(
-        [HERE / product, "--port", str(port), "--until-eof"],
+        [*pinned, HERE / product, "--port", str(port), "--until-eof"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C reaches those who use it first; without them, the end of its input ends it

@@ -1,0 +1,143 @@
+"""`drain`: how fast a relay empties a full outbox, and what that takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import bench_contacts
+import click
+from bench_live import cpu_seconds
+from bench_load import COMMAND, INDEX, best_raw, console, documents, fresh_index, peak_memory, prepared, raw
+from bench_report import as_json, median_of, report
+from instant import instant
+from node import node
+from sqlalchemy import create_engine, insert, text
+from sqlalchemy.orm import Session
+
+from outbox import OutboxRepository, schema, sqlite
+from outbox.store.models import now_ms
+
+
+def relay(
+    url: str,
+    rows: list[tuple[str, dict[str, Any]]],
+    concurrency: int | None,
+    directory: Path,
+    *,
+    refresh: bool,
+    product: str,
+) -> dict[str, float]:
+    """One relay process that drains the rows: from its first claim to its last record, by the table's own clock.
+
+    `refresh`: the documents are in a table of the application, and the rows only name them.
+    """
+    fresh_index(url, product=product)
+    path = Path(tempfile.mkdtemp(dir=directory)) / "app.db"
+    engine = create_engine(f"sqlite:///{path}")
+    sqlite.prepare(engine)
+    schema.upgrade(engine)
+    with Session(engine) as session, session.begin():
+        if refresh:
+            bench_contacts.Base.metadata.create_all(session.connection())
+            session.execute(insert(bench_contacts.Contact), [{"id": id_, **document} for id_, document in rows])
+            repo = OutboxRepository(session, bench_contacts.registry)
+            for id_, _ in rows:
+                repo.refresh("contacts", id_)
+        else:
+            OutboxRepository(session).index_many(INDEX, rows)
+    environment = os.environ | {
+        "OUTBOX_DATABASE_URL": f"sqlite:///{path}",
+        "OUTBOX_DESTINATION": product,
+        f"OUTBOX_{product.upper()}_URL": url,
+    }
+    if refresh:
+        environment |= {"OUTBOX_ENTITIES": "bench_contacts:registry", "PYTHONPATH": str(Path(__file__).parent)}
+    arguments = ["--concurrency", str(concurrency)] if concurrency else []
+    with (path.parent / "relay.log").open("w") as log:
+        process = subprocess.Popen([COMMAND, "run", "--drain", *arguments], env=environment, stderr=log)
+        with engine.execution_options(outbox_begin="DEFERRED").connect() as connection:
+            while not connection.execute(text("SELECT count(*) FROM outbox_relays")).scalar_one():
+                connection.rollback()
+                time.sleep(0.001)
+            start, before = now_ms(), cpu_seconds(process.pid)  # it takes as long to start, however many rows there are
+        memory = 0
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            memory = peak_memory(process.pid) or memory
+            time.sleep(0.02)
+        _, status, usage = ended
+    with engine.connect() as connection:
+        done, end = connection.execute(
+            text("SELECT count(*), max(finished_at) FROM outbox_events WHERE state = 'done'")
+        ).one()
+    engine.dispose()
+    if status or done != len(rows):
+        raise click.ClickException(f"the relay delivered {done} of {len(rows)} rows and exited with {status}")
+    return {
+        "seconds": (end - start) / 1000,
+        "cpu": (usage.ru_utime + usage.ru_stime - before) / len(rows) * 1e6,
+        "memory": memory / 1024,
+    }
+
+
+@click.command()
+@click.option("--rows", default=50_000, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--concurrency", type=int, help="Instead of OUTBOX_CONCURRENCY.")
+@click.option("--refresh", is_flag=True, help="Rows that name entities: the relay loads each document.")
+@click.option("--product", type=click.Choice(["elasticsearch", "opensearch"]), default="elasticsearch")
+@click.option("--apart", is_flag=True, help="A core for the node, and the others for the relay or the raw client.")
+@click.option("--instant", "at_once", is_flag=True, help="A server that answers at once: only the relay is measured.")
+@as_json
+def drain(
+    rows: int,
+    rounds: int,
+    concurrency: int | None,
+    refresh: bool,
+    product: str,
+    apart: bool,
+    at_once: bool,
+    as_json: bool,
+) -> None:
+    """Rows a second: the relay draining a full outbox, and raw _bulk with the same documents."""
+    contents = documents(rows)
+    bodies = prepared(contents)
+    found = []
+    server = instant() if at_once else node(console, product, own_core=apart)
+    with tempfile.TemporaryDirectory() as directory, server as url, on_other_cores(apart):
+        fresh_index(url, product=product)
+        raw(url, bodies[:10], 2, product)  # the node warms up
+        for round_ in range(1, rounds + 1):
+            with console.status(f"round {round_} of {rounds}…"):
+                best, connections = best_raw(url, bodies, product)
+                figures = relay(url, contents, concurrency, Path(directory), refresh=refresh, product=product)
+            found.append(
+                {
+                    "round": round_,
+                    "raw rows/s": rows / best,
+                    "connections": connections,
+                    "relay rows/s": rows / figures["seconds"],
+                    "ratio": best / figures["seconds"],
+                    "CPU µs a row": figures["cpu"],
+                    "MB": figures["memory"],
+                }
+            )
+    medians = {f"median_{each.replace(' ', '_')}": median_of(found, each) for each in ("ratio", "CPU µs a row")}
+    size = sum(map(len, bodies)) / rows
+    report(f"{rows:,} rows of {size:,.0f} bytes", found, as_json=as_json, **medians)
+
+
+@contextmanager
+def on_other_cores(apart: bool) -> Iterator[None]:
+    """Meanwhile this process, and those that it starts, leave the last core alone."""
+    cores = os.sched_getaffinity(0)
+    if apart:
+        os.sched_setaffinity(0, cores - {max(cores)})
+    yield
+    os.sched_setaffinity(0, cores)

@@ -1,0 +1,154 @@
+"""`peers`: what others do with the same rows on the same node, in one run. BullMQ, Redis and the JavaScript client."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import click
+from bench_drain import relay
+from bench_live import SETTLED_AFTER_S, cpu_seconds, relay_of, trickle
+from bench_load import INDEX, console, documents, fresh_index
+from bench_report import as_json, median_of, report
+from elasticsearch import Elasticsearch
+from node import free_port, node
+
+HERE = Path(__file__).parent
+NEEDED = ("node", "npm", "redis-server")
+
+
+@click.command()
+@click.option("--rate", default=100, show_default=True, help="Rows a second, one by one.")
+@click.option("--seconds", default=20, show_default=True)
+@click.option("--rows", default=20_000, show_default=True, help="How many to drain.")
+@click.option("--rounds", default=5, show_default=True)
+@as_json
+def peers(rate: int, seconds: int, rows: int, rounds: int, as_json: bool) -> None:
+    """The relay beside a BullMQ worker of concurrency 10 with Redis: rows one by one, and a full queue."""
+    if missing := [each for each in NEEDED if shutil.which(each) is None]:
+        console.print(f"skipped: there is no {' and no '.join(missing)} here")
+        return
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as directory, node(console) as url, redis(Path(directory)) as (port, redis_pid):
+        scripts = installed(Path(directory))
+        for round_ in range(1, rounds + 1):
+            with console.status(f"round {round_} of {rounds}…"):
+                theirs = one_by_one(scripts, url, port, redis_pid, rate, seconds)
+                theirs["drained rows/s"] = drained(scripts, url, port, rows)
+                with tempfile.TemporaryDirectory() as own, relay_of(Path(own), url) as (engine, pid):
+                    ours: dict[str, Any] = trickle(engine, pid, rate, seconds)
+                with tempfile.TemporaryDirectory() as own:
+                    full = relay(url, documents(rows), None, Path(own), refresh=False, product="elasticsearch")
+                ours["drained rows/s"] = rows / full["seconds"]
+            found += [{"round": round_, "who": "BullMQ", **theirs}, {"round": round_, "who": "outbox-relay", **ours}]
+    ratios = {}
+    for name in ("p50 ms", "p99 ms", "CPU %"):
+        ours_, theirs_ = (
+            median_of([each for each in found if each["who"] == who], name) for who in ("outbox-relay", "BullMQ")
+        )
+        ratios[f"{name.replace(' ', '_')}_ours_by_theirs"] = ours_ / theirs_
+    report(f"{rate} rows a second, one by one", found, as_json=as_json, **ratios)
+
+
+@contextlib.contextmanager
+def redis(directory: Path) -> Iterator[tuple[int, int]]:
+    """The port and the process of a Redis as it comes."""
+    port = free_port()
+    process = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--dir", str(directory)], stdout=subprocess.DEVNULL
+    )
+    try:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.05)
+        yield port, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def installed(directory: Path) -> Path:
+    """The scripts, with what they need beside them."""
+    scripts = directory / "peers"
+    shutil.copytree(HERE / "peers", scripts)
+    with console.status("installing BullMQ…"):
+        subprocess.run(
+            ["npm", "install", "--no-audit", "--no-fund", "--silent"],
+            cwd=scripts,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    return scripts
+
+
+@contextlib.contextmanager
+def worker(scripts: Path, url: str, port: int, took: IO[str]) -> Iterator[int]:
+    """A worker process, which says at its end what its jobs took."""
+    process = subprocess.Popen(
+        ["node", "worker.mjs", str(port), url, f"{INDEX}-000001"], cwd=scripts, stdout=subprocess.DEVNULL, stderr=took
+    )
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def write(scripts: Path, port: int, rate: int, rows: list[tuple[str, dict[str, Any]]]) -> None:
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    subprocess.run(["node", "writer.mjs", str(port), str(rate)], cwd=scripts, input=lines, text=True, check=True)
+
+
+def one_by_one(scripts: Path, url: str, port: int, redis_pid: int, rate: int, seconds: int) -> dict[str, Any]:
+    """What jobs take that come alone: as `bench_live.trickle` has it, with the CPU of Redis."""
+    fresh_index(url)
+    with tempfile.TemporaryFile("w+") as said:
+        with worker(scripts, url, port, said) as pid:
+            time.sleep(SETTLED_AFTER_S)
+            before, first = cpu_seconds(pid) + cpu_seconds(redis_pid), time.monotonic()
+            write(scripts, port, rate, documents(rate * seconds))
+            time.sleep(1)
+            spent, lasted = cpu_seconds(pid) + cpu_seconds(redis_pid) - before, time.monotonic() - first
+        said.seek(0)
+        ms = sorted(each for _, each in json.load(said))
+    return {
+        "rows": len(ms),
+        "p50 ms": ms[len(ms) // 2],
+        "p99 ms": ms[len(ms) * 99 // 100],
+        "CPU %": 100 * spent / lasted,
+        "CPU ms a row": 1000 * spent / len(ms),
+    }
+
+
+def drained(scripts: Path, url: str, port: int, rows: int) -> float:
+    """Rows a second of a queue that is full when the worker starts."""
+    fresh_index(url)
+    write(scripts, port, 0, documents(rows))
+    with tempfile.TemporaryFile("w+") as said:
+        with worker(scripts, url, port, said):
+            while True:
+                time.sleep(0.5)
+                if count(url) >= rows:
+                    break
+            time.sleep(1)
+        said.seek(0)
+        ends = [at for at, _ in json.load(said)]
+    return (len(ends) - 1) / ((max(ends) - min(ends)) / 1000)
+
+
+def count(url: str) -> int:
+    """The documents that are there."""
+    client = Elasticsearch(url)
+    client.indices.refresh(index=INDEX)
+    found: int = client.count(index=INDEX)["count"]
+    client.close()
+    return found
