@@ -341,6 +341,15 @@ def test_client_waits_until_release_and_every_new_rule_holds_again(
         connection.close()
 
 
+def test_request_whose_client_is_killed_half_way_never_reaches_the_node(proxy: FaultProxy) -> None:
+    address = urlsplit(proxy.url)
+    with socket.create_connection((address.hostname or "", address.port or 0)) as killed:
+        killed.sendall(b"POST /_bulk HTTP/1.1\r\nContent-Length: 1000\r\n\r\nhalf of it")
+        killed.shutdown(socket.SHUT_WR)
+        assert killed.recv(1) == b""
+    assert proxy.requests == []
+
+
 def test_closed_proxy_has_nothing_on_its_way_to_the_node(clean_node: Node) -> None:
     proxy = FaultProxy(clean_node.url)
     proxy.on(bulk, hold)

@@ -277,7 +277,11 @@ class _Handler(BaseHTTPRequestHandler):
             return  # the client went away, or the proxy was taken down
 
     def _any(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # its client was killed: the node would wait for the rest
+            self.close_connection = True
+            return
         answer = self.owner.handle(Request(self.command, self.path, dict(self.headers), body))
         if answer is None:
             self.close_connection = True
