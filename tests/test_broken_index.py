@@ -71,6 +71,9 @@ def full_disk(node: Node) -> Iterator[None]:
     monitor = {"cluster.routing.allocation.disk.threshold_enabled": True, "cluster.info.update.interval": "10s"}
     node.request("PUT", "/_cluster/settings", {"persistent": monitor})
     yield node.request("PUT", "/_cluster/settings", {"persistent": wanted})
+    room_again(node)
+    # OpenSearch lets nobody create an index meanwhile, and only the monitor, while it runs, takes that back.
+    until(lambda: "global" not in node.request("GET", "/_cluster/state/blocks")[1]["blocks"], "an index can be made")
     node.request("PUT", "/_cluster/settings", {"persistent": dict.fromkeys([*wanted, *monitor])})
 
 
