@@ -149,15 +149,15 @@ def at_flood_stage(node: Node) -> None:
     node.request("PUT", "/contacts-000001/_settings", {"index.blocks.read_only_allow_delete": True})
 
 
-def mend(node: Node) -> None:
-    node.request("POST", "/contacts-000001/_open")
-    blocks = {"index.blocks.write": None, "index.blocks.read_only_allow_delete": None}
-    node.request("PUT", "/contacts-000001/_settings", blocks)
-
-
 def open_again(node: Node) -> None:
     node.request("POST", "/contacts-000001/_open")
     node.request("GET", "/_cluster/health/contacts-000001?wait_for_status=yellow")
+
+
+def mend(node: Node) -> None:
+    open_again(node)
+    blocks = {"index.blocks.write": None, "index.blocks.read_only_allow_delete": None}
+    node.request("PUT", "/contacts-000001/_settings", blocks)
 
 
 def test_short_trouble_of_an_index_delays_its_rows_by_the_first_pause_only(
