@@ -1,7 +1,7 @@
 """`drain`: the relay against raw `_bulk`, alternately in one run. `write`: what a row costs the writer. `reindex`: how
 fast an index is rebuilt, and what live rows notice of it. `idle`, `latency`: what a relay takes while little happens,
-and how long a row takes that comes alone. `peers`: the same beside other software. `figures`: what it takes to look at
-millions of rows."""
+and how long a row takes that comes alone. `peers`: the same beside other software. `growth`: whether it gets slower.
+`figures`: what it takes to look at millions of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import bench_peers
 import bench_reindex
 import bench_write
 import click
-from bench_load import console
 from bench_report import as_json, report
 
 
@@ -37,9 +36,8 @@ def figures(rows: int, keep: Path | None, as_json: bool) -> None:
         if not path.exists():
             began = time.perf_counter()
             bench_figures.fill(path, rows)
-            console.print(
-                f"{rows:,} rows made in {time.perf_counter() - began:.0f} s, {path.stat().st_size / 1e6:,.0f} MB"
-            )
+            took, size = time.perf_counter() - began, path.stat().st_size / 1e6
+            click.echo(f"{rows:,} rows made in {took:.0f} s, {size:,.0f} MB", err=True)  # beside the JSON
         found = [
             {"what": what, "first, ms": first, "further, ms": further}
             for what, first, further in bench_figures.measure(path)

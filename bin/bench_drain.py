@@ -15,7 +15,7 @@ import bench_contacts
 import click
 from bench_live import cpu_seconds
 from bench_load import COMMAND, INDEX, best_raw, console, documents, fresh_index, peak_memory, prepared, raw
-from bench_report import as_json, median_of, report
+from bench_report import as_json, medians_of, report
 from instant import instant
 from node import node
 from sqlalchemy import create_engine, insert, text
@@ -128,9 +128,8 @@ def drain(
                     "MB": figures["memory"],
                 }
             )
-    medians = {f"median_{each.replace(' ', '_')}": median_of(found, each) for each in ("ratio", "CPU µs a row")}
     size = sum(map(len, bodies)) / rows
-    report(f"{rows:,} rows of {size:,.0f} bytes", found, as_json=as_json, **medians)
+    report(f"{rows:,} rows of {size:,.0f} bytes", found, as_json=as_json, **medians_of(found, "ratio", "CPU µs a row"))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 from bench_load import COMMAND, INDEX, console, documents
-from bench_report import as_json, median_of, report
+from bench_report import as_json, medians_of, report
 from instant import instant
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
@@ -40,7 +40,7 @@ def growth(rows: int, finished: int, waiting: int, rounds: int, as_json: bool) -
                 alone, beside = drained(small, url, rows), drained(large, url, rows)
             found.append({"round": round_, "new, rows/s": alone, "grown, rows/s": beside, "ratio": beside / alone})
     title = f"{rows:,} rows, beside {finished:,} finished and {waiting:,} waiting ones"
-    report(title, found, as_json=as_json, median_ratio=median_of(found, "ratio"))
+    report(title, found, as_json=as_json, **medians_of(found, "ratio"))
 
 
 def made(directory: Path, *, finished: int, waiting: int) -> Engine:

@@ -6,13 +6,13 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from bench_load import COMMAND, INDEX, console, documents, fresh_index, peak_memory
-from bench_report import as_json, median_of, report
+from bench_report import as_json, medians_of, report
 from node import node
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
@@ -65,7 +65,7 @@ def idle(seconds: int, rounds: int, as_json: bool) -> None:
             time.sleep(seconds)
             share = (cpu_seconds(pid) - before) / (time.monotonic() - began)
             rows.append({"round": round_, "CPU %": 100 * share, "MB": peak_memory(pid) / 1024})
-    report("a relay that has nothing to do", rows, as_json=as_json, median_CPU_percent=median_of(rows, "CPU %"))
+    report("a relay that has nothing to do", rows, as_json=as_json, **medians_of(rows, "CPU %"))
 
 
 @click.command()
@@ -77,7 +77,7 @@ def latency(rate: int, seconds: int, rounds: int, as_json: bool) -> None:
     """From a row's commit to the record of its delivery, and the CPU of the relay meanwhile."""
     with tempfile.TemporaryDirectory() as directory, node(console) as url, relay_of(Path(directory), url) as it:
         rows = [{"round": round_, **trickle(*it, rate, seconds)} for round_ in range(1, rounds + 1)]
-    medians = {f"median_{name.replace(' ', '_')}": median_of(rows, name) for name in ("p50 ms", "p99 ms", "CPU %")}
+    medians = medians_of(rows, "p50 ms", "p99 ms", "CPU %")
     report(f"{rate} rows a second, one by one", rows, as_json=as_json, **medians)
 
 
@@ -92,20 +92,22 @@ def trickle(engine: Engine, pid: int, rate: int, seconds: int) -> dict[str, floa
         with Session(engine) as session, session.begin():
             OutboxRepository(session).index(INDEX, *contents[at % len(contents)])
     time.sleep(1)  # the last ones
-    took = cpu_seconds(pid) - before
+    spent, lasted = cpu_seconds(pid) - before, time.monotonic() - first
     with engine.connect() as connection:
         each = connection.execute(
-            text(
-                "SELECT finished_at - created_at AS ms FROM outbox_events WHERE id > :last AND state = 'done'"
-                " ORDER BY ms"
-            ),
+            text("SELECT finished_at - created_at FROM outbox_events WHERE id > :last AND state = 'done'"),
             {"last": last},
         )
-        ms = list(each.scalars())
+        return of_lone_rows(each.scalars(), spent, lasted)
+
+
+def of_lone_rows(took: Iterable[int], spent: float, lasted: float) -> dict[str, float]:
+    """What the milliseconds of each row, and the seconds of CPU in so many of the clock, come to."""
+    ms = sorted(took)
     return {
         "rows": len(ms),
         "p50 ms": ms[len(ms) // 2],
         "p99 ms": ms[len(ms) * 99 // 100],
-        "CPU %": 100 * took / (time.monotonic() - first),
-        "CPU ms a row": 1000 * took / len(ms),
+        "CPU %": 100 * spent / lasted,
+        "CPU ms a row": 1000 * spent / len(ms),
     }

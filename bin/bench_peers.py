@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import click
 from bench_drain import relay
-from bench_live import SETTLED_AFTER_S, cpu_seconds, relay_of, trickle
+from bench_live import SETTLED_AFTER_S, cpu_seconds, of_lone_rows, relay_of, trickle
 from bench_load import INDEX, console, documents, fresh_index
 from bench_report import as_json, median_of, report
 from elasticsearch import Elasticsearch
@@ -119,14 +119,7 @@ def one_by_one(scripts: Path, url: str, port: int, redis_pid: int, rate: int, se
             time.sleep(1)
             spent, lasted = cpu_seconds(pid) + cpu_seconds(redis_pid) - before, time.monotonic() - first
         said.seek(0)
-        ms = sorted(each for _, each in json.load(said))
-    return {
-        "rows": len(ms),
-        "p50 ms": ms[len(ms) // 2],
-        "p99 ms": ms[len(ms) * 99 // 100],
-        "CPU %": 100 * spent / lasted,
-        "CPU ms a row": 1000 * spent / len(ms),
-    }
+        return of_lone_rows((each for _, each in json.load(said)), spent, lasted)
 
 
 def drained(scripts: Path, url: str, port: int, rows: int) -> float:

@@ -69,3 +69,8 @@ def shown(value: Any) -> str:
 def median_of(rows: Sequence[Row], name: str) -> float:
     """Of one column."""
     return float(statistics.median([row[name] for row in rows]))
+
+
+def medians_of(rows: Sequence[Row], *names: str) -> dict[str, float]:
+    """Of several columns, as `report` takes them."""
+    return {f"median_{name.replace(' ', '_')}": median_of(rows, name) for name in names}

@@ -10,14 +10,14 @@ class Found(list[tuple[Any, ...]]):
     """All rows of a SELECT or RETURNING. Its methods are called as those of SQLAlchemy's result, which takes longer to
     make for a row or two than the database takes to find them.
 
-    `rowcount`: how many rows a statement has changed.
+    `columns`: as the driver describes them, each by its name first. `rowcount`: how many rows a statement has changed.
     """
 
-    __slots__ = ("names", "rowcount")
+    __slots__ = ("columns", "rowcount")
 
-    def __init__(self, rows: Sequence[tuple[Any, ...]], names: Sequence[str], rowcount: int) -> None:
+    def __init__(self, rows: Sequence[tuple[Any, ...]], columns: Sequence[tuple[Any, ...]], rowcount: int) -> None:
         super().__init__(rows)
-        self.names, self.rowcount = names, rowcount
+        self.columns, self.rowcount = columns, rowcount
 
     def one_or_none(self) -> tuple[Any, ...] | None:
         """Raises `ValueError` for several."""
@@ -42,4 +42,5 @@ class Found(list[tuple[Any, ...]]):
 
     def mappings(self) -> list[dict[str, Any]]:
         """Each row by the names of its columns."""
-        return [dict(zip(self.names, row, strict=True)) for row in self]
+        names = [column[0] for column in self.columns]
+        return [dict(zip(names, row, strict=True)) for row in self]

@@ -372,9 +372,8 @@ def _carried_out(dialect: Dialect, connection: Connection, sql: str, given: Mapp
     try:
         with closing(driver.cursor()) as cursor:
             cursor.execute(statement, parameters or ())
-            columns = cursor.description
-            rows = cursor.fetchall() if columns else ()
-            return Found(rows, [column[0] for column in columns or ()], cursor.rowcount)
+            columns = cursor.description or ()
+            return Found(cursor.fetchall() if columns else (), columns, cursor.rowcount)
     except known.loaded_dbapi.Error as error:
         hidden = connection.engine.hide_parameters
         failed = DBAPIError.instance(
