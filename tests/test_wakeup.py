@@ -182,6 +182,22 @@ def test_commit_that_can_be_seen_long_after_it_was_written_ends_the_wait(path: P
 
 
 @on_linux
+def test_log_that_cannot_be_watched_any_more_is_looked_at_instead(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: LogWatch) -> None:
+        raise OSError(errno.ENOSPC, "no watch is left")
+
+    with waiting(path) as wait:
+        wait.wakeup.wait(0, lambda: False)
+        monkeypatch.setattr(LogWatch, "_follow", refuse)
+        beside(path, "-wal").unlink()
+        beside(path, "-wal").touch()  # somebody makes it anew
+        wait.wakeup.wait(0.2, lambda: False)
+        looks = wait.looks
+        wait.wakeup.wait(1, lambda: False)
+        assert wait.looks - looks > 10
+
+
+@on_linux
 def test_rings_and_other_files_do_not_put_off_the_look_for_a_commit_that_is_being_flushed(path: Path) -> None:
     log = beside(path, "-wal")
     log.touch()

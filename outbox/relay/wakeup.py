@@ -11,6 +11,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
+from loguru import logger
+
 from outbox.store.dialect import Watch
 
 T = TypeVar("T")
@@ -95,6 +97,20 @@ class Wakeup(Generic[T]):
             self._look_after *= 2
         if self._rung.fileno() in ready:
             self._rung.recv(4096)
-        if self._watch is not None and self._watch.fileno() in ready and self._watch.read():
+        if self._watch is not None and self._watch.fileno() in ready and self._was_written(self._watch):
             self._written_at, self._look_after = time.monotonic(), SHORTEST_LOOK_S
             time.sleep(COMMIT_BECOMES_VISIBLE_S)
+
+    def _was_written(self, watch: Watch) -> bool:
+        try:
+            return watch.read()
+        except OSError as error:
+            logger.warning(
+                "commits cannot be watched any more: {error}; the relay looks for them every 20 ms instead, which "
+                "takes a few percent of a core (Linux: raise fs.inotify.max_user_watches)",
+                error=error.strerror or str(error),
+            )
+        self._poll.unregister(watch)
+        watch.close()
+        self._watch = None
+        return True

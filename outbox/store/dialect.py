@@ -72,7 +72,7 @@ class Watch(Protocol):
     def fileno(self) -> int: ...
 
     def read(self) -> bool:
-        """Whether something was written since the last call."""
+        """Whether something was written since the last call. Raises `OSError` if it will tell of nothing any more."""
 
     def close(self) -> None: ...
 

@@ -37,27 +37,16 @@ class LogWatch:
         return int(self._inotify.fileno())
 
     def read(self) -> bool:
-        """Whether the log was written to since the last call."""
+        """Whether the log was written to since the last call. Raises `OSError` if a new log cannot be watched."""
         found = False
         for event in self._inotify.read(timeout=0):
             if event.name == self._log.name or event.mask & self._missed:
-                self._follow_again()  # what was written before counts as well
+                self._follow()  # what was written before counts as well
             found = found or event.name in ("", self._log.name)
         return found
 
     def close(self) -> None:
         self._inotify.close()
-
-    def _follow_again(self) -> None:
-        try:
-            self._follow()
-        except OSError as error:
-            from loguru import logger
-
-            logger.warning(
-                "commits cannot be watched any more: {error}; the relay looks for them every OUTBOX_POLL_INTERVAL",
-                error=error.strerror,
-            )
 
     def _follow(self) -> None:
         with suppress(FileNotFoundError):  # it is told when somebody makes it
