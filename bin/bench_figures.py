@@ -163,7 +163,7 @@ def _of_rows(store: Store) -> Calls:
 
 def _of_operators(store: Store) -> Calls:
     yield "dead rows by cause", lambda: causes.counted(store)
-    yield "count_dead", lambda: figures.count_dead(store)
+    yield "count of the dead", lambda: causes.count(store)
     yield "newest jobs", lambda: jobs.newest(store, 50)
     yield "sizes", store.sizes
     yield "counts (status)", store.counts

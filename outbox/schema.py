@@ -97,7 +97,10 @@ def require_head(engine: Engine) -> None:
 
 def _require_parts(engine: Engine) -> None:
     held = f"SELECT 1 FROM outbox_events {dialect_of(engine).indexed('held')} WHERE {unfinished()} LIMIT 1"
-    causes = f"SELECT 1 FROM outbox_events {dialect_of(engine).indexed('causes')} WHERE state = 'dead' LIMIT 1"
+    causes, dead_of_tenant = (
+        f"SELECT 1 FROM outbox_events {dialect_of(engine).indexed(name)} WHERE state = 'dead' LIMIT 1"
+        for name in ("causes", "dead_of_tenant")
+    )
     for asked, remedy in (
         (held, "drop the index ix_outbox_events_held and create it"),
         ("SELECT 1 FROM outbox_pauses LIMIT 1", "create the table outbox_pauses"),
@@ -105,6 +108,7 @@ def _require_parts(engine: Engine) -> None:
         ("SELECT 1 FROM outbox_failures LIMIT 1", "create the table outbox_failures"),
         ("SELECT error_field FROM outbox_events LIMIT 1", "add the column error_field to outbox_events"),
         (causes, "create the index ix_outbox_events_causes"),
+        (dead_of_tenant, "create the index ix_outbox_events_dead_of_tenant"),
     ):
         try:
             with _reading(engine) as connection:

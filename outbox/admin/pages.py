@@ -22,7 +22,7 @@ from outbox.admin.shapes import Document, Done, Event, ReindexJob
 from outbox.destinations.remedies import remedy_of
 from outbox.entities.keys import Tenancy
 from outbox.errors import InvalidInput
-from outbox.store import audit, figures, filtered, jobs
+from outbox.store import audit, causes, figures, filtered, jobs
 from outbox.store.figures import DAY_MS, Backlog, Outcomes
 from outbox.store.models import State, now_ms
 from outbox.store.store import Store
@@ -87,7 +87,7 @@ def events(request: Request, admin: Admin, text: FilterText, cursor: str = "") -
         by_cause: list[Group] = []
         others = dead = 0
         if only_dead and asked.keys() <= {"state", "index"} and not cursor:
-            counted = admin.overviews.causes.read(store, figures.count_dead(store), now)
+            counted = admin.overviews.causes.read(store, causes.count(store), now)
             by_cause, others = groups(store, counted, given.index, admin.settings.admin_hide)
             dead = sum(each.cause.rows for each in by_cause) + others
         elif of_tenant is not None and asked.keys() == {"state", "tenant"} and only_dead:

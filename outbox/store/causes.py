@@ -1,4 +1,5 @@
-"""What dead rows died of: counted by type of error and by the field that it names, however many they are."""
+"""What dead rows died of: counted by type of error and by the field that it names, and those that are narrowed by it,
+however many they are."""
 
 from __future__ import annotations
 
@@ -6,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from outbox.store.store import Store
+from outbox.store.store import Store, narrowed, of_tenants
 
 MOST_CAUSES: Final = 20
+MOST_DEAD: Final = 10_000
+"""Dead rows that are read in one go to narrow them by what no index of them holds."""
 NONE: Final = "(none)"
 """Asks for rows whose error has no type, or names no field."""
 
@@ -47,6 +50,23 @@ def of_error(error_type: str | None, error_field: str | None) -> tuple[str, dict
             condition += f" AND {column} = :{column}"
             given[column] = value
     return condition, given
+
+
+def index_of_dead(
+    *,
+    index: str | None = None,
+    document: str | None = None,
+    tenants: tuple[str, ...] = (),
+    error_type: str | None = None,
+    error_field: str | None = None,
+    **_others: object,
+) -> str:
+    """By which of their indexes to look for dead rows that are narrowed so: the one that leaves fewest to read."""
+    if document is not None:
+        return "dead"
+    if tenants:
+        return "dead_of_tenant"
+    return "dead" if index is not None and error_type is None and error_field is None else "causes"
 
 
 class Counted(NamedTuple):
@@ -122,3 +142,62 @@ def by_type(dead: Iterable[Counted]) -> list[tuple[str, str, int]]:
         key = each.index_name, each.error_type or ""
         sums[key] = sums.get(key, 0) + each.rows
     return [(*key, rows) for key, rows in sorted(sums.items(), key=lambda each: (-each[1], each[0]))[:MOST_CAUSES]]
+
+
+# -- those that are narrowed by it ------------------------------------------------------------------------------------
+
+
+def count(
+    store: Store,
+    *,
+    index: str | None = None,
+    tenants: tuple[str, ...] = (),
+    document: str | None = None,
+    error_type: str | None = None,
+    error_field: str | None = None,
+) -> int:
+    """How many rows are dead, narrowed by what is given, as for `figures.newest_rows`."""
+    by, condition, given = _narrowed(index, tenants, document, error_type, error_field)
+    dead: int = store.run(
+        f"SELECT count(*) FROM outbox_events {store.dialect.indexed(by)} WHERE state = 'dead' AND {condition}", given
+    ).scalar_one()
+    return dead
+
+
+def newest(
+    store: Store,
+    before: int,
+    limit: int,
+    index: str | None,
+    tenants: tuple[str, ...],
+    document: str | None,
+    error_type: str | None,
+    error_field: str | None,
+) -> tuple[list[int], int]:
+    """The newest dead rows by what an index of them holds, and the last id of them if there are more."""
+    by, condition, given = _narrowed(index, tenants, document, error_type, error_field)
+    most = limit + 1
+    if document is not None:  # its index knows neither tenant nor error; but one document has few dead rows
+        (condition, given), most = narrowed(index_name=index, document_id=document), MOST_DEAD
+    found = store.run(
+        f"SELECT id FROM outbox_events {store.dialect.indexed(by)} WHERE state = 'dead' AND {condition}"
+        " AND id < :before ORDER BY id DESC LIMIT :most",
+        {**given, "before": before, "most": most},
+    )
+    ids = [row[0] for row in found]
+    return ids, ids[-1] if len(ids) == MOST_DEAD else 0
+
+
+def _narrowed(
+    index: str | None,
+    tenants: tuple[str, ...],
+    document: str | None,
+    error_type: str | None,
+    error_field: str | None,
+) -> tuple[str, str, dict[str, Any]]:
+    """By which index to look for such dead rows, the condition that holds for them, and its parameters."""
+    condition, parameters = narrowed(index_name=index, document_id=document)
+    mine, spelled = of_tenants(tenants)
+    error, fitting = of_error(error_type, error_field)
+    by = index_of_dead(index=index, document=document, tenants=tenants, error_type=error_type, error_field=error_field)
+    return by, f"{condition} AND {mine} AND {error}", {**parameters, **spelled, **fitting}

@@ -23,8 +23,6 @@ MOST_TENANTS: Final = 50
 MOST_HELD: Final = 10_000
 MOST_LOOKED_AT: Final = 100_000
 MOST_WALKED: Final = 2_000
-MOST_DEAD: Final = 10_000
-"""Dead rows that are read in one go to narrow them by what no index of them holds."""
 MOST_ID: Final = 10**13
 
 SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in STATISTICS)
@@ -133,7 +131,7 @@ def tenant_backlog(store: Store, tenants: tuple[str, ...], now: int) -> Backlog:
     indexed = store.dialect.indexed
     fresh, first, retrying, waits_since, claimed, held_since, dead = store.run(
         "SELECT fresh.*, waiting.*, claimed.*,"
-        f" (SELECT count(*) FROM outbox_events {indexed('causes')} WHERE state = 'dead' AND {dead_ones})"
+        f" (SELECT count(*) FROM outbox_events {indexed('dead_of_tenant')} WHERE state = 'dead' AND {dead_ones})"
         f" FROM (SELECT count(*), min(id) FROM outbox_events {indexed('fresh')}"
         f" WHERE {models.fresh()} AND {mine}) AS fresh,"
         f" (SELECT count(*), min(created_at) FROM outbox_events {indexed('waiting')}"
@@ -348,7 +346,7 @@ def newest_rows(
     if state is State.DEAD:
         few = _walked(store, condition, parameters, first, limit + 1)
         if len(few) <= limit:
-            few, last = _newest_dead(store, first, limit, index, document, f"{error} AND {mine}", of_error | spelled)
+            few, last = causes.newest(store, first, limit, index, tenants, document, error_type, error_field)
         rows_of = f"{store.dialect.table('few', id='BIGINT')} AS n CROSS JOIN {rows_of}"
         condition += " AND e.id = n.id"
         parameters["few"] = [(each,) for each in few]
@@ -383,32 +381,6 @@ def _walked(store: Store, condition: str, parameters: Mapping[str, Any], before:
     return [row[0] for row in found]
 
 
-def _newest_dead(
-    store: Store,
-    before: int,
-    limit: int,
-    index: str | None,
-    document: str | None,
-    also: str,
-    given: Mapping[str, str],
-) -> tuple[list[int], int]:
-    """The newest dead rows by what the indexes of dead rows hold, and the last id of them if there are more.
-
-    `also`, with the parameters `given`: which error and tenant; both are in the same index of dead rows.
-    """
-    condition, parameters = narrowed(index_name=index, document_id=document)
-    name, most = "causes", limit + 1
-    if document is not None:  # they are in another index, without these; but one document has few dead rows
-        name, also, most = "dead", "1 = 1", MOST_DEAD
-    found = store.run(
-        f"SELECT id FROM outbox_events {store.dialect.indexed(name)} WHERE state = 'dead' AND {condition}"
-        f" AND {also} AND id < :before ORDER BY id DESC LIMIT :most",
-        {**parameters, **given, "before": before, "most": most},
-    )
-    ids = [row[0] for row in found]
-    return ids, ids[-1] if len(ids) == MOST_DEAD else 0
-
-
 def _ids_in(store: Store, state: State | None) -> str:
     """A query for the ids of all rows that are pending or claimed; empty for other states."""
     indexed = store.dialect.indexed
@@ -423,24 +395,3 @@ def _ids_in(store: Store, state: State | None) -> str:
 def _are_few(store: Store, query: str) -> bool:
     number: int = store.run(f"SELECT count(*) FROM ({query} LIMIT :most) AS few", most=MOST_LOOKED_AT).scalar_one()
     return number < MOST_LOOKED_AT
-
-
-def count_dead(
-    store: Store,
-    *,
-    index: str | None = None,
-    tenants: tuple[str, ...] = (),
-    document: str | None = None,
-    error_type: str | None = None,
-    error_field: str | None = None,
-) -> int:
-    """How many rows are dead, narrowed by what is given, as for `newest_rows`."""
-    condition, parameters = narrowed(index_name=index, document_id=document)
-    mine, spelled = of_tenants(tenants)
-    error, of_error = causes.of_error(error_type, error_field)
-    indexed = store.dialect.indexed("causes" if document is None else "dead")
-    dead: int = store.run(
-        f"SELECT count(*) FROM outbox_events {indexed} WHERE state = 'dead' AND {condition} AND {mine} AND {error}",
-        {**parameters, **spelled, **of_error},
-    ).scalar_one()
-    return dead

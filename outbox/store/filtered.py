@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from outbox.store import figures, models, operators
+from outbox.store import causes, figures, models, operators
 from outbox.store.figures import Rows
 from outbox.store.models import State
 from outbox.store.store import Store, narrowed
@@ -33,7 +33,7 @@ def count(store: Store, state: State, *, id: int | None = None, up_to: int | Non
     if id is not None:
         return len(_named(store, id, state, up_to=up_to, **narrowing))
     if state is State.DEAD:
-        return figures.count_dead(store, **narrowing)
+        return causes.count(store, **narrowing)
     condition, given = operators.selected(store, up_to=up_to, **narrowing)
     of_each = [
         f"(SELECT count(*) FROM outbox_events {store.dialect.indexed(name)} WHERE {kind} AND {condition})"

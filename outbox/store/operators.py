@@ -81,7 +81,7 @@ def dead(
 ) -> list[dict[str, Any]]:
     """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later."""
     condition, given = selected(store, **selection)
-    indexed = store.dialect.indexed("dead" if selection.get("error_type") is None else "causes")
+    indexed = store.dialect.indexed(causes.index_of_dead(**selection))
     if died_by is not None:
         condition += " AND coalesce(finished_at, 0) <= :died_by"
     rows = store.run(

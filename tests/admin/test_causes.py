@@ -84,7 +84,7 @@ def test_dead_rows_are_found_newest_first_however_far_apart_they_are(
     outbox: Outbox, walked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "MOST_WALKED", walked)
-    monkeypatch.setattr(figures, "MOST_DEAD", 3)
+    monkeypatch.setattr(causes, "MOST_DEAD", 3)
     rows = []
     for field in ("age", "name", "age", "name", "age"):
         rows += dead(outbox, 2, field)
@@ -105,7 +105,7 @@ def test_dead_rows_are_found_newest_first_however_far_apart_they_are(
             if (at := page.older) is None:
                 break
         assert seen == expected[::-1], given
-        assert figures.count_dead(store, **given) == len(expected)  # type: ignore[arg-type]
+        assert causes.count(store, **given) == len(expected)  # type: ignore[arg-type]
 
 
 def test_group_is_retried_after_its_page_and_leaves_all_else_dead(embedded: World) -> None:

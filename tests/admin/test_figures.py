@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from outbox.admin import formats
 from outbox.admin.alerts import alerts
 from outbox.admin.statistics import Statistics, StatisticsCache
-from outbox.store import figures, operators, upkeep
+from outbox.store import causes, figures, operators, upkeep
 from outbox.store.figures import DAY_MS, Backlog, Outcomes
 from outbox.store.models import LATENCY_BOUNDS_MS, State
 from outbox.store.pauses import Pause
@@ -133,9 +133,9 @@ def test_figures_of_a_tenant_are_of_nobody_else(outbox: Outbox, store: Store) ->
     assert figures.tenant_backlog(store, ("c",), NOW) == Backlog(0, 0, 0, 0, None)
     assert [figures.outcomes_of_tenant(store, (tenant,), 0).done for tenant in "abc"] == [4, 1, 0]
     assert (
-        figures.count_dead(store),
-        figures.count_dead(store, tenants=("a",)),
-        figures.count_dead(store, error_type="x"),
+        causes.count(store),
+        causes.count(store, tenants=("a",)),
+        causes.count(store, error_type="x"),
     ) == (2, 1, 0)
 
 

@@ -89,6 +89,21 @@ def test_no_dead_row_is_looked_up_for_its_tenant_or_its_error(dying: World) -> N
                 assert not [each for each in steps if re.match(r"SCAN .*ix_outbox_events_dead\b", each)], statement
 
 
+def test_dead_rows_of_one_tenant_are_found_without_a_look_at_those_of_others(dying: World) -> None:
+    """Else each page of a tenant reads twice through all that is dead: 80 ms of 200,000 rows."""
+    for path in (
+        *BY_TENANT,
+        "/dead/confirm?do=discard&state=dead&tenant=t1",
+        "/events?state=dead&tenant=t1&errorType=poison",
+    ):
+        for statement, parameters in asked_by(dying, path):
+            if "tenant_id IN" in statement and "state = 'dead'" in statement:
+                steps = [each for each in plan(dying, statement, parameters) if "ix_outbox_events_" in each]
+                assert not [each for each in steps if re.match(r"SCAN .*ix_outbox_events_(?:dead|causes)", each)], (
+                    statement
+                )
+
+
 def test_causes_take_as_many_statements_however_many_indexes_they_are_in(dying: World) -> None:
     asked = []
     for indexes in (1, 20):  # more are dead than before, so they are counted anew
