@@ -130,7 +130,7 @@ def test_api_and_dashboard_filter_by_any_spelling(
             assert "All 2 dead rows of this filter" in page
         unknown = client.post("/api/v1/admin/dead/retry", json={"tenantId": "nobody"})
         assert (unknown.status_code, "there is no tenant 'nobody'" in unknown.text) == (422, True)
-        assert "There is no tenant nobody" in client.get("/events", params={"tenant": "nobody"}).text
+        assert "No row of tenant nobody waits or is dead" in client.get("/events", params={"tenant": "nobody"}).text
         assert client.post("/api/v1/admin/dead/retry", json={"tenantId": DASHED.upper()}).json()["pending"] == 2
 
 

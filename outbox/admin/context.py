@@ -16,6 +16,7 @@ from outbox.admin.questions import Questions
 from outbox.admin.readiness import Readiness
 from outbox.admin.roles import Operator, operators_of
 from outbox.admin.service import AdminService
+from outbox.admin.statistics import IndexStatistics
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.settings import Settings
@@ -32,6 +33,7 @@ class AdminContext:
     questions: Questions
     service: AdminService
     overviews: OverviewCache
+    of_indexes: IndexStatistics
     metrics: Metrics
     readiness: Readiness
 

@@ -37,7 +37,7 @@ routes = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 class _OfTenant:
     """What is shown of one tenant above its rows."""
 
-    known: bool  # rows of it wait, are dead, or have ended since statistics are kept
+    seen: bool  # rows of it wait, are dead, or have ended in a day
     backlog: Backlog
     day: Outcomes
 
@@ -92,6 +92,8 @@ def events(request: Request, admin: Admin, text: FilterText, cursor: str = "") -
             dead = sum(each.cause.rows for each in by_cause) + others
         elif of_tenant is not None and asked.keys() == {"state", "tenant"} and only_dead:
             dead = of_tenant.backlog.dead
+        elif only_dead and not cursor and found.older is None:
+            dead = len(found.rows)
         elif only_dead:
             dead = filtered.count(store, State.DEAD, tenants=tenants, **given.narrowing)
     return page(
@@ -122,8 +124,7 @@ def _by_state(given: RowFilter) -> list[tuple[str, str, bool]]:
 
 def _of_tenant(store: Store, tenants: tuple[str, ...], now: int) -> _OfTenant:
     backlog, day = figures.tenant_backlog(store, tenants, now), figures.outcomes_of_tenant(store, tenants, now - DAY_MS)
-    seen = bool(backlog.unfinished or backlog.dead or day.finished)
-    return _OfTenant(seen or figures.has_ended(store, tenants), backlog, day)
+    return _OfTenant(bool(backlog.unfinished or backlog.dead or day.finished), backlog, day)
 
 
 @routes.get("/events/{number}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from operator import add, sub
 from typing import Final, TypeVar
 
-from outbox.store import figures
+from outbox.store import by_index, figures
 from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Outcomes, Statistic
 from outbox.store.models import STATISTICS
 from outbox.store.store import Store
@@ -25,6 +27,9 @@ PAUSE_MS: Final = 2 * HOUR_MS
 
 ENTITIES_MS: Final = DAY_MS + 2 * HOUR_MS
 """Of that time the sums are kept by entity."""
+
+MOST_INDEXES: Final = 20
+"""Of which the statistics are kept one by one: a kilobyte or two for each hour of a week."""
 
 Counts = tuple[int, ...]  # in the order of STATISTICS
 Names = Mapping[str, Counts]  # by entity, or by index where the rows name none
@@ -86,11 +91,15 @@ class Statistics:
 class StatisticsCache:
     """Reads on from where the last look ended. The first look reads a week, each further one some minutes.
 
-    `indexes`: of the entities, by their names.
+    `indexes`: of the entities, by their names. `statistics`: reads them from a minute on, those of all rows by default.
     """
 
-    def __init__(self, indexes: Mapping[str, str]) -> None:
-        self._indexes = indexes
+    def __init__(
+        self,
+        indexes: Mapping[str, str],
+        statistics: Callable[[Store, int], list[Statistic]] = figures.statistics,
+    ) -> None:
+        self._indexes, self._statistics = indexes, statistics
         self._lock = threading.Lock()
         self._looked_at: int | None = None  # the last time
         self._until = 0  # minutes before it are over, and have been read
@@ -108,7 +117,7 @@ class StatisticsCache:
             anew = back or now - (self._looked_at or 0) > PAUSE_MS
             since = now - now % HOUR_MS - WEEK_MS if anew else self._until
             over = max(since, now - now % MINUTE_MS - OPEN_MS)
-            found = figures.statistics(store, since)
+            found = self._statistics(store, since)
             closed = [each for each in found if each.minute < over]
             growing = [each for each in found if each.minute >= over]
             if first:
@@ -150,6 +159,23 @@ class StatisticsCache:
             kept[to] = _added(kept[to], names) if to in kept else names
         self._periods = kept
         self._days = {at: names for at, names in self._days.items() if at > hour - WEEK_MS}
+
+
+class IndexStatistics:
+    """The same of single indexes, kept for those that were looked at last: of a busy one a week is a long read."""
+
+    def __init__(self) -> None:
+        self._caches: OrderedDict[str, StatisticsCache] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, store: Store, index: str, now: int) -> Statistics:
+        """What is so by now. Raises `DatabaseUnavailable`."""
+        with self._lock:
+            kept = self._caches.setdefault(index, StatisticsCache({}, partial(by_index.statistics, index=index)))
+            self._caches.move_to_end(index)
+            if len(self._caches) > MOST_INDEXES:
+                self._caches.popitem(last=False)
+        return kept.read(store, now)
 
 
 def summed(counts: Iterable[Counts]) -> Counts:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from outbox.store import models
-from outbox.store.figures import MINUTE_MS, SUMS, Backlog
+from outbox.store.figures import SUMS, Backlog, Statistic
 from outbox.store.store import Store
 
 
@@ -75,9 +75,8 @@ def targets(store: Store, index: str) -> list[Target]:
     return [Target(*row) for row in found]
 
 
-def statistics(store: Store, index: str, since: int) -> dict[int, tuple[int, ...]]:
-    """What became of its rows by the minutes in which some ended, or by hours where these are summed up: counts in the
-    order of `STATISTICS`."""
+def statistics(store: Store, since: int, index: str) -> list[Statistic]:
+    """As `figures.statistics`, of one index, whatever the entity and the action."""
     # From one minute that is there to the next, each looked up by the key: between them may be many rows of others.
     found = store.run(
         "WITH RECURSIVE there(minute) AS (SELECT min(minute) FROM outbox_stats WHERE minute >= :since"
@@ -85,10 +84,10 @@ def statistics(store: Store, index: str, since: int) -> dict[int, tuple[int, ...
         " FROM there WHERE there.minute IS NOT NULL)"
         f" SELECT s.minute, {SUMS} FROM there CROSS JOIN outbox_stats AS s"
         " WHERE s.minute = there.minute AND s.index_name = :index GROUP BY s.minute",
-        since=since - since % MINUTE_MS,
+        since=since,
         index=index,
     )
-    return {row[0]: tuple(row[1:]) for row in found}
+    return [Statistic(row[0], index, "", "", tuple(row[1:])) for row in found]
 
 
 def kept(store: Store) -> list[tuple[str, str, int]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 from sqlalchemy import Engine
@@ -11,8 +12,8 @@ from sqlalchemy import Engine
 from outbox.admin import formats
 from outbox.admin.alerts import alerts
 from outbox.admin.statistics import Statistics, StatisticsCache
-from outbox.store import causes, figures, operators, upkeep
-from outbox.store.figures import DAY_MS, Backlog, Outcomes
+from outbox.store import by_index, causes, figures, operators, upkeep
+from outbox.store.figures import DAY_MS, Backlog, Outcomes, Statistic
 from outbox.store.models import LATENCY_BOUNDS_MS, State
 from outbox.store.pauses import Pause
 from outbox.store.store import Store
@@ -142,9 +143,14 @@ def test_figures_of_a_tenant_are_of_nobody_else(outbox: Outbox, store: Store) ->
 # -- what is kept of them ---------------------------------------------------------------------------------------------
 
 
-def test_whoever_looks_on_sees_what_a_first_look_sees(outbox: Outbox, store: Store) -> None:
+@pytest.mark.parametrize(
+    "read", [figures.statistics, partial(by_index.statistics, index="i")], ids=["all", "one index"]
+)
+def test_whoever_looks_on_sees_what_a_first_look_sees(
+    outbox: Outbox, store: Store, read: Callable[[Store, int], list[Statistic]]
+) -> None:
     """Through a week and more, with minutes that become hours and are pruned, and with pauses of any length."""
-    looked_on, chance = StatisticsCache({}), random.Random(7)
+    looked_on, chance = StatisticsCache({}, read), random.Random(7)
     now, began = NOW, NOW
     while now < began + 9 * DAY_MS:
         for _ in range(chance.randint(0, 3)):
@@ -152,7 +158,7 @@ def test_whoever_looks_on_sees_what_a_first_look_sees(outbox: Outbox, store: Sto
         now += chance.choice((5_000, 60_000, 600_000, HOUR_MS, 5 * HOUR_MS, DAY_MS))
         for _ in range(chance.choice((0, 0, 1, 7, 500))):
             upkeep.compact_stats(store, now - 3 * HOUR_MS)
-        on, first = looked_on.read(store, now), StatisticsCache({}).read(store, now)
+        on, first = looked_on.read(store, now), StatisticsCache({}, read).read(store, now)
         full_hour = now - now % HOUR_MS
         for since in (now - 15 * 60_000, now - HOUR_MS, full_hour - DAY_MS, full_hour - 6 * DAY_MS):
             assert on.outcomes(since) == first.outcomes(since)

@@ -19,8 +19,8 @@ OF_DEAD = (
     "/events?state=dead&errorType=poison",
     "/events?state=dead&errorType=poison&index=contacts",
     "/events?state=dead&document=c1",
-    "/dead/confirm?do=retry&state=dead",
-    "/dead/confirm?do=discard&state=dead&tenant=t1&index=contacts",
+    "/confirm?do=retry&state=dead",
+    "/confirm?do=discard&state=dead&tenant=t1&index=contacts",
     f"{API}/events?state=dead",
 )
 OTHERS = (
@@ -93,7 +93,7 @@ def test_dead_rows_of_one_tenant_are_found_without_a_look_at_those_of_others(dyi
     """Else each page of a tenant reads twice through all that is dead: 80 ms of 200,000 rows."""
     for path in (
         *BY_TENANT,
-        "/dead/confirm?do=discard&state=dead&tenant=t1",
+        "/confirm?do=discard&state=dead&tenant=t1",
         "/events?state=dead&tenant=t1&errorType=poison",
     ):
         for statement, parameters in asked_by(dying, path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final, Literal
 
@@ -13,13 +13,13 @@ from outbox.admin.chosen import NotFound
 from outbox.admin.context import AdminContext
 from outbox.admin.overview import queue, verified
 from outbox.admin.shapes import Breaker, Model, Overview, PausedPart, Period, Queue, ReindexJob, Verified, moment
-from outbox.admin.statistics import Counts, summed
+from outbox.admin.statistics import Names, summed
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import DestinationError, shortened
 from outbox.mappings import IndexDrift
 from outbox.store import by_index, conflicts, jobs, verifications
 from outbox.store.by_index import Waiting
-from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Outcomes
+from outbox.store.figures import DAY_MS, MINUTE_MS, Outcomes
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
@@ -130,7 +130,7 @@ def index_details(admin: AdminContext, index: str) -> IndexDetails:
         reindexes = [
             ReindexJob.of(store, each, admin.settings.admin_hide) for each in jobs.newest_of(store, index, JOBS)
         ]
-        counts = by_index.statistics(store, index, now - WEEK_MS)
+        ended = admin.of_indexes.read(store, index, now)
         held = next((each.reason for each in conflicts.held_by_others(store) if each.index == index), None)
         compared = _verifications(store, _entities(admin.registry, index))
     readers, seen = _asked(admin, overview, index, physical[0].name if physical else index)
@@ -142,11 +142,11 @@ def index_details(admin: AdminContext, index: str) -> IndexDetails:
         paused=_paused(overview, index),
         breakers=[each for each in _breakers(overview) if each.index in (None, index)],
         held=held,
-        quarter=_period(counts, now - 15 * MINUTE_MS),
-        hour=_period(counts, now - HOUR_MS),
-        day=_period(counts, now - now % HOUR_MS - DAY_MS),
-        hours=_finished(counts, now, HOUR_MS, 24),
-        days=_finished(counts, now, DAY_MS, 7),
+        quarter=Period.of(ended.outcomes(now - 15 * MINUTE_MS)),
+        hour=Period.of(ended.outcomes(now - HOUR_MS)),
+        day=Period.of(ended.outcomes(now - now % HOUR_MS - DAY_MS)),
+        hours=_finished(ended.periods, now, HOUR_MS, 24),
+        days=_finished(ended.days, now, DAY_MS, 7),
         physical=[
             PhysicalIndex(name=each.name, role=each.role, since=moment(each.since), refused=each.refused)
             for each in physical
@@ -183,15 +183,12 @@ def _verifications(store: Store, entities: Iterable[str]) -> list[Verified]:
     return [verified(each) for each in found[:VERIFICATIONS]]
 
 
-def _period(counts: dict[int, Counts], since: int) -> Period:
-    return Period.of(Outcomes.of(summed(each for at, each in counts.items() if at >= since - since % MINUTE_MS)))
-
-
-def _finished(counts: dict[int, Counts], now: int, span_ms: int, number: int) -> list[Finished]:
+def _finished(sums: Mapping[int, Names], now: int, span_ms: int, number: int) -> list[Finished]:
     last = now - now % span_ms
     found = []
     for start in range(last - (number - 1) * span_ms, last + 1, span_ms):
-        of_span = Outcomes.of(summed(each for at, each in counts.items() if start <= at < start + span_ms))
+        names = [each for at, each in sums.items() if start <= at < start + span_ms]
+        of_span = Outcomes.of(summed(counts for each in names for counts in each.values()))
         found.append(Finished(at=moment(start), done=of_span.done, dead=of_span.dead))
     return found
 
