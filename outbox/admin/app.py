@@ -34,7 +34,6 @@ from outbox.admin.rendering import error_page
 from outbox.admin.screens import api as screens_api
 from outbox.admin.screens import pages as screens
 from outbox.admin.service import AdminService
-from outbox.admin.statistics import IndexStatistics
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import (
@@ -101,16 +100,7 @@ def create_app(
     metrics = Metrics(overviews, set(indexes.values()))
     readiness = Readiness(relay, lambda: poller.destination, settings)
     context = AdminContext(
-        settings,
-        registry,
-        database,
-        destination,
-        Questions(),
-        service,
-        overviews,
-        IndexStatistics(),
-        metrics,
-        readiness,
+        settings, registry, database, destination, Questions(), service, overviews, metrics, readiness
     )
 
     @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
@@ -33,9 +33,9 @@ class AdminContext:
     questions: Questions
     service: AdminService
     overviews: OverviewCache
-    of_indexes: IndexStatistics
     metrics: Metrics
     readiness: Readiness
+    of_indexes: IndexStatistics = field(default_factory=IndexStatistics)
 
     def spellings(self, tenant: str | None) -> tuple[str, ...]:
         """All spellings of a tenant that is asked for; none if none is."""
