@@ -60,10 +60,7 @@ class Claimer:
         if not (rows := self._within_ceiling(rows, now)):
             return None
         lone = not any(claim.lone for claim in in_flight)
-        claim = self._trial(now, in_flight, lone=lone) or self._claim(now, rows, lone=lone and not health.lone_failed)
-        if health.lone_failed and not claim:
-            claim = self._claim(now, rows, lone=lone)
-        return claim
+        return self._trial(now, in_flight, lone=lone) or self._claim(now, rows, lone=lone)
 
     def _within_ceiling(self, rows: int, now: int) -> int:
         """So many of the rows as may be taken now: no more are claimed than are sent at once."""
@@ -139,6 +136,7 @@ class Claimer:
                 most=self._health.intakes.most(),
                 lone_after=self._settings.lone_after,
                 lone=lone,
+                lone_last=self._health.lone_failed and only is None,
             ),
         )
         if claim and self._ceiling:

@@ -62,6 +62,7 @@ class Relay:
         self.settled_at: int | None = None
         """When it last settled a row, in milliseconds since 1970."""
         self._claims = False  # whose turn it was: what is claimed, or what follows
+        self._took_all = False  # the last claim left nothing that was due then
         self._stopping = False
 
     @property
@@ -77,7 +78,7 @@ class Relay:
         Returns the number of rows settled (done or dead); 0 means that nothing was due, or nothing could be
         delivered. Raises nothing for a destination that is away: the claim is released and the breaker opens.
         """
-        before = self.totals.settled
+        before, self._took_all = self.totals.settled, False
         request = self._next_request(now or now_ms())  # claim, load, plan
         while request:
             answer = self._send(request)
@@ -96,7 +97,7 @@ class Relay:
 
     def _claim(self, now: int) -> Claim | None:
         in_flight = self._in_flight.values()
-        while True:
+        while not self._took_all:
             try:
                 claim = self._claimer.next(now, [request.claim for request in in_flight], self._waits_for_its_turn())
             except MalformedRows:
@@ -104,8 +105,10 @@ class Relay:
                 continue
             self.looked_at = time.monotonic()
             if not (claim and claim.lone and self._health.poison.guilty(claim.events[0].id)):
+                self._took_all = claim is not None and not claim.more
                 return claim
             self._settler.mark_poison(claim, now)
+        return None
 
     def _send(self, request: Request) -> Answer:
         """Runs in a worker: no database here."""
@@ -183,7 +186,7 @@ class Relay:
         self, workers: Workers, wakeup: Wakeup[Answer], drain: bool, progress: Callable[[Totals], None] | None
     ) -> None:
         while not self._stopping:
-            pause = self._settings.poll_interval
+            pause, self._took_all = self._settings.poll_interval, False
             try:
                 while len(self._in_flight) < self._settings.concurrency and (request := self._next(now_ms())):
                     self._in_flight[id(request)] = request

@@ -41,6 +41,7 @@ class Claim:
     targets: Mapping[str, str]
     lease_expires_at: int
     lone: bool = False  # one row, which got no answer time and again
+    more: bool = True  # others may be due, for which it has no room or whose turn it was not
     dual_writes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # further physical indexes, of a reindex
 
 
@@ -53,7 +54,7 @@ class ClaimRequest:
     the most fresh rows of one tenant. `pauses`: all that is paused, which these leave out. `expected`: bytes of a
     document that the relay has to make, `most`: bytes of all documents, both by index. A row that was delivered
     `lone_after` times and got no answer is claimed alone, and before the others, the one that waits longest first;
-    without `lone` it is passed over.
+    with `lone_last` after the others, and without `lone` it is passed over.
     """
 
     relay: int
@@ -72,6 +73,13 @@ class ClaimRequest:
     most: Mapping[str, int] = field(default_factory=dict)
     lone_after: int = 10
     lone: bool = True
+    lone_last: bool = False
+
+    @property
+    def is_of_all(self) -> bool:
+        """Whether it leaves out none of the rows that are due, but for their number."""
+        some = self.leave_out or self.only or self.tenants_out or self.lanes_out or self.tenant_rows
+        return not some
 
 
 # -- claiming ---------------------------------------------------------------------------------------------------
@@ -92,7 +100,7 @@ def claim(store: Store, request: ClaimRequest) -> Claim | None:
             for ids in store.in_steps(found.blocked):
                 _park(store, ids, request)
         if found.events and (claimed := _take(store, found, request)):
-            return claimed
+            return replace(claimed, more=found.more or len(claimed.events) < len(found.events))
         if not _is_allowed(store, request):
             break
     return None
@@ -106,12 +114,13 @@ def _is_allowed(store: Store, request: ClaimRequest) -> bool:
 class _Found(NamedTuple):
     """Of the rows that are due, in the order of their ids: those to claim, and the ids of those that wait.
 
-    `lone`: the one to claim got no answer time and again.
+    `lone`: the one to claim got no answer time and again. `more`: others may be due.
     """
 
     events: Sequence[Event]
     blocked: Sequence[int]
-    lone: bool
+    lone: bool = False
+    more: bool = True
 
     @property
     def any(self) -> bool:
@@ -121,7 +130,13 @@ class _Found(NamedTuple):
 def _look(store: Store, request: ClaimRequest) -> _Found:
     """What could be claimed. Takes no lock: to ask under it whether that still holds takes far less time."""
     lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
-    return _choose(_due(store, request, lanes), request)
+    candidates = _due(store, request, lanes)
+    found = _choose(candidates, request)
+    few = (
+        2 * max(1, len(lanes)) * len(candidates) < request.rows
+    )  # of no lane were there more than its share, see `_fresh`
+    took_all = few and request.is_of_all and len(found.events) + len(found.blocked) == len(candidates)
+    return found._replace(more=not took_all)
 
 
 def any_unfinished(store: Store, index: str) -> bool:
@@ -287,9 +302,9 @@ def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
             continue
         chosen.append(event)
         taken.add(event.id)
-    if suspects and request.lone:
+    if suspects and request.lone and not (chosen and request.lone_last):
         return _Found([min(suspects)[1]], blocked, lone=True)
-    return _Found(chosen, blocked, lone=False)
+    return _Found(chosen, blocked)
 
 
 def _park(store: Store, blocked: Sequence[int], request: ClaimRequest) -> None:
@@ -339,8 +354,8 @@ def _take(store: Store, found: _Found, request: ClaimRequest) -> Claim | None:
             )
             # Where rows go can change between two steps: the last one decides, as if all had been claimed by it.
             taken = (*claim.events, *events) if claim else tuple(events)
-            targets, more = store.routes()
-            claim = Claim(token, taken, control.epoch, targets, expires, found.lone, more)
+            targets, others = store.routes()
+            claim = Claim(token, taken, control.epoch, targets, expires, found.lone, dual_writes=others)
     if claim:
         store.flush()  # a row that the destination has must not be lost: its id would be issued again
     return claim

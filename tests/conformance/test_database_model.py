@@ -112,12 +112,16 @@ class History:
             ]
         )
         rows = self.chance.randrange(1, 7)
-        given = {"rows": rows, "lone_after": LONE_AFTER, "lone": self.chance.random() < 0.8, **given}
+        lone, lone_last = self.chance.choice([(True, False), (True, True), (False, False)])
+        given = {"rows": rows, "lone_after": LONE_AFTER, "lone": lone, "lone_last": lone_last, **given}
         if found := claim(store or self.chance.choice(self.stores), now=self.now, **given):
             taken = {event.id for event in found.events}
             others = {event.id for other, left in self.claims for event in left if self._holds(other, event)}
             assert not taken & others, "claimed twice"
             self.claims.append((found, list(found.events)))
+            if store is None and not found.more:
+                left = claim(self.stores[0], now=self.now, **{**given, "lone": True})
+                assert left is None, "it left out what was due, and said that there was no more"
 
     def claim_late(self) -> None:
         """Others are faster, between the look of a claim and its lock."""

@@ -354,3 +354,36 @@ def test_tenant_is_removed_with_a_delete_of_each_document(database: Database, st
     store.register_index("contacts", "contacts-1")
     store.register_index("contacts", "contacts-2")
     assert operators.forget_index(store, "contacts") == ["contacts-1"]
+
+
+def test_row_that_got_no_answer_time_and_again_is_claimed_alone_before_the_others_or_after_them(
+    database: Database, store: Store
+) -> None:
+    suspect, *others = database.insert(("contacts", "c1"), ("contacts", "c2"), ("contacts", "c3"))
+    with store.write(durable=False):
+        store.run(
+            "UPDATE outbox_events SET deliveries = 2, error_type = :unanswered, available_at = :now WHERE id = :id",
+            unanswered=UNANSWERED,
+            now=NOW - 1,
+            id=suspect,
+        )
+    first = claimed(store, lone_after=1, lone_last=True)
+    assert (ids_of(first), first.lone, first.more) == (others, False, True)
+    alone = claimed(store, lone_after=1, lone_last=True)
+    assert (ids_of(alone), alone.lone, alone.more) == ([suspect], True, False)
+    for each in (first, alone):
+        claims.release(store, each, ids_of(each), NOW, undelivered=True)
+    assert ids_of(claim(store, lone_after=1)) == [suspect]
+
+
+def test_claim_says_whether_it_has_left_anything_that_is_due(database: Database, store: Store) -> None:
+    database.insert(*(("contacts", f"c{n}") for n in range(3)))
+    for given, taken, more in (
+        ({"rows": 2}, 2, True),
+        ({"leave_out": ["notes"]}, 1, True),
+        ({"rows": 1_000}, 0, None),
+    ):
+        found = claim(store, **given)  # type: ignore[arg-type]
+        assert (len(ids_of(found)), found and found.more) == (taken, more)
+    database.insert(("contacts", "c4"), ("contacts", "c4"), ("notes", "n1"))
+    assert not claimed(store).more
