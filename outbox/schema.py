@@ -1,22 +1,24 @@
-"""The revision of the outbox tables: bring it up to date, print how, or refuse to work on another one."""
+"""The revision of the outbox tables: bring it up to date, print how, or refuse to work on another one.
+
+Alembic is imported where it migrates: a relay only asks for the revision, and is 10 MB smaller without it.
+"""
 
 from __future__ import annotations
 
 import io
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store.models import VERSION_TABLE, metadata, unfinished
 from outbox.store.store import database_name, dialect_of
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 _PACKAGE = Path(__file__).parent
 
@@ -32,6 +34,8 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
             "schema.upgrade takes an Engine; with a connection of an AsyncEngine, call "
             "await connection.run_sync(lambda sync: schema.upgrade(sync.engine))"
         )
+    from alembic import command
+
     before = revision(engine)
     if before is None and _has_tables(engine):
         raise SchemaError(
@@ -51,6 +55,8 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
 
 def upgrade_sql() -> str:
     """The SQL that creates the tables from nothing, for a database administrator to run."""
+    from alembic import command
+
     output = io.StringIO()
     command.upgrade(_config(output=output), "head", sql=True)
     return output.getvalue()
@@ -60,8 +66,9 @@ def revision(engine: Engine) -> str | None:
     """The revision the database is at; None without outbox tables. Raises `DatabaseUnavailable`."""
     try:
         with _reading(engine) as connection:
-            context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-            return context.get_current_revision()
+            if not engine.dialect.has_table(connection, VERSION_TABLE):
+                return None
+            return connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar_one_or_none()
     except DBAPIError as error:
         raise DatabaseUnavailable(
             f"database {database_name(engine)} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
@@ -74,7 +81,7 @@ def head() -> str:
 
     Read once: an upgrade beneath a running process brings the migrations of the next version to the same place.
     """
-    return str(ScriptDirectory.from_config(_config()).get_current_head())
+    return max(path.name.partition("_")[0] for path in (_scripts() / "versions").glob("[0-9]*.py"))
 
 
 def require_head(engine: Engine) -> None:
@@ -145,10 +152,15 @@ def _has_tables(engine: Engine) -> bool:
         return engine.dialect.has_table(connection, "outbox_events")
 
 
-def _config(*, output: io.StringIO | None = None, **attributes: Any) -> Config:
+def _scripts() -> Path:
     shipped = _PACKAGE / "_migrations"  # in the wheel; an editable install has only the checkout's
-    scripts = shipped if shipped.is_dir() else _PACKAGE.parent / "migrations"
+    return shipped if shipped.is_dir() else _PACKAGE.parent / "migrations"
+
+
+def _config(*, output: io.StringIO | None = None, **attributes: Any) -> Config:
+    from alembic.config import Config
+
     config = Config(output_buffer=output) if output else Config()
-    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
     config.attributes.update(attributes)
     return config

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from outbox import schema, sqlite
 from outbox.cli import main
 from outbox.errors import ConfigurationError
-from outbox.store.models import metadata
+from outbox.store.models import VERSION_TABLE, metadata
 
 
 @pytest.fixture
@@ -41,6 +41,7 @@ def test_migrate_makes_the_tables_and_may_be_repeated(tmp_path: Path) -> None:
     assert "already at revision" in migrate().stdout
     with sqlite3.connect(tmp_path / "app.db") as connection:
         assert connection.execute("SELECT epoch FROM outbox_control").fetchone() == (1,)
+        assert connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone() == (schema.head(),)
     connection.close()
 
 
