@@ -19,12 +19,15 @@ import pytest
 from sqlalchemy import Engine, create_engine
 
 from outbox import sqlite
+from outbox.destinations.embedded import EmbeddedDestination
 from outbox.files import beside
 from outbox.relay.wakeup import Wakeup
 from outbox.store.sqlite.watch import LogWatch, watch_of
 from outbox.store.store import Store
 from tests.support import LIMIT_S
+from tests.support.outbox import Outbox
 from tests.support.relays import until
+from tests.support.watching import asked_of_stores
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
 
@@ -58,10 +61,28 @@ def test_commit_and_stop_end_the_wait_and_an_answer_is_returned() -> None:
     commits = iter([0, 0, 1])
     with Wakeup(answers, lambda: next(commits)) as wakeup:
         assert wakeup.wait(60, lambda: False) is None
+        assert not wakeup.timed_out
     with Wakeup(answers, lambda: 0) as wakeup:
         assert wakeup.wait(60, lambda: True) is None
+        assert not wakeup.timed_out
+        assert wakeup.wait(0, lambda: False) is None
+        assert wakeup.timed_out
         answers.put("answer")
         assert wakeup.wait(0, lambda: True) == "answer"
+
+
+def test_time_alone_has_no_relay_ask_for_rows_while_none_waits(outbox: Outbox, embedded: EmbeddedDestination) -> None:
+    relay = outbox.relay(embedded, poll_interval=0.01)
+    with asked_of_stores() as asked:
+        running = threading.Thread(target=relay.run)
+        running.start()
+        until(lambda: sum("ix_outbox_events_waiting" in sql for sql, _ in asked) > 10, "looks that time has ended")
+        claims = [sql for sql, _ in asked if "RECURSIVE head" in sql]
+        row = outbox.index("contacts", "c1", {"name": "Ada"})
+        until(lambda: outbox.state(row) == "done", "the row is delivered")
+        relay.stop()
+        running.join()
+    assert len(claims) == 1
 
 
 @on_linux

@@ -6,7 +6,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from loguru import logger
 
@@ -27,6 +27,9 @@ from outbox.store.claims import Claim
 from outbox.store.malformed import MalformedRows
 from outbox.store.models import now_ms
 from outbox.store.store import Store
+
+IDLE_TIMES: Final = 5
+"""An outbox in which nothing waits is looked at so many times as seldom as `OUTBOX_POLL_INTERVAL` says."""
 
 
 class Relay:
@@ -186,7 +189,7 @@ class Relay:
         self, workers: Workers, wakeup: Wakeup[Answer], drain: bool, progress: Callable[[Totals], None] | None
     ) -> None:
         while not self._stopping:
-            pause, self._took_all = self._settings.poll_interval, False
+            self._took_all = False
             try:
                 while len(self._in_flight) < self._settings.concurrency and (request := self._next(now_ms())):
                     self._in_flight[id(request)] = request
@@ -194,17 +197,32 @@ class Relay:
                     self._note_database(None)
                 if drain and not self._in_flight and not self._store.unfinished():
                     break
-                if answer := wakeup.wait(self._claimer.pause_s, lambda: self._stopping):
+                if answer := self._wait(wakeup):
                     self._finish(answer)
                     self._note_database(None)
                     if progress:
                         progress(self.totals)
             except DatabaseUnavailable as error:
                 self._note_database(str(error))
-                time.sleep(pause)
+                time.sleep(self._settings.poll_interval)
             except SchemaError:
                 self._shut_down(workers)
                 raise
+
+    def _wait(self, wakeup: Wakeup[Answer]) -> Answer | None:
+        """The next answer. None: there may be something to claim, or it is to stop.
+
+        Time alone makes nothing due where no row is unfinished: then it waits on, and for longer where commits are
+        heard of at once.
+        """
+        pause_s = self._claimer.pause_s
+        while True:
+            answer = wakeup.wait(pause_s, lambda: self._stopping)
+            if answer or self._in_flight or self._stopping or not wakeup.timed_out or self._store.unfinished():
+                return answer
+            self.looked_at = time.monotonic()
+            if wakeup.watches:
+                pause_s = IDLE_TIMES * self._claimer.pause_s
 
     def _answered(self, answer: Answer) -> None:
         """From a worker."""

@@ -36,6 +36,8 @@ class Wakeup(Generic[T]):
     def __init__(self, answers: queue.Queue[T], commits: Callable[[], int], watch: Watch | None = None) -> None:
         self._answers, self._commits, self._watch = answers, commits, watch
         self._last = commits()
+        self.timed_out = False
+        """Whether the last wait came to its end with nothing said."""
         self._last_change = time.monotonic()
         self._written_at = -LOOKS_LAST_S  # when the watch has last said something
         self._look_after = SHORTEST_LOOK_S
@@ -58,6 +60,11 @@ class Wakeup(Generic[T]):
         if self._watch is not None:
             self._watch.close()
 
+    @property
+    def watches(self) -> bool:
+        """Whether commits are heard of: otherwise they are looked for."""
+        return self._watch is not None
+
     def ring(self) -> None:
         """Have `wait` look at once. Safe in other threads and in signal handlers, and after the end."""
         with suppress(OSError):  # full of rings, or closed
@@ -70,7 +77,9 @@ class Wakeup(Generic[T]):
             with suppress(queue.Empty):
                 return self._answers.get_nowait()
             left = deadline - time.monotonic()
-            if self.committed() or stopped() or left <= 0:
+            committed = self.committed()
+            self.timed_out = left <= 0 and not committed
+            if committed or stopped() or left <= 0:
                 return None
             self._rest(min(left, self._until_the_next_look()))
 

@@ -152,7 +152,7 @@ class Settings(WriteSettings):
     heartbeat_interval: float = Field(
         5.0, ge=0.1, le=300, description="s between heartbeats of a relay; after 6 missed ones it is listed as gone"
     )
-    reap_interval: float = Field(2.0, ge=0.1, le=300, description="s between looks for leases that have expired")
+    reap_interval: float = Field(5.0, ge=0.1, le=300, description="s between looks for leases that have expired")
     gc_deletes: ClusterTime = Field(
         "24h",
         description="how long Elasticsearch remembers the deletes of an index (its setting index.gc_deletes)",
