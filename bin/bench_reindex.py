@@ -17,6 +17,7 @@ from typing import IO
 import bench_contacts
 import click
 from bench_load import BATCH, COMMAND, console, documents, fresh_index, peak_memory, prepared, raw
+from bench_report import as_json, median_of, medians_of, report
 from elasticsearch import Elasticsearch
 from node import node
 from sqlalchemy import Engine, create_engine, insert, text
@@ -32,10 +33,11 @@ AT_A_TIME = 4  # requests of a reindex, by default
 
 @click.command()
 @click.option("--rows", default=200_000, show_default=True)
-@click.option("--rounds", default=3, show_default=True, help="Of raw _bulk and of a reindex, in turn.")
+@click.option("--rounds", default=5, show_default=True, help="Of raw _bulk and of a reindex, in turn.")
 @click.option("--rate", default=100, show_default=True, help="Live changes a second, during one reindex more.")
 @click.option("--before", default=15, show_default=True, help="Seconds of live changes alone, to compare with.")
-def reindex(rows: int, rounds: int, rate: int, before: int) -> None:
+@as_json
+def reindex(rows: int, rounds: int, rate: int, before: int, as_json: bool) -> None:
     """Documents a second of whole reindexes, and raw _bulk with the same documents; then what live rows notice."""
     contents = documents(rows)
     with tempfile.TemporaryDirectory() as directory, node(console) as url:
@@ -52,10 +54,13 @@ def reindex(rows: int, rounds: int, rate: int, before: int) -> None:
             "PYTHONPATH": str(Path(__file__).parent),
         }
         with (Path(directory) / "log").open("w") as log:
-            compare(url, engine, environment, log, bodies, rows, rounds)
+            found = compare(url, engine, environment, log, bodies, rows, rounds)
             del bodies
-            beside_live_rows(engine, environment, log, ids, rate, before)
+            live = beside_live_rows(engine, environment, log, ids, rate, before)
         engine.dispose()
+    of_its_own = live.pop("rows/s") / median_of(found, "reindex, rows/s")
+    title = f"{rows:,} documents; live: {rate} changes a second beside one reindex more"
+    report(title, found, as_json=as_json, **medians_of(found, "ratio"), **live, of_its_own_rate=of_its_own)
 
 
 def filled(path: Path, contents: list[tuple[str, dict[str, object]]]) -> Engine:
@@ -73,28 +78,31 @@ def filled(path: Path, contents: list[tuple[str, dict[str, object]]]) -> Engine:
 
 def compare(
     url: str, engine: Engine, environment: dict[str, str], log: IO[str], bodies: list[bytes], rows: int, rounds: int
-) -> None:
+) -> list[dict[str, float]]:
     """Raw `_bulk` and a reindex, in turn."""
-    ratios = []
+    found: list[dict[str, float]] = []
     for round_ in range(1, rounds + 1):
         with console.status(f"round {round_} of {rounds}…"):
             fresh_index(url, RAW, **AS_A_NEW_INDEX)
             seconds = raw(url, bodies, AT_A_TIME)
             job = rebuild(engine, environment, log)
-        ratios.append(seconds / job["seconds"])
-        console.print(
-            f"raw _bulk {rows / seconds:,.0f} documents a second ({AT_A_TIME} connections), reindex "
-            f"{rows / job['seconds']:,.0f}: ratio {ratios[-1]:.2f}"
+        found.append(
+            {
+                "round": round_,
+                "raw, rows/s": rows / seconds,
+                "reindex, rows/s": rows / job["seconds"],
+                "ratio": seconds / job["seconds"],
+                "MB": job["memory"],
+            }
         )
-    if ratios:
-        console.print(f"median ratio reindex/raw {statistics.median(ratios):.2f}")
     Elasticsearch(url).options(ignore_status=404).indices.delete(index=f"{RAW}-000001")
+    return found
 
 
 def beside_live_rows(
     engine: Engine, environment: dict[str, str], log: IO[str], ids: Sequence[str], rate: int, before: int
-) -> None:
-    """One reindex more, while rows change; how long these take, without it and during it."""
+) -> dict[str, float]:
+    """One reindex more, while rows change: its rows a second, and how long these take, without it and during it."""
     relay = subprocess.Popen([COMMAND, "run"], env=environment, stderr=log)
     with changing(engine, ids, rate):
         with console.status("live changes alone…"):
@@ -106,10 +114,6 @@ def beside_live_rows(
     time.sleep(1)
     relay.terminate()
     relay.wait()
-    console.print(
-        f"{rate} changes a second beside it: reindex {len(ids) / job['seconds']:,.0f} documents a second, "
-        f"{job['memory']:.0f} MB"
-    )
     with engine.connect() as connection:
         took = [
             (created, finished - created)
@@ -117,15 +121,16 @@ def beside_live_rows(
                 text("SELECT created_at, finished_at FROM outbox_events WHERE state = 'done' ORDER BY id")
             )
         ]
-    p99s = []
-    for what, latencies in (
-        ("alone", [ms for at, ms in took if began - 1_000 * before + 3_000 < at < began]),
-        ("during a reindex", [ms for at, ms in took if began < at < ended]),
-    ):
-        cuts = statistics.quantiles(latencies, n=100)
-        p99s.append(cuts[98])
-        console.print(f"live rows {what}: p50 {cuts[49]:.0f} ms, p99 {cuts[98]:.0f} ms of {len(latencies):,}")
-    console.print(f"p99 during a reindex is {p99s[1] / p99s[0]:.1f} times that alone")
+    alone = statistics.quantiles([ms for at, ms in took if began - 1_000 * before + 3_000 < at < began], n=100)
+    during = statistics.quantiles([ms for at, ms in took if began < at < ended], n=100)
+    return {
+        "rows/s": len(ids) / job["seconds"],
+        "live_p50_ms_alone": alone[49],
+        "live_p50_ms_during": during[49],
+        "live_p99_ms_alone": alone[98],
+        "live_p99_ms_during": during[98],
+        "live_p99_ratio": during[98] / alone[98],
+    }
 
 
 @contextmanager
