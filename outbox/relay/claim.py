@@ -102,10 +102,10 @@ class Claimer:
 
     def _trial(self, now: int, in_flight: Collection[Claim], *, lone: bool) -> Claim | None:
         """One row of an index that was blocked and should be tried again."""
-        # One trial of an index at a time: a red one holds each for seconds, and all would hold every worker.
-        asked = {event.index_name for claim in in_flight for event in claim.events}
         for name in self._health.indexes_to_try(now):
-            if name in asked or name in self._left_out:
+            # One trial of an index at a time: a red one holds each for seconds, and all would hold every worker.
+            is_asked = any(event.index_name == name for claim in in_flight for event in claim.events)
+            if is_asked or name in self._left_out:
                 continue
             if claim := self._claim(now, 1, only=name, lone=lone):
                 self._health.tried(name, now)

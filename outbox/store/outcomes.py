@@ -33,7 +33,8 @@ def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: i
     with store.write(durable=False, alone=True):  # a claim beside it would park rows behind those that end here
         lost = _lost(store, claim.token, [transition.event.id for transition in transitions])
         for group in same.values():
-            if failed := [transition.event.id for transition in group if transition.is_failure]:
+            of_failures = () if group[0].state is _DONE else group  # as nearly all are
+            if failed := [transition.event.id for transition in of_failures if transition.is_failure]:
                 _note_failure(store, claim.token, group[0], failed, now)
             _move(store, claim.token, group, now)
         _release_followers(store, transitions, now)
