@@ -88,7 +88,7 @@ def test_time_alone_has_no_relay_ask_for_rows_while_none_waits(outbox: Outbox, e
 @on_linux
 def test_ring_of_another_thread_ends_a_wait_that_looks_at_nothing(tmp_path: Path) -> None:
     answers: queue.Queue[str] = queue.Queue()
-    with Wakeup(answers, lambda: 0, LogWatch(tmp_path / "app.db-wal")) as wakeup:
+    with Wakeup(answers, lambda: 0, lambda: LogWatch(tmp_path / "app.db-wal")) as wakeup:
 
         def answer() -> None:
             answers.put("answer")
@@ -106,9 +106,7 @@ class Waiting:
 
     def __init__(self, path: Path, own: sqlite3.Connection) -> None:
         self._own, self.looks = own, 0
-        watch = watch_of(path)
-        assert watch is not None
-        self.wakeup: Wakeup[str] = Wakeup(queue.Queue(), self._commits, watch)
+        self.wakeup: Wakeup[str] = Wakeup(queue.Queue(), self._commits, lambda: watch_of(path))
 
     def _commits(self) -> int:
         self.looks += 1
@@ -223,7 +221,7 @@ def test_rings_and_other_files_do_not_put_off_the_look_for_a_commit_that_is_bein
     log = beside(path, "-wal")
     log.touch()
     commits = [0]
-    with Wakeup(queue.Queue(), lambda: commits[0], LogWatch(log)) as wakeup:
+    with Wakeup(queue.Queue(), lambda: commits[0], lambda: LogWatch(log)) as wakeup:
         log.write_bytes(b"written, and not yet to be seen")
 
         def disturb() -> None:
@@ -269,4 +267,8 @@ def test_relay_without_a_watch_looks_for_commits(path: Path, monkeypatch: pytest
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr("inotify_simple.INotify.__init__", none_left)
-    assert watch_of(path) is None
+    engine = application(path)
+    with waiting(path) as wait:
+        assert not wait.wakeup.watches
+        soon(write, engine)
+        assert wait.is_ended_by_a_commit()

@@ -6,6 +6,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from loguru import logger
@@ -178,7 +179,7 @@ class Relay:
         `progress` is called after every batch. After `stop`, requests in flight have `shutdown_timeout` to finish;
         what is left then is released. The same before it raises `SchemaError`: the tables were migrated meanwhile.
         """
-        watch = self._store.dialect.watch(self._store.run, self._store.connection.engine)
+        watch = partial(self._store.dialect.watch, self._store.run, self._store.connection.engine)
         with Wakeup(self._answers, self._store.signal, watch) as self._wakeup:
             workers = Workers(self._settings.concurrency, self._send, self._answered)
             self._deliver(workers, self._wakeup, drain, progress)

@@ -33,8 +33,10 @@ class Wakeup(Generic[T]):
     flow and every 20 ms when idle.
     """
 
-    def __init__(self, answers: queue.Queue[T], commits: Callable[[], int], watch: Watch | None = None) -> None:
-        self._answers, self._commits, self._watch = answers, commits, watch
+    def __init__(
+        self, answers: queue.Queue[T], commits: Callable[[], int], watch: Callable[[], Watch | None] = lambda: None
+    ) -> None:
+        self._answers, self._commits, self._watch = answers, commits, _watching(watch)
         self._last = commits()
         self.timed_out = False
         """Whether the last wait came to its end with nothing said."""
@@ -46,8 +48,8 @@ class Wakeup(Generic[T]):
             end.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._rung, select.POLLIN)
-        if watch is not None:
-            self._poll.register(watch, select.POLLIN)
+        if self._watch is not None:
+            self._poll.register(self._watch, select.POLLIN)
 
     def __enter__(self) -> Self:
         return self
@@ -114,12 +116,24 @@ class Wakeup(Generic[T]):
         try:
             return watch.read()
         except OSError as error:
-            logger.warning(
-                "commits cannot be watched any more: {error}; the relay looks for them every 20 ms instead, which "
-                "takes a few percent of a core (Linux: raise fs.inotify.max_user_watches)",
-                error=error.strerror or str(error),
-            )
+            _log_unwatched(error)
         self._poll.unregister(watch)
         watch.close()
         self._watch = None
         return True
+
+
+def _watching(watch: Callable[[], Watch | None]) -> Watch | None:
+    try:
+        return watch()
+    except OSError as error:
+        _log_unwatched(error)
+        return None
+
+
+def _log_unwatched(error: OSError) -> None:
+    logger.warning(
+        "commits cannot be watched: {error}; the relay looks for them every 20 ms instead, which takes a few percent "
+        "of a core (Linux: raise fs.inotify.max_user_watches and max_user_instances, and restart it)",
+        error=error.strerror or str(error),
+    )

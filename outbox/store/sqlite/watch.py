@@ -54,17 +54,8 @@ class LogWatch:
 
 
 def watch_of(database: Path | None) -> Watch | None:
-    """None where nothing can be watched: a database in memory, another system than Linux, no watch left."""
+    """None where nothing can be watched: a database in memory, another system than Linux. Raises `OSError` as
+    `LogWatch` does."""
     if database is None or sys.platform != "linux":
         return None
-    try:
-        return LogWatch(beside(database, "-wal"))
-    except OSError as error:
-        from loguru import logger  # not above: the write side comes by here, and logs nothing
-
-        logger.warning(
-            "commits cannot be watched: {error}; the relay looks for them every 20 ms instead, which takes a few "
-            "percent of a core (Linux: raise fs.inotify.max_user_instances)",
-            error=error.strerror,
-        )
-        return None
+    return LogWatch(beside(database, "-wal"))
