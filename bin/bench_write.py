@@ -6,10 +6,12 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
-from bench_load import console, documents
+from bench_load import documents
+from bench_report import as_json, report
 from sqlalchemy import ForeignKey, create_engine, func, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -18,6 +20,7 @@ from outbox.triggers import installer as triggers
 
 Sessions = sessionmaker[Session]
 Work = Callable[[Session], None]
+Found = dict[str, Any]
 
 NAMED = documents(300)
 VARIED = itertools.cycle(NAMED)
@@ -107,9 +110,14 @@ def same_work(rows: int, number: int, work: Work, plain: Sessions, other: Sessio
     return compared(rows, number, lambda: took(plain, work), lambda: took(other, work))
 
 
+def found(what: str, micros: float) -> Found:
+    return {"what": what, "µs a row": micros}
+
+
 @click.command()
 @click.option("--blocks", default=40, show_default=True, help="How long: 50 single and one large transaction each.")
-def write(blocks: int) -> None:
+@as_json
+def write(blocks: int, as_json: bool) -> None:
     """What an outbox row costs a transaction: against the same transactions without it."""
     with tempfile.TemporaryDirectory() as directory:
         engine, beside = (create_engine(f"sqlite:///{directory}/{name}.db") for name in ("app", "triggers"))
@@ -131,14 +139,14 @@ def write(blocks: int) -> None:
         registry.capture(aside)
         with beside.begin() as connection:
             triggers.install(connection, registry)
-        of_repository(plain, blocks)
-        number = of_capture(plain, captured, blocks)
-        of_triggers(plain, triggered, aside, blocks, number)
+        rows = [*of_repository(plain, blocks), *of_capture(plain, captured, blocks)]
+        rows += of_triggers(plain, triggered, aside, blocks, dependents(plain))
         engine.dispose()
         beside.dispose()
+    report("a transaction with outbox rows, less the same one without", rows, as_json=as_json)
 
 
-def of_repository(plain: Sessions, blocks: int) -> None:
+def of_repository(plain: Sessions, blocks: int) -> Iterator[Found]:
     def cost(rows: int, transactions: int, write: Callable[[OutboxRepository], None]) -> float:
         def work(session: Session) -> None:
             add(rows)(session)
@@ -146,31 +154,35 @@ def of_repository(plain: Sessions, blocks: int) -> None:
 
         return compared(rows, transactions, lambda: took(plain, add(rows)), lambda: took(plain, work))
 
-    console.print(f"one row in a one-row transaction: {cost(1, 50 * blocks, one):6.1f} µs a row")
-    console.print(f"index_many, 300 a transaction:    {cost(300, blocks, many):6.1f} µs a row")
-    console.print(f"index() in a loop of 300:         {cost(300, blocks, loop):6.1f} µs a row")
+    yield found("one row in a one-row transaction", cost(1, 50 * blocks, one))
+    yield found("index_many, 300 a transaction", cost(300, blocks, many))
+    yield found("index() in a loop of 300", cost(300, blocks, loop))
 
 
-def of_capture(plain: Sessions, captured: Sessions, blocks: int) -> int:
-    """Returns the number of dependents that were made."""
-
+def of_capture(plain: Sessions, captured: Sessions, blocks: int) -> Iterator[Found]:
     def cost(rows: int, transactions: int, work: Work) -> float:
         return same_work(rows, transactions, work, plain, captured)
 
-    console.print(f"capture, one new object:          {cost(1, 50 * blocks, add(1)):6.1f} µs")
-    console.print(f"capture, one changed object:      {cost(1, 50 * blocks, change(1)):6.1f} µs")
-    console.print(f"capture, 300 new objects:         {cost(300, blocks, add(300)):6.1f} µs a row")
-    console.print(f"capture, 300 changed objects:     {cost(300, blocks, change(300)):6.1f} µs a row")
-    console.print(f"capture, update() of 300:         {cost(300, blocks, update_in_bulk):6.1f} µs a row")
+    yield found("capture, one new object", cost(1, 50 * blocks, add(1)))
+    yield found("capture, one changed object", cost(1, 50 * blocks, change(1)))
+    yield found("capture, 300 new objects", cost(300, blocks, add(300)))
+    yield found("capture, 300 changed objects", cost(300, blocks, change(300)))
+    yield found("capture, update() of 300", cost(300, blocks, update_in_bulk))
+    number = dependents(plain)
+    yield found(f"capture, {number:,} dependents", cost(number, 10, rename_account))
+
+
+def dependents(plain: Sessions) -> int:
+    """How many there are of one account, which is made if need be."""
     with plain.begin() as session:
-        session.add(Account(id=1, name="Acme"))
-        session.execute(update(Contact).where(Contact.id <= 10_000).values(account_id=1))
+        if session.get(Account, 1) is None:
+            session.add(Account(id=1, name="Acme"))
+            session.execute(update(Contact).where(Contact.id <= 10_000).values(account_id=1))
         number: int = session.execute(select(func.count()).where(Contact.account_id == 1)).scalar_one()
-    console.print(f"capture, {number:,} dependents:      {cost(number, 10, rename_account):6.1f} µs a row")
     return number
 
 
-def of_triggers(plain: Sessions, triggered: Sessions, aside: Sessions, blocks: int, number: int) -> None:
+def of_triggers(plain: Sessions, triggered: Sessions, aside: Sessions, blocks: int, number: int) -> Iterator[Found]:
     with triggered.begin() as session:  # the same rows on both sides
         session.add(Account(id=1, name="Acme"))
         session.flush()
@@ -179,13 +191,11 @@ def of_triggers(plain: Sessions, triggered: Sessions, aside: Sessions, blocks: i
     for _ in range(100):  # until its write-ahead log has grown to its full size, as that of the other file has
         took(triggered, add(300))
     for name, sessions in (("triggers", triggered), ("triggers, captured", aside)):
-        micros = same_work(1, 50 * blocks, add(1), plain, sessions)
-        console.print(f"{name + ', one new object:':<34}{micros:6.1f} µs")
+        yield found(f"{name}, one new object", same_work(1, 50 * blocks, add(1), plain, sessions))
         for what, rows, times, work in (
             ("300 new objects", 300, blocks, add(300)),
             ("300 changed objects", 300, blocks, change(300)),
             ("update() of 300", 300, blocks, update_in_bulk),
             (f"{number:,} dependents", number, 10, rename_account),
         ):
-            micros = same_work(rows, times, work, plain, sessions)
-            console.print(f"{name + ', ' + what + ':':<40}{micros:6.1f} µs a row")
+            yield found(f"{name}, {what}", same_work(rows, times, work, plain, sessions))
