@@ -24,6 +24,7 @@ from outbox.relay.send import Workers
 from outbox.relay.settle import Settler, Totals
 from outbox.relay.wakeup import Wakeup
 from outbox.settings import LEASE_MARGIN_S, Settings
+from outbox.store import claims
 from outbox.store.claims import Claim
 from outbox.store.malformed import MalformedRows
 from outbox.store.models import now_ms
@@ -219,8 +220,10 @@ class Relay:
         pause_s = self._claimer.pause_s
         while True:
             answer = wakeup.wait(pause_s, lambda: self._stopping)
-            if answer or self._in_flight or self._stopping or not wakeup.timed_out or self._store.unfinished():
+            if answer or self._in_flight or self._stopping or not wakeup.timed_out:
                 return answer
+            if claims.any_unfinished(self._store):
+                return None
             self.looked_at = time.monotonic()
             if wakeup.watches:
                 pause_s = IDLE_TIMES * self._claimer.pause_s

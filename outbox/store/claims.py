@@ -22,7 +22,7 @@ from outbox.store.models import (
 )
 from outbox.store.pauses import Pause
 from outbox.store.shares import Shares
-from outbox.store.store import Store
+from outbox.store.store import Store, narrowed
 
 _CLAIMED = ", ".join("c.deliveries + 1" if name == "deliveries" else f"c.{name}" for name in Event._fields)
 _ACTION, _INDEX, _TENANT = map(Event._fields.index, ("action", "index_name", "tenant_id"))
@@ -139,13 +139,14 @@ def _look(store: Store, request: ClaimRequest) -> _Found:
     return found._replace(more=not took_all)
 
 
-def any_unfinished(store: Store, index: str) -> bool:
-    """Whether a row of the index is pending or claimed."""
+def any_unfinished(store: Store, index: str | None = None) -> bool:
+    """Whether a row, of the index if one is given, is pending or claimed. Looks at one of them."""
+    condition, given = narrowed(index_name=index)
     return bool(
         store.run(
             f"SELECT EXISTS (SELECT 1 FROM outbox_events {store.dialect.indexed('held')}"
-            f" WHERE ({unfinished()}) AND index_name = :index)",
-            index=index,
+            f" WHERE ({unfinished()}) AND {condition})",
+            given,
         ).scalar_one()
     )
 
