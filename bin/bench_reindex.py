@@ -33,7 +33,9 @@ AT_A_TIME = 4  # requests of a reindex, by default
 
 @click.command()
 @click.option("--rows", default=200_000, show_default=True)
-@click.option("--rounds", default=5, show_default=True, help="Of raw _bulk and of a reindex, in turn.")
+@click.option(
+    "--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Of raw _bulk and of a reindex, in turn."
+)
 @click.option("--rate", default=100, show_default=True, help="Live changes a second, during one reindex more.")
 @click.option("--before", default=15, show_default=True, help="Seconds of live changes alone, to compare with.")
 @as_json

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from outbox import EntityRegistry
-from outbox.destinations.base import Operation
+from outbox.destinations.base import Operation, Outcome
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
 from outbox.reindex.writer import Writer
 from tests.support.memory_cluster import MemoryCluster
@@ -156,3 +157,39 @@ def test_scan_of_a_reindex(cluster: MemoryCluster, limited: ElasticsearchDestina
         assert [page.refused for page in writer.drain()] == [[]]
     assert held_to_the_limit(cluster) <= ROWS * LARGEST // LIMIT + 1
     assert len(cluster.documents["plain-000001"]) == ROWS
+
+
+class Together(ElasticsearchDestination):
+    """Answers none of the first two requests before it has both."""
+
+    both = threading.Barrier(2)
+    left = 2
+
+    def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
+        if self.left:
+            self.left -= 1
+            self.both.wait(20)
+        return super().apply(operations)
+
+
+def test_what_is_given_back_for_want_of_room_is_claimed_while_the_rest_is_on_its_way(
+    engine: Engine,
+    outbox: Outbox,
+    cluster: MemoryCluster,
+    limited: ElasticsearchDestination,
+    registry: EntityRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("outbox.entities.loader.ROWS_AT_ONCE", 5)
+    sessions = sessionmaker(engine)
+    registry.capture(sessions)
+    with sessions.begin() as session:
+        session.add(Article(id=0, body=""))
+    drained(outbox, limited, registry)  # the index is known
+    with sessions.begin() as session:
+        session.add_all(Article(id=1 + n, body=TEXT) for n in range(ROWS))
+    destination = Together([cluster.url], request_timeout=30, request_bytes=LIMIT)
+    outbox.relay(destination, registry=registry, batch_bytes=LIMIT, poll_interval=60.0, concurrency=2).run(drain=True)
+    assert not destination.both.broken
+    assert len(cluster.documents["articles-000001"]) == ROWS + 1
+    destination.close()

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +71,22 @@ def test_commit_and_stop_end_the_wait_and_an_answer_is_returned() -> None:
         assert wakeup.wait(0, lambda: True) == "answer"
 
 
+def looks_for_rows(asked: Sequence[tuple[str, Any]]) -> int:
+    return sum("RECURSIVE head" in sql for sql, _ in asked)
+
+
 def test_time_alone_has_no_relay_ask_for_rows_while_none_waits(outbox: Outbox, embedded: EmbeddedDestination) -> None:
     relay = outbox.relay(embedded, poll_interval=0.01)
     with asked_of_stores() as asked:
         running = threading.Thread(target=relay.run)
         running.start()
         until(lambda: sum("EXISTS" in sql for sql, _ in asked) > 10, "waits that time has ended")
-        claims = [sql for sql, _ in asked if "RECURSIVE head" in sql]
+        looks = looks_for_rows(asked)
         row = outbox.index("contacts", "c1", {"name": "Ada"})
         until(lambda: outbox.state(row) == "done", "the row is delivered")
         relay.stop()
         running.join()
-    assert len(claims) == 1
+    assert looks == 1
 
 
 @on_linux
@@ -99,6 +103,19 @@ def test_ring_of_another_thread_ends_a_wait_that_looks_at_nothing(tmp_path: Path
         assert wakeup.wait(LIMIT_S, lambda: False) == "answer"
         timer.join()
     wakeup.ring()  # a worker that answers after the end
+
+
+def test_relay_does_not_look_again_for_rows_that_it_has_just_claimed(
+    outbox: Outbox, embedded: EmbeddedDestination
+) -> None:
+    outbox.index("contacts", "c0", {})
+    outbox.drain(embedded)  # the index is known
+    outbox.index_many("contacts", [(f"c{n}", {"name": "Ada"}) for n in range(3)])
+    relay = outbox.relay(embedded, poll_interval=60.0)
+    with asked_of_stores() as asked:
+        relay.run(drain=True)
+    assert relay.totals.done == 3
+    assert looks_for_rows(asked) == 2  # one that found them, and one after their answer
 
 
 class Waiting:
@@ -262,7 +279,9 @@ def test_journal_that_a_commit_removes_is_not_watched(tmp_path: Path) -> None:
 
 
 @on_linux
-def test_relay_without_a_watch_looks_for_commits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_without_a_watch_looks_for_commits_and_says_so(
+    path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
     def none_left(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -270,5 +289,6 @@ def test_relay_without_a_watch_looks_for_commits(path: Path, monkeypatch: pytest
     engine = application(path)
     with waiting(path) as wait:
         assert not wait.wakeup.watches
+        assert len([line for line in said if line.startswith("WARNING commits cannot be watched: Too many")]) == 1
         soon(write, engine)
         assert wait.is_ended_by_a_commit()

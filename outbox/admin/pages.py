@@ -37,7 +37,7 @@ routes = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 class _OfTenant:
     """What is shown of one tenant above its rows."""
 
-    seen: bool  # rows of it wait, are dead, or have ended in a day
+    is_active: bool  # rows of it wait, are dead, or have ended in a day
     backlog: Backlog
     day: Outcomes
 

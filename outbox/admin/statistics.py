@@ -28,7 +28,7 @@ PAUSE_MS: Final = 2 * HOUR_MS
 ENTITIES_MS: Final = DAY_MS + 2 * HOUR_MS
 """Of that time the sums are kept by entity."""
 
-MOST_INDEXES: Final = 20
+KEPT_INDEXES: Final = 20
 """Of which the statistics are kept one by one: a kilobyte or two for each hour of a week."""
 
 Counts = tuple[int, ...]  # in the order of STATISTICS
@@ -173,7 +173,7 @@ class IndexStatistics:
         with self._lock:
             kept = self._caches.setdefault(index, StatisticsCache({}, partial(by_index.statistics, index=index)))
             self._caches.move_to_end(index)
-            if len(self._caches) > MOST_INDEXES:
+            if len(self._caches) > KEPT_INDEXES:
                 self._caches.popitem(last=False)
         return kept.read(store, now)
 

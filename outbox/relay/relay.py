@@ -31,7 +31,7 @@ from outbox.store.models import now_ms
 from outbox.store.store import Store
 
 IDLE_TIMES: Final = 5
-"""An outbox in which nothing waits is looked at so many times as seldom as `OUTBOX_POLL_INTERVAL` says."""
+"""While no row is unfinished and commits are watched, a wait lasts so many times `OUTBOX_POLL_INTERVAL`."""
 
 
 class Relay:
@@ -96,7 +96,8 @@ class Relay:
         claim = self._claim(now)
         if not claim:
             return None
-        first, *rest = requests.planned(self._store, self._registry, claim, self._health.intakes, now)
+        (first, *rest), given_back = requests.planned(self._store, self._registry, claim, self._health.intakes, now)
+        self._took_all = self._took_all and not given_back
         self._following += rest
         return first
 
@@ -214,15 +215,15 @@ class Relay:
     def _wait(self, wakeup: Wakeup[Answer]) -> Answer | None:
         """The next answer. None: there may be something to claim, or it is to stop.
 
-        Time alone makes nothing due where no row is unfinished: then it waits on, and for longer where commits are
-        heard of at once.
+        Time alone makes nothing due where no row is unfinished and no index blocked: then it waits on, and for longer
+        where commits are watched.
         """
         pause_s = self._claimer.pause_s
         while True:
             answer = wakeup.wait(pause_s, lambda: self._stopping)
             if answer or self._in_flight or self._stopping or not wakeup.timed_out:
                 return answer
-            if claims.any_unfinished(self._store):
+            if self._health.paused_indexes() or claims.any_unfinished(self._store):
                 return None
             self.looked_at = time.monotonic()
             if wakeup.watches:

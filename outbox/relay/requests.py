@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from outbox.destinations.base import Outcome, weight
 from outbox.entities.registry import EntityRegistry
@@ -72,21 +73,28 @@ class Answer:
         return list(zip(self.request.folds, self.outcomes, strict=True))
 
 
-def planned(store: Store, registry: EntityRegistry | None, claim: Claim, intakes: Intakes, now: int) -> list[Request]:
+class Planned(NamedTuple):
+    """What is sent for a claim, and how many of its rows were given back, to be claimed again at once."""
+
+    requests: list[Request]
+    given_back: int = 0
+
+
+def planned(store: Store, registry: EntityRegistry | None, claim: Claim, intakes: Intakes, now: int) -> Planned:
     """What is sent for a claim: its rows with their contents of this moment, or first the question where they go.
 
     No request carries more than its indexes take. What is not made yet when there is enough for one is given back.
     """
     unknown = sorted({event.index_name for event in claim.events} - claim.targets.keys())
     if well_formed := [name for name in unknown if not load.malformed_name(name)]:
-        return [Request(claim, unknown_indexes=well_formed)]
+        return Planned([Request(claim, unknown_indexes=well_formed)])
     contents, unmade = load.contents(store, registry, claim, intakes)
     if unmade:
         claims.release(store, claim, [event.id for event in unmade], now, undelivered=True)
         left = {event.id for event in unmade}
         claim = replace(claim, events=tuple(event for event in claim.events if event.id not in left))
     folds = unchanged.skippable(store, registry, claim, _folds(claim, contents, claim.events))
-    return list(cut(claim, folds, intakes))
+    return Planned(list(cut(claim, folds, intakes)), len(unmade))
 
 
 def cut(claim: Claim, folds: Sequence[Fold], intakes: Intakes) -> Iterator[Request]:

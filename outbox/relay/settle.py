@@ -173,7 +173,9 @@ class Settler:
         events = tuple(event for event in claim.events if event.index_name not in answer.refused)
         if not events:
             return []
-        return requests.planned(self.store, self.registry, replace(claim, events=events), self.health.intakes, now)
+        return requests.planned(
+            self.store, self.registry, replace(claim, events=events), self.health.intakes, now
+        ).requests
 
 
 def _log(answer: Answer) -> None:

@@ -39,7 +39,7 @@ class Wakeup(Generic[T]):
         self._answers, self._commits, self._watch = answers, commits, _watching(watch)
         self._last = commits()
         self.timed_out = False
-        """Whether the last wait came to its end with nothing said."""
+        """Whether the last wait that returned None did so because its time was up."""
         self._last_change = time.monotonic()
         self._written_at = -LOOKS_LAST_S  # when the watch has last said something
         self._look_after = SHORTEST_LOOK_S
@@ -64,7 +64,7 @@ class Wakeup(Generic[T]):
 
     @property
     def watches(self) -> bool:
-        """Whether commits are heard of: otherwise they are looked for."""
+        """Whether commits are watched; otherwise the relay polls for them."""
         return self._watch is not None
 
     def ring(self) -> None:

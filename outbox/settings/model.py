@@ -122,7 +122,8 @@ class Settings(WriteSettings):
         1.0,
         ge=0.01,
         le=60,
-        description="s between looks for work that nothing announced: retries that are due, missed signals",
+        description="s between looks for work that nothing announced: retries that are due, missed signals; five times "
+        "as long while no row is unfinished and commits are watched",
     )
 
     # Retries of a document's own failures (outages spend none)

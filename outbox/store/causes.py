@@ -1,5 +1,5 @@
-"""What dead rows died of: counted by type of error and by the field that it names, and those that are narrowed by it,
-however many they are."""
+"""What dead rows died of: counted by type of error and by the field that it names, however many they are; and dead rows
+that fit a filter, counted and listed."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def by_type(dead: Iterable[Counted]) -> list[tuple[str, str, int]]:
     return [(*key, rows) for key, rows in sorted(sums.items(), key=lambda each: (-each[1], each[0]))[:MOST_CAUSES]]
 
 
-# -- those that are narrowed by it ------------------------------------------------------------------------------------
+# -- those that fit a filter ------------------------------------------------------------------------------------------
 
 
 def count(
@@ -198,6 +198,6 @@ def _narrowed(
     """By which index to look for such dead rows, the condition that holds for them, and its parameters."""
     condition, parameters = narrowed(index_name=index, document_id=document)
     mine, spelled = of_tenants(tenants)
-    error, fitting = of_error(error_type, error_field)
+    error, of_errors = of_error(error_type, error_field)
     by = index_of_dead(index=index, document=document, tenants=tenants, error_type=error_type, error_field=error_field)
-    return by, f"{condition} AND {mine} AND {error}", {**parameters, **spelled, **fitting}
+    return by, f"{condition} AND {mine} AND {error}", {**parameters, **spelled, **of_errors}

@@ -76,7 +76,7 @@ class ClaimRequest:
     lone_last: bool = False
 
     @property
-    def is_of_all(self) -> bool:
+    def leaves_out_none(self) -> bool:
         """Whether it leaves out none of the rows that are due, but for their number."""
         some = self.leave_out or self.only or self.tenants_out or self.lanes_out or self.tenant_rows
         return not some
@@ -132,10 +132,9 @@ def _look(store: Store, request: ClaimRequest) -> _Found:
     lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
     candidates = _due(store, request, lanes)
     found = _choose(candidates, request)
-    few = (
-        2 * max(1, len(lanes)) * len(candidates) < request.rows
-    )  # of no lane were there more than its share, see `_fresh`
-    took_all = few and request.is_of_all and len(found.events) + len(found.blocked) == len(candidates)
+    # Fewer than half of an even share, of which `_fresh` has at least half: no lane was cut, and no retry left out.
+    few = 2 * max(1, len(lanes)) * len(candidates) < request.rows
+    took_all = few and request.leaves_out_none and len(found.events) + len(found.blocked) == len(candidates)
     return found._replace(more=not took_all)
 
 

@@ -176,7 +176,7 @@ class Dialect(Protocol):
         """A number that changes when another connection commits: cheap enough to be asked every millisecond."""
 
     def watch(self, run: Run, engine: Engine) -> Watch | None:
-        """What tells when to ask for it. None: nothing does, ask often. Raises `OSError` where nothing can any more."""
+        """What tells when to ask for it. None: nothing does, ask often. Raises `OSError` where the system refuses."""
 
     def schema_token(self, run: Run) -> int:
         """A number that changes whenever a table is made or altered. Cheap as well."""

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from outbox.admin import formats
 from outbox.admin.alerts import alerts
-from outbox.admin.statistics import Statistics, StatisticsCache
+from outbox.admin.statistics import IndexStatistics, Statistics, StatisticsCache
 from outbox.store import by_index, causes, figures, operators, upkeep
 from outbox.store.figures import DAY_MS, Backlog, Outcomes, Statistic
 from outbox.store.models import LATENCY_BOUNDS_MS, State
@@ -165,6 +165,17 @@ def test_whoever_looks_on_sees_what_a_first_look_sees(
         assert on.by_entity(full_hour - DAY_MS) == first.by_entity(full_hour - DAY_MS)
         assert on.history(now - 3 * HOUR_MS) == first.history(now - 3 * HOUR_MS)
     assert len(on.periods) <= 4 * 60 + 60 + 24 * 7 + 1  # memory does not grow with time
+
+
+def test_statistics_of_one_index_are_not_those_of_another_however_few_are_kept(
+    outbox: Outbox, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.admin.statistics.KEPT_INDEXES", 1)
+    finished(outbox, NOW, done=5)
+    cache = IndexStatistics()
+    for _ in range(2):
+        for index, done in (("i", 5), ("another", 0), ("i", 5)):
+            assert cache.read(store, index, NOW + 1_000).outcomes(NOW - HOUR_MS).done == done
 
 
 def counter(seen: Statistics) -> int:
