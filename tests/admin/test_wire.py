@@ -194,13 +194,10 @@ def test_tls_with_a_session_that_never_goes_in_the_clear(engine: Engine, tmp_pat
 def test_answers_after_the_first_of_a_connection_are_not_held_back(served: Process) -> None:
     """Nagle's algorithm and a client that acknowledges late would add 40 ms to each: ten times what it takes."""
 
-    def median(of: Callable[[], object]) -> float:
-        took = []
-        for _ in range(9):
-            began = time.perf_counter()
-            of()
-            took.append(time.perf_counter() - began)
-        return statistics.median(took)
+    def seconds(of: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        of()
+        return time.perf_counter() - began
 
     def answered(by: HTTPConnection) -> None:
         by.request("GET", "/health/live")
@@ -213,5 +210,6 @@ def test_answers_after_the_first_of_a_connection_are_not_held_back(served: Proce
     where = served.url.removeprefix("http://")
     with closing(HTTPConnection(where, timeout=LIMIT_S)) as kept:
         answered(kept)
-        on_one, on_many = median(lambda: answered(kept)), median(anew)
-    assert on_one < 2 * on_many, (on_one, on_many)
+        pairs = [(seconds(lambda: answered(kept)), seconds(anew)) for _ in range(9)]
+    on_one, on_many = map(statistics.median, zip(*pairs, strict=True))
+    assert on_one < 5 * on_many, (on_one, on_many)
