@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store.models import VERSION_TABLE, metadata, unfinished
-from outbox.store.store import database_name, dialect_of
+from outbox.store.store import database_name, dialect_of, revision_of
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -66,9 +66,7 @@ def revision(engine: Engine) -> str | None:
     """The revision the database is at; None without outbox tables. Raises `DatabaseUnavailable`."""
     try:
         with _reading(engine) as connection:
-            if not engine.dialect.has_table(connection, VERSION_TABLE):
-                return None
-            return connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar_one_or_none()
+            return revision_of(connection)
     except DBAPIError as error:
         raise DatabaseUnavailable(
             f"database {database_name(engine)} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"

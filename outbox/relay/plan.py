@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from outbox.destinations import merge
 from outbox.destinations.base import Operation, Outcome
@@ -18,7 +19,8 @@ UPDATE: Final = Action.UPDATE
 DELETE: Final = Action.DELETE
 
 
-class Fold(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Fold:
     """Rows of one document, in the order of their ids, and the one operation they come to.
 
     `known` says what became of it where that is known without sending it.
@@ -37,34 +39,29 @@ def fold(
     `contents` by event id: a document or patch; None: no document; or an outcome. A row that is missing there, and
     should have content, gets an empty one, which the destination rejects. `targets`: the physical index of each.
     """
-    if len({(event.index_name, event.document_id) for event in events}) == len(events):  # as nearly always
-        return [_fold((event,), contents, targets[event.index_name], epoch) for event in events]
     by_document: dict[tuple[str, str], list[Event]] = {}
     for event in events:
         by_document.setdefault((event.index_name, event.document_id), []).append(event)
-    return [_fold(tuple(rows), contents, targets[rows[-1].index_name], epoch) for rows in by_document.values()]
+    return [_fold(rows, contents, targets[rows[-1].index_name], epoch) for rows in by_document.values()]
 
 
-def _fold(rows: tuple[Event, ...], contents: Mapping[int, Content], target: str, epoch: int) -> Fold:
+def _fold(rows: Sequence[Event], contents: Mapping[int, Content], target: str, epoch: int) -> Fold:
     """All rows of one document."""
     last = rows[-1]
-    if len(rows) == 1 and last.action != UPDATE:  # as nearly all are
-        content: Content = None if last.action == DELETE else contents.get(last.id, b"")
-        patches: tuple[bytes, ...] = ()
-        upserts: tuple[Upsert, ...] = ()
-    else:
-        content, patches, upserts = _folded(rows, contents, epoch)
+    content, patches, upserts = _folded(rows, contents, epoch)
     document, known = (None, content) if isinstance(content, Outcome) else (content, None)
     operation = Operation(
         last.index_name, target, last.document_id, version(epoch, last.id), document, patches, upserts
     )
-    return Fold(rows, operation, known)
+    return Fold(tuple(rows), operation, known)
 
 
 def _folded(
     rows: Sequence[Event], contents: Mapping[int, Content], epoch: int
 ) -> tuple[Content, tuple[bytes, ...], tuple[Upsert, ...]]:
     """The last row that says all of the document, with the patches after it; or only patches, for what is stored."""
+    if len(rows) == 1 and rows[0].action != UPDATE:  # as nearly all are
+        return _content(rows[0], contents), (), ()
     wholes = [at for at, row in enumerate(rows) if row.action != UPDATE]
     read = [_content(row, contents) for row in rows[wholes[-1] if wholes else 0 :]]
     known = next((content for content in read if isinstance(content, Outcome)), None)

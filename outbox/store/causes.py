@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict, Unpack
 
 from outbox.store.store import Store, narrowed, of_tenants
 
@@ -52,21 +52,32 @@ def of_error(error_type: str | None, error_field: str | None) -> tuple[str, dict
     return condition, given
 
 
-def index_of_dead(
-    *,
-    index: str | None = None,
-    document: str | None = None,
-    tenants: tuple[str, ...] = (),
-    error_type: str | None = None,
-    error_field: str | None = None,
-    **_others: object,
-) -> str:
-    """By which of their indexes to look for dead rows that are narrowed so: the one that leaves fewest to read."""
-    if document is not None:
+class Narrowing(TypedDict, total=False):
+    """Which rows are meant: those that fit all that is given."""
+
+    index: str | None
+    document: str | None
+    tenants: tuple[str, ...]  # all spellings of one
+    error_type: str | None  # and the field: as `of_error` has them
+    error_field: str | None
+
+
+def fitting(**narrowing: Unpack[Narrowing]) -> tuple[str, dict[str, Any]]:
+    """A condition that holds for such rows, and its parameters."""
+    condition, given = narrowed(index_name=narrowing.get("index"), document_id=narrowing.get("document"))
+    mine, spelled = of_tenants(narrowing.get("tenants", ()))
+    error, of_errors = of_error(narrowing.get("error_type"), narrowing.get("error_field"))
+    return f"{condition} AND {mine} AND {error}", {**given, **spelled, **of_errors}
+
+
+def index_of_dead(narrowing: Narrowing) -> str:
+    """By which of their indexes to look for such dead rows: the one that leaves fewest to read."""
+    if narrowing.get("document") is not None:
         return "dead"
-    if tenants:
+    if narrowing.get("tenants"):
         return "dead_of_tenant"
-    return "dead" if index is not None and error_type is None and error_field is None else "causes"
+    of_any_error = narrowing.get("error_type") is None and narrowing.get("error_field") is None
+    return "dead" if narrowing.get("index") is not None and of_any_error else "causes"
 
 
 class Counted(NamedTuple):
@@ -147,57 +158,26 @@ def by_type(dead: Iterable[Counted]) -> list[tuple[str, str, int]]:
 # -- those that fit a filter ------------------------------------------------------------------------------------------
 
 
-def count(
-    store: Store,
-    *,
-    index: str | None = None,
-    tenants: tuple[str, ...] = (),
-    document: str | None = None,
-    error_type: str | None = None,
-    error_field: str | None = None,
-) -> int:
-    """How many rows are dead, narrowed by what is given, as for `figures.newest_rows`."""
-    by, condition, given = _narrowed(index, tenants, document, error_type, error_field)
+def count(store: Store, **narrowing: Unpack[Narrowing]) -> int:
+    """How many such rows are dead."""
+    condition, given = fitting(**narrowing)
+    indexed = store.dialect.indexed(index_of_dead(narrowing))
     dead: int = store.run(
-        f"SELECT count(*) FROM outbox_events {store.dialect.indexed(by)} WHERE state = 'dead' AND {condition}", given
+        f"SELECT count(*) FROM outbox_events {indexed} WHERE state = 'dead' AND {condition}", given
     ).scalar_one()
     return dead
 
 
-def newest(
-    store: Store,
-    before: int,
-    limit: int,
-    index: str | None,
-    tenants: tuple[str, ...],
-    document: str | None,
-    error_type: str | None,
-    error_field: str | None,
-) -> tuple[list[int], int]:
-    """The newest dead rows by what an index of them holds, and the last id of them if there are more."""
-    by, condition, given = _narrowed(index, tenants, document, error_type, error_field)
-    most = limit + 1
+def newest(store: Store, before: int, limit: int, **narrowing: Unpack[Narrowing]) -> tuple[list[int], int]:
+    """The newest such dead rows by what an index of them holds, and the last id of them if there are more."""
+    (condition, given), most = fitting(**narrowing), limit + 1
+    document = narrowing.get("document")
     if document is not None:  # its index knows neither tenant nor error; but one document has few dead rows
-        (condition, given), most = narrowed(index_name=index, document_id=document), MOST_DEAD
+        (condition, given), most = narrowed(index_name=narrowing.get("index"), document_id=document), MOST_DEAD
     found = store.run(
-        f"SELECT id FROM outbox_events {store.dialect.indexed(by)} WHERE state = 'dead' AND {condition}"
-        " AND id < :before ORDER BY id DESC LIMIT :most",
+        f"SELECT id FROM outbox_events {store.dialect.indexed(index_of_dead(narrowing))} WHERE state = 'dead'"
+        f" AND {condition} AND id < :before ORDER BY id DESC LIMIT :most",
         {**given, "before": before, "most": most},
     )
     ids = [row[0] for row in found]
     return ids, ids[-1] if len(ids) == MOST_DEAD else 0
-
-
-def _narrowed(
-    index: str | None,
-    tenants: tuple[str, ...],
-    document: str | None,
-    error_type: str | None,
-    error_field: str | None,
-) -> tuple[str, str, dict[str, Any]]:
-    """By which index to look for such dead rows, the condition that holds for them, and its parameters."""
-    condition, parameters = narrowed(index_name=index, document_id=document)
-    mine, spelled = of_tenants(tenants)
-    error, of_errors = of_error(error_type, error_field)
-    by = index_of_dead(index=index, document=document, tenants=tenants, error_type=error_type, error_field=error_field)
-    return by, f"{condition} AND {mine} AND {error}", {**parameters, **spelled, **of_errors}

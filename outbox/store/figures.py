@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Unpack
 
 from outbox.documents import same_tenant
 from outbox.store import causes, claims, models
+from outbox.store.causes import Narrowing
 from outbox.store.malformed import MalformedRows
 from outbox.store.models import COUNTERS, LATENCY_BOUNDS_MS, STATISTICS, State
 from outbox.store.store import Store, narrowed, of_tenants
@@ -319,29 +320,23 @@ def newest_rows(
     store: Store,
     *,
     state: State | None = None,
-    index: str | None = None,
-    tenants: tuple[str, ...] = (),
-    document: str | None = None,
-    error_type: str | None = None,
-    error_field: str | None = None,
     before: int | None = None,
     limit: int = 50,
+    **narrowing: Unpack[Narrowing],
 ) -> Rows:
     """Rows without their documents, newest first, narrowed by what is given; `before`: only with a lower id.
 
     Looks at `MOST_LOOKED_AT` rows at most, and then says where to go on: it may find fewer than there are, or none.
-    Of a state that few rows are in it finds all. `error_type`, `error_field`: as `causes.of_error` has them.
+    Of a state that few rows are in it finds all.
     """
-    condition, parameters = narrowed(state=state, index_name=index, document_id=document)
-    mine, spelled = of_tenants(tenants)
-    error, of_error = causes.of_error(error_type, error_field)
-    condition, parameters = f"{condition} AND {mine} AND {error}", parameters | spelled | of_error
+    (of_state, parameters), (fits, given) = narrowed(state=state), causes.fitting(**narrowing)
+    condition, parameters = f"{of_state} AND {fits}", parameters | given
     first, last = MOST_ID if before is None else before, 0
     rows_of = "outbox_events AS e"
     if state is State.DEAD:
         few = _walked(store, condition, parameters, first, limit + 1)
         if len(few) <= limit:
-            few, last = causes.newest(store, first, limit, index, tenants, document, error_type, error_field)
+            few, last = causes.newest(store, first, limit, **narrowing)
         rows_of = f"{store.dialect.table('few', id='BIGINT')} AS n CROSS JOIN {rows_of}"
         condition += " AND e.id = n.id"
         parameters["few"] = [(each,) for each in few]

@@ -6,11 +6,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, Unpack
 
 from outbox.store import causes, versions
+from outbox.store.causes import Narrowing
 from outbox.store.models import OPEN_JOBS, OVERTAKEN, State, unfinished
-from outbox.store.store import Store, narrowed, of_tenants, pause_after
+from outbox.store.store import Store, of_tenants, pause_after
 
 EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
 
@@ -23,15 +24,10 @@ class Move(NamedTuple):
     new: str
 
 
-class Selection(TypedDict, total=False):
+class Selection(Narrowing, total=False):
     """Which rows are meant: those that fit all that is given."""
 
     ids: Sequence[int]
-    index: str | None
-    document: str | None
-    tenants: tuple[str, ...]  # all spellings of one
-    error_type: str | None  # and the field: as `causes.of_error` has them
-    error_field: str | None
     written_before: int | None  # an instant
     up_to: int | None  # an id
 
@@ -81,7 +77,7 @@ def dead(
 ) -> list[dict[str, Any]]:
     """Dead rows in the order of their ids, narrowed by what is given; `died_by`: not those that died later."""
     condition, given = selected(store, **selection)
-    indexed = store.dialect.indexed(causes.index_of_dead(**selection))
+    indexed = store.dialect.indexed(causes.index_of_dead(selection))
     if died_by is not None:
         condition += " AND coalesce(finished_at, 0) <= :died_by"
     rows = store.run(
@@ -96,26 +92,19 @@ def selected(
     store: Store,
     *,
     ids: Sequence[int] = (),
-    index: str | None = None,
-    document: str | None = None,
-    tenants: tuple[str, ...] = (),
-    error_type: str | None = None,
-    error_field: str | None = None,
     written_before: int | None = None,
     up_to: int | None = None,
+    **narrowing: Unpack[Narrowing],
 ) -> tuple[str, dict[str, Any]]:
     """A condition that holds for the rows of a selection, and its parameters."""
-    condition, given = narrowed(index_name=index, document_id=document)
-    mine, spelled = of_tenants(tenants)
-    error, of_error = causes.of_error(error_type, error_field)
+    condition, given = causes.fitting(**narrowing)
     if ids:
         condition += f" AND id {store.dialect.among('ids')}"
     if written_before is not None:
         condition += " AND created_at < :written_before"
     if up_to is not None:
         condition += " AND id <= :up_to"
-    bounds = {"ids": list(ids), "written_before": written_before, "up_to": up_to}
-    return f"{condition} AND {mine} AND {error}", {**given, **spelled, **of_error, **bounds}
+    return condition, {**given, "ids": list(ids), "written_before": written_before, "up_to": up_to}
 
 
 def retry_dead(store: Store, ids: Iterable[int], now: int, pause: Callable[[float], object] = time.sleep) -> Retried:

@@ -192,11 +192,7 @@ class Store:
         return self.dialect.schema_token(self.run)
 
     def _revision(self) -> str | None:
-        """None where other migrations made the tables."""
-        if not self._connection.dialect.has_table(self._connection, VERSION_TABLE):
-            return None
-        revision: str | None = self.run(f"SELECT version_num FROM {VERSION_TABLE}").scalar_one_or_none()
-        return revision
+        return revision_of(self._connection)
 
     # -- what holds for all -------------------------------------------------------------------------------------
 
@@ -340,6 +336,15 @@ class Store:
         """All listed relays."""
         rows = self.run("SELECT * FROM outbox_relays ORDER BY id").mappings()
         return [{**row, "breakers": json.loads(row["breakers"])} for row in rows]
+
+
+def revision_of(connection: Connection) -> str | None:
+    """The revision that the tables are at; None where there are none, or other migrations made them."""
+    if not connection.dialect.has_table(connection, VERSION_TABLE):
+        return None
+    asked = f"SELECT version_num FROM {VERSION_TABLE}"
+    revision: str | None = _carried_out(dialect_of(connection), connection, asked, {}).scalar_one_or_none()
+    return revision
 
 
 def narrowed(**given: str | int | None) -> tuple[str, dict[str, Any]]:
