@@ -121,9 +121,10 @@ def test_relay_does_not_look_again_for_rows_that_it_has_just_claimed(
 class Waiting:
     """A wait beside a database, and how often it was looked at."""
 
-    def __init__(self, path: Path, own: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, own: sqlite3.Connection, *, watched: bool) -> None:
         self._own, self.looks = own, 0
         self.wakeup: Wakeup[str] = Wakeup(queue.Queue(), self._commits, lambda: watch_of(path))
+        assert self.wakeup.watches is watched
 
     def _commits(self) -> int:
         self.looks += 1
@@ -136,9 +137,9 @@ class Waiting:
 
 
 @contextlib.contextmanager
-def waiting(path: Path) -> Iterator[Waiting]:
+def waiting(path: Path, *, watched: bool = True) -> Iterator[Waiting]:
     own = sqlite3.connect(path, isolation_level=None)
-    wait = Waiting(path, own)
+    wait = Waiting(path, own, watched=watched)
     with wait.wakeup:
         yield wait
     own.close()
@@ -287,8 +288,7 @@ def test_relay_without_a_watch_looks_for_commits_and_says_so(
 
     monkeypatch.setattr("inotify_simple.INotify.__init__", none_left)
     engine = application(path)
-    with waiting(path) as wait:
-        assert not wait.wakeup.watches
+    with waiting(path, watched=False) as wait:
         assert len([line for line in said if line.startswith("WARNING commits cannot be watched: Too many")]) == 1
         soon(write, engine)
         assert wait.is_ended_by_a_commit()
