@@ -89,13 +89,10 @@ class Settler:
     def record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> None:
         """Write what became of rows, where the claim still holds, and count it."""
         lost: list[Transition] = []
-        left = [each for each in transitions if each.event.id not in self.recorded] if self.recorded else transitions
-        for step in self.store.in_steps(left):
+        for step in self.store.in_steps([each for each in transitions if each.event.id not in self.recorded]):
             lost += self._record(claim, step, now)
-            if len(step) < len(left):
-                self.recorded.update(each.event.id for each in step)
-        if self.recorded:
-            self.recorded.difference_update(each.event.id for each in transitions)
+            self.recorded.update(each.event.id for each in step)
+        self.recorded.difference_update(each.event.id for each in transitions)
         if lost:
             logger.warning(
                 "{rows:was/were} claimed by another relay meanwhile, which records their outcome",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Unpack
 
 from outbox.destinations import misled
@@ -70,28 +70,28 @@ class ClusterDestination:
             known[position] = outcome
             del sendable[position]
         known |= self._merger.merge(sendable)
-        if sendable and not known and sum(map(weight, sendable.values())) <= self._request_bytes:  # as nearly always
-            known = dict(enumerate(self._send(list(sendable.values()))))
-        else:
-            known |= self._send_what_fits(sendable, known)
+        waiting = {at: each for at, each in sendable.items() if at not in known} if known else sendable
+        sent = self._that_fit(waiting)
+        known |= dict.fromkeys(waiting.keys() - sent.keys(), outcomes.REQUEST_FULL)
+        if sent:
+            known |= zip(sent, self._send(list(sent.values())), strict=True)
         for position, outcome in known.items():
             if outcome.kind is OutcomeKind.BLOCKED:
                 self._checked.pop(operations[position].target, None)
         return [known[position] for position in range(len(operations))]
 
-    def _send_what_fits(self, sendable: Mapping[int, Operation], known: Container[int]) -> dict[int, Outcome]:
-        """The outcomes of those that are not known yet, by position."""
-        found: dict[int, Outcome] = {}
+    def _that_fit(self, waiting: dict[int, Operation]) -> dict[int, Operation]:
+        """As many of the first as one request has room for, but at least one."""
+        if sum(map(weight, waiting.values())) <= self._request_bytes:  # as nearly always
+            return waiting
         sent: dict[int, Operation] = {}
         room = self._request_bytes
-        for position, operation in sendable.items():
-            if position not in known:
-                room -= weight(operation)
-                if room >= 0 or not sent:
-                    sent[position] = operation
-                else:
-                    found[position] = outcomes.REQUEST_FULL
-        return {**found, **dict(zip(sent, self._send(list(sent.values())), strict=True))} if sent else found
+        for position, operation in waiting.items():
+            room -= weight(operation)
+            if sent and room < 0:
+                break
+            sent[position] = operation
+        return sent
 
     def _send(self, operations: Sequence[Operation]) -> list[Outcome]:
         return bulk.send(
