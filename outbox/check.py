@@ -247,11 +247,12 @@ def destination(to: Destination, *, at: str = "") -> list[Finding]:
 def newer_indexes(store: Store, to: Destination) -> list[str]:
     """Indexes that this database has filled, and whose newest documents it has never sent.
 
-    So it is an older file than the one that they were filled from last, such as a backup, and gives its ids once more.
+    So it is an older file than the one that they were filled from last, such as a backup, and draws versions once more.
     Raises `DestinationError`.
     """
     newest = {name: to.newest_version(target) for name, target in versions.filled_indexes(store).items()}
-    return sorted(name for name, held in newest.items() if versions.was_never_sent(store, held))  # asked last: ids rise
+    # Asked last: they rise.
+    return sorted(name for name, held in newest.items() if versions.was_never_drawn(store, held))
 
 
 def indexes(engine: Engine, to: Destination, gc_deletes: str, registry: EntityRegistry | None = None) -> list[Finding]:

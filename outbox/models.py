@@ -13,7 +13,6 @@ from outbox.store.models import (
     events,
     metadata,
     now_ms,
-    version,
 )
 
 __all__ = [
@@ -29,5 +28,4 @@ __all__ = [
     "events",
     "metadata",
     "now_ms",
-    "version",
 ]

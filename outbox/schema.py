@@ -112,6 +112,12 @@ def _require_parts(engine: Engine) -> None:
         ("SELECT 1 FROM outbox_audit LIMIT 1", "create the table outbox_audit"),
         ("SELECT 1 FROM outbox_failures LIMIT 1", "create the table outbox_failures"),
         ("SELECT error_field FROM outbox_events LIMIT 1", "add the column error_field to outbox_events"),
+        ("SELECT version FROM outbox_events LIMIT 1", "add the column version to outbox_events"),
+        ("SELECT last_id FROM outbox_reindex_jobs LIMIT 1", "add the column last_id to outbox_reindex_jobs"),
+        (
+            "SELECT last_token FROM outbox_control LIMIT 1",
+            "add the column last_token to outbox_control, with the highest id in outbox_events,",
+        ),
         (causes, "create the index ix_outbox_events_causes"),
         (dead_of_tenant, "create the index ix_outbox_events_dead_of_tenant"),
     ):

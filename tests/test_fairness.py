@@ -142,19 +142,3 @@ def test_rows_of_one_document_under_two_tenants_arrive_in_the_order_of_their_com
         assert (outbox.state(earlier), outbox.outcome(later)) == ("done", "applied")
     else:  # there was nothing left to update
         assert (outbox.outcome(earlier), outbox.row(later)["error_type"]) == ("deleted", "document_missing")
-
-
-@pytest.mark.parametrize("action", ["index", "update", "delete"])
-def test_row_that_an_update_overtook_under_an_earlier_version_is_not_lost_in_silence(
-    outbox: Outbox, tmp_path: Path, action: str
-) -> None:
-    destination = EmbeddedDestination(tmp_path / "search.db")
-    outbox.index("contacts", "c1", {"n": 0})
-    outbox.drain(destination)
-    earlier, later = of_two_tenants(outbox, action)
-    outbox.raw("UPDATE outbox_events SET state = 'dead' WHERE id = :id", id=earlier)  # it holds up nothing
-    outbox.drain(destination)
-    outbox.raw("UPDATE outbox_events SET state = 'pending' WHERE id = :id", id=earlier)
-    outbox.drain(destination)
-    assert (outbox.state(later), outbox.state(earlier)) == ("done", "dead")
-    assert outbox.row(earlier)["error_type"] == "overtaken"

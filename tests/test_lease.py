@@ -12,7 +12,7 @@ import pytest
 from outbox.destinations.base import Operation, Outcome, OutcomeKind
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store import upkeep
-from outbox.store.models import EPOCH_STEP, now_ms
+from outbox.store.models import now_ms
 from tests.support.outbox import Outbox
 
 LEASE_MS = 60_000
@@ -28,8 +28,8 @@ class Slow(EmbeddedDestination):
         self.now = now_ms()
         self.slow_lookups = 0
         self.slow_requests: set[int] = set()  # by their number
-        self.requests: list[list[int]] = []  # the rows of each
-        self.unclaimed: list[int] = []  # rows that were sent without a claim
+        self.requests: list[list[str]] = []  # the rows of each
+        self.unclaimed: list[str] = []  # rows that were sent without a claim
 
     def ensure_index(
         self, name: str, mappings: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
@@ -41,10 +41,12 @@ class Slow(EmbeddedDestination):
         return target
 
     def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
-        rows = [operation.version % EPOCH_STEP for operation in operations]
+        documents = [operation.document_id for operation in operations]
         with self._one_at_a_time:
-            self.unclaimed += [row for row in rows if self._other.event(row)["state"] != "claimed"]  # type: ignore[index]
-        self.requests.append(rows)
+            for each in documents:
+                states = {row["state"] for row in self._other.events(document_id=each)}
+                self.unclaimed += [] if "claimed" in states else [each]
+        self.requests.append(documents)
         if len(self.requests) in self.slow_requests:
             self._take_long()
         return super().apply(operations)

@@ -149,7 +149,7 @@ class History(RuleBasedStateMachine):
             claims.ClaimRequest(relay=3, now=self.now, lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=4, bytes_=10**6),
         )
         if claim:
-            folds = plan.fold(claim.events, claims.load(self.dying, claim), claim.targets, claim.epoch)
+            folds = plan.fold(claim.events, claims.load(self.dying, claim), claim.targets, claim.version)
             if applied:
                 self.destination.apply([fold.operation for fold in folds])
             self.zombies.append(folds)

@@ -14,7 +14,7 @@ from outbox.check import newer_indexes
 from outbox.destinations.base import Operation
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store import operators, verifications
-from outbox.store.models import now_ms, version
+from outbox.store.models import EPOCH_STEP, now_ms
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.relays import Relays, until
@@ -87,7 +87,7 @@ def test_documents_that_the_database_has_sent_or_a_repair_has_gone_above_do_not_
     outbox.drain(embedded)
     outbox.index("contacts", "c1", {"name": "Ada Lovelace"})
     assert newer_indexes(store, embedded) == []
-    by_hand = version(1, row + 7)
+    by_hand = EPOCH_STEP + row + 7
     embedded.apply([Operation("contacts", "contacts-000001", "c1", by_hand, b"{}")])
     assert newer_indexes(store, embedded) == ["contacts"]
     verifications.raise_above(store, by_hand, now_ms())

@@ -13,7 +13,7 @@ from outbox.destinations.base import Destination, Outcome, OutcomeKind
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.relay import plan
 from outbox.store import claims, upkeep
-from outbox.store.models import Action, Event, now_ms, version
+from outbox.store.models import Action, Event, now_ms
 from tests.support.outbox import Outbox
 
 NEW = {"views": 1, "name": "Ada"}
@@ -77,7 +77,7 @@ def test_upsert_applied_by_a_killed_relay_is_not_changed_by_its_own_row_when_tha
     asked = claims.ClaimRequest(relay=3, now=now, lease_ms=1_000, longest_wait=1_000, rows=4, bytes_=10**6)
     claim = claims.claim(dying, asked)
     assert claim is not None
-    folds = plan.fold(claim.events, claims.load(dying, claim), claim.targets, claim.epoch)
+    folds = plan.fold(claim.events, claims.load(dying, claim), claim.targets, claim.version)
     assert destination.apply([fold.operation for fold in folds]) == [Outcome(OutcomeKind.APPLIED)]
     outbox.update("notes", "d1", {"more": 1})
     upkeep.reap(dying, now + 60_000, 1_000)
@@ -144,8 +144,8 @@ def test_upsert_is_checked_as_every_document_is_and_lets_the_changes_be_empty(
     assert held(destination, "d1") == {"d1": NEW}
 
 
-def test_fold_says_the_version_of_each_upsert() -> None:
-    events = [Event(at, Action.UPDATE, "notes", "d1", None, None, 0, 1, 0) for at in (5, 6)]
+def test_fold_says_from_which_version_on_the_index_may_hold_each_upsert() -> None:
+    events = [Event(at, Action.UPDATE, "notes", "d1", None, None, 0, 1, 0, at) for at in (5, 6)]
     (fold,) = plan.fold(events, {5: b'{"n":1}', 6: b'[{"n":2},{"m":1.10}]'}, {"notes": "notes-000001"}, 3)
     assert fold.operation.patches == (b'{"n":1}', b'{"n":2}')
-    assert [tuple(each) for each in fold.operation.upserts] == [(1, b'{"m":1.10}', version(3, 6))]
+    assert [tuple(each) for each in fold.operation.upserts] == [(1, b'{"m":1.10}', 6)]

@@ -49,7 +49,7 @@ class ReindexJob(Model):
     job_id: int
     index: str
     status: str = Field(description="running, failing, cancelling, done, failed, cancelled")
-    phase: str = Field(description="the step it is at: create, scan, wait, sweep, check, swap, drop")
+    phase: str = Field(description="the step it is at: create, scan, sweep, check, swap, drop")
     old_index: str
     new_index: str | None = Field(description="null: it works in place")
     tenant_id: str | None

@@ -18,12 +18,12 @@ from outbox.documents import read_exactly
 class Upsert(NamedTuple):
     """What a document becomes where there is none, instead of being missing for the patch at the position `at`.
 
-    `version` is that of the row of both.
+    `version`: from which one on the index may hold what the row of both has brought; None: it was never sent.
     """
 
     at: int
     document: bytes
-    version: int
+    version: int | None
 
 
 def updated(
@@ -32,13 +32,13 @@ def updated(
     """What patches make of the document that is `stored` with this version, parsed as by `parsed`; None: they miss it.
 
     A patch that was applied before brings nothing new when it is merged again; but its upsert may have been written
-    instead, which it must not change. Where the stored version is not lower than that of the row, one of both was.
+    instead, which it must not change. Where the stored version is not lower than the row's first, one of both was.
     Raises `ValueError` as `merged` does.
     """
     if stored is None:
         first = next((each for each in upserts if each.at == 0), None)
         return None if first is None else merged(first.document, patches[1:])
-    applied = {each.at for each in upserts if each.version <= version}
+    applied = {each.at for each in upserts if each.version is not None and each.version <= version}
     return merged_into(stored, [patch for at, patch in enumerate(patches) if at not in applied])
 
 

@@ -72,7 +72,7 @@ OUR_OWN: Final = (
     Remedy(
         ("unexplained_version",),
         "dead, or waits",
-        "the index holds a version that no row of this outbox has: a restored backup, or something else writes there; "
+        "the index holds a version that was never drawn here: a restored backup, or something else writes there; "
         "run 'outbox-relay epoch advance', then retry",
     ),
     Remedy(

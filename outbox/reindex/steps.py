@@ -1,11 +1,10 @@
-"""The seven steps of a rebuild, each a function of the work on one job.
+"""The six steps of a rebuild, each a function of the work on one job.
 
 Each step is entered by a commit, so that a process that takes over a job resumes it where it was:
 
     create   the new physical index, without readers; then commit: rows go to both
-    scan     all rows in the order of their key; documents carry the watermark, the highest row id issued until then
-    wait     until no row up to the watermark is unfinished: some of them go to the old index only. Where that is lost,
-             or holds versions of others that let no row in, readers and rows get the new one first
+    scan     all rows in the order of their key; documents carry the watermark, a version drawn with that commit:
+             what is claimed before is in what the scan reads, and what is claimed later has a higher one
     sweep    remove what the new index holds and the database does not
     check    restore the settings, count, compare a sample
     swap     readers get the new index, in one step; then commit: rows go to it
@@ -26,7 +25,6 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from loguru import logger
 
-from outbox import logs
 from outbox.destinations.base import Stored
 from outbox.destinations.kept import Kept
 from outbox.entities import loader, neighbours
@@ -37,9 +35,8 @@ from outbox.entities.spelling import tenant_texts
 from outbox.errors import DestinationError, shortened
 from outbox.reindex.work import LOOK_EVERY_S, Progress, Work, fields, until_claims_end
 from outbox.reindex.writer import Pace, Page, Writer
-from outbox.store import conflicts, jobs, pauses
+from outbox.store import jobs
 from outbox.store.models import EPOCH_STEP, JobState
-from outbox.store.store import Store
 
 PAGE_ROWS: Final = 2_000
 GENTLE_ROWS: Final = 125
@@ -48,7 +45,6 @@ PAGES_A_SECOND: Final = 10  # at least, where a rate is asked for: live rows fin
 SAMPLE: Final = 100
 SAMPLE_LOOKS: Final = 10
 SWAPS: Final = 3
-UNUSABLE_EVERY_S: Final = 2.0
 
 T = TypeVar("T")
 
@@ -57,18 +53,18 @@ T = TypeVar("T")
 
 
 def create(work: Work) -> Iterator[Progress]:
-    """Make the new index, and have rows go to both; in place, only fix the watermark."""
+    """Make the new index, and have rows go to both; in place, only draw the watermark."""
     job, destination = work.job, work.destination
     yield work.progress()
     if job.new_index is None:
         highest = work.ask(lambda: destination.highest_version(job.old_index))
-        epoch, last = divmod(highest, EPOCH_STEP)
-        if epoch > work.store.control().epoch:
+        epoch, token = divmod(highest, EPOCH_STEP)
+        if epoch > (current := work.store.control().epoch):
             raise DestinationError(
                 f"index {job.old_index} holds version {highest}, of a later epoch: run 'outbox-relay epoch advance'"
             )
-        # What was changed by hand may have a version above any row's.
-        work.commit(jobs.fix_watermark, at_least=last)
+        # What was changed by hand may have a version above any that was drawn.
+        work.commit(jobs.draw_watermark, above=token if epoch == current else 0)
         return
     target = job.new_index
     mappings, settings = work.registry.index_options(job.index_name) or ({}, {})
@@ -99,7 +95,6 @@ def scan(work: Work) -> Iterator[Progress]:
     entities = work.selection.entities
     first = next((number for number, entity in enumerate(entities) if entity.name == at.get("entity")), 0)
     read = int(at.get("read", 0))
-    work.store.watermark()  # no row with an id up to the job's watermark appears later: the scan sees what it says
     pace, rate_since = Pace(work.rate or math.inf), (time.monotonic(), work.job.documents)
     with work.writer() as writer:
         for entity in entities[first:]:
@@ -116,7 +111,7 @@ def scan(work: Work) -> Iterator[Progress]:
                 writer.send(operations, _Mark(position, read, _unmade(rows)))
                 yield from _settled(work, writer.settled(), *rate_since)
         yield from _settled(work, writer.drain(), *rate_since)
-    work.note_now(phase="wait")
+    work.note_now(phase="sweep")
 
 
 def _without_those_of(work: Work, rows: list[Row], others: Sequence[Entity]) -> list[Row]:
@@ -156,74 +151,13 @@ def _settled(work: Work, pages: Iterator[Page[_Mark]], began: float, before: int
         yield work.progress(rows=page.mark.read, rate=rate)
 
 
-# -- wait -----------------------------------------------------------------------------------------------------------
-
-
-def wait(work: Work) -> Iterator[Progress]:
-    """Let relays finish the rows up to the watermark."""
-    yield work.progress()
-    _replace_unusable(work)
-    job, store, warned, looked_at = work.job, work.store, False, time.monotonic()
-    while left := jobs.unfinished_up_to(store, job.index_name, job.last_id):
-        if time.monotonic() - looked_at > UNUSABLE_EVERY_S:
-            _replace_unusable(work)
-            looked_at = time.monotonic()
-        held_up = _held_up(store, job.index_name)
-        if held_up and not warned:
-            warned = True
-            logger.warning("{job} waits for {rows:,} earlier rows; {reason}", rows=left, reason=held_up, **fields(job))
-        because = f"; {held_up}" if held_up else ""
-        yield work.progress(note=f"{left:,} earlier rows are not delivered yet{because}")
-        work.sleep(LOOK_EVERY_S)
-    work.note_now(phase="sweep")
-
-
-def _replace_unusable(work: Work) -> None:
-    """Readers and rows get the new index at once where the live one lets no row in, or the name leads nowhere.
-
-    The rows would never be finished. The new index holds all that the database said at the watermark.
-    """
-    job, destination = work.job, work.destination
-    live = work.store.targets()[job.index_name]
-    facts = work.ask(lambda: destination.inspect_index(job.index_name, live))
-    if facts.readers and (job.new_index is None or not _held_by_others(work.store, job.index_name)):
-        return
-    if job.new_index is None:
-        raise DestinationError(f"index {job.old_index} is lost, or its alias {job.index_name}")
-    new, reader = job.new_index, live if facts.readers else None
-    work.ask(lambda: destination.finish_index(new, _settings(work)))
-    # Rows first: whoever finds them go here leaves the index in its place.
-    work.commit(jobs.send_rows_to_new, phase="wait", keep_old=bool(job.keep_old) and facts.exists)
-    work.ask(lambda: destination.swap(job.index_name, reader, new, adopt=bool(job.adopt and reader)))
-    why = "takes no rows" if reader else "is lost"
-    text = "{job}: index {live} {why}, readers and rows get {new} now"
-    logger.warning(text, live=live, why=why, new=new, **fields(job))
-
-
-def _held_by_others(store: Store, index: str) -> str:
-    """Why rows of the index cannot be delivered, where it holds versions of others."""
-    return next((each.reason for each in conflicts.held_by_others(store) if each.index == index), "")
-
-
-def _settings(work: Work) -> Mapping[str, Any]:
-    """The registered settings of the index."""
-    _, settings = work.registry.index_options(work.job.index_name) or ({}, {})
-    return settings
-
-
-def _held_up(store: Store, index: str) -> str:
-    """Why no relay finishes rows, and what to do about it; empty if one should."""
-    for each in pauses.current(store.run):
-        if each.index in (None, index):
-            return f"{logs.safe(each.what)} is paused ({logs.safe(each.reason)}): run '{logs.safe(each.remedy)}'"
-    return _held_by_others(store, index) if store.relays() else "no relay runs: start 'outbox-relay run'"
-
-
 # -- sweep ----------------------------------------------------------------------------------------------------------
 
 
 def sweep(work: Work) -> Iterator[Progress]:
     """Remove documents from the index that the database does not have. In place, this is the last step."""
+    if work.job.new_index is None and not _readers(work):
+        raise DestinationError(f"index {work.job.old_index} is lost, or its alias {work.job.index_name}")
     tenant, removed, listed = work.selection.tenant, work.job.removed, 0
     tenants = None if tenant is None else tenant_texts(tenant, work.registry.of_index(work.job.index_name))
     while True:
@@ -278,10 +212,11 @@ def check(work: Work) -> Iterator[Progress]:
     """Give the new index its settings back, and refuse to swap in one that is not what the database says."""
     yield work.progress()
     target, destination = work.job.target, work.destination
-    work.ask(lambda: destination.finish_index(target, _settings(work)))
+    _, settings = work.registry.index_options(work.job.index_name) or ({}, {})
+    work.ask(lambda: destination.finish_index(target, settings))
     held = work.ask(lambda: destination.count(target))
     expected = work.job.documents - work.job.removed
-    since = work.store.highest_id() - work.job.last_id
+    since = work.store.highest_id() - (work.job.last_id or 0)
     if held + since < expected:
         raise DestinationError(f"index {target} holds {held:,} documents, {expected:,} were written to it")
     if differing := work.ask(lambda: _differing(work)):
@@ -334,25 +269,37 @@ def _made(work: Work, document_ids: Sequence[str]) -> Mapping[str, bytes | LoadF
 
 
 def swap(work: Work) -> Iterator[Progress]:
-    """Readers get the new index; then rows go to it."""
+    """Readers get the new index; then rows go to it. Where the old one is lost, rows first."""
     yield work.progress()
     job, destination = work.job, work.destination
-    name, old, new = job.index_name, job.old_index, job.new_index or ""
+    name, new = job.index_name, job.new_index or ""
+    old = job.old_index if _readers(work) else None
+    if old is None:
+        # Whoever finds that rows go here leaves the index in its place.
+        exists = work.ask(lambda: destination.inspect_index(name, job.old_index)).exists
+        work.commit(jobs.send_rows_to_new, phase="swap", keep_old=bool(job.keep_old) and exists)
+        text = "{job}: index {live} is lost, readers and rows get {new} now"
+        logger.warning(text, live=job.old_index, new=new, **fields(job))
 
     def swapped() -> bool:
-        return destination.inspect_index(name, new).readers == (new,)
+        return _readers(work) == (new,)
 
     for attempt in range(1, SWAPS + 1):
         if work.ask(swapped):
             break  # before: a lost answer, or a kill
         try:
-            destination.swap(name, old, new, adopt=bool(job.adopt))
+            destination.swap(name, old, new, adopt=bool(job.adopt and old))
         except DestinationError:
             # It may have been made all the same, or be made yet: the next one is answered after it.
             work.sleep(1)
             if attempt == SWAPS and not work.ask(swapped):
                 raise
-    work.commit(jobs.send_rows_to_new, phase="drop", keep_old=bool(job.keep_old))
+    work.commit(jobs.send_rows_to_new, phase="drop", keep_old=bool(job.keep_old and old))
+
+
+def _readers(work: Work) -> tuple[str, ...]:
+    """The physical indexes that the name of the index leads to."""
+    return work.ask(lambda: work.destination.inspect_index(work.job.index_name, work.job.target)).readers
 
 
 def drop(work: Work) -> Iterator[Progress]:
@@ -367,6 +314,6 @@ def drop(work: Work) -> Iterator[Progress]:
 
 
 STEPS: Final[Mapping[str, Callable[[Work], Iterator[Progress]]]] = {
-    step.__name__: step for step in (create, scan, wait, sweep, check, swap, drop)
+    step.__name__: step for step in (create, scan, sweep, check, swap, drop)
 }
 """The steps by the name that a job has for the one it is at, in their order."""

@@ -12,8 +12,6 @@ from outbox.relay.plan import Fold
 from outbox.relay.requests import Answer
 from outbox.store.conflicts import Conflict, Facts
 from outbox.store.models import (
-    EPOCH_STEP,
-    OVERTAKEN,
     POISON,
     UNANSWERED,
     UNEXPLAINED,
@@ -31,10 +29,12 @@ FOUND_REMEDY = (
     "nothing in this outbox wrote it, the index was filled before: by an earlier database of the application, or by "
     "another program; run 'outbox-relay epoch advance', which makes the rows of this one newer"
 )
-OVERTAKEN_REMEDY = (
-    "a later row of the same document, of another tenant, was delivered before this one; write the document anew "
-    "and discard this row"
-)
+CERTAIN_AFTER: Final = 3
+"""Claims of a row. A version that was sent, and is there already, can be one of another database that has counted as
+far; time and again it is not, but something on the way repeats each request."""
+
+VOID: Final = "void"
+"""What becomes of an update whose document a later row has removed already."""
 
 _NO_CONFLICT = Facts()
 
@@ -96,11 +96,7 @@ def decide_all(answer: Answer, facts: Mapping[int, Facts], policy: Policy, now: 
             decision.transitions.append(_applied(fold.events[0], fold.operation))
             continue
         last = fold.events[-1]
-        known = facts.get(last.id, _NO_CONFLICT)
-        outcome = understood(reported, known)
-        explained = is_explained(last, outcome, known, answer.request.claim.epoch)
-        if outcome.kind is OutcomeKind.CONFLICT and not explained and known.of_others:
-            outcome = _filled_by_others(last, outcome)
+        outcome = understood(fold, reported, facts.get(last.id, _NO_CONFLICT))
         decision.outcomes.append(outcome)
         if outcome.kind is OutcomeKind.SPLIT:
             decision.split.append(fold)
@@ -108,61 +104,32 @@ def decide_all(answer: Answer, facts: Mapping[int, Facts], policy: Policy, now: 
             decision.unfold.append(fold)
         else:
             decision.transitions.extend(
-                decide(
-                    fold.events,
-                    outcome,
-                    policy,
-                    now,
-                    sent=fold.operation,
-                    explained=explained,
-                    overtaken=explained and is_overtaken(fold, outcome, known),
-                    failed_alone=answer.failed_alone,
-                )
+                decide(fold.events, outcome, policy, now, sent=fold.operation, failed_alone=answer.failed_alone)
             )
     return decision
 
 
-def understood(outcome: Outcome, known: Facts) -> Outcome:
-    """A document may be missing because a later row, delivered before without an answer, removed it."""
+def understood(fold: Fold, outcome: Outcome, known: Facts) -> Outcome:
+    """An outcome with what the tables say of it.
+
+    A document that an update misses may have been removed by a later row, which was delivered before without an answer:
+    there is nothing left to change then. In a conflict with a version that was drawn here, the claim is too old for the
+    index, and the next one has a higher version. With any other, somebody else has written it.
+    """
     if outcome.error_type == DOCUMENT_MISSING and known.removed_since:
-        return outcome._replace(kind=OutcomeKind.CONFLICT, version=None)
-    return outcome
-
-
-def _filled_by_others(last: Event, conflict: Outcome) -> Outcome:
-    """What an unexplained version means in an index that others have filled: it says nothing against the row."""
-    error = f"the index holds version {conflict.version} of document {last.document_id}: {FOUND_REMEDY}"
-    return Outcome(OutcomeKind.BLOCKED, UNEXPLAINED, error)
-
-
-def is_explained(last: Event, outcome: Outcome, known: Facts, epoch: int) -> bool:
-    """Whether a delivery of this outbox accounts for the version that a conflict reports.
-
-    True for a version of a row of the same document that was delivered (`last` itself: at least twice), for versions
-    up to the highest that was pruned, and for the one that a reindex of the index gave its documents.
-    """
-    if outcome.kind is not OutcomeKind.CONFLICT:
-        return False
-    if outcome.version is None:
-        return known.removed_since
-    if known.pruned:
-        return True
-    reported_epoch, row = divmod(outcome.version, EPOCH_STEP)
-    if reported_epoch > epoch:
-        return False
-    return known.of_reindex or known.deliveries >= (2 if row == last.id else 1)
-
-
-def is_overtaken(fold: Fold, outcome: Outcome, known: Facts) -> bool:
-    """Rows of one document under two tenants can overtake each other, and one of them is a partial update.
-
-    What is sent for the first time is in nothing that the index holds: a later update, or a later document under
-    an update, was delivered without it. A later document alone makes an earlier one history; and so does one that
-    a reindex has made of the database, where the change was before its row could be read.
-    """
-    if fold.events[-1].deliveries > 1 or outcome.version is None or known.of_reindex:
-        return False
-    return bool(fold.operation.patches) or known.of_update
+        return Outcome(OutcomeKind.CONFLICT, VOID)
+    if outcome.kind is not _CONFLICT:
+        return outcome
+    if outcome.version == fold.operation.version and fold.events[0].deliveries > CERTAIN_AFTER:
+        return Outcome(_TAKEN)
+    if known.drawn:
+        return Outcome(_CONFLICT)
+    if known.of_others:
+        document = fold.operation.document_id
+        error = f"the index holds version {outcome.version} of document {document}: {FOUND_REMEDY}"
+        return Outcome(OutcomeKind.BLOCKED, UNEXPLAINED, error)
+    error = f"the index holds version {outcome.version}: {UNEXPLAINED_REMEDY}"
+    return Outcome(_CONFLICT, UNEXPLAINED, error)
 
 
 def held_back(answer: Answer, policy: Policy, now: int) -> list[Transition]:
@@ -193,62 +160,39 @@ def decide(
     now: int,
     *,
     sent: Operation | None = None,
-    explained: bool = False,
-    overtaken: bool = False,
     failed_alone: bool = False,
 ) -> list[Transition]:
-    """The next state of each row of a fold; the last row is the one whose version was `sent`.
-
-    `explained` says of a conflict whether a delivery of this outbox accounts for the version it reports, `overtaken`
-    that this delivery knew nothing of what the rows say, `failed_alone` of a missing answer that it is missing for
-    this row only.
-    """
+    """The next state of each row of a fold, for an outcome as it is `understood`; `sent`: the operation that they came
+    to. `failed_alone` says of a missing answer that it is missing for this row only."""
     *earlier, last = events
-    kind = outcome.kind
-    if overtaken:
-        # Called done, what these rows say would be lost in silence.
-        return [
-            Transition(event, State.DEAD, attempts=event.attempts, error_type=OVERTAKEN, error=OVERTAKEN_REMEDY)
-            for event in events
-        ]
+    kind, version = outcome.kind, sent.version if sent else None
+    coalesced = [_done(event, Result.COALESCED, version) for event in earlier]
     if kind is OutcomeKind.UNCHANGED:  # nothing was sent: these rows must not look as if it had been
-        ends = [*(Result.COALESCED for _ in earlier), Result.UNCHANGED]
-        return [
-            Transition(event, State.DONE, end, attempts=event.attempts, unsent=True)
-            for event, end in zip(events, ends, strict=True)
-        ]
-    if kind is OutcomeKind.APPLIED or (kind is OutcomeKind.CONFLICT and explained):
-        done = [Transition(event, State.DONE, Result.COALESCED, attempts=event.attempts) for event in earlier]
-        if kind is OutcomeKind.APPLIED:
-            return [*done, _applied(last, sent)]
-        return [*done, Transition(last, State.DONE, Result.SUPERSEDED, attempts=last.attempts)]
-    if kind is OutcomeKind.CONFLICT:
-        error = f"the index holds version {outcome.version}: {UNEXPLAINED_REMEDY}"
-        return [
-            Transition(event, State.DEAD, attempts=event.attempts, error_type=UNEXPLAINED, error=error)
-            for event in events
-        ]
-    if kind is OutcomeKind.REJECTED:
-        return [_refused(event, outcome, event.attempts, State.DEAD) for event in events]
+        return [each._replace(unsent=True) for each in (*coalesced, _done(last, Result.UNCHANGED, version))]
+    if kind is OutcomeKind.APPLIED:
+        return [*coalesced, _applied(last, sent)]
+    if kind is _CONFLICT and outcome.error_type == VOID:
+        return [*coalesced, _done(last, Result.SUPERSEDED, version)]
+    if kind is OutcomeKind.REJECTED or (kind is _CONFLICT and outcome.error_type == UNEXPLAINED):
+        return [_refused(event, outcome, event.attempts, State.DEAD, version) for event in events]
     if kind is OutcomeKind.FAILED:
-        return [_failed(event, outcome, policy, now) for event in events]
+        return [_failed(event, outcome, policy, now, version) for event in events]
     if kind is OutcomeKind.OVERLOADED:
         due = now + policy.overload_pause(max(event.deliveries for event in events))
     else:
         # Where the index is blocked its breaker decides when; so does that of each other relay.
         due = now + policy.longest_pause_ms if failed_alone else now
     error_type = UNANSWERED if kind is OutcomeKind.UNAVAILABLE else outcome.error_type
-    # Counted as a delivery, a version that others gave the document would look like this row's own the next time.
-    unsent = kind is OutcomeKind.BLOCKED and error_type == UNEXPLAINED
-    return [
-        Transition(event, State.PENDING, None, due, event.attempts, error_type, outcome.error, unsent=unsent)
-        for event in events
-    ]
+    return [Transition(event, State.PENDING, None, due, event.attempts, error_type, outcome.error) for event in events]
 
 
 def _applied(event: Event, sent: Operation | None) -> Transition:
     deleted = sent is not None and sent.is_delete
-    return Transition(event, _DONE, _DELETED if deleted else _APPLIED, None, event.attempts)
+    return _done(event, _DELETED if deleted else _APPLIED, sent.version if sent else None)
+
+
+def _done(event: Event, result: Result, version: int | None) -> Transition:
+    return Transition(event, _DONE, result, attempts=event.attempts, version=version)
 
 
 def poisoned(event: Event, failures: int) -> Transition:
@@ -261,15 +205,15 @@ def poisoned(event: Event, failures: int) -> Transition:
     return Transition(event, State.DEAD, None, None, event.attempts, POISON, error, unsent=True)
 
 
-def _failed(event: Event, outcome: Outcome, policy: Policy, now: int) -> Transition:
+def _failed(event: Event, outcome: Outcome, policy: Policy, now: int, version: int | None) -> Transition:
     failures = event.attempts + 1
     if failures > policy.max_retries:
-        return _refused(event, outcome, failures, State.DEAD)
+        return _refused(event, outcome, failures, State.DEAD, version)
     due = now + policy.retry_pause(failures)
-    return _refused(event, outcome, failures, State.PENDING)._replace(available_at=due)
+    return _refused(event, outcome, failures, State.PENDING, version)._replace(available_at=due)
 
 
-def _refused(event: Event, outcome: Outcome, failures: int, state: State) -> Transition:
+def _refused(event: Event, outcome: Outcome, failures: int, state: State, version: int | None) -> Transition:
     """A row that failed by itself: what becomes of it, with the error and the field that this names."""
     return Transition(
         event,
@@ -278,4 +222,5 @@ def _refused(event: Event, outcome: Outcome, failures: int, state: State) -> Tra
         error_type=outcome.error_type,
         error=outcome.error,
         error_field=named_field(outcome.error),
+        version=version,
     )

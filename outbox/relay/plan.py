@@ -9,7 +9,7 @@ from typing import Final
 from outbox.destinations import merge
 from outbox.destinations.base import Operation, Outcome
 from outbox.destinations.merge import Upsert
-from outbox.store.models import Action, Event, version
+from outbox.store.models import Action, Event
 
 Content = bytes | Outcome | None
 """A document or the fields of an update, as JSON; None: no document; or what is known of the row without sending it."""
@@ -32,9 +32,9 @@ class Fold:
 
 
 def fold(
-    events: Sequence[Event], contents: Mapping[int, Content], targets: Mapping[str, str], epoch: int
+    events: Sequence[Event], contents: Mapping[int, Content], targets: Mapping[str, str], version: int
 ) -> list[Fold]:
-    """One fold a document: its rows in the order of their ids come to one operation with the highest of their versions.
+    """One fold a document: its rows in the order of their ids come to one operation with this version.
 
     `contents` by event id: a document or patch; None: no document; or an outcome. A row that is missing there, and
     should have content, gets an empty one, which the destination rejects. `targets`: the physical index of each.
@@ -42,22 +42,20 @@ def fold(
     by_document: dict[tuple[str, str], list[Event]] = {}
     for event in events:
         by_document.setdefault((event.index_name, event.document_id), []).append(event)
-    return [_fold(rows, contents, targets[rows[-1].index_name], epoch) for rows in by_document.values()]
+    return [_fold(rows, contents, targets[rows[-1].index_name], version) for rows in by_document.values()]
 
 
-def _fold(rows: Sequence[Event], contents: Mapping[int, Content], target: str, epoch: int) -> Fold:
+def _fold(rows: Sequence[Event], contents: Mapping[int, Content], target: str, version: int) -> Fold:
     """All rows of one document."""
     last = rows[-1]
-    content, patches, upserts = _folded(rows, contents, epoch)
+    content, patches, upserts = _folded(rows, contents)
     document, known = (None, content) if isinstance(content, Outcome) else (content, None)
-    operation = Operation(
-        last.index_name, target, last.document_id, version(epoch, last.id), document, patches, upserts
-    )
+    operation = Operation(last.index_name, target, last.document_id, version, document, patches, upserts)
     return Fold(tuple(rows), operation, known)
 
 
 def _folded(
-    rows: Sequence[Event], contents: Mapping[int, Content], epoch: int
+    rows: Sequence[Event], contents: Mapping[int, Content]
 ) -> tuple[Content, tuple[bytes, ...], tuple[Upsert, ...]]:
     """The last row that says all of the document, with the patches after it; or only patches, for what is stored."""
     if len(rows) == 1 and rows[0].action != UPDATE:  # as nearly all are
@@ -71,7 +69,7 @@ def _folded(
     updates = [merge.split(content) for content in read if isinstance(content, bytes)]
     if not wholes:
         upserts = (
-            Upsert(at, upsert, version(epoch, row.id))
+            Upsert(at, upsert, row.version)
             for at, (row, (_, upsert)) in enumerate(zip(rows, updates, strict=True))
             if upsert is not None
         )

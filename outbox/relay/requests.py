@@ -129,10 +129,16 @@ def _cut(folds: Sequence[Fold], most: int) -> Iterator[Sequence[Fold]]:
 
 def one_by_one(store: Store, registry: EntityRegistry | None, claim: Claim, fold: Fold) -> Request:
     """The rows of a fold that was sent, each by itself, in the order of their ids: only the guilty one may die."""
-    # What failed may have been applied: the version that the last row brings now is there already.
-    again = tuple(event._replace(deliveries=event.deliveries + 1) for event in fold.events)
+    # What failed may have been applied: each needs a version above that, and an upsert may be in the index already.
+    sent = claim.version
+    again = tuple(event if event.version else event._replace(version=sent) for event in fold.events)
     contents, _ = load.contents(store, registry, replace(claim, events=again))
-    first, *rest = _folds(claim, contents, *([event] for event in again))
+    versions = claims.versions_for(store, again)
+    first, *rest = [
+        each
+        for event, version in zip(again, versions, strict=True)
+        for each in _folds(replace(claim, version=version), contents, [event])
+    ]
     return Request(claim, [first], rest, sent=True)
 
 
@@ -155,7 +161,7 @@ def release(store: Store, request: Request, now: int, *, sent: bool) -> None:
     claims.release(store, request.claim, request.rows, now, undelivered=not sent)
 
 
-def _folds(claim: Claim, contents: Mapping[int, Content], *documents: Sequence[Event]) -> list[Fold]:
-    """The rows of each document, or each row by itself, with their contents."""
+def _folds(claim: Claim, contents: Mapping[int, Content], events: Sequence[Event]) -> list[Fold]:
+    """The rows of each document, with their contents."""
     targets = defaultdict(str, claim.targets)  # a malformed name has none, and nothing is sent for it
-    return [fold for events in documents for fold in plan.fold(events, contents, targets, claim.epoch)]
+    return plan.fold(events, contents, targets, claim.version)

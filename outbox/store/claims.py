@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from outbox.store import pauses
-from outbox.store.malformed import NUMBER, TEXT, TEXT_OR_NULL, well_formed
+from outbox.store.malformed import NUMBER, NUMBER_OR_NULL, TEXT, TEXT_OR_NULL, well_formed
 from outbox.store.models import (
     POISON,
     RELAY_DIED,
@@ -28,16 +28,22 @@ _CLAIMED = ", ".join("c.deliveries + 1" if name == "deliveries" else f"c.{name}"
 _ACTION, _INDEX, _TENANT = map(Event._fields.index, ("action", "index_name", "tenant_id"))
 _BYTES = 2  # after the fields of an Event, see `_due`
 REFRESH: Final = Action.REFRESH  # to look it up in its class costs ten times as much, at each row
-_TYPES = (NUMBER, *3 * (TEXT,), *2 * (TEXT_OR_NULL,), *3 * (NUMBER,))  # of the fields of an Event
+_TYPES = (NUMBER, *3 * (TEXT,), *2 * (TEXT_OR_NULL,), *3 * (NUMBER,), NUMBER_OR_NULL)  # of the fields of an Event
+
+GIVEN_BACK: Final = "version = CASE WHEN deliveries > :unsent THEN version END, deliveries = deliveries - :unsent"
+"""Of a row that goes back to pending: a delivery that was `unsent` does not count, and the index has nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Rows that are this relay's to deliver, until `lease_expires_at`, as long as they carry `token`."""
+    """Rows that are this relay's to deliver, until `lease_expires_at`, as long as they carry `token`.
+
+    `version` is higher than that of every claim before.
+    """
 
     token: str
     events: tuple[Event, ...]
-    epoch: int
+    version: int
     targets: Mapping[str, str]
     lease_expires_at: int
     lone: bool = False  # one row, which got no answer time and again
@@ -341,23 +347,26 @@ def _take(store: Store, found: _Found, request: ClaimRequest) -> Claim | None:
         ids = [event.id for event in events]
         with store.write(durable=False, alone=True):
             store.require_pinned()  # no migration can come between this and the claim
-            control = store.control()
             if not _is_allowed(store, request) or not _holds(store, events, ids, token):
                 break
+            # The rows are locked by now: drawn before, it could be lower than that of a claim which had them meanwhile.
+            version = store.draw_version()
             store.run(
                 "UPDATE outbox_events SET state = 'claimed', claim_token = :token, claimed_by = :relay,"
-                f" lease_expires_at = :expires, deliveries = deliveries + 1 WHERE id {store.dialect.among('ids')}",
+                " lease_expires_at = :expires, deliveries = deliveries + 1, version = coalesce(version, :version)"
+                f" WHERE id {store.dialect.among('ids')}",
                 token=token,
                 relay=request.relay,
                 expires=expires,
+                version=version,
                 ids=ids,
             )
             # Where rows go can change between two steps: the last one decides, as if all had been claimed by it.
             taken = (*claim.events, *events) if claim else tuple(events)
             targets, others = store.routes()
-            claim = Claim(token, taken, control.epoch, targets, expires, found.lone, dual_writes=others)
+            claim = Claim(token, taken, version, targets, expires, found.lone, dual_writes=others)
     if claim:
-        store.flush()  # a row that the destination has must not be lost: its id would be issued again
+        store.flush()  # what the destination has must not be lost here: its version would be drawn again
     return claim
 
 
@@ -394,6 +403,13 @@ def _holds(store: Store, events: Sequence[Event], ids: Sequence[int], token: str
 # -- what is claimed --------------------------------------------------------------------------------------------
 
 
+def versions_for(store: Store, rows: Sequence[Event]) -> list[int]:
+    """A new version for each row of a claim, in their order: to be sent one by one, after they were sent together."""
+    with store.write(durable=True):
+        last = store.draw_version(len(rows))
+    return list(range(last - len(rows) + 1, last + 1))
+
+
 def load(store: Store, claim: Claim) -> dict[int, bytes]:
     """The documents of a claim by event id: UTF-8 text as it was stored. Takes no lock."""
     dialect = store.dialect
@@ -425,7 +441,7 @@ def release(store: Store, claim: Claim, ids: Sequence[int], now: int, *, undeliv
     with store.write(durable=False):
         return store.run(
             "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
-            " claimed_by = NULL, lease_expires_at = NULL, deliveries = deliveries - :unsent"
+            f" claimed_by = NULL, lease_expires_at = NULL, {GIVEN_BACK}"
             f" WHERE id {store.dialect.among('ids')} AND claim_token = :token",
             now=now,
             unsent=int(undelivered),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from outbox.store.models import EPOCH_STEP, UNEXPLAINED, Action, Event, Role, unfinished, waiting
+from outbox.store.models import UNEXPLAINED, Event, Role, unfinished, waiting
 from outbox.store.store import Store, printable
 
 
@@ -20,10 +20,7 @@ class Conflict(NamedTuple):
 class Facts(NamedTuple):
     """What the tables say of a conflict."""
 
-    deliveries: int = 0  # of the row of this document whose version the index holds
-    of_update: bool = False  # that row is a partial update
-    of_reindex: bool = False  # the version is the one that a reindex of the index gave its documents
-    pruned: bool = False  # the version is not above the highest that was pruned
+    drawn: bool = False  # a claim, or a reindex, of this database has drawn a version as high as that
     of_others: bool = False  # the index was there before any row was sent to it
     removed_since: bool = False  # a later row that removes the document, or may, was delivered and is unfinished
 
@@ -31,56 +28,17 @@ class Facts(NamedTuple):
 def explain(store: Store, conflicts: Sequence[Conflict]) -> dict[int, Facts]:
     """What the tables say of each conflict, by the id of its row. Asked after the answer that reported them.
 
-    Five statements however many conflicts there are, and none without any.
+    Three statements however many conflicts there are, and none without any.
     """
     facts = {event.id: Facts() for event, _ in conflicts}
     versions = {event: version for event, version in conflicts if version is not None}
     if versions:
-        rows = _rows(store, versions)
-        watermarks = _watermarks(store, set(versions.values()))
-        found = store.found_indexes()
-        # Last: a row that is pruned meanwhile was found, or is covered by this.
-        highest_pruned = store.control().highest_pruned_version
+        highest, found = store.highest_version(), store.found_indexes()
         for event, version in versions.items():
-            row = version % EPOCH_STEP
-            action, deliveries = rows.get((row, event.index_name, event.document_id), ("", 0))
-            facts[event.id] = Facts(
-                deliveries=deliveries,
-                of_update=action == Action.UPDATE,
-                of_reindex=(event.index_name, version) in watermarks,
-                pruned=version <= highest_pruned,
-                of_others=event.index_name in found,
-            )
+            facts[event.id] = Facts(drawn=version <= highest, of_others=event.index_name in found)
     for row in _removed_since(store, [event.id for event, version in conflicts if version is None]):
         facts[row] = Facts(removed_since=True)
     return facts
-
-
-def _rows(store: Store, versions: dict[Event, int]) -> dict[tuple[int, str, str], tuple[str, int]]:
-    """Action and deliveries of the rows that have these versions, by id, index and document."""
-    # The claimed row itself counts as it was claimed: another relay may have it by now.
-    own = {event for event, version in versions.items() if version % EPOCH_STEP == event.id}
-    found = {(event.id, event.index_name, event.document_id): (event.action, event.deliveries) for event in own}
-    if others := {event: version for event, version in versions.items() if event not in own}:
-        among = store.dialect.among
-        listed = store.run(
-            "SELECT id, index_name, document_id, action, deliveries FROM outbox_events"
-            f" WHERE id {among('ids')} AND index_name {among('indexes')} AND document_id {among('documents')}",
-            ids=sorted({version % EPOCH_STEP for version in others.values()}),
-            indexes=sorted({event.index_name for event in others}),
-            documents=sorted({event.document_id for event in others}),
-        )
-        found |= {(id_, *place): (action, deliveries) for id_, *place, action, deliveries in listed}
-    return found
-
-
-def _watermarks(store: Store, versions: set[int]) -> set[tuple[str, int]]:
-    """Which of the versions are those of a reindex, and of what index."""
-    found = store.run(
-        f"SELECT index_name, watermark FROM outbox_reindex_jobs WHERE watermark {store.dialect.among('versions')}",
-        versions=sorted(versions),
-    )
-    return {(index_name, watermark) for index_name, watermark in found}
 
 
 def _removed_since(store: Store, ids: Sequence[int]) -> list[int]:

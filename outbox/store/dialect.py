@@ -169,8 +169,15 @@ class Dialect(Protocol):
         """The same once that is over: no row with an id up to it appears any more. Not in a transaction that has
         written rows itself."""
 
-    def raise_ids(self, run: Run, last: int) -> None:
-        """Have all further ids be higher than `last`. Inside a write transaction."""
+    def draw_version(self, run: Run, number: int) -> int:
+        """The last of `number` new versions, each higher than all that were drawn before. Inside a write transaction,
+        after the rows that are to have them are locked; as durable as that is."""
+
+    def highest_version(self, run: Run) -> int:
+        """The highest version that was drawn so far."""
+
+    def raise_tokens(self, run: Run, last: int) -> None:
+        """Have all further versions of this epoch end in a higher number than `last`. Inside a write transaction."""
 
     def signal(self, run: Run) -> int:
         """A number that changes when another connection commits: cheap enough to be asked every millisecond."""

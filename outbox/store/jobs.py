@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 
 from outbox.errors import ReindexFailed
-from outbox.store.models import EPOCH_STEP, OPEN_JOBS, JobState, unfinished, version
+from outbox.store.models import OPEN_JOBS, JobState, unfinished
 from outbox.store.store import Store, printable
 
 
@@ -41,6 +41,7 @@ class Job:
     created_at: int
     updated_at: int
     finished_at: int | None
+    last_id: int | None
 
     @property
     def is_open(self) -> bool:
@@ -50,11 +51,6 @@ class Job:
     def target(self) -> str:
         """The physical index that it writes to."""
         return self.new_index or self.old_index
-
-    @property
-    def last_id(self) -> int:
-        """The id up to which the scan has read what every row says."""
-        return (self.watermark or 0) % EPOCH_STEP
 
     def __str__(self) -> str:
         what = f"into {self.new_index}" if self.new_index else "in place"
@@ -151,18 +147,6 @@ def names_used(store: Store, index: str) -> set[str]:
         index=index,
     )
     return {row[0] for row in rows}
-
-
-def unfinished_up_to(store: Store, index: str, last: int) -> int:
-    """How many rows of the index, up to that id, are pending or claimed."""
-    return int(
-        store.run(
-            f"SELECT count(*) FROM outbox_events {store.dialect.indexed('held')}"
-            f" WHERE ({unfinished()}) AND index_name = :index AND id <= :last",
-            index=index,
-            last=last,
-        ).scalar_one()
-    )
 
 
 def unsettled(store: Store, index: str, document_ids: Sequence[str]) -> set[str]:
@@ -290,11 +274,12 @@ def _update(store: Store, job: Job, now: int, lease_ms: int, **columns: Any) -> 
 
 
 def send_rows_to_both(store: Store, job: Job, now: int, lease_ms: int) -> Job:
-    """From the next claim on, rows go to the new index too; and the watermark is fixed, in the same transaction.
+    """From the next claim on, rows go to the new index too; and the watermark is drawn, in the same transaction.
 
-    Rows that were claimed before go to the old index only. Their ids are not above the watermark, so that the job waits
-    for them before it swaps. Rows with higher ids go to both.
+    Rows that were claimed before go to the old index only: what they say is in the database, and so in the scan. Those
+    of later claims go to both, with a version above the watermark.
     """
+    last_id = _last_finished(store, job)
     with store.write(durable=True):
         store.run(
             "INSERT INTO outbox_indexes (index_name, physical_index, role) SELECT :index, :new, 'new' WHERE NOT EXISTS"
@@ -302,21 +287,32 @@ def send_rows_to_both(store: Store, job: Job, now: int, lease_ms: int) -> Job:
             index=job.index_name,
             new=job.new_index,
         )
-        _fix_watermark(store, job, now, lease_ms)
+        _draw_watermark(store, job, now, lease_ms, last_id)
     return reread(store, job)
 
 
-def fix_watermark(store: Store, job: Job, now: int, lease_ms: int, *, at_least: int) -> Job:
-    """Give the documents of the job a version below that of any row to come. `at_least`: an id."""
+def draw_watermark(store: Store, job: Job, now: int, lease_ms: int, *, above: int) -> Job:
+    """Give the documents of the job a version below that of any claim to come. `above`: a token."""
+    last_id = _last_finished(store, job)
     with store.write(durable=True):
-        _fix_watermark(store, job, now, lease_ms, at_least)
+        store.dialect.raise_tokens(store.run, above)
+        _draw_watermark(store, job, now, lease_ms, last_id)
     return reread(store, job)
 
 
-def _fix_watermark(store: Store, job: Job, now: int, lease_ms: int, at_least: int = 0) -> None:
-    last = max(store.watermark(), at_least)
-    store.raise_ids(last)
-    _update(store, job, now, lease_ms, watermark=version(store.control().epoch, last), phase="scan")
+def _draw_watermark(store: Store, job: Job, now: int, lease_ms: int, last_id: int) -> None:
+    _update(store, job, now, lease_ms, watermark=store.draw_version(), last_id=last_id, phase="scan")
+
+
+def _last_finished(store: Store, job: Job) -> int:
+    """An id up to which every row of the index is finished."""
+    highest = store.watermark()
+    first = store.run(
+        f"SELECT min(id) FROM outbox_events {store.dialect.indexed('held')}"
+        f" WHERE ({unfinished()}) AND index_name = :index",
+        index=job.index_name,
+    ).scalar_one()
+    return highest if first is None else min(highest, first - 1)
 
 
 def send_rows_to_new(store: Store, job: Job, now: int, lease_ms: int, *, phase: str, keep_old: bool) -> Job:

@@ -15,6 +15,7 @@ from outbox.store.store import Store
 TEXT: Final = {str}
 TEXT_OR_NULL: Final = {str, NoneType}
 NUMBER: Final = {int}
+NUMBER_OR_NULL: Final = {int, type(None)}
 
 
 class MalformedRows(Exception):

@@ -30,7 +30,7 @@ VERSION_TABLE: Final = "outbox_alembic_version"
 """Not Alembic's default name: two sets of migrations in one database must not share it."""
 
 EPOCH_STEP: Final = 10**12
-"""External version of a row: `epoch * EPOCH_STEP + id`. Ids stay below the step."""
+"""External version of a document: `epoch * EPOCH_STEP + token`, of which each claim draws one. They stay below it."""
 
 
 class Action(enum.StrEnum):
@@ -120,7 +120,7 @@ def tenant(of: str = "") -> str:
 events = Table(
     "outbox_events",
     metadata,
-    Column("id", _INSTANT, primary_key=True, comment="order of the row and the lower part of its version"),
+    Column("id", _INSTANT, primary_key=True, comment="order of the row among those of its document"),
     Column(
         "action",
         Text,
@@ -147,6 +147,12 @@ events = Table(
     Column("error_type", Text),
     Column("error", Text, comment="the last failure, control characters escaped, at most 2,000 characters"),
     Column("error_field", Text, comment="the field that this error names, if it names one"),
+    Column(
+        "version",
+        _INSTANT,
+        comment="unfinished: from which version on the index may have it, NULL: none; done, dead: the one it was "
+        "sent with",
+    ),
     _one_of("action", Action),
     _one_of("state", State),
     # One index for each question that is asked often; none of them holds a done row but the one that prunes it.
@@ -237,7 +243,7 @@ reindex_jobs = Table(
     Column("since", Text, comment="only rows that changed from then on"),
     Column("keep_old", Integer, nullable=False, server_default="0"),
     Column("adopt", Integer, nullable=False, server_default="0", comment="the old index has the name itself"),
-    Column("watermark", _INSTANT, comment="version of its documents; older rows must be finished before the swap"),
+    Column("watermark", _INSTANT, comment="version of its documents: every later claim has a higher one"),
     Column("position", Text, comment="JSON: entity and primary key that the scan has come to"),
     Column("documents", Integer, nullable=False, server_default="0", comment="written by the scan so far"),
     Column("refused", Integer, nullable=False, server_default="0", comment="that could not be made or written"),
@@ -250,9 +256,10 @@ reindex_jobs = Table(
     Column("created_at", _INSTANT, nullable=False, server_default=Now()),
     Column("updated_at", _INSTANT, nullable=False, server_default=Now()),
     Column("finished_at", _INSTANT),
+    Column("last_id", _INSTANT, comment="up to it all rows were finished when the watermark was drawn"),
     Index("ix_outbox_reindex_jobs_open", "index_name", unique=True, **some_rows(OPEN_JOBS)),
     **NEVER_REUSED,
-    comment="rebuilds of indexes; a watermark explains versions, so finished jobs stay",
+    comment="rebuilds of indexes",
 )
 
 relays = Table(
@@ -279,10 +286,17 @@ control = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("epoch", Integer, nullable=False, server_default="1", comment="the upper part of every version"),
-    Column("highest_pruned_version", _INSTANT, nullable=False, server_default="0"),
+    Column(
+        "highest_pruned_version",
+        _INSTANT,
+        nullable=False,
+        server_default="0",
+        comment="the highest of a row that was removed before it was done",
+    ),
     Column("paused_at", _INSTANT, comment="NULL: not paused"),
     Column("paused_by", Text),
     Column("pause_reason", Text),
+    Column("last_token", _INSTANT, nullable=False, server_default="0", comment="the lower part of the last version"),
     CheckConstraint("id = 1", name="ck_outbox_control_one_row"),
     comment="one row: what holds for all relays",
 )
@@ -383,12 +397,14 @@ class Event(NamedTuple):
     attempts: int
     deliveries: int
     created_at: int
+    version: int | None = None
 
 
 class Transition(NamedTuple):
     """The next state of one row. `available_at` only for pending, `result` only for done.
 
     `unsent`: nothing left this machine, so the delivery does not count. `error_field`: the one that the error names.
+    `version`: the one that it was sent with, of a row that is finished.
     """
 
     event: Event
@@ -400,6 +416,7 @@ class Transition(NamedTuple):
     error: str | None = None
     unsent: bool = False
     error_field: str | None = None
+    version: int | None = None
 
     @property
     def is_failure(self) -> bool:
@@ -422,11 +439,6 @@ KILLS_ITS_RELAY = (
     "sent alone, it ended with the death of its relay twice in a row; see what loading or sending it does to the "
     "process (memory?), then run 'outbox-relay dead retry' or 'outbox-relay dead discard' with its number"
 )
-
-
-def version(epoch: int, event_id: int) -> int:
-    """The external version of a row: higher for a later row, and for any row of a later epoch."""
-    return epoch * EPOCH_STEP + event_id
 
 
 def now_ms() -> int:

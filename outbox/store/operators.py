@@ -6,12 +6,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Final, NamedTuple, Unpack
 
 from outbox.store import causes, versions
 from outbox.store.causes import Narrowing
 from outbox.store.models import OPEN_JOBS, OVERTAKEN, State, unfinished
 from outbox.store.store import Store, of_tenants, pause_after
+
+_LATEST: Final = 2**63 - 1
+"""Above every version."""
 
 EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
 
@@ -161,27 +164,32 @@ def _note_rows(store: Store, since: int) -> int:
 
 
 def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
-    """One step of `retry_dead`, inside `write`."""
-    among = store.dialect.among
+    """One step of `retry_dead`, inside `write`.
+
+    A row has moved on if a later one is claimed, or was delivered by a later claim than the dead one. (A row that was
+    finished before there were versions of claims has none, and its id is below them all.)
+    """
+    among, sent = store.dialect.among, "coalesce(e.version, e.id)"
     moved_on = store.run(
         f"""
-        WITH later (index_name, document_id, id, whole) AS MATERIALIZED (
-            SELECT r.index_name, r.document_id, max(e.id),
-                   max(CASE WHEN e.state = 'done' AND e.action <> 'update' THEN e.id END)
+        WITH noted AS MATERIALIZED (
+            SELECT e.id, e.state, {sent} AS sent,
+                   max(CASE e.state WHEN 'claimed' THEN :latest WHEN 'done' THEN {sent} END) OVER later AS later_sent,
+                   max(CASE WHEN e.state = 'done' AND e.action <> 'update' THEN {sent} END) OVER later AS whole_sent,
+                   max(CASE WHEN e.state IN ('claimed', 'done') THEN e.id END) OVER later AS later_id
             FROM retried AS r JOIN outbox_events AS e ON e.id = r.id
-            WHERE e.state IN ('done', 'claimed') AND (r.index_name, r.document_id) IN (
+            WHERE (r.index_name, r.document_id) IN (
                 SELECT index_name, document_id FROM outbox_events WHERE id {among("ids")})
-            GROUP BY r.index_name, r.document_id)
-        SELECT d.id, later.id, later.whole
-        FROM later CROSS JOIN outbox_events AS d {store.dialect.indexed("dead")}
-        -- The plus keeps SQLite from looking each of the ids up for each document.
-        WHERE d.index_name = later.index_name AND d.document_id = later.document_id
-        AND d.state = 'dead' AND d.id < later.id AND +d.id {among("ids")}
+            WINDOW later AS (PARTITION BY r.index_name, r.document_id ORDER BY r.id DESC
+                             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING))
+        SELECT id, later_id, coalesce(whole_sent > sent, FALSE) FROM noted
+        WHERE state = 'dead' AND later_sent > sent AND id {among("ids")}
         """,
         ids=ids,
+        latest=_LATEST,
     )
-    superseded = [id_ for id_, _, whole in moved_on if whole is not None and id_ < whole]
-    overtaken = {id_: later for id_, later, whole in moved_on if whole is None or id_ > whole}
+    superseded = [id_ for id_, _, whole in moved_on if whole]
+    overtaken = {id_: later for id_, later, whole in moved_on if not whole}
     given = {"now": now, "ids": ids, "superseded": superseded, "overtaken": list(overtaken), "type": OVERTAKEN}
     store.run(
         "UPDATE outbox_events SET state = 'done', outcome = 'superseded', finished_at = :now"
@@ -197,10 +205,23 @@ def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
         {**given, "by": list(overtaken.items())},
     )
     retried = store.run(
-        "UPDATE outbox_events SET state = 'pending', attempts = 0, available_at = :now, finished_at = NULL"
-        f" WHERE state = 'dead' AND id {among('ids')} AND id {store.dialect.outside('overtaken')}",
+        "UPDATE outbox_events SET state = 'pending', attempts = 0, available_at = :now, finished_at = NULL,"
+        f" version = NULL WHERE state = 'dead' AND id {among('ids')} AND id {store.dialect.outside('overtaken')}",
         given,
     ).rowcount
+    # What is delivered before them now knows nothing of later rows that wait: it is no sign that these were applied.
+    store.run(
+        f"""
+        UPDATE outbox_events SET version = NULL WHERE version IS NOT NULL AND id IN (
+            SELECT w.id FROM (
+                SELECT index_name, document_id, min(id) AS id FROM outbox_events
+                WHERE id {among("ids")} GROUP BY index_name, document_id) AS first
+            JOIN outbox_events AS w {store.dialect.indexed("held")}
+            ON ({unfinished("w")}) AND w.index_name = first.index_name AND w.document_id = first.document_id
+            AND w.id > first.id AND w.state = 'pending')
+        """,
+        ids=ids,
+    )
     return Retried(retried, len(superseded), overtaken)
 
 

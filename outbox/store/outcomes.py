@@ -8,7 +8,7 @@ from collections.abc import Container, Sequence
 from typing import Any, Final
 
 from outbox.store import failures
-from outbox.store.claims import Claim
+from outbox.store.claims import GIVEN_BACK, Claim
 from outbox.store.models import LATENCIES, LATENCY_BOUNDS_MS, Result, State, Transition, unfinished, waiting
 from outbox.store.store import Store, printable
 from outbox.store.upkeep import COUNTED_BY, add_to_stats
@@ -79,15 +79,17 @@ def _move(store: Store, token: str, group: Sequence[Transition], now: int) -> No
         "error": printable(to.error),
         "error_field": to.error_field,
         "unsent": int(to.unsent),
+        "version": to.version,
         "ids": [transition.event.id for transition in group],
         "token": token,
     }
     said = ", error_type = :error_type, error = coalesce(:error, error), error_field = :error_field"
+    sent = "version = coalesce(:version, version), deliveries = deliveries - :unsent" if finished else GIVEN_BACK
     store.run(
         f"""
         UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
                available_at = :available_at, finished_at = :finished_at, claim_token = NULL, claimed_by = NULL,
-               lease_expires_at = NULL, deliveries = deliveries - :unsent{said if to.error_type else ""}
+               lease_expires_at = NULL, {sent}{said if to.error_type else ""}
         WHERE id {store.dialect.among("ids")} AND claim_token = :token
         """,
         parameters,

@@ -211,9 +211,13 @@ class Store:
         """The same once no row with an id up to it can appear any more."""
         return self.dialect.watermark(self.run)
 
-    def raise_ids(self, last: int) -> None:
-        """Have all further ids be higher than `last`. Inside `write`."""
-        self.dialect.raise_ids(self.run, last)
+    def draw_version(self, number: int = 1) -> int:
+        """The last of so many new versions. Inside `write`, after the rows that are to have them are locked."""
+        return self.dialect.draw_version(self.run, number)
+
+    def highest_version(self) -> int:
+        """The highest version that was drawn so far."""
+        return self.dialect.highest_version(self.run)
 
     def signal(self) -> int:
         """A number that changes when another connection commits, and never by a commit of this one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from outbox.store.claims import Claim
-from outbox.store.models import Event, version
+from outbox.store.models import EPOCH_STEP, Event
 from outbox.store.store import Store
 
 
@@ -19,8 +19,8 @@ def settled_from(store: Store, claim: Claim, events: Sequence[Event]) -> dict[in
     dead = store.run(
         f"""
         SELECT given.id, (
-            SELECT max(d.id) FROM outbox_events AS d {store.dialect.indexed("dead")} WHERE d.state = 'dead'
-            AND d.index_name = given.index_name AND d.document_id = given.document_id AND d.id < given.id)
+            SELECT max(d.version) FROM outbox_events AS d {store.dialect.indexed("dead")} WHERE d.state = 'dead' AND
+            d.index_name = given.index_name AND d.document_id = given.document_id)
         FROM {store.dialect.table("given", id="BIGINT", index_name="TEXT", document_id="TEXT")} AS given
         """,
         given=[(event.id, event.index_name, event.document_id) for event in events],
@@ -34,5 +34,6 @@ def settled_from(store: Store, claim: Claim, events: Sequence[Event]) -> dict[in
     # Last: a row that is removed meanwhile was found dead, or is covered by this.
     pruned = store.control().highest_pruned_version
     # Of this epoch at least: what was sent before a backup was restored, its database does not know.
-    died = {id_: version(claim.epoch, died or 0) for id_, died in dead}
-    return {event.id: max(pruned, of_index.get(event.index_name, 0), died[event.id]) for event in events}
+    epoch = claim.version - claim.version % EPOCH_STEP
+    died = {id_: died or 0 for id_, died in dead}
+    return {event.id: max(epoch, pruned, of_index.get(event.index_name, 0), died[event.id]) for event in events}

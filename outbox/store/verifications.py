@@ -57,19 +57,19 @@ def moving(store: Store, places: Iterable[tuple[str, str]], since: int) -> set[t
 
 
 def raise_above(store: Store, found: int, now: int) -> int | None:
-    """Have all further rows carry versions above `found`, which an index holds. Returns the new epoch, if any.
+    """Have all further claims draw versions above `found`, which an index holds. Returns the new epoch, if any.
 
-    Within this epoch the next ids are made higher; a version of a later one, or so high that few ids would be
+    Within this epoch the next tokens are made higher; a version of a later one, or so high that few tokens would be
     left below it, takes an epoch of its own.
     """
-    epoch, id_ = divmod(found, EPOCH_STEP)
+    epoch, token = divmod(found, EPOCH_STEP)
     if epoch < store.control().epoch:
         return None
-    if epoch > store.control().epoch or id_ > EPOCH_STEP // 2:
+    if epoch > store.control().epoch or token > EPOCH_STEP // 2:
         with store.write(durable=True, alone=True):
             return versions.raise_epoch(store, epoch, now)
     with store.write(durable=True):
-        store.raise_ids(id_)
+        store.dialect.raise_tokens(store.run, token)
     return None
 
 

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from outbox.store.models import EPOCH_STEP, version
+from outbox.store.models import EPOCH_STEP
 from outbox.store.store import Store
 
 
-def was_never_sent(store: Store, held: int) -> bool:
-    """Whether a version that an index holds is of no row that this database has sent, now or before it was pruned.
+def was_never_drawn(store: Store, held: int) -> bool:
+    """Whether a version that an index holds is above all that this database has drawn.
 
-    Nor of a reindex, nor below those that a repair has gone above. So another file has sent it, of which this one is an
-    older copy.
+    So another file has drawn it, of which this one is an older copy.
     """
-    epoch, row = divmod(held, EPOCH_STEP)
-    control = store.control()
-    scanned = store.run("SELECT coalesce(max(watermark), 0) FROM outbox_reindex_jobs").scalar_one()
-    if epoch != control.epoch or held <= max(control.highest_pruned_version, scanned):
-        return epoch > control.epoch
-    deliveries = store.run("SELECT deliveries FROM outbox_events WHERE id = :row", row=row).scalar_one_or_none()
-    return deliveries == 0 or row > store.dialect.highest_id(store.run)
+    return held > store.highest_version()
 
 
 def filled_indexes(store: Store) -> dict[str, str]:
-    """The physical indexes that only rows of this database were delivered to, by name."""
-    found = store.run(
-        "SELECT index_name, physical_index FROM outbox_indexes AS i WHERE role = 'live' AND found = 0 AND ("
-        " EXISTS (SELECT 1 FROM outbox_control WHERE highest_pruned_version > 0) OR EXISTS ("
-        " SELECT 1 FROM outbox_events AS e WHERE e.index_name = i.index_name AND e.state = 'done'))"
-    )
+    """The physical indexes that only rows of this database were delivered to, by name; none before its first claim."""
+    if store.highest_version() <= EPOCH_STEP:
+        return {}
+    found = store.run("SELECT index_name, physical_index FROM outbox_indexes WHERE role = 'live' AND found = 0")
     return {row[0]: row[1] for row in found}
 
 
@@ -48,15 +39,16 @@ def raise_epoch(store: Store, above: int, now: int) -> int:
 
 
 def remove(store: Store, ids: Sequence[int]) -> int:
-    """Delete rows, and remember the highest version among them that an index may hold. Inside `write`."""
+    """Delete rows, and remember the highest version that a request of one which is not done may still bring. Inside
+    `write`."""
     among = store.dialect.among("ids")
-    highest = store.run(f"SELECT max(id) FROM outbox_events WHERE deliveries > 0 AND id {among}", ids=ids).scalar_one()
-    if highest:
+    undone = f"SELECT max(version) FROM outbox_events WHERE state <> 'done' AND id {among}"
+    if highest := store.run(undone, ids=ids).scalar_one():
         store.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
         store.run(
             "UPDATE outbox_control SET highest_pruned_version ="
             f" {store.dialect.greatest('highest_pruned_version', ':pruned')}",
-            pruned=version(store.control().epoch, highest),
+            pruned=highest,
         )
     store.run(f"DELETE FROM outbox_documents WHERE event_id {among}", ids=ids)
     store.run(f"DELETE FROM outbox_failures WHERE event_id {among}", ids=ids)

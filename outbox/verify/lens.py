@@ -13,7 +13,6 @@ from outbox.entities import loader
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import DestinationError, InvalidInput
 from outbox.store import verifications
-from outbox.store.models import version
 from outbox.store.store import Store
 from outbox.verify.drift import Drift, Kind, differing, judge, tenant_named
 from outbox.verify.repair import lost, repair
@@ -43,8 +42,7 @@ def look(store: Store, destination: Destination, registry: EntityRegistry | None
     moving = verifications.on_its_way(store, index, document_id, since)
     owner, document = loader.load_first(store.connection, entities, [place])[place]
     stored, kept, unknown = _held(destination, index, document_id)
-    control = store.control()
-    issued = version(control.epoch, store.highest_id())
+    issued = store.highest_version()
     moving = moving or verifications.on_its_way(store, index, document_id, since)
     entity = owner or next(iter(entities), None)
     drift = None if unknown or entity is None else judge(entity, place, document, stored, issued, kept)

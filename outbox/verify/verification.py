@@ -26,7 +26,7 @@ from outbox.entities.registry import EntityRegistry
 from outbox.entities.spelling import is_known, some_tenants, tenant_texts, unknown
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
 from outbox.store import verifications
-from outbox.store.models import now_ms, version
+from outbox.store.models import now_ms
 from outbox.store.store import Store
 from outbox.verify import repair
 from outbox.verify.drift import Drift, Kind, Place, by_index, judge, same, tenant_named, without_place
@@ -307,7 +307,7 @@ class Verification:
 
     def _issued(self) -> int:
         """The highest version that the outbox can have given to a document so far."""
-        return version(self._store.control().epoch, self._store.highest_id())
+        return self._store.highest_version()
 
     def _read(self, index: str, document_ids: Sequence[str]) -> dict[str, Stored]:
         """What readers of an index get, from the physical index that it leads to now."""

@@ -15,7 +15,6 @@ from outbox.store.models import (
     Result,
     State,
     Transition,
-    version,
 )
 from outbox.store.store import Store, dialect_of
 from tests.conformance.database import (
@@ -162,7 +161,7 @@ def test_advanced_epoch_takes_every_claim_back(database: Database, store: Store)
     held = claimed(store)
     assert operators.advance_epoch(store, 7, NOW) == 8
     assert [each.event.id for each in outcomes.record(store, held, applied(held), NOW)] == ids
-    assert claimed(store).epoch == 8
+    assert claimed(store).version // EPOCH_STEP == 8
 
 
 # -- leases and outcomes ----------------------------------------------------------------------------------------
@@ -289,7 +288,7 @@ def test_dead_row_is_tried_again_unless_its_document_moved_on(database: Database
     assert operators.purge(store, [again]) == 1
 
 
-def test_rows_that_are_done_are_listed_in_pages_and_leave_their_version(database: Database, store: Store) -> None:
+def test_rows_that_are_done_are_listed_in_pages_and_leave_no_version(database: Database, store: Store) -> None:
     ids = database.insert(*(("contacts", f"c{n}") for n in range(5)))
     held = claimed(store)
     outcomes.record(store, held, applied(held), NOW)
@@ -298,7 +297,7 @@ def test_rows_that_are_done_are_listed_in_pages_and_leave_their_version(database
     assert [row.id for row in [*first, *rest]] == ids
     assert all(row.whole and not row.behind_dead for row in first)
     assert upkeep.remove_finished(store, ids) == 5
-    assert store.control().highest_pruned_version == version(1, max(ids))
+    assert store.control().highest_pruned_version == 0  # what was answered cannot come late
 
 
 def test_verification_knows_what_moved_while_it_looked(database: Database, store: Store) -> None:
@@ -325,24 +324,52 @@ def test_scheduled_verification_is_begun_by_one(database: Database, store: Store
 
 
 def test_versions_found_elsewhere_are_outrun(database: Database, store: Store) -> None:
-    assert verifications.raise_above(store, version(1, 5_000), NOW) is None
-    assert database.insert(("contacts", "c1"))[0] > 5_000
-    assert verifications.raise_above(store, version(4, 1), NOW) == 5
+    assert verifications.raise_above(store, EPOCH_STEP + 5_000, NOW) is None
+    database.insert(("contacts", "c1"))
+    assert claimed(store).version > EPOCH_STEP + 5_000
+    assert verifications.raise_above(store, 4 * EPOCH_STEP + 1, NOW) == 5
     assert store.control().epoch == 5
 
 
-def test_conflict_is_explained_by_what_was_delivered(database: Database, store: Store) -> None:
+def test_conflict_is_explained_by_what_was_drawn(database: Database, store: Store) -> None:
     first, second = database.insert(("contacts", "c1"), ("contacts", "c2"))
     held = claimed(store)
     events = {event.id: event for event in held.events}
     facts = conflicts.explain(
-        store,
-        [
-            conflicts.Conflict(events[first], version(1, first)),
-            conflicts.Conflict(events[second], version(1, first) + EPOCH_STEP),
-        ],
+        store, [conflicts.Conflict(events[first], held.version), conflicts.Conflict(events[second], held.version + 1)]
     )
-    assert (facts[first].deliveries, facts[second].deliveries) == (1, 0)
+    assert (facts[first].drawn, facts[second].drawn) == (True, False)
+
+
+def test_each_claim_has_a_higher_version_than_all_before_and_rows_keep_their_first(
+    database: Database, store: Store
+) -> None:
+    first, second = database.insert(("contacts", "c1"), ("contacts", "c2"))
+    one, other = claimed(store, rows=1), claimed(database.store(), rows=1)
+    assert one.version < other.version
+    claims.release(store, one, [first], NOW, undelivered=True)
+    assert database.row(first)["version"] is None
+    again = claimed(store, rows=1)
+    assert other.version < again.version == database.row(first)["version"]
+    claims.release(store, again, [first], NOW, undelivered=False)
+    last = claimed(store, rows=1)
+    assert (last.events[0].version, database.row(first)["version"]) == (again.version, again.version)
+    outcomes.record(store, last, [each._replace(version=last.version) for each in applied(last)], NOW)
+    assert (database.row(first)["version"], database.row(second)["version"]) == (last.version, other.version)
+
+
+def test_versions_that_are_drawn_side_by_side_are_never_the_same(database: Database) -> None:
+    drawn: list[int] = []
+
+    def draw(store: Store) -> None:
+        for number in (1, 3) * 25:
+            with store.write(durable=False, alone=number == 1):
+                last = store.draw_version(number)
+            drawn.extend(range(last - number + 1, last + 1))
+
+    in_threads(*((draw, database.store()) for _ in range(4)))
+    assert len(drawn) == len(set(drawn)) == 400
+    assert max(drawn) == database.store().highest_version()
 
 
 def test_tenant_is_removed_with_a_delete_of_each_document(database: Database, store: Store) -> None:

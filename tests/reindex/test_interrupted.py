@@ -46,7 +46,7 @@ def test_swap_that_comes_when_the_job_has_failed_is_taken_back(world: World, mon
 def test_cancelled_job_leaves_the_index_as_it_was(world: World) -> None:
     world.filled(3)
     steps = world.steps({})
-    while next(steps).phase != "wait":
+    while next(steps).phase != "sweep":
         world.save(1, "live")
     assert world.store.routes()[1] == {"contacts": (SECOND,)}
     steps.close()

@@ -13,7 +13,7 @@ from outbox.destinations.base import Operation, OutcomeKind
 from outbox.errors import DestinationError, DestinationUnanswered, ReindexFailed
 from outbox.reindex import reindex
 from outbox.reindex.selection import Selection
-from outbox.store import jobs, pauses
+from outbox.store import jobs
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from tests.reindex.faults import Holding, Refusing
@@ -32,7 +32,7 @@ def test_what_only_the_new_index_refuses_fails_the_job_and_no_row(world: World, 
     relay = world.another_relay(refusing)
     with pytest.raises(ReindexFailed, match=r"contacts-000002 does not take 2:t1:1.*the index is as it was"):
         for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
-            if progress.phase == "wait" or progress.phase == "scan":
+            if progress.phase == "sweep" or progress.phase == "scan":
                 world.save(1, "live")
                 while relay.run_once():
                     pass
@@ -170,30 +170,6 @@ def test_call_that_gets_no_answer_in_time_is_made_again_and_fails_nothing(
     assert called >= 2
     world.assert_in_step()
     assert world.place.indexes() == [SECOND]
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({}, "the outbox is paused (maintenance\\nforged): run 'outbox-relay resume'"),
-        (
-            {"index": "contacts"},
-            "index contacts is paused (maintenance\\nforged): run 'outbox-relay resume --index contacts'",
-        ),
-    ],
-)
-def test_wait_for_rows_says_what_is_paused(world: World, given: dict[str, str], said: str) -> None:
-    world.filled(2)
-    world.save(1, "held up")
-    pauses.pause(world.store, "maintenance\nforged", "me", now_ms(), **given)  # type: ignore[arg-type]
-    notes = []
-    for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
-        if progress.note:
-            notes.append(progress.note)
-            pauses.resume(world.store, **given)  # type: ignore[arg-type]
-            world.deliver()
-    assert said in notes[0]
-    world.assert_in_step()
 
 
 def test_page_that_is_not_answered_holds_the_position_back_though_later_ones_are(

@@ -8,7 +8,7 @@ from typing import Any
 from outbox.destinations.base import Listed, Operation, OutcomeKind
 from outbox.reindex.reindexer import reindex
 from outbox.store import verifications
-from outbox.store.models import now_ms, version
+from outbox.store.models import EPOCH_STEP, now_ms
 from tests.reindex.faults import Refusing, after_reading
 from tests.reindex.world import FIRST, SECOND, World
 
@@ -36,7 +36,7 @@ def test_rebuilt_index_holds_what_the_database_says_and_nothing_else(world: Worl
 def test_changes_at_every_step_arrive(world: World) -> None:
     world.filled(8)
     at: dict[str, Callable[[], object]] = {}
-    for number, phase in enumerate(["create", "scan", "wait", "sweep", "check", "swap", "drop"], 1):
+    for number, phase in enumerate(["create", "scan", "sweep", "check", "swap", "drop"], 1):
 
         def change(number: int = number) -> None:
             world.save(number, f"changed {number}")
@@ -57,20 +57,27 @@ def test_row_that_waits_for_its_retry_while_the_index_is_rebuilt_brings_nothing_
     world.relay.run_once(now := now_ms())
     assert world.outbox.counts()["pending"] == 1  # until its retry, two seconds from now
     world.delete(1)
-    seen: list[str] = []
-    for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
-        if "not delivered yet" in progress.note:
-            seen.append(progress.phase)
-            if seen.count("wait") == 3:
-                world.relay.run_once(now + 3_000)
-                world.deliver()
-    assert seen.count("wait") >= 3
+    world.rebuild({"sweep": lambda: world.relay.run_once(now + 3_000)})
+    world.deliver()
     world.assert_in_step()
     assert world.place.get("contacts", "2:t1:1") is None
 
 
+def test_reindex_waits_for_no_relay(world: World) -> None:
+    """What waits when it begins is in the scan, and goes to both when it is claimed, with a higher version."""
+    world.filled(3)
+    world.save(1, "waits")
+    world.delete(2)
+    steps = reindex(world.store, world.place.destination, world.registry, entities=["contacts"])
+    assert {progress.note for progress in steps} == {""}
+    assert (world.job.state, world.outbox.counts()["pending"]) == ("done", 2)
+    assert world.place.get("contacts", "2:t1:1") == {"name": "waits", "tenantId": "t1"}
+    world.deliver()
+    world.assert_in_step()
+
+
 def test_claim_from_before_both_that_is_delivered_after_the_scan(world: World) -> None:
-    """Its relay knows the old index only, and is slow: the swap waits for it."""
+    """Its relay knows the old index only, and is slow: what it says is in the scan, and the old index stays for it."""
     world.filled(3)
     world.save(1, "claimed before")
     slow = world.another_relay()
@@ -79,9 +86,9 @@ def test_claim_from_before_both_that_is_delivered_after_the_scan(world: World) -
     assert request.claim.dual_writes == {}
     waited = 0
     for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"]):
-        if progress.phase == "wait":
+        if "still under way" in progress.note:
             waited += 1
-            assert world.readers() == (FIRST,)
+            assert (world.readers(), FIRST in world.place.indexes()) == ((SECOND,), True)
             if waited == 3:
                 slow._settle(slow._send(request), now_ms())
     assert waited >= 3
@@ -133,7 +140,7 @@ def test_epoch_that_a_repair_raises_while_the_index_is_rebuilt(world: World) -> 
 
     def advance() -> None:
         world.save(1, "before")
-        assert verifications.raise_above(world.store, version(2, 1), now_ms()) == 3
+        assert verifications.raise_above(world.store, 2 * EPOCH_STEP + 1, now_ms()) == 3
         world.save(2, "after")
 
     world.rebuild({"sweep": advance})
@@ -183,8 +190,7 @@ def test_document_that_is_excluded_archived_or_another_tenants_is_not_in_the_new
     world.rebuild(
         {
             "scan": lambda: world.save(1, "archived", archived=True),
-            "wait": lambda: world.save(2, "moved", tenant="t2"),
-            "sweep": lambda: world.delete(3),
+            "sweep": lambda: (world.save(2, "moved", tenant="t2"), world.delete(3)),
         }
     )
     world.assert_in_step()
@@ -224,13 +230,13 @@ def test_partial_update_that_the_live_index_fails_at_first_is_in_the_new_one_in_
     world.assert_in_step()
 
 
-def test_partial_update_that_an_index_rebuilt_in_place_holds_already_is_history_and_not_dead(world: World) -> None:
-    """It waited when the scan read what it says from the database, and gave the document a higher version."""
+def test_partial_update_that_an_index_rebuilt_in_place_holds_already_changes_nothing(world: World) -> None:
+    """It waited when the scan read what it says from the database."""
     world.filled(2)
     world.outbox.raw("UPDATE contacts SET name = 'by hand' WHERE id = 1")
     row = world.outbox.update("contacts", "2:t1:1", {"name": "by hand"})
     for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"], in_place=True):
-        if progress.phase == "wait":
+        if progress.phase == "sweep":
             world.deliver()
-    assert (world.outbox.state(row), world.outbox.outcome(row)) == ("done", "superseded")
+    assert world.outbox.outcome(row) == "applied"
     world.assert_in_step(FIRST)

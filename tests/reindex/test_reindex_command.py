@@ -47,7 +47,7 @@ def test_index_is_rebuilt_and_the_steps_are_told_line_by_line(command: Command, 
     assert "index contacts: 3 documents in" in result.stdout
     assert "readers get contacts-000002" in result.stdout
     assert [line.split()[1] for line in result.stderr.splitlines()] == [
-        "create", "scan", "wait", "sweep", "check", "swap", "drop",
+        "create", "scan", "sweep", "check", "swap", "drop",
     ]  # fmt: skip
     world.assert_in_step()
     as_json = command("reindex", "--all", "--json")
@@ -72,7 +72,7 @@ def test_nothing_to_resume_is_no_failure(command: Command) -> None:
 
 
 def test_what_was_left_is_told_by_status_check_and_list_and_gone_on_with(command: Command, world: World) -> None:
-    left_at(world, "wait")
+    left_at(world, "sweep")
     assert "ABANDONED  → outbox-relay reindex --resume, or --cancel 1" in command("status").stdout
     (found,) = json.loads(command("status", "--json").stdout)["reindexes"]
     assert (found["index_name"], found["abandoned"]) == ("contacts", True)

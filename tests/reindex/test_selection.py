@@ -96,17 +96,18 @@ def test_rows_that_changed_since_a_date_are_written_in_place_and_what_is_gone_is
     }
 
 
-def test_row_below_the_watermark_that_is_delivered_after_it_is_superseded(world: World) -> None:
+def test_row_from_before_the_watermark_that_is_claimed_after_it_is_newer(world: World) -> None:
     world.filled(2)
     world.save(1, "waits")
     (waiting,) = [row for row in range(1, world.store.highest_id() + 1) if world.outbox.state(row) == "pending"][:1]
     phases = []
     for progress in reindex(world.store, world.place.destination, world.registry, entities=["contacts"], in_place=True):
         phases.append(progress.phase)
-        if progress.phase == "wait":
+        if progress.phase == "sweep":
             world.deliver()
-    assert "wait" in phases
-    assert (world.outbox.state(waiting), world.outbox.outcome(waiting)) == ("done", "superseded")
+    assert "sweep" in phases
+    assert world.outbox.outcome(waiting) == "applied"
+    assert world.outbox.row(waiting)["version"] > (world.job.watermark or 0)
     world.assert_in_step(FIRST)
 
 

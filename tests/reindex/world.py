@@ -161,4 +161,4 @@ class Backup:
             source.backup(target)
 
 
-PHASES = ["create", "scan", "wait", "sweep", "check", "swap", "drop"]
+PHASES = ["create", "scan", "sweep", "check", "swap", "drop"]

@@ -59,7 +59,7 @@ class Touched(World):
             if claim is None:
                 return ()
             contents, _ = load.contents(dying, self.registry, claim)
-        folds = plan.fold(claim.events, contents, claim.targets, claim.epoch)
+        folds = plan.fold(claim.events, contents, claim.targets, claim.version)
         return [fold.operation for fold in folds]
 
     def lease_ends(self) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from outbox.errors import DatabaseUnavailable
 from outbox.files import beside
 from outbox.store.dialect import Finding, Hold, Row, Run, Sizes, Watch
+from outbox.store.models import EPOCH_STEP
 from outbox.store.sqlite import engine as engines
 from outbox.store.sqlite import inserts, lock, malformed, nested
 from outbox.store.sqlite.findings import findings
@@ -131,10 +132,20 @@ class SQLite:
         """An id is issued under the write lock: whatever can be seen of the sequence is committed."""
         return self.highest_id(run)
 
-    def raise_ids(self, run: Run, last: int) -> None:
-        raised = run("UPDATE sqlite_sequence SET seq = max(seq, :last) WHERE name = 'outbox_events'", last=last)
-        if not raised.rowcount:
-            run("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox_events', :last)", last=last)
+    def draw_version(self, run: Run, number: int) -> int:
+        drawn = "UPDATE outbox_control SET last_token = last_token + :number RETURNING epoch * :step + last_token"
+        if (version := run(drawn, number=number, step=EPOCH_STEP).scalar_one_or_none()) is None:
+            run("INSERT INTO outbox_control (id) VALUES (1)")  # tables created without a migration
+            version = run(drawn, number=number, step=EPOCH_STEP).scalar_one()
+        return int(version)
+
+    def highest_version(self, run: Run) -> int:
+        found = run("SELECT epoch * :step + last_token FROM outbox_control", step=EPOCH_STEP).scalar_one_or_none()
+        return EPOCH_STEP if found is None else int(found)
+
+    def raise_tokens(self, run: Run, last: int) -> None:
+        run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
+        run("UPDATE outbox_control SET last_token = max(last_token, :last)", last=last)
 
     def signal(self, run: Run) -> int:
         """4 µs a look. Never changes by a commit of this connection."""
