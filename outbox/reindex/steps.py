@@ -158,6 +158,7 @@ def sweep(work: Work) -> Iterator[Progress]:
     """Remove documents from the index that the database does not have. In place, this is the last step."""
     if work.job.new_index is None and not _readers(work):
         raise DestinationError(f"index {work.job.old_index} is lost, or its alias {work.job.index_name}")
+    yield work.progress()
     tenant, removed, listed = work.selection.tenant, work.job.removed, 0
     tenants = None if tenant is None else tenant_texts(tenant, work.registry.of_index(work.job.index_name))
     while True:

@@ -8,7 +8,6 @@ import pytest
 
 from outbox.store.models import now_ms
 from tests.admin.world import Company, Contact, World
-from tests.support.relays import until
 
 HTML = {"Accept": "text/html"}
 
@@ -78,13 +77,10 @@ def test_rate_and_what_is_left_are_said_while_it_writes(embedded: World) -> None
 
 
 def test_reindex_that_is_paused_says_what_a_pause_does_to_it(filled: World) -> None:
-    """As the screen says: the job writes on, and readers get the new index when rows flow again."""
+    """As the screen says: the job goes on, and readers get the new index."""
     filled.post("/pause", {"reason": "a test", "index": "contacts"})
-    filled.save(Contact(id=7, name="Grace"))  # waits, and the job for it
+    filled.save(Contact(id=7, name="Grace"))  # waits
     started = filled.post("/reindex", {"entity": "Contact"}, 202)
-    until(lambda: filled.get(f"/reindex/{started['jobId']}")["documents"] == 4, "it writes all the same")
     assert "A reindex has no pause of its own" in filled.client.get("/reindexes").text
-    assert filled.get("/index", index="contacts")["readers"] == ["contacts-000001"]
-    filled.post("/resume", {"index": "contacts"})
     filled.job(started["jobId"])
     assert filled.get("/index", index="contacts")["readers"] == ["contacts-000002"]

@@ -117,7 +117,7 @@ def test_index_that_a_reindex_makes_anew_is_left_to_it(app: Application) -> None
     app.made_with(BEFORE)
     registry = app.registers(OTHER_TYPE)
     steps = reindex(app.outbox.store(), app.place.destination, registry, entities=["contacts"])
-    while next(steps).phase != "wait":
+    while next(steps).phase != "sweep":
         pass
     assert check.mappings(app.outbox.engine, app.place.destination, registry) == []
     result = app.command("mappings", "apply", "--yes")
