@@ -20,6 +20,7 @@ from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.node import ELASTICSEARCH_9, OPENSEARCH, TESTED, Node, Server, destination_to, unavailable_reason
 from tests.support.outbox import Outbox
+from tests.support import postgres as servers
 from tests.support.places import ClusterPlace, EmbeddedPlace, Place
 from tests.support.proxy import FaultProxy
 from tests.support.relays import Relays
@@ -30,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require-elasticsearch",
         action="store_true",
         default=os.environ.get("CI") == "true",
-        help="fail instead of skipping when no Elasticsearch node can be had (default with CI=true)",
+        help="fail instead of skipping when no node or no PostgreSQL can be had (default with CI=true)",
     )
 
 
@@ -108,6 +109,18 @@ def _node(request: pytest.FixtureRequest, server: Server) -> Iterator[Node]:
     running = Node.start(server=server)
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Iterator[servers.Postgres]:
+    """One real PostgreSQL for all tests; each test has a database of its own."""
+    if reason := servers.unavailable_reason():
+        if request.config.getoption("--require-elasticsearch"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    running = servers.Postgres()
+    yield running
+    running.close()
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ Revises: 0006
 import sqlalchemy as sa
 from alembic import op
 
+from outbox.store.ddl import some_rows
+
 revision = "0007"
 down_revision = "0006"
 branch_labels = None
@@ -30,6 +32,4 @@ def downgrade() -> None:
 
 def _make(condition: str) -> None:
     op.drop_index(_NAME, "outbox_events")
-    op.create_index(
-        _NAME, "outbox_events", ["index_name", "document_id", "id"], unique=False, sqlite_where=sa.text(condition)
-    )
+    op.create_index(_NAME, "outbox_events", ["index_name", "document_id", "id"], unique=False, **some_rows(condition))

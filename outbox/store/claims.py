@@ -202,14 +202,15 @@ def _fresh(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]
 def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int) -> dict[tuple[str, str], list[int]]:
     """The ids of the first `share` rows of each lane."""
     found: dict[tuple[str, str], list[int]] = {}
+    first = (
+        f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {fresh('n')}"
+        f" AND n.index_name = lane.index_name AND {tenant('n')} = lane.tenant ORDER BY n.id LIMIT :share"
+    )
     for index_name, tenant_id, id_ in store.run(
         f"""
         SELECT f.index_name, {tenant("f")}, f.id
         FROM {store.dialect.table("lanes", index_name="TEXT", tenant="TEXT")} AS lane
-        JOIN outbox_events AS f ON f.id IN (
-            SELECT n.id FROM outbox_events AS n {store.dialect.indexed("fresh")} WHERE {fresh("n")}
-            AND n.index_name = lane.index_name AND {tenant("n")} = lane.tenant
-            ORDER BY n.id LIMIT :share)
+        {store.dialect.of_each("f", first)}
         """,
         lanes=lanes,
         share=share,
@@ -260,7 +261,7 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
                (SELECT max(h.id) FROM outbox_events AS h {dialect.indexed("held")}
                 WHERE ({unfinished("h")})
                 AND h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id) AS behind
-        FROM outbox_events AS c WHERE c.id {dialect.among("ids")} ORDER BY c.id {dialect.locked(skip=True)}
+        FROM outbox_events AS c WHERE c.id {dialect.among("ids")} ORDER BY c.id
         """,
         ids=first + retries[: rows - len(first)],
     )

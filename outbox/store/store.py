@@ -24,6 +24,7 @@ from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store.dialect import Dialect, Hold, Presence, Sizes
 from outbox.store.found import Found
 from outbox.store.models import VERSION_TABLE, fresh, waiting
+from outbox.store.postgresql.dialect import PostgreSQL
 from outbox.store.sqlite.dialect import SQLite
 
 MAX_ERROR_CHARS = 2_000
@@ -40,7 +41,7 @@ _COUNTED = {
     "dead": "state = 'dead'",
 }
 _UNFINISHED = ("fresh", "waiting", "leases")
-_DIALECTS: dict[str, Dialect] = {"sqlite": SQLite()}
+_DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
 
 
 def dialect_of(engine: Engine | Connection) -> Dialect:
