@@ -38,7 +38,7 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
     from alembic import command
 
     before = revision(engine)
-    if before is None and _has_tables(engine):
+    if before is None and _has_tables(engine) and (before := revision(engine)) is None:  # others may have made both now
         raise SchemaError(
             f"the outbox tables in {database_name(engine)} were made by other migrations ({VERSION_TABLE} is missing): "
             "do not run 'outbox-relay migrate' here, bring them up to date with those migrations"

@@ -101,12 +101,8 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self.dialect = dialect_of(engine)
-        try:
-            self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        except DBAPIError as error:
-            raise DatabaseUnavailable(
-                f"database {database_name(engine)} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
-            ) from error
+        self._connection = _connected(engine)
+        self._in_transaction = False
         self._pinned: tuple[int, str | None] | None = None
         self.lock_times = LockTimes()
 
@@ -121,7 +117,8 @@ class Store:
         return self.dialect.presence(self._connection.engine)
 
     def close(self) -> None:
-        self._connection.close()
+        with suppress(DBAPIError):  # it was lost, and nobody has noticed so far
+            self._connection.close()
 
     def run(self, sql: str, parameters: Mapping[str, Any] | None = None, /, **named: Any) -> Found:
         """One statement with `:name` parameters, given as a mapping or by name. A list or tuple is one parameter, for
@@ -129,6 +126,11 @@ class Store:
         driver cannot read.
         """
         given = named if parameters is None else parameters
+        if self._connection.invalidated:  # it was lost, which a file never is
+            if self._in_transaction:
+                raise DatabaseUnavailable("database: the connection was lost in the middle of a transaction")
+            self.close()
+            self._connection = _connected(self._connection.engine)
         return _carried_out(self.dialect, self._connection, sql, given)
 
     @contextmanager
@@ -140,6 +142,7 @@ class Store:
         asked = time.monotonic()
         self.dialect.begin(self.run, self._connection, alone=alone, last=self.lock_times.last)
         began = time.monotonic()
+        self._in_transaction = True
         try:
             yield
             self.run("COMMIT")  # on a full disk this may fail and leave the transaction open, with its lock
@@ -148,6 +151,7 @@ class Store:
                 self.run("ROLLBACK")
             raise
         finally:
+            self._in_transaction = False
             self.lock_times.add(asked, began, time.monotonic())
         if durable:
             self.flush()
@@ -339,6 +343,16 @@ class Store:
         return [{**row, "breakers": json.loads(row["breakers"])} for row in rows]
 
 
+def _connected(engine: Engine) -> Connection:
+    """A connection of which each statement is committed by itself."""
+    try:
+        return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    except DBAPIError as error:
+        raise DatabaseUnavailable(
+            f"database {database_name(engine)} cannot be opened: {str(error.orig).strip()}; check OUTBOX_DATABASE_URL"
+        ) from error
+
+
 def revision_of(connection: Connection) -> str | None:
     """The revision that the tables are at; None where there are none, or other migrations made them."""
     if not connection.dialect.has_table(connection, VERSION_TABLE):
@@ -381,13 +395,15 @@ def _carried_out(dialect: Dialect, connection: Connection, sql: str, given: Mapp
             columns = cursor.description or ()
             return Found(cursor.fetchall() if columns else (), columns, cursor.rowcount)
     except known.loaded_dbapi.Error as error:
+        if known.is_disconnect(error, driver, None):
+            connection.invalidate(error)
         hidden = connection.engine.hide_parameters
         failed = DBAPIError.instance(
             statement, parameters, error, known.loaded_dbapi.Error, hide_parameters=hidden, dialect=known
         )
         if isinstance(failed, OperationalError) and not dialect.is_row_fault(error):
             dialect.explain(failed, connection)
-            raise DatabaseUnavailable(f"database: {failed.orig}") from failed
+            raise DatabaseUnavailable(f"database: {str(failed.orig).strip()}") from failed
         raise failed from error
 
 

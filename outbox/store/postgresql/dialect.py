@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Insert
@@ -23,6 +24,8 @@ ALONE: Final = 0x6F7574626F78  # "outbox"
 
 WATERMARK_WITHIN_S: Final = 60.0
 WATERMARK_LOOK_S: Final = 0.02
+
+FAR_ABOVE: Final = 1_000_000
 
 NEWEST: Final = 100
 """Of so many of the highest ids `signal` tells also if they are committed later than others."""
@@ -102,7 +105,8 @@ class PostgreSQL:
         try:
             run(f"{_BEGIN}; SELECT pg_advisory_xact_lock({ALONE})" if alone else _BEGIN)
         except DatabaseUnavailable:
-            run("ROLLBACK")
+            with suppress(DatabaseUnavailable):
+                run("ROLLBACK")
             raise
 
     def step_rows(self, connection: Connection) -> int:  # noqa: ARG002
@@ -138,9 +142,13 @@ class PostgreSQL:
         return highest
 
     def raise_ids(self, run: Run, last: int) -> None:
-        run("ALTER SEQUENCE outbox_events_id_seq CACHE 1")  # changes nothing, and nobody gets an id until it ends
-        if self.highest_id(run) < last:
-            run(f"ALTER SEQUENCE outbox_events_id_seq RESTART WITH {int(last) + 1}")
+        """Far above what others get meanwhile, so that no id comes twice: to lock the sequence would wait for each
+        transaction that has written a row, and keep all that come after it waiting."""
+        run(
+            f"SELECT setval('outbox_events_id_seq', greatest(:last, last_value + {FAR_ABOVE})) FROM outbox_events_id_seq"
+            " WHERE last_value < :last",
+            last=last,
+        )
 
     def signal(self, run: Run) -> int:
         """The highest id that can be seen, and how many of the ids below it: a lower one may be committed later."""

@@ -40,8 +40,8 @@ SCHEMA: Final = (
 # its own. `xmin` is the lower half of that number; those of savepoints are above that of the transaction itself.
 _WRITTEN: Final = """
     SELECT e.id FROM outbox_events AS e
-    CROSS JOIN (SELECT pg_current_xact_id_if_assigned()::text::numeric AS number) AS own
-    CROSS JOIN LATERAL (SELECT mod(e.xmin::text::numeric - own.number + 4294967296 * 4294967296, 4294967296)) AS n (since)
+    CROSS JOIN (SELECT pg_current_xact_id_if_assigned()::text::bigint AS number) AS own
+    CROSS JOIN LATERAL (SELECT (e.xmin::text::bigint - own.number) & 4294967295) AS n (since)
     WHERE e.id > %s AND n.since < 2147483648
     AND pg_xact_status((own.number + n.since)::text::xid8) = 'in progress'
     ORDER BY e.id
