@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import subprocess
+from contextlib import closing
+from functools import partial
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +25,11 @@ from outbox.store.store import Store, dialect_of
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.postgres import Postgres
-from tests.support.relays import COMMAND, until
+from tests.support.relays import COMMAND
+from tests.support.relays import until as _until
+
+
+until = partial(_until, timeout=30)
 
 
 @pytest.fixture
@@ -93,7 +99,7 @@ def test_rows_of_a_session_are_delivered_by_a_relay_process(engine: Engine, run:
         outbox.update("contacts", "c1", {"email": "ada@example.org"})
         outbox.delete("contacts", "m0")
     run("run", "--drain")
-    with EmbeddedDestination(tmp_path / "search.db") as destination:
+    with closing(EmbeddedDestination(tmp_path / "search.db")) as destination:
         found = destination.read("contacts", ["c1", "m0", "m499"])
     assert found["c1"].source == {"name": "Ada", "email": "ada@example.org"}
     assert found["m499"].source == {"name": "Contact 499"}
@@ -172,7 +178,7 @@ def test_relay_goes_on_when_the_server_was_restarted(
         relay.kill()
         relay.wait()
         outbox.close()
-    with EmbeddedDestination(tmp_path / "search.db") as destination:
+    with closing(EmbeddedDestination(tmp_path / "search.db")) as destination:
         assert set(destination.read("contacts", ["c1", "c2"])) == {"c1", "c2"}
 
 

@@ -129,8 +129,8 @@ class Store:
         if self._connection.invalidated:  # it was lost, which a file never is
             if self._in_transaction:
                 raise DatabaseUnavailable("database: the connection was lost in the middle of a transaction")
-            self.close()
-            self._connection = _connected(self._connection.engine)
+            lost, self._connection = self._connection, _connected(self._connection.engine)
+            lost.close()
         return _carried_out(self.dialect, self._connection, sql, given)
 
     @contextmanager

@@ -122,3 +122,4 @@ def in_threads(*calls: tuple[Callable[..., None], Any]) -> None:
     for thread in threads:
         thread.join(LIMIT_S)
     assert raised == []
+    assert not any(thread.is_alive() for thread in threads), "some do not end"
