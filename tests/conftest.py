@@ -184,7 +184,13 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(upgraded: Path, tmp_path: Path) -> Iterator[Engine]:
+def engine(sqlite_engine: Engine) -> Engine:
+    """What tests work on that are not about one database."""
+    return sqlite_engine
+
+
+@pytest.fixture
+def sqlite_engine(upgraded: Path, tmp_path: Path) -> Iterator[Engine]:
     """A prepared engine on a file with the outbox tables."""
     path = shutil.copy(upgraded, tmp_path / "app.db")
     made = create_engine(f"sqlite:///{path}")

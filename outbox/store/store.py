@@ -305,8 +305,8 @@ class Store:
 
     def oldest_unfinished(self) -> int | None:
         """When the oldest row that is pending or claimed was written."""
-        each = (
-            f"SELECT min(id) AS id FROM outbox_events {self.dialect.indexed(name)} WHERE {_COUNTED[name]}"
+        each = (  # the sum keeps PostgreSQL from walking through all ids up to the first such row
+            f"SELECT min(id + 0) AS id FROM outbox_events {self.dialect.indexed(name)} WHERE {_COUNTED[name]}"
             for name in _UNFINISHED
         )
         oldest: int | None = self.run(

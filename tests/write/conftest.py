@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import EntityRegistry
 from outbox.entities.entity import Entity
 from tests.support.watching import Rows
 from tests.write.models import Base, Contact
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Of each kind of database, with the outbox tables."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite_engine")
+        return
+    with request.getfixturevalue("postgres").database() as url:
+        made = create_engine(url)
+        yield made
+        made.dispose()
 
 
 @pytest.fixture
