@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
+from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError, in_one_line
 from outbox.store.models import VERSION_TABLE, metadata, unfinished
 from outbox.store.postgresql.ddl import PRESENCE
 from outbox.store.store import database_name, dialect_of, revision_of
@@ -50,7 +50,9 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
             dialect_of(connection).migrating(connection)
             command.upgrade(_config(connection=connection), "head")
     except DBAPIError as error:
-        raise DatabaseUnavailable(f"database {database_name(engine)} cannot be migrated: {error.orig}") from error
+        raise DatabaseUnavailable(
+            f"database {database_name(engine)} cannot be migrated: {in_one_line(error.orig)}"
+        ) from error
     return before, head()
 
 
@@ -70,7 +72,7 @@ def revision(engine: Engine) -> str | None:
             return revision_of(connection)
     except DBAPIError as error:
         raise DatabaseUnavailable(
-            f"database {database_name(engine)} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
+            f"database {database_name(engine)} cannot be opened: {in_one_line(error.orig)}; check OUTBOX_DATABASE_URL"
         ) from error
 
 
@@ -122,7 +124,7 @@ def _require_parts(engine: Engine) -> None:
         except DBAPIError as error:
             raise SchemaError(
                 f"the outbox tables in {database_name(engine)} were made by other migrations for an earlier version of "
-                f"outbox-relay ({error.orig}): have them {remedy} as outbox.models.metadata has it now"
+                f"outbox-relay ({in_one_line(error.orig)}): have them {remedy} as outbox.models.metadata has it now"
             ) from error
 
 

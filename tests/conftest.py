@@ -17,10 +17,10 @@ from sqlalchemy import Engine, create_engine
 from outbox import logs, schema, sqlite
 from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
+from tests.support import postgres as servers
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.node import ELASTICSEARCH_9, OPENSEARCH, TESTED, Node, Server, destination_to, unavailable_reason
 from tests.support.outbox import Outbox
-from tests.support import postgres as servers
 from tests.support.places import ClusterPlace, EmbeddedPlace, Place
 from tests.support.proxy import FaultProxy
 from tests.support.relays import Relays

@@ -6,9 +6,9 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,6 @@ from tests.support.outbox import Outbox
 from tests.support.postgres import Postgres
 from tests.support.relays import COMMAND
 from tests.support.relays import until as _until
-
 
 until = partial(_until, timeout=30)
 
@@ -107,7 +106,8 @@ def test_rows_of_a_session_are_delivered_by_a_relay_process(engine: Engine, run:
     assert re.search(r"done\D+503\b", run("status"))
 
 
-def test_check_finds_nothing_wrong_and_names_no_password(migrated: Engine, run: Commands, url: URL) -> None:
+@pytest.mark.usefixtures("migrated")
+def test_check_finds_nothing_wrong_and_names_no_password(run: Commands, url: URL) -> None:
     run.environment["OUTBOX_DATABASE_URL"] = url.set(password="secret-word").render_as_string(hide_password=False)
     ended = subprocess.run(
         [*COMMAND, "check"], env=run.environment, cwd=run.directory, timeout=LIMIT_S, capture_output=True, text=True
@@ -152,7 +152,7 @@ def test_metadata_and_migrations_make_the_same_tables(postgres: Postgres, migrat
         other.dispose()
 
 
-def test_several_that_migrate_at_once_do_it_once(url: URL, run: Commands) -> None:
+def test_several_that_migrate_at_once_do_it_once(run: Commands) -> None:
     processes = [run.start("migrate") for _ in range(3)]
     assert [each.wait(LIMIT_S) for each in processes] == [0, 0, 0]
 
@@ -277,7 +277,7 @@ def test_ids_are_raised_while_others_write(migrated: Engine) -> None:
     store.close()
 
 
-def test_claim_comes_back_to_a_store_whose_connection_was_lost(postgres: Postgres, migrated: Engine) -> None:
+def test_claim_comes_back_to_a_store_whose_connection_was_lost(migrated: Engine) -> None:
     outbox = Outbox(migrated)
     store = outbox.store()
     outbox.index("contacts", "c1", {"a": 1})

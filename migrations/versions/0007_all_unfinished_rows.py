@@ -7,7 +7,6 @@ Revision ID: 0007
 Revises: 0006
 """
 
-import sqlalchemy as sa
 from alembic import op
 
 from outbox.store.ddl import some_rows

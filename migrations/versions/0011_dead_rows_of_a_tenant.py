@@ -4,7 +4,6 @@ Revision ID: 0011
 Revises: 0010
 """
 
-import sqlalchemy as sa
 from alembic import op
 
 from outbox.store.ddl import some_rows

@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from outbox import logs, schema, settings
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, install_command
 from outbox.settings import Settings
 from outbox.store.sqlite.place import absolute, named_by
 from outbox.store.store import Store, dialect_of
@@ -47,9 +47,7 @@ def engine_of(loaded: Settings, *, create: bool = False, prepared: bool = True, 
     except (ArgumentError, ValueError):  # a host, or an option that is none
         raise ConfigurationError(_NO_URL) from None
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"{error.name} is not installed, which PostgreSQL takes: pip install 'outbox-relay[postgres]'"
-        ) from None
+        raise ConfigurationError(f"the driver {error.name} is not installed: {install_command('postgres')}") from None
     dialect = dialect_of(engine)
     dialect.guard(engine, create=create)
     if prepared:

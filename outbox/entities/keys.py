@@ -388,7 +388,9 @@ def _has_control_characters(element: _HasControlCharacters, compiler: Any, **opt
 
 @compiles(_HasControlCharacters, "postgresql")
 def _has_control_characters_of_postgresql(element: _HasControlCharacters, compiler: Any, **options: Any) -> str:
-    return str(compiler.process(_only(element).op("~", is_comparison=True)(literal("[\x01-\x1f\x7f]", Text)), **options))
+    return str(
+        compiler.process(_only(element).op("~", is_comparison=True)(literal("[\x01-\x1f\x7f]", Text)), **options)
+    )
 
 
 def _only(element: FunctionElement[Any]) -> ColumnElement[Any]:

@@ -49,4 +49,5 @@ def complete(metadata: MetaData) -> None:
     for when, statements in (("after_create", of_postgresql.MORE), ("before_drop", of_postgresql.LESS)):
         for statement in statements:
             # A string would be searched for parameters.
-            event.listen(metadata, when, DDL(statement.replace("%", "%%")).execute_if(dialect="postgresql"))
+            made: Any = DDL(statement.replace("%", "%%"))  # type: ignore[no-untyped-call]
+            event.listen(metadata, when, made.execute_if(dialect="postgresql"))

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
+from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError, in_one_line
 from outbox.store.dialect import Dialect, Hold, Presence, Sizes
 from outbox.store.found import Found
 from outbox.store.models import VERSION_TABLE, fresh, waiting
@@ -349,7 +349,7 @@ def _connected(engine: Engine) -> Connection:
         return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     except DBAPIError as error:
         raise DatabaseUnavailable(
-            f"database {database_name(engine)} cannot be opened: {str(error.orig).strip()}; check OUTBOX_DATABASE_URL"
+            f"database {database_name(engine)} cannot be opened: {in_one_line(error.orig)}; check OUTBOX_DATABASE_URL"
         ) from error
 
 
@@ -403,7 +403,7 @@ def _carried_out(dialect: Dialect, connection: Connection, sql: str, given: Mapp
         )
         if isinstance(failed, OperationalError) and not dialect.is_row_fault(error):
             dialect.explain(failed, connection)
-            raise DatabaseUnavailable(f"database: {str(failed.orig).strip()}") from failed
+            raise DatabaseUnavailable(f"database: {in_one_line(failed.orig)}") from failed
         raise failed from error
 
 

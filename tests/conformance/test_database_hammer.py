@@ -6,6 +6,7 @@ import os
 import random
 import threading
 import time
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -42,7 +43,7 @@ def violations(held: list[Held]) -> list[tuple[Held, Held]]:
     for each in sorted(held, key=lambda one: one.since):
         by_document.setdefault(each.document, []).append(each)
     for of_one in by_document.values():
-        for before, after in zip(of_one, of_one[1:], strict=False):
+        for before, after in pairwise(of_one):
             if after.since < before.until or (before.delivered and after.ids[0] <= before.ids[-1]):
                 found.append((before, after))
         delivered = [id_ for each in of_one if each.delivered for id_ in each.ids]

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,7 @@ def unavailable_reason() -> str | None:
     """Why no server can be had here; None if one can."""
     if binaries() is None:
         return "no PostgreSQL: install the Debian package postgresql"
-    try:
-        import psycopg as _
-    except ImportError:
-        return "no psycopg: install outbox-relay[postgres]"
-    return None
+    return None if find_spec("psycopg") else "no psycopg: install outbox-relay[postgres]"
 
 
 class Postgres:

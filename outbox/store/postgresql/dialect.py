@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, Insert
 from sqlalchemy.exc import DBAPIError
 
-from outbox.errors import DatabaseUnavailable
+from outbox.errors import DatabaseUnavailable, in_one_line
 from outbox.store.dialect import Finding, Hold, Row, Run, Sizes, Watch
 from outbox.store.postgresql import engine as engines
 from outbox.store.postgresql import inserts, nested, statements
@@ -145,8 +145,8 @@ class PostgreSQL:
         """Far above what others get meanwhile, so that no id comes twice: to lock the sequence would wait for each
         transaction that has written a row, and keep all that come after it waiting."""
         run(
-            f"SELECT setval('outbox_events_id_seq', greatest(:last, last_value + {FAR_ABOVE})) FROM outbox_events_id_seq"
-            " WHERE last_value < :last",
+            f"SELECT setval('outbox_events_id_seq', greatest(:last, last_value + {FAR_ABOVE}))"
+            " FROM outbox_events_id_seq WHERE last_value < :last",
             last=last,
         )
 
@@ -178,7 +178,7 @@ class PostgreSQL:
                 ).one()
         except DBAPIError as error:
             raise DatabaseUnavailable(
-                f"database {self.address(engine)} cannot be opened: {str(error.orig).strip()}; "
+                f"database {self.address(engine)} cannot be opened: {in_one_line(error.orig)}; "
                 "check OUTBOX_DATABASE_URL"
             ) from error
         return tuple(found)

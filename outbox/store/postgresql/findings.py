@@ -7,6 +7,7 @@ from typing import Any, Final
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from outbox.errors import in_one_line
 from outbox.store.dialect import Finding, finding
 
 OLDEST: Final = 130_000  # 64-bit numbers of transactions, as functions take them
@@ -23,7 +24,7 @@ def findings(engine: Engine, address: str) -> list[Finding]:
         found = _read(engine)
     except DBAPIError as error:
         remedy = "check OUTBOX_DATABASE_URL, and that the server runs and lets this user in"
-        return [Finding("database", "fail", f"{address} cannot be read: {str(error.orig).strip()}", remedy)]
+        return [Finding("database", "fail", f"{address} cannot be read: {in_one_line(error.orig)}", remedy)]
     lost = [name for name in ("fsync", "full_page_writes", "synchronous_commit") if found[name] == "off"]
     return [
         finding(

@@ -18,7 +18,8 @@ from outbox.store.dialect import Row
 _COLUMNS: Final = "action, index_name, document_id, tenant_id, entity, document_bytes, created_at"
 _ONE: Final = f"INSERT INTO outbox_events ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id"
 _ONE_WITH_DOCUMENT: Final = (
-    f"WITH written AS ({_ONE}), stored AS (INSERT INTO outbox_documents (event_id, document) SELECT id, %s FROM written)"
+    f"WITH written AS ({_ONE}),"
+    " stored AS (INSERT INTO outbox_documents (event_id, document) SELECT id, %s FROM written)"
     " SELECT id FROM written"
 )
 _MANY: Final = (  # the rows of `unnest` come in their order, and so do the ids that they get

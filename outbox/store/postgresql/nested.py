@@ -1,4 +1,4 @@
-"""Transactions of ours within one of the application, for its tests: what they write is undone when it is rolled back."""
+"""Transactions of ours within one of the application, for its tests: what they write goes when it is rolled back."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """How processes of one database know that another one was killed, sooner than its lease expires.
 
-Each holds an advisory lock on a connection of its own; PostgreSQL releases it within milliseconds when the process ends,
-however it ends. A process that is stopped keeps its lock: there the lease decides. A lock leaves no trace when it is
-gone, so a table lists those that have shown themselves, and since when the server runs: after its restart all locks are
-gone, and nobody is dead by that.
+Each holds an advisory lock on a connection of its own; PostgreSQL releases it within milliseconds when the process
+ends, however it ends. A process that is stopped keeps its lock: there the lease decides. A lock leaves no trace when it
+is gone, so a table lists those that have shown themselves, and since when the server runs: after its restart all locks
+are gone, and no process is dead by that.
 
 A process that has only lost its connection counts as dead, too: what it holds is given to others, and each row is
 fenced by its claim.
@@ -18,7 +18,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from outbox.errors import DatabaseUnavailable
+from outbox.errors import DatabaseUnavailable, in_one_line
 from outbox.store.dialect import Name
 from outbox.store.postgresql.ddl import PRESENCE
 
@@ -45,7 +45,7 @@ class Lock:
             self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             reason = None if self._hold(self._connection) else "another process has the same name"
         except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", error)).strip()
+            reason = in_one_line(getattr(error, "orig", error))
         if reason is not None:
             self._close()
             from loguru import logger  # not above: the write side loads this module, and no logs
@@ -125,4 +125,4 @@ class Locks:
             with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 yield connection
         except DBAPIError as error:
-            raise DatabaseUnavailable(f"database: {error.orig}") from error
+            raise DatabaseUnavailable(f"database: {in_one_line(error.orig)}") from error
