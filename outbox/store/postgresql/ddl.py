@@ -10,8 +10,8 @@ NOW: Final = "CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS BIGINT
 
 PRESENCE: Final = "outbox_presence"
 
-# A row is written three times within a second, and the claim reads by indexes that hold few of them: the defaults, which
-# wait for a fifth of the table, let both grow to several times their size.
+# A row is written three times within a second, and the claim reads by indexes that hold few of them: the defaults,
+# which wait for a fifth of the table, let both grow to several times their size.
 _VACUUM: Final = (
     "ALTER TABLE outbox_events SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,"
     " autovacuum_vacuum_cost_delay = 0, autovacuum_vacuum_insert_scale_factor = 0,"
