@@ -17,11 +17,12 @@ from sqlalchemy.orm import Session
 
 from outbox import OutboxRepository, schema
 from outbox.destinations.embedded.destination import EmbeddedDestination
-from outbox.errors import DatabaseUnavailable
+from outbox.errors import ConfigurationError, DatabaseUnavailable
 from outbox.store import claims, versions
 from outbox.store.models import metadata
 from outbox.store.postgresql import dialect as postgresql
 from outbox.store.store import Store, dialect_of
+from outbox.testing import OutboxTester
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.postgres import Postgres
@@ -195,6 +196,36 @@ def test_rows_of_a_killed_relay_go_to_another_before_its_lease_ends(migrated: En
             each.kill()
             each.wait()
         store.close()
+
+
+def test_outbox_works_within_a_transaction_that_a_test_rolls_back(migrated: Engine) -> None:
+    with migrated.connect() as connection:
+        connection.begin()
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            OutboxRepository(session).index("contacts", "c1", {"name": "Ada"})
+            session.commit()
+        with OutboxTester(connection) as tester:
+            tester.drain()
+            assert tester.document("contacts", "c1") == {"name": "Ada"}
+        connection.rollback()
+        assert connection.execute(text("SELECT count(*) FROM outbox_events")).scalar_one() == 0
+
+
+def test_session_in_autocommit_writes_nothing(migrated: Engine) -> None:
+    with (
+        Session(migrated.execution_options(isolation_level="AUTOCOMMIT")) as session,
+        pytest.raises(ConfigurationError, match="AUTOCOMMIT"),
+    ):
+        OutboxRepository(session).index("contacts", "c1", {"name": "Ada"})
+    with migrated.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM outbox_events")).scalar_one() == 0
+
+
+def test_other_driver_is_refused_by_name(migrated: Engine) -> None:
+    with migrated.connect() as connection:
+        connection.dialect.driver = "psycopg2"
+        with pytest.raises(ConfigurationError, match="driver psycopg2: use postgresql\\+psycopg"):
+            dialect_of(connection).highest_id_in(connection)
 
 
 # -- what only many writers meet ------------------------------------------------------------------------------------
