@@ -225,27 +225,7 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
     `behind` is the nearest earlier unfinished row of its document.
     """
     dialect, rows = store.dialect, request.rows
-    retries = [
-        row[0]
-        for row in store.run(
-            f"""
-            SELECT id FROM outbox_events {dialect.indexed("waiting")}
-            WHERE {waiting()} AND (available_at <= :now OR available_at > :too_far)
-            AND index_name {dialect.outside("leave_out")} {"" if request.only is None else "AND index_name = :only"}
-            AND {tenant()} {dialect.outside("tenants_out")}
-            AND (index_name, {tenant()}) NOT IN (
-                SELECT index_name, tenant FROM {dialect.table("lanes_out", index_name="TEXT", tenant="TEXT")} AS l)
-            ORDER BY available_at, id LIMIT :rows
-            """,
-            now=request.now,
-            too_far=request.now + request.longest_wait,
-            leave_out=list(request.leave_out),
-            only=request.only,
-            tenants_out=list(request.tenants_out),
-            lanes_out=list(request.lanes_out),
-            rows=rows,
-        )
-    ]
+    retries = _retries(store, request)
     if not (retries or lanes):
         return ()
     first = _fresh(store, request, lanes, max(rows - len(retries), rows // 2)) if lanes else []
@@ -265,6 +245,35 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
         """,
         ids=first + retries[: rows - len(first)],
     )
+
+
+def _retries(store: Store, request: ClaimRequest) -> list[int]:
+    """The ids of up to `rows` rows whose time has come, and of those that would wait too long, in the order of time."""
+    dialect = store.dialect
+    lanes = dialect.table("lanes_out", index_name="TEXT", tenant="TEXT")
+    due, too_late = (
+        # Each by itself: neither reads the rows in between, or sorts what it reads.
+        f"""
+        SELECT * FROM (
+            SELECT id, available_at FROM outbox_events {dialect.indexed("waiting")} WHERE {waiting()} AND {condition}
+            AND index_name {dialect.outside("leave_out")} {"" if request.only is None else "AND index_name = :only"}
+            AND {tenant()} {dialect.outside("tenants_out")}
+            AND (index_name, {tenant()}) NOT IN (SELECT index_name, tenant FROM {lanes} AS l)
+            ORDER BY available_at, id LIMIT :rows) AS {name}
+        """
+        for name, condition in (("due", "available_at <= :now"), ("too_late", "available_at > :too_far"))
+    )
+    found = store.run(
+        f"SELECT id FROM ({due} UNION ALL {too_late}) AS either ORDER BY available_at, id LIMIT :rows",
+        now=request.now,
+        too_far=request.now + request.longest_wait,
+        leave_out=list(request.leave_out),
+        only=request.only,
+        tenants_out=list(request.tenants_out),
+        lanes_out=list(request.lanes_out),
+        rows=request.rows,
+    )
+    return [row[0] for row in found]
 
 
 def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
