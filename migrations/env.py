@@ -10,7 +10,8 @@ from outbox.store.store import dialect_of
 options = {"target_metadata": models.metadata, "version_table": models.VERSION_TABLE}
 
 if context.is_offline_mode():
-    context.configure(dialect_name="sqlite", literal_binds=True, **options)
+    backend = context.config.attributes.get("backend", "sqlite")
+    context.configure(dialect_name=backend, literal_binds=True, **options)
     with context.begin_transaction():
         context.run_migrations()
 elif (given := context.config.attributes.get("connection")) is not None:
@@ -21,6 +22,6 @@ else:
     engine = create_engine(settings.load().database_url or "sqlite:///outbox.db")
     dialect_of(engine).prepare(engine)
     with engine.begin() as connection:
-        dialect_of(connection).lock(connection)
+        dialect_of(connection).migrating(connection)
         context.configure(connection=connection, **options)
         context.run_migrations()

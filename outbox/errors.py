@@ -95,6 +95,11 @@ def shortened(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def in_one_line(value: object) -> str:
+    """Its text, for a line of a log: a server may say something in several."""
+    return " ".join(str(value).split())
+
+
 def install_command(extra: str) -> str:
     """The command that brings an extra. A checkout is named by its path: pip may know no package of that name."""
     checkout = Path(__file__).parents[1]

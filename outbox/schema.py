@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
-from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
+from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError, in_one_line
 from outbox.store.models import VERSION_TABLE, metadata, unfinished
+from outbox.store.postgresql.ddl import PRESENCE
 from outbox.store.store import database_name, dialect_of, revision_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
     from alembic import command
 
     before = revision(engine)
-    if before is None and _has_tables(engine):
+    if before is None and _has_tables(engine) and (before := revision(engine)) is None:  # others may have made both now
         raise SchemaError(
             f"the outbox tables in {database_name(engine)} were made by other migrations ({VERSION_TABLE} is missing): "
             "do not run 'outbox-relay migrate' here, bring them up to date with those migrations"
@@ -46,19 +47,21 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
     try:
         # With the lock before the look: of several that start together one migrates, and the others find it done.
         with engine.begin() as connection:
-            dialect_of(connection).lock(connection)
+            dialect_of(connection).migrating(connection)
             command.upgrade(_config(connection=connection), "head")
     except DBAPIError as error:
-        raise DatabaseUnavailable(f"database {database_name(engine)} cannot be migrated: {error.orig}") from error
+        raise DatabaseUnavailable(
+            f"database {database_name(engine)} cannot be migrated: {in_one_line(error.orig)}"
+        ) from error
     return before, head()
 
 
-def upgrade_sql() -> str:
-    """The SQL that creates the tables from nothing, for a database administrator to run."""
+def upgrade_sql(backend: str = "sqlite") -> str:
+    """The SQL that creates the tables from nothing, for a database administrator to run; `backend`: or "postgresql"."""
     from alembic import command
 
     output = io.StringIO()
-    command.upgrade(_config(output=output), "head", sql=True)
+    command.upgrade(_config(output=output, backend=backend), "head", sql=True)
     return output.getvalue()
 
 
@@ -69,7 +72,7 @@ def revision(engine: Engine) -> str | None:
             return revision_of(connection)
     except DBAPIError as error:
         raise DatabaseUnavailable(
-            f"database {database_name(engine)} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
+            f"database {database_name(engine)} cannot be opened: {in_one_line(error.orig)}; check OUTBOX_DATABASE_URL"
         ) from error
 
 
@@ -124,17 +127,19 @@ def _require_parts(engine: Engine) -> None:
         try:
             with _reading(engine) as connection:
                 connection.exec_driver_sql(asked)
-        except OperationalError as error:
+        except DBAPIError as error:
             raise SchemaError(
                 f"the outbox tables in {database_name(engine)} were made by other migrations for an earlier version of "
-                f"outbox-relay ({error.orig}): have them {remedy} as outbox.models.metadata has it now"
+                f"outbox-relay ({in_one_line(error.orig)}): have them {remedy} as outbox.models.metadata has it now"
             ) from error
 
 
 def include_object(_object: Any, name: str | None, type_: str, _reflected: bool, _compare_to: Any) -> bool:
     """For `context.configure(include_object=...)` in an application's own Alembic that leaves the outbox tables
     to `outbox-relay migrate`: autogenerate must not drop them."""
-    return not (type_ == "table" and name is not None and (name in metadata.tables or name == VERSION_TABLE))
+    return not (
+        type_ == "table" and name is not None and (name in metadata.tables or name in (VERSION_TABLE, PRESENCE))
+    )
 
 
 def _refuse_newer(engine: Engine, at: str | None) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import Engine, create_engine
 from outbox import logs, schema, sqlite
 from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
+from tests.support import postgres as servers
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.node import ELASTICSEARCH_9, OPENSEARCH, TESTED, Node, Server, destination_to, unavailable_reason
 from tests.support.outbox import Outbox
@@ -30,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require-elasticsearch",
         action="store_true",
         default=os.environ.get("CI") == "true",
-        help="fail instead of skipping when no Elasticsearch node can be had (default with CI=true)",
+        help="fail instead of skipping when no node or no PostgreSQL can be had (default with CI=true)",
     )
 
 
@@ -110,6 +111,18 @@ def _node(request: pytest.FixtureRequest, server: Server) -> Iterator[Node]:
     running.stop()
 
 
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Iterator[servers.Postgres]:
+    """One real PostgreSQL for all tests; each test has a database of its own."""
+    if reason := servers.unavailable_reason():
+        if request.config.getoption("--require-elasticsearch"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    running = servers.Postgres()
+    yield running
+    running.close()
+
+
 @pytest.fixture
 def clean_node(node: Node) -> Node:
     node.wipe()
@@ -171,7 +184,13 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(upgraded: Path, tmp_path: Path) -> Iterator[Engine]:
+def engine(sqlite_engine: Engine) -> Engine:
+    """What tests work on that are not about one database."""
+    return sqlite_engine
+
+
+@pytest.fixture
+def sqlite_engine(upgraded: Path, tmp_path: Path) -> Iterator[Engine]:
     """A prepared engine on a file with the outbox tables."""
     path = shutil.copy(upgraded, tmp_path / "app.db")
     made = create_engine(f"sqlite:///{path}")

@@ -7,6 +7,9 @@ Revises:
 import sqlalchemy as sa
 from alembic import op
 
+from outbox.store.ddl import Now, some_rows
+from outbox.store.postgresql.ddl import MORE
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -114,7 +117,7 @@ def upgrade() -> None:
         sa.Column(
             "created_at",
             sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
-            server_default=sa.text("(CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))"),
+            server_default=Now(),
             nullable=False,
         ),
         sa.Column("finished_at", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
@@ -147,42 +150,42 @@ def upgrade() -> None:
         "outbox_events",
         ["index_name", "document_id", "id"],
         unique=False,
-        sqlite_where=sa.text("state = 'dead'"),
+        **some_rows("state = 'dead'"),
     )
     op.create_index(
         "ix_outbox_events_done",
         "outbox_events",
         ["finished_at"],
         unique=False,
-        sqlite_where=sa.text("state = 'done'"),
+        **some_rows("state = 'done'"),
     )
     op.create_index(
         "ix_outbox_events_fresh",
         "outbox_events",
         ["index_name", sa.text("coalesce(tenant_id, '')"), "id"],
         unique=False,
-        sqlite_where=sa.text("state = 'pending' AND available_at IS NULL"),
+        **some_rows("state = 'pending' AND available_at IS NULL"),
     )
     op.create_index(
         "ix_outbox_events_held",
         "outbox_events",
         ["index_name", "document_id", "id"],
         unique=False,
-        sqlite_where=sa.text("state = 'claimed' OR (state = 'pending' AND available_at IS NOT NULL)"),
+        **some_rows("state = 'claimed' OR (state = 'pending' AND available_at IS NOT NULL)"),
     )
     op.create_index(
         "ix_outbox_events_leases",
         "outbox_events",
         ["lease_expires_at"],
         unique=False,
-        sqlite_where=sa.text("state = 'claimed'"),
+        **some_rows("state = 'claimed'"),
     )
     op.create_index(
         "ix_outbox_events_waiting",
         "outbox_events",
         ["available_at", "id"],
         unique=False,
-        sqlite_where=sa.text("state = 'pending' AND available_at IS NOT NULL"),
+        **some_rows("state = 'pending' AND available_at IS NOT NULL"),
     )
     op.create_table(
         "outbox_indexes",
@@ -191,7 +194,7 @@ def upgrade() -> None:
         sa.Column(
             "created_at",
             sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
-            server_default=sa.text("(CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))"),
+            server_default=Now(),
             nullable=False,
         ),
         sa.PrimaryKeyConstraint("index_name", "physical_index"),
@@ -331,6 +334,9 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.execute("INSERT INTO outbox_control (id) VALUES (1)")
+    if op.get_context().dialect.name == "postgresql":
+        for statement in MORE:
+            op.execute(statement)
 
 
 def downgrade() -> None:

@@ -7,13 +7,14 @@ Revises: 0001
 import sqlalchemy as sa
 from alembic import op
 
+from outbox.store.ddl import Now, some_rows
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
 
 INSTANT = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-NOW = sa.text("(CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))")
 
 
 def upgrade() -> None:
@@ -75,8 +76,8 @@ def upgrade() -> None:
         sa.Column("lease_token", sa.Text(), nullable=True, comment="fence: who lost it may not go on"),
         sa.Column("lease_holder", sa.Text(), nullable=True),
         sa.Column("lease_expires_at", INSTANT, nullable=True),
-        sa.Column("created_at", INSTANT, server_default=NOW, nullable=False),
-        sa.Column("updated_at", INSTANT, server_default=NOW, nullable=False),
+        sa.Column("created_at", INSTANT, server_default=Now(), nullable=False),
+        sa.Column("updated_at", INSTANT, server_default=Now(), nullable=False),
         sa.Column("finished_at", INSTANT, nullable=True),
         sa.PrimaryKeyConstraint("id"),
         comment="rebuilds of indexes; a watermark explains versions, so finished jobs stay",
@@ -87,7 +88,7 @@ def upgrade() -> None:
         "outbox_reindex_jobs",
         ["index_name"],
         unique=True,
-        sqlite_where=sa.text("state = 'running' OR state = 'failing' OR state = 'cancelling'"),
+        **some_rows("state = 'running' OR state = 'failing' OR state = 'cancelling'"),
     )
 
 

@@ -7,8 +7,9 @@ Revision ID: 0007
 Revises: 0006
 """
 
-import sqlalchemy as sa
 from alembic import op
+
+from outbox.store.ddl import some_rows
 
 revision = "0007"
 down_revision = "0006"
@@ -30,6 +31,4 @@ def downgrade() -> None:
 
 def _make(condition: str) -> None:
     op.drop_index(_NAME, "outbox_events")
-    op.create_index(
-        _NAME, "outbox_events", ["index_name", "document_id", "id"], unique=False, sqlite_where=sa.text(condition)
-    )
+    op.create_index(_NAME, "outbox_events", ["index_name", "document_id", "id"], unique=False, **some_rows(condition))

@@ -9,6 +9,8 @@ Revises: 0009
 import sqlalchemy as sa
 from alembic import op
 
+from outbox.store.ddl import some_rows
+
 revision = "0010"
 down_revision = "0009"
 branch_labels = None
@@ -50,7 +52,7 @@ def upgrade() -> None:
         "outbox_events",
         ["error_type", "error_field", "index_name", "finished_at", "tenant_id"],
         unique=False,
-        sqlite_where=sa.text("state = 'dead'"),
+        **some_rows("state = 'dead'"),
     )
 
 

@@ -4,8 +4,9 @@ Revision ID: 0011
 Revises: 0010
 """
 
-import sqlalchemy as sa
 from alembic import op
+
+from outbox.store.ddl import some_rows
 
 revision = "0011"
 down_revision = "0010"
@@ -19,7 +20,7 @@ def upgrade() -> None:
         "outbox_events",
         ["tenant_id", "error_type", "error_field", "index_name"],
         unique=False,
-        sqlite_where=sa.text("state = 'dead'"),
+        **some_rows("state = 'dead'"),
     )
 
 

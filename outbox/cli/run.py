@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 import click
 from loguru import logger
 
-from outbox import __version__, logs, schema
+from outbox import __version__, logs, schema, settings
 from outbox.check import newer_indexes
 from outbox.cli.entities import registry_of
 from outbox.cli.interpreter import tuned
 from outbox.cli.options import database_option
 from outbox.cli.serve import beside, insecure_option, prepare, root_path_option
 from outbox.cli.signals import on_stop_signals
-from outbox.cli.wiring import engine_of, load_settings, open_store
+from outbox.cli.wiring import backend_of, engine_of, load_settings, open_store
 from outbox.destinations import address_of, destination_of
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
@@ -49,10 +49,10 @@ def migrate(sql: bool, database_url: str | None) -> None:
     Examples:
       outbox-relay migrate
       outbox-relay migrate --database-url sqlite:////srv/app/app.db
-      outbox-relay migrate --sql > outbox.sql  # for a DBA to run
+      outbox-relay migrate --sql > outbox.sql  # for a DBA to run; for SQLite without a database URL
     """
     if sql:
-        click.echo(schema.upgrade_sql())
+        click.echo(schema.upgrade_sql(backend_of(settings.load(database_url=database_url))))
         return
     engine = engine_of(load_settings(database_url=database_url), create=True)
     name, existed = logs.safe(database_name(engine)), dialect_of(engine).exists(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from loguru import logger
 from sqlalchemy import URL, Engine, create_engine
@@ -11,12 +12,17 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from outbox import logs, schema, settings
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, install_command
 from outbox.settings import Settings
 from outbox.store.sqlite.place import absolute, named_by
 from outbox.store.store import Store, dialect_of
 
-_NO_URL = "OUTBOX_DATABASE_URL is no SQLAlchemy URL of a file; e.g. sqlite:////var/lib/app/app.db"
+POSTGRESQL: Final = "postgresql+psycopg"
+
+_NO_URL = (
+    "OUTBOX_DATABASE_URL is no SQLAlchemy URL of a database; e.g. sqlite:////var/lib/app/app.db, or "
+    f"{POSTGRESQL}://user:password@host/app"
+)
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -35,14 +41,23 @@ def engine_of(loaded: Settings, *, create: bool = False, prepared: bool = True, 
     bare engine, which changes nothing by being opened.
     """
     try:
-        engine = create_engine(_url_of(loaded), pool_size=5, max_overflow=connections - 5)
+        url = _url_of(loaded)
+        of_server = url.get_backend_name() == "postgresql"  # which closes all connections when it is restarted
+        engine = create_engine(url, pool_size=5, max_overflow=connections - 5, pool_pre_ping=of_server)
     except (ArgumentError, ValueError):  # a host, or an option that is none
         raise ConfigurationError(_NO_URL) from None
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"the driver {error.name} is not installed: {install_command('postgres')}") from None
     dialect = dialect_of(engine)
     dialect.guard(engine, create=create)
     if prepared:
         dialect.prepare(engine)
     return engine
+
+
+def backend_of(loaded: Settings) -> str:
+    """The kind of database that is set; SQLite if none is."""
+    return "sqlite" if loaded.database_url is None else _url_of(loaded).get_backend_name()
 
 
 def _url_of(loaded: Settings) -> URL:
@@ -52,9 +67,11 @@ def _url_of(loaded: Settings) -> URL:
         url = make_url(loaded.database_url)
     except ArgumentError:
         raise ConfigurationError(_NO_URL) from None
+    if url.get_backend_name() == "postgresql":
+        return url.set(drivername=POSTGRESQL)
     if url.get_backend_name() != "sqlite":
         raise ConfigurationError(
-            f"OUTBOX_DATABASE_URL: {url.get_backend_name()} is not supported yet, only sqlite:///… is"
+            f"OUTBOX_DATABASE_URL: {url.get_backend_name()} is not supported, only sqlite:///… and {POSTGRESQL}://… are"
         )
     if named_by(url) is None:
         raise ConfigurationError(

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
+    Boolean,
     ColumnElement,
     Enum,
     Integer,
@@ -32,6 +33,8 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from outbox import documents
@@ -328,13 +331,68 @@ def refused_sql(
     if tenancy is Tenancy.INDEX:
         refused.append(index.is_(None))
     elif tenant is not None and not short_tenant:
-        refused += [not_(func.length(tenant).between(1, 255)), _has_control_characters(tenant)]
+        refused += [not_(func.length(tenant).between(1, 255)), _HasControlCharacters(tenant)]
     if not short_key or not (short_tenant or tenancy is not Tenancy.PREFIXED):
-        size = func.length(cast(document_id, LargeBinary))
-        refused += [not_(size.between(1, documents.MAX_ID_BYTES)), func.instr(document_id, func.char(0)) > 0]
+        refused += [not_(_Size(document_id).between(1, documents.MAX_ID_BYTES)), _HasNul(document_id)]
     return or_(*refused)
 
 
-def _has_control_characters(column: ColumnElement[str]) -> ColumnElement[bool]:
+class _Size(FunctionElement[int]):
+    """Of a text in bytes of UTF-8."""
+
+    type = Integer()
+    inherit_cache = True
+
+
+class _HasNul(FunctionElement[bool]):
+    """Whether there is U+0000 in a text, which PostgreSQL takes into none."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+class _HasControlCharacters(FunctionElement[bool]):
+    """Whether there is one of ASCII in a text."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_Size)
+def _size(element: _Size, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(func.length(cast(_only(element), LargeBinary)), **options))
+
+
+@compiles(_Size, "postgresql")
+def _size_of_postgresql(element: _Size, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(func.octet_length(_only(element)), **options))
+
+
+@compiles(_HasNul)
+def _has_nul(element: _HasNul, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(func.instr(_only(element), func.char(0)) > 0, **options))
+
+
+@compiles(_HasNul, "postgresql")
+def _has_nul_of_postgresql(*_: Any, **__: Any) -> str:
+    return "false"
+
+
+@compiles(_HasControlCharacters)
+def _has_control_characters(element: _HasControlCharacters, compiler: Any, **options: Any) -> str:
+    column = _only(element)
     some = literal("*[", Text).concat(func.char(1, type_=Text)).concat("-").concat(func.char(31, 127)).concat("]*")
-    return or_(column.op("GLOB", is_comparison=True)(some), func.instr(column, func.char(0)) > 0)
+    either = or_(column.op("GLOB", is_comparison=True)(some), func.instr(column, func.char(0)) > 0)
+    return str(compiler.process(either, **options))
+
+
+@compiles(_HasControlCharacters, "postgresql")
+def _has_control_characters_of_postgresql(element: _HasControlCharacters, compiler: Any, **options: Any) -> str:
+    return str(
+        compiler.process(_only(element).op("~", is_comparison=True)(literal("[\x01-\x1f\x7f]", Text)), **options)
+    )
+
+
+def _only(element: FunctionElement[Any]) -> ColumnElement[Any]:
+    (column,) = element.clauses
+    return column

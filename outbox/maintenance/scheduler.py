@@ -137,7 +137,7 @@ class Maintenance:
         try:
             return dialect_of(self._engine).identity(self._engine) == self._identity
         except DatabaseUnavailable:
-            return False
+            return dialect_of(self._engine).exists(self._engine)  # a server may only be away for a while
 
     def reap(self, store: Store) -> None:
         """Give back what killed relays held."""

@@ -208,14 +208,15 @@ def _fresh(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]
 def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int) -> dict[tuple[str, str], list[int]]:
     """The ids of the first `share` rows of each lane."""
     found: dict[tuple[str, str], list[int]] = {}
+    first = (
+        f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {fresh('n')}"
+        f" AND n.index_name = lane.index_name AND {tenant('n')} = lane.tenant ORDER BY n.id LIMIT :share"
+    )
     for index_name, tenant_id, id_ in store.run(
         f"""
         SELECT f.index_name, {tenant("f")}, f.id
         FROM {store.dialect.table("lanes", index_name="TEXT", tenant="TEXT")} AS lane
-        JOIN outbox_events AS f ON f.id IN (
-            SELECT n.id FROM outbox_events AS n {store.dialect.indexed("fresh")} WHERE {fresh("n")}
-            AND n.index_name = lane.index_name AND {tenant("n")} = lane.tenant
-            ORDER BY n.id LIMIT :share)
+        {store.dialect.of_each("f", first)}
         """,
         lanes=lanes,
         share=share,
@@ -230,27 +231,7 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
     `behind` is the nearest earlier unfinished row of its document.
     """
     dialect, rows = store.dialect, request.rows
-    retries = [
-        row[0]
-        for row in store.run(
-            f"""
-            SELECT id FROM outbox_events {dialect.indexed("waiting")}
-            WHERE {waiting()} AND (available_at <= :now OR available_at > :too_far)
-            AND index_name {dialect.outside("leave_out")} {"" if request.only is None else "AND index_name = :only"}
-            AND {tenant()} {dialect.outside("tenants_out")}
-            AND (index_name, {tenant()}) NOT IN (
-                SELECT index_name, tenant FROM {dialect.table("lanes_out", index_name="TEXT", tenant="TEXT")} AS l)
-            ORDER BY available_at, id LIMIT :rows
-            """,
-            now=request.now,
-            too_far=request.now + request.longest_wait,
-            leave_out=list(request.leave_out),
-            only=request.only,
-            tenants_out=list(request.tenants_out),
-            lanes_out=list(request.lanes_out),
-            rows=rows,
-        )
-    ]
+    retries = _retries(store, request)
     if not (retries or lanes):
         return ()
     first = _fresh(store, request, lanes, max(rows - len(retries), rows // 2)) if lanes else []
@@ -266,10 +247,39 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
                (SELECT max(h.id) FROM outbox_events AS h {dialect.indexed("held")}
                 WHERE ({unfinished("h")})
                 AND h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id) AS behind
-        FROM outbox_events AS c WHERE c.id {dialect.among("ids")} ORDER BY c.id {dialect.locked(skip=True)}
+        FROM outbox_events AS c WHERE c.id {dialect.among("ids")} ORDER BY c.id
         """,
         ids=first + retries[: rows - len(first)],
     )
+
+
+def _retries(store: Store, request: ClaimRequest) -> list[int]:
+    """The ids of up to `rows` rows whose time has come, and of those that would wait too long, in the order of time."""
+    dialect = store.dialect
+    lanes = dialect.table("lanes_out", index_name="TEXT", tenant="TEXT")
+    due, too_late = (
+        # Each by itself: neither reads the rows in between, or sorts what it reads.
+        f"""
+        SELECT * FROM (
+            SELECT id, available_at FROM outbox_events {dialect.indexed("waiting")} WHERE {waiting()} AND {condition}
+            AND index_name {dialect.outside("leave_out")} {"" if request.only is None else "AND index_name = :only"}
+            AND {tenant()} {dialect.outside("tenants_out")}
+            AND (index_name, {tenant()}) NOT IN (SELECT index_name, tenant FROM {lanes} AS l)
+            ORDER BY available_at, id LIMIT :rows) AS {name}
+        """
+        for name, condition in (("due", "available_at <= :now"), ("too_late", "available_at > :too_far"))
+    )
+    found = store.run(
+        f"SELECT id FROM ({due} UNION ALL {too_late}) AS either ORDER BY available_at, id LIMIT :rows",
+        now=request.now,
+        too_far=request.now + request.longest_wait,
+        leave_out=list(request.leave_out),
+        only=request.only,
+        tenants_out=list(request.tenants_out),
+        lanes_out=list(request.lanes_out),
+        rows=request.rows,
+    )
+    return [row[0] for row in found]
 
 
 def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import BigInteger
+from sqlalchemy import DDL, BigInteger, MetaData, event
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from outbox.store.postgresql import ddl as of_postgresql
 from outbox.store.sqlite import ddl as of_sqlite
 
 
@@ -26,9 +27,14 @@ def _now(*_: Any, **__: Any) -> str:
     return of_sqlite.NOW
 
 
+@compiles(Now, "postgresql")
+def _now_of_postgresql(*_: Any, **__: Any) -> str:
+    return of_postgresql.NOW
+
+
 def some_rows(condition: str) -> dict[str, Any]:
     """Options of an `Index` on the rows of a condition alone."""
-    return {**of_sqlite.some_rows(condition)}
+    return {**of_sqlite.some_rows(condition), **of_postgresql.some_rows(condition)}
 
 
 NEVER_REUSED: Final[dict[str, Any]] = {**of_sqlite.NEVER_REUSED}
@@ -36,3 +42,12 @@ NEVER_REUSED: Final[dict[str, Any]] = {**of_sqlite.NEVER_REUSED}
 
 KEPT_BY_KEY: Final[dict[str, Any]] = {**of_sqlite.KEPT_BY_KEY}
 """Options of a `Table` that is read by its primary key alone."""
+
+
+def complete(metadata: MetaData) -> None:
+    """Have what a database needs besides tables and indexes be made and dropped with them."""
+    for when, statements in (("after_create", of_postgresql.MORE), ("before_drop", of_postgresql.LESS)):
+        for statement in statements:
+            # A string would be searched for parameters.
+            made: Any = DDL(statement.replace("%", "%%"))  # type: ignore[no-untyped-call]
+            event.listen(metadata, when, made.execute_if(dialect="postgresql"))

@@ -116,6 +116,9 @@ class Dialect(Protocol):
     def indexed(self, index: str) -> str:
         """After a table and its alias: read it by `ix_outbox_events_{index}`."""
 
+    def of_each(self, alias: str, ids: str) -> str:
+        """`FROM lanes {of_each("f", "SELECT id … LIMIT 9")}`: with each of them, the rows that its own SELECT names."""
+
     def greatest(self, *values: str) -> str:
         """None of them may be NULL."""
 
@@ -128,9 +131,8 @@ class Dialect(Protocol):
     def as_bytes(self, text: str) -> str:
         """A text as UTF-8 bytes (or whatever bytes another program has put there); `length` of it counts bytes."""
 
-    def locked(self, *, skip: bool = False) -> str:
-        """At the end of a SELECT in a write transaction: the rows stay as they are until it ends. `skip`: leave out
-        what another transaction has locked, instead of waiting."""
+    def locked(self) -> str:
+        """At the end of a SELECT in a write transaction: the rows stay as they are until it ends."""
 
     # -- acts -----------------------------------------------------------------------------------------------------
 
@@ -180,7 +182,8 @@ class Dialect(Protocol):
         """Have all further versions of this epoch end in a higher number than `last`. Inside a write transaction."""
 
     def signal(self, run: Run) -> int:
-        """A number that changes when another connection commits: cheap enough to be asked every millisecond."""
+        """A number that changes when another connection commits rows: cheap enough to be asked every millisecond. It
+        need not tell of a row that is committed long after others with higher ids."""
 
     def watch(self, run: Run, engine: Engine) -> Watch | None:
         """What tells when to ask for it. None: nothing does, ask often. Raises `OSError` where the system refuses."""
@@ -221,6 +224,9 @@ class Dialect(Protocol):
         The last one is called "database" if that cannot be read, and is about something else otherwise."""
 
     # -- in the transaction of an application, through its own connection, and as cheap as can be ----------------
+
+    def migrating(self, connection: Connection) -> None:
+        """Until the transaction ends no other one migrates the tables, and none writes `alone`."""
 
     def engine_within(self, connection: Connection) -> Engine:
         """An engine over this connection, whose transactions are savepoints where it has one open."""

@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-from outbox.store.ddl import KEPT_BY_KEY, NEVER_REUSED, Now, some_rows
+from outbox.store.ddl import KEPT_BY_KEY, NEVER_REUSED, Now, complete, some_rows
 
 VERSION_TABLE: Final = "outbox_alembic_version"
 """Not Alembic's default name: two sets of migrations in one database must not share it."""
@@ -383,6 +383,9 @@ verifications = Table(
     **NEVER_REUSED,
     comment="what comparisons of index and database have found, the newest hundred",
 )
+
+
+complete(metadata)
 
 
 class Event(NamedTuple):

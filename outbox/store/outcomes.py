@@ -106,13 +106,15 @@ def _release_followers(store: Store, transitions: Sequence[Transition], now: int
         return
     unsettled = {_document(transition) for transition in transitions if transition.state is State.PENDING}
     settled = {_document(transition) for transition in transitions} - unsettled
+    next_ones = (
+        f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('held')} WHERE ({unfinished('n')})"
+        " AND n.index_name = d.index_name AND n.document_id = d.document_id ORDER BY n.id LIMIT 1000"
+    )
     store.run(
         f"""
         UPDATE outbox_events SET available_at = :now WHERE {waiting()} AND id IN (
             SELECT f.id FROM {store.dialect.table("settled", index_name="TEXT", document_id="TEXT")} AS d
-            JOIN outbox_events AS f ON f.id IN (
-                SELECT n.id FROM outbox_events AS n {store.dialect.indexed("held")} WHERE ({unfinished("n")})
-                AND n.index_name = d.index_name AND n.document_id = d.document_id ORDER BY n.id LIMIT 1000))
+            {store.dialect.of_each("f", next_ones)})
         """,
         now=now,
         settled=list(settled),

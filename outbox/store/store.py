@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
+from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError, in_one_line
 from outbox.store.dialect import Dialect, Hold, Presence, Sizes
 from outbox.store.found import Found
 from outbox.store.models import VERSION_TABLE, fresh, waiting
+from outbox.store.postgresql.dialect import PostgreSQL
 from outbox.store.sqlite.dialect import SQLite
 
 MAX_ERROR_CHARS = 2_000
@@ -40,7 +41,7 @@ _COUNTED = {
     "dead": "state = 'dead'",
 }
 _UNFINISHED = ("fresh", "waiting", "leases")
-_DIALECTS: dict[str, Dialect] = {"sqlite": SQLite()}
+_DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
 
 
 def dialect_of(engine: Engine | Connection) -> Dialect:
@@ -100,12 +101,8 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self.dialect = dialect_of(engine)
-        try:
-            self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        except DBAPIError as error:
-            raise DatabaseUnavailable(
-                f"database {database_name(engine)} cannot be opened: {error.orig}; check OUTBOX_DATABASE_URL"
-            ) from error
+        self._connection = _connected(engine)
+        self._in_transaction = False
         self._pinned: tuple[int, str | None] | None = None
         self.lock_times = LockTimes()
 
@@ -120,7 +117,8 @@ class Store:
         return self.dialect.presence(self._connection.engine)
 
     def close(self) -> None:
-        self._connection.close()
+        with suppress(DBAPIError):  # it was lost, and nobody has noticed so far
+            self._connection.close()
 
     def run(self, sql: str, parameters: Mapping[str, Any] | None = None, /, **named: Any) -> Found:
         """One statement with `:name` parameters, given as a mapping or by name. A list or tuple is one parameter, for
@@ -128,6 +126,11 @@ class Store:
         driver cannot read.
         """
         given = named if parameters is None else parameters
+        if self._connection.invalidated:  # it was lost, which a file never is
+            if self._in_transaction:
+                raise DatabaseUnavailable("database: the connection was lost in the middle of a transaction")
+            lost, self._connection = self._connection, _connected(self._connection.engine)
+            lost.close()
         return _carried_out(self.dialect, self._connection, sql, given)
 
     @contextmanager
@@ -139,6 +142,7 @@ class Store:
         asked = time.monotonic()
         self.dialect.begin(self.run, self._connection, alone=alone, last=self.lock_times.last)
         began = time.monotonic()
+        self._in_transaction = True
         try:
             yield
             self.run("COMMIT")  # on a full disk this may fail and leave the transaction open, with its lock
@@ -147,6 +151,7 @@ class Store:
                 self.run("ROLLBACK")
             raise
         finally:
+            self._in_transaction = False
             self.lock_times.add(asked, began, time.monotonic())
         if durable:
             self.flush()
@@ -304,8 +309,8 @@ class Store:
 
     def oldest_unfinished(self) -> int | None:
         """When the oldest row that is pending or claimed was written."""
-        each = (
-            f"SELECT min(id) AS id FROM outbox_events {self.dialect.indexed(name)} WHERE {_COUNTED[name]}"
+        each = (  # the sum keeps PostgreSQL from walking through all ids up to the first such row
+            f"SELECT min(id + 0) AS id FROM outbox_events {self.dialect.indexed(name)} WHERE {_COUNTED[name]}"
             for name in _UNFINISHED
         )
         oldest: int | None = self.run(
@@ -340,6 +345,16 @@ class Store:
         """All listed relays."""
         rows = self.run("SELECT * FROM outbox_relays ORDER BY id").mappings()
         return [{**row, "breakers": json.loads(row["breakers"])} for row in rows]
+
+
+def _connected(engine: Engine) -> Connection:
+    """A connection of which each statement is committed by itself."""
+    try:
+        return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    except DBAPIError as error:
+        raise DatabaseUnavailable(
+            f"database {database_name(engine)} cannot be opened: {in_one_line(error.orig)}; check OUTBOX_DATABASE_URL"
+        ) from error
 
 
 def revision_of(connection: Connection) -> str | None:
@@ -384,13 +399,15 @@ def _carried_out(dialect: Dialect, connection: Connection, sql: str, given: Mapp
             columns = cursor.description or ()
             return Found(cursor.fetchall() if columns else (), columns, cursor.rowcount)
     except known.loaded_dbapi.Error as error:
+        if known.is_disconnect(error, driver, None):
+            connection.invalidate(error)
         hidden = connection.engine.hide_parameters
         failed = DBAPIError.instance(
             statement, parameters, error, known.loaded_dbapi.Error, hide_parameters=hidden, dialect=known
         )
         if isinstance(failed, OperationalError) and not dialect.is_row_fault(error):
             dialect.explain(failed, connection)
-            raise DatabaseUnavailable(f"database: {failed.orig}") from failed
+            raise DatabaseUnavailable(f"database: {in_one_line(failed.orig)}") from failed
         raise failed from error
 
 

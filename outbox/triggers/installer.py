@@ -107,6 +107,7 @@ def install(connection: Connection, registry: EntityRegistry) -> list[Standing]:
 
 def remove(connection: Connection) -> list[str]:
     """Remove all triggers that outbox-relay made, of whatever registry. Returns their names."""
+    _require_triggers(connection)
     names = [name for name, (_, sql) in sqlite.stored(connection, "trigger").items() if MARK in sql]
     _execute(connection, [*(f"DROP TRIGGER {quoted(name)}" for name in names), f"DROP VIEW IF EXISTS {VIEW}"])
     return names
@@ -114,6 +115,7 @@ def remove(connection: Connection) -> list[str]:
 
 def status(connection: Connection, registry: EntityRegistry) -> list[Standing]:
     """Each trigger that the registry asks for, and each further one of ours."""
+    _require_triggers(connection)
     stored = sqlite.stored(connection, "trigger")
     found = [_standing(made, stored.pop(made.name, None)) for made in triggers_of(registry)]
     return found + [
@@ -121,6 +123,19 @@ def status(connection: Connection, registry: EntityRegistry) -> list[Standing]:
         for name, (table, sql) in stored.items()
         if MARK in sql
     ]
+
+
+def _has_triggers(connection: Connection) -> bool:
+    """Whether triggers can be made for this kind of database."""
+    return connection.dialect.name == "sqlite"
+
+
+def _require_triggers(connection: Connection) -> None:
+    if not _has_triggers(connection):
+        raise ConfigurationError(
+            f"triggers are for SQLite only so far, and this database is {connection.dialect.name}: captured sessions "
+            "note the changes"
+        )
 
 
 def _standing(made: Trigger, stored: tuple[str, str] | None) -> Standing:
@@ -136,6 +151,8 @@ def _standing(made: Trigger, stored: tuple[str, str] | None) -> Standing:
 
 def installed(connection: Connection) -> bool:
     """Whether triggers were ever installed here, and not removed since."""
+    if not _has_triggers(connection):
+        return False
     ours = any(MARK in sql for _, sql in sqlite.stored(connection, "trigger").values())
     return ours or VIEW in sqlite.stored(connection, "view")
 
@@ -156,6 +173,8 @@ def unseen_keys(connection: Connection, registry: EntityRegistry) -> list[str]:
 
 def covered(connection: Connection, registry: EntityRegistry) -> frozenset[Entity]:
     """The entities that have all of their triggers: their changes are noted by the database itself."""
+    if not _has_triggers(connection):
+        return frozenset()
     stored = sqlite.stored(connection, "trigger")
     if not any(MARK in sql for _, sql in stored.values()):
         return frozenset()

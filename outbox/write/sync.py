@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
@@ -58,7 +58,7 @@ def _paused(connection: Connection, waiting: Sequence[Any]) -> str | None:
     """What keeps relays from some of these rows by an operator's will, and how to end it."""
     try:
         paused = pauses.current(connection.exec_driver_sql)
-    except OperationalError:  # tables of an earlier version
+    except DBAPIError:  # tables of an earlier version
         return None
     for each in paused:
         if any(each.holds(row.index_name, row.tenant_id) for row in waiting):

@@ -21,6 +21,7 @@ from outbox.store.models import (
 )
 from outbox.store.store import Store, dialect_of
 from tests.support import LIMIT_S
+from tests.support.postgres import Postgres
 
 NOW = 1_700_000_000_000
 LEASE_MS = 60_000
@@ -34,7 +35,14 @@ def sqlite_file(request: pytest.FixtureRequest) -> Engine:
     return create_engine(f"sqlite:///{directory / 'app.db'}")
 
 
-DATABASES: dict[str, Making] = {"sqlite": sqlite_file}
+def postgresql(request: pytest.FixtureRequest) -> Engine:
+    server: Postgres = request.getfixturevalue("postgres")
+    made = server.database()
+    request.addfinalizer(lambda: made.__exit__(None, None, None))
+    return create_engine(made.__enter__())
+
+
+DATABASES: dict[str, Making] = {"sqlite": sqlite_file, "postgresql": postgresql}
 
 
 @dataclass
@@ -114,3 +122,4 @@ def in_threads(*calls: tuple[Callable[..., None], Any]) -> None:
     for thread in threads:
         thread.join(LIMIT_S)
     assert raised == []
+    assert not any(thread.is_alive() for thread in threads), "some do not end"

@@ -21,6 +21,7 @@ from tests.conformance.database import (
     in_threads,
 )
 from tests.support import LIMIT_S
+from tests.support.relays import until
 
 # -- a statement ------------------------------------------------------------------------------------------------
 
@@ -226,7 +227,7 @@ def test_killed_process_is_dead_until_its_locks_are_removed(database: Database, 
     url = database.engine.url.render_as_string(hide_password=False)
     subprocess.run([sys.executable, "-c", script, url], check=False, timeout=LIMIT_S)
     presence = database.store().presence
-    assert presence.dead(kind, [name]) == [name]
+    until(lambda: presence.dead(kind, [name]) == [name], "its lock is gone")
     assert presence.live(kind, [name]) == []
     presence.remove_locks(kind, [name])
     assert presence.dead(kind, [name]) == []

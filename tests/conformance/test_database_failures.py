@@ -145,6 +145,8 @@ def test_row_that_kills_its_relay_is_noted_with_that_relay(database: Database, s
 
 
 def test_row_of_another_program_that_no_relay_can_read_is_noted(database: Database, store: Store) -> None:
+    if database.engine.dialect.name == "postgresql":
+        pytest.skip("a column of PostgreSQL holds nothing but its type")
     (row,) = database.insert(("contacts", "c1"))
     with store.write(durable=False):
         store.run("UPDATE outbox_events SET tenant_id = x'ff' WHERE id = :row", row=row)

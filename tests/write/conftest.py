@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import EntityRegistry
@@ -12,9 +14,29 @@ from tests.support.watching import Rows
 from tests.write.models import Base, Contact
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Of each kind of database, with the outbox tables."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite_engine")
+        return
+    if "triggers" in request.node.name:
+        pytest.skip("triggers are for SQLite only so far")
+    with request.getfixturevalue("postgres").database() as url:
+        # Foreign keys are not looked after, as on SQLite unless it is told to: these tests write what they like.
+        made = create_engine(url, connect_args={"options": "-c session_replication_role=replica"})
+        yield made
+        made.dispose()
+
+
 @pytest.fixture
 def database(engine: Engine) -> Engine:
     Base.metadata.create_all(engine)
+    if engine.dialect.name == "postgresql":  # where an id that is given is given once more
+        with engine.begin() as connection:
+            for name in inspect(connection).get_sequence_names():
+                if not name.startswith("outbox"):
+                    connection.execute(text(f"ALTER SEQUENCE {name} RESTART WITH 1001"))
     return engine
 
 

@@ -185,7 +185,7 @@ class Page(Base):
     words: Mapped[str] = mapped_column(default="")
     hidden: Mapped[str] = mapped_column(default="")
     changed: Mapped[datetime | None] = mapped_column(onupdate=func.current_timestamp())
-    length: Mapped[int] = mapped_column(Computed("length(hidden)"))
+    length: Mapped[int] = mapped_column(Computed("length(hidden)", persisted=True))
     revision: Mapped[int] = mapped_column()
     __mapper_args__: ClassVar[Any] = {"version_id_col": revision}
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from outbox import EntityRegistry, OutboxRepository, sqlite
 from outbox.triggers import installer as triggers
 from tests.support.watching import Rows
+from tests.write import ON_SQLITE
 from tests.write.models import Contact
 
 
@@ -73,6 +74,7 @@ def test_no_other_writer_comes_between_the_look_and_the_write(
     assert came_between == []
 
 
+@ON_SQLITE
 def test_rows_of_others_between_the_read_and_the_write_are_not_waited_for(
     database: Engine, registry: EntityRegistry, sessions: sessionmaker[Session]
 ) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 
 from outbox import ConfigurationError, EntityRegistry, OutboxRepository, sqlite
 from tests.support.watching import Rows
+from tests.write import ON_SQLITE
 from tests.write.models import Account, Base, Contact, Deal, deal_document
 
 
@@ -81,6 +82,7 @@ def test_entity_registered_after_capture_is_captured(
 
 @pytest.mark.parametrize("own_class", [False, True])
 @pytest.mark.usefixtures("contacts")
+@ON_SQLITE
 def test_async_sessions_are_captured(registry: EntityRegistry, database: Engine, new: Rows, own_class: bool) -> None:
     class Inside(Session):
         pass

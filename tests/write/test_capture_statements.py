@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from outbox import EntityRegistry, OutboxRepository
 from outbox.triggers import installer as triggers
 from tests.support.watching import Rows
+from tests.write import ON_SQLITE
 from tests.write.models import Contact, Tag
 
 
@@ -42,7 +43,7 @@ def test_statement_touches_the_rows_of_its_criteria_only(sessions: sessionmaker[
         session.query(Contact).filter(Contact.id > 4).delete()
         session.commit()
         assert new() == ["contacts/1", "contacts/5"]
-        assert session.scalars(select(Contact.id)).all() == [2, 3, 4]
+        assert sorted(session.scalars(select(Contact.id))) == [2, 3, 4]
 
 
 @pytest.mark.usefixtures("contacts")
@@ -79,6 +80,7 @@ def test_listener_that_hides_rows_from_queries_hides_none_from_capture(
 
 
 @pytest.mark.usefixtures("contacts")
+@ON_SQLITE
 def test_inserted_rows_are_known_by_what_the_database_returns(sessions: sessionmaker[Session], new: Rows) -> None:
     with sessions() as session:
         session.execute(insert(Contact), [{"name": "a"}, {"name": "b", "email": "x"}])
@@ -97,6 +99,7 @@ def test_inserted_rows_are_known_by_what_the_database_returns(sessions: sessionm
 
 
 @pytest.mark.usefixtures("contacts")
+@ON_SQLITE
 def test_caller_of_a_statement_gets_what_it_asked_for(sessions: sessionmaker[Session], database: Engine) -> None:
     bare = sessionmaker(database)
     for make in (sessions, bare):
@@ -136,6 +139,7 @@ def test_statements_on_tables_are_not_seen_and_refresh_is_the_remedy(
 
 
 @pytest.mark.usefixtures("contacts")
+@ON_SQLITE
 def test_no_cursor_is_left_to_the_garbage_collector_of_another_thread(
     sessions: sessionmaker[Session], database: Engine, registry: EntityRegistry
 ) -> None:

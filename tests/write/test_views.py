@@ -13,6 +13,7 @@ from sqlalchemy.orm import registry as mappers
 from outbox import ConfigurationError, Dependency, EntityRegistry
 from outbox.triggers import installer as triggers
 from tests.support.following import Following
+from tests.write import ON_SQLITE
 
 
 class Base(DeclarativeBase):
@@ -123,6 +124,7 @@ def test_row_that_leaves_a_view_leaves_the_index(
         assert following.follow() == following.rebuilt()
 
 
+@ON_SQLITE
 def test_view_that_is_not_marked_is_exact_by_its_own_key_and_else_refused_when_it_is_noted(database: Engine) -> None:
     by_key, by_both = EntityRegistry(), EntityRegistry()
     by_key.add(shown_pages(), index="shown", fields=["title"], depends_on={Page: "id"})

@@ -65,6 +65,9 @@ class SQLite:
     def indexed(self, index: str) -> str:
         return f"INDEXED BY ix_outbox_events_{index}"
 
+    def of_each(self, alias: str, ids: str) -> str:
+        return f"JOIN outbox_events AS {alias} ON {alias}.id IN ({ids})"
+
     def greatest(self, *values: str) -> str:
         return f"max({', '.join(values)})"
 
@@ -77,7 +80,7 @@ class SQLite:
     def as_bytes(self, text: str) -> str:
         return f"CAST({text} AS BLOB)"
 
-    def locked(self, *, skip: bool = False) -> str:  # noqa: ARG002
+    def locked(self) -> str:
         """A writer is alone anyway."""
         return ""
 
@@ -220,6 +223,9 @@ class SQLite:
         return findings(engine)
 
     # -- in the transaction of an application ---------------------------------------------------------------------
+
+    def migrating(self, connection: Connection) -> None:
+        engines.take_for(connection)
 
     def engine_within(self, connection: Connection) -> Engine:
         return nested.engine_within(connection)

@@ -1,0 +1,243 @@
+"""PostgreSQL, behind the seam: many writers, whose ids follow no commits, and a server that others share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Insert
+from sqlalchemy.exc import DBAPIError
+
+from outbox.errors import DatabaseUnavailable, in_one_line
+from outbox.store.dialect import Finding, Hold, Row, Run, Sizes, Watch
+from outbox.store.postgresql import engine as engines
+from outbox.store.postgresql import inserts, nested, statements
+from outbox.store.postgresql.findings import findings
+from outbox.store.postgresql.presence import Locks
+
+STEP_ROWS: Final = 1_000
+
+ALONE: Final = 0x6F7574626F78  # "outbox"
+"""The advisory lock of those that must not run side by side. Applications never take it."""
+
+WATERMARK_WITHIN_S: Final = 60.0
+WATERMARK_LOOK_S: Final = 0.02
+
+FAR_ABOVE: Final = 1_000_000
+
+NEWEST: Final = 100
+"""Of so many of the highest ids `signal` tells also if they are committed later than others."""
+
+_BEGIN: Final = "BEGIN; SET LOCAL synchronous_commit = off"  # see `flush`
+
+# Who has the table open for writing; a prepared transaction has no process.
+_WRITERS: Final = (
+    "SELECT virtualtransaction, pid FROM pg_locks WHERE locktype = 'relation' AND granted"
+    " AND relation = 'outbox_events'::regclass"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
+    " AND pid IS DISTINCT FROM pg_backend_pid()"
+)
+
+
+class PostgreSQL:
+    """See `outbox.store.dialect.Dialect` for what each of these promises."""
+
+    # -- a statement ----------------------------------------------------------------------------------------------
+
+    def prepared(self, sql: str, parameters: Mapping[str, Any]) -> tuple[str, Any]:
+        return statements.prepared(sql, parameters)
+
+    def among(self, name: str) -> str:
+        return f"= ANY (:{name})"
+
+    def outside(self, name: str) -> str:
+        return f"<> ALL (:{name})"
+
+    def table(self, name: str, /, **columns: str) -> str:
+        arrays = ", ".join(statements.column(name, at, kind) for at, kind in enumerate(columns.values()))
+        return f"(SELECT * FROM unnest({arrays}) AS given ({', '.join(columns)}))"
+
+    def indexed(self, index: str) -> str:  # noqa: ARG002
+        """It finds the index by the condition, which is that of the index to the letter."""
+        return ""
+
+    def of_each(self, alias: str, ids: str) -> str:
+        return f"CROSS JOIN LATERAL ({ids}) AS {alias}_id JOIN outbox_events AS {alias} ON {alias}.id = {alias}_id.id"
+
+    def greatest(self, *values: str) -> str:
+        return f"greatest({', '.join(values)})"
+
+    def least(self, *values: str) -> str:
+        return f"least({', '.join(values)})"
+
+    def same(self, first: str, second: str) -> str:
+        return f"({first} = {second} OR {first} IS NULL AND {second} IS NULL)"
+
+    def as_bytes(self, text: str) -> str:
+        return f"convert_to({text}, 'UTF8')"
+
+    def locked(self) -> str:
+        return "FOR UPDATE"
+
+    # -- acts -----------------------------------------------------------------------------------------------------
+
+    def address(self, engine: Engine) -> str:
+        """Without user, password and options."""
+        url = engine.url
+        host = url.host or url.query.get("host") or "localhost"
+        return f"{url.database or url.username or ''} on {host}{f':{url.port}' if url.port else ''}"
+
+    def guard(self, engine: Engine, *, create: bool) -> None:
+        """No connection makes a database."""
+
+    def is_prepared(self, engine: Engine) -> bool:  # noqa: ARG002
+        """Those of applications need nothing."""
+        return True
+
+    def prepare(self, engine: Engine) -> None:
+        engines.prepare(engine)
+
+    def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:  # noqa: ARG002
+        """The lock is a statement of its own: what comes after it sees what its holders before have committed."""
+        try:
+            run(f"{_BEGIN}; SELECT pg_advisory_xact_lock({ALONE})" if alone else _BEGIN)
+        except DatabaseUnavailable:
+            with suppress(DatabaseUnavailable):
+                run("ROLLBACK")
+            raise
+
+    def step_rows(self, connection: Connection) -> int:  # noqa: ARG002
+        """No application waits for rows that relays change."""
+        return STEP_ROWS
+
+    def flush(self, run: Run, connection: Connection) -> None:  # noqa: ARG002
+        """A commit that waits for the disk, or for what else the server is set to; all before it is there as well."""
+        run("SELECT pg_logical_emit_message(true, 'outbox', '')")
+
+    def temporary(self, run: Run, name: str, /, **columns: str) -> None:
+        typed = ", ".join(f"{column} {kind}" for column, kind in columns.items())
+        run(f"CREATE TEMP TABLE IF NOT EXISTS {name} ({typed}, PRIMARY KEY ({', '.join(columns)}))")
+        run(f"TRUNCATE pg_temp.{name}")
+
+    def highest_id(self, run: Run) -> int:
+        return int(run(inserts.HIGHEST_ID).scalar_one())
+
+    def watermark(self, run: Run) -> int:
+        """Waits for the transactions that have the table open now, and keeps nobody waiting: an id is issued after the
+        table is open. Raises `DatabaseUnavailable` if one of them does not end."""
+        highest = self.highest_id(run)
+        writing, deadline = set(run(_WRITERS)), time.monotonic() + WATERMARK_WITHIN_S
+        while writing:
+            if time.monotonic() > deadline:
+                processes = ", ".join(str(pid) for _, pid in sorted(writing, key=str) if pid) or "a prepared one"
+                raise DatabaseUnavailable(
+                    f"database: transactions that write outbox rows are open for more than {WATERMARK_WITHIN_S:.0f} s "
+                    f"(processes of the server: {processes}); end them, or try again when they are over"
+                )
+            time.sleep(WATERMARK_LOOK_S)
+            writing &= set(run(_WRITERS))
+        return highest
+
+    def raise_ids(self, run: Run, last: int) -> None:
+        """Far above what others get meanwhile, so that no id comes twice: to lock the sequence would wait for each
+        transaction that has written a row, and keep all that come after it waiting."""
+        run(
+            f"SELECT setval('outbox_events_id_seq', greatest(:last, last_value + {FAR_ABOVE}))"
+            " FROM outbox_events_id_seq WHERE last_value < :last",
+            last=last,
+        )
+
+    def signal(self, run: Run) -> int:
+        """The highest id that can be seen, and how many of the ids below it: a lower one may be committed later."""
+        highest, seen = run(
+            "SELECT newest.id, (SELECT count(*) FROM outbox_events AS e"
+            f" WHERE e.id > newest.id - {NEWEST} AND e.id <= newest.id)"
+            " FROM (SELECT coalesce(max(id), 0) AS id FROM outbox_events) AS newest"
+        ).one()
+        return int(highest) * (NEWEST + 1) + int(seen)
+
+    def watch(self, run: Run, engine: Engine) -> Watch | None:  # noqa: ARG002
+        """To be notified costs writers more than a look: NOTIFY lets one transaction commit at a time."""
+        return None
+
+    def schema_token(self, run: Run) -> int:
+        return inserts.token_of(run(inserts.SCHEMA).one())
+
+    def exists(self, engine: Engine) -> bool:  # noqa: ARG002
+        return True
+
+    def identity(self, engine: Engine) -> object:
+        try:
+            with engine.connect() as connection:
+                found = connection.exec_driver_sql(
+                    "SELECT (SELECT system_identifier FROM pg_control_system()), oid FROM pg_database"
+                    " WHERE datname = current_database()"
+                ).one()
+        except DBAPIError as error:
+            raise DatabaseUnavailable(
+                f"database {self.address(engine)} cannot be opened: {in_one_line(error.orig)}; "
+                "check OUTBOX_DATABASE_URL"
+            ) from error
+        return tuple(found)
+
+    def presence(self, engine: Engine) -> Locks:
+        return Locks(engine)
+
+    def sizes(self, run: Run, engine: Engine) -> Sizes:  # noqa: ARG002
+        return Sizes(int(run("SELECT pg_database_size(current_database())").scalar_one()), 0, 0)
+
+    def checkpoint(self, run: Run, engine: Engine) -> None:
+        """The server sees to it."""
+
+    def malformed(self, run: Run) -> list[tuple[int, dict[str, str]]]:  # noqa: ARG002
+        """A column holds nothing but its type."""
+        return []
+
+    def mend_numbers(self, run: Run, now: int) -> None:
+        """None needs it."""
+
+    def is_row_fault(self, error: BaseException | None) -> bool:  # noqa: ARG002
+        return False
+
+    def explain(self, error: DBAPIError, connection: Connection) -> None:
+        """The server's own words say it."""
+
+    def findings(self, engine: Engine) -> list[Finding]:
+        return findings(engine, self.address(engine))
+
+    # -- in the transaction of an application ---------------------------------------------------------------------
+
+    def migrating(self, connection: Connection) -> None:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ALONE})")
+
+    def engine_within(self, connection: Connection) -> Engine:
+        return nested.engine_within(connection)
+
+    def lock(self, connection: Connection) -> None:
+        """There is none: an application waits for nobody that only the outbox knows of."""
+
+    def is_locked(self, connection: Connection) -> bool:  # noqa: ARG002
+        return False
+
+    def when_locked(self, connection: Connection, call: Callable[[], None]) -> None:  # noqa: ARG002
+        call()
+
+    def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
+        return inserts.insert(connection, rows, contents)
+
+    def insert_selected(
+        self, connection: Connection, statement: Insert, parameters: Mapping[str, Any]
+    ) -> Sequence[int]:
+        return inserts.insert_selected(connection, statement, parameters)
+
+    def schema_token_in(self, connection: Connection) -> int:
+        return inserts.schema_token(connection)
+
+    def highest_id_in(self, connection: Connection) -> int:
+        return inserts.highest_id(connection)
+
+    def written_since(self, connection: Connection, highest_id: int) -> Sequence[int]:
+        return inserts.written_since(connection, highest_id)

@@ -1,0 +1,129 @@
+"""A real PostgreSQL server under test control, with a database for each test."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, create_engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from outbox.store.models import metadata
+from tests.support import LIMIT_S
+from tests.support.node import free_port, own_directory, remove_leftovers
+
+USER = "postgres"
+TEMPLATE = "with_tables"
+# What starts it ends with the input of this program, even if that is killed.
+_UNTIL_EOF = '"$0" "$@" & cat > /dev/null; kill -QUIT $!; wait'
+
+
+def binaries() -> Path | None:
+    """Where the newest server is installed; Debian keeps each version in a directory of its own."""
+    found = shutil.which("postgres")
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    return Path(found).parent if found else versions[-1].parent if versions else None
+
+
+def unavailable_reason() -> str | None:
+    """Why no server can be had here; None if one can."""
+    if binaries() is None:
+        return "no PostgreSQL: install the Debian package postgresql"
+    return None if find_spec("psycopg") else "no psycopg: install outbox-relay[postgres]"
+
+
+class Postgres:
+    """One server. `stop`, `kill` and `start` do to it what they say; its data stays until this program ends."""
+
+    def __init__(self) -> None:
+        remove_leftovers(Path(tempfile.gettempdir()))
+        self._directory, self._lock = own_directory(Path(tempfile.gettempdir()))
+        self._directory.chmod(0o711)
+        self._data = self._directory / "data"
+        self._data.mkdir()
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count(1)
+        if os.geteuid() == 0:  # it refuses to be root
+            account = pwd.getpwnam(USER)
+            os.chown(self._data, account.pw_uid, account.pw_gid)
+        initdb = self._command("initdb", "--pgdata", self._data, "--username", USER, "--auth", "trust")
+        options = ("--encoding", "UTF8", "--locale", "C.UTF-8", "--no-instructions")
+        subprocess.run([*initdb, *options], check=True, capture_output=True, cwd=self._data)
+        self.start()
+        self.create(TEMPLATE, template=None)
+        engine = create_engine(self.url(TEMPLATE), poolclass=NullPool)
+        metadata.create_all(engine)
+
+    def url(self, database: str) -> URL:
+        return URL.create("postgresql+psycopg", USER, host="127.0.0.1", port=self._port, database=database)
+
+    def start(self) -> None:
+        settings = ("-c", "max_connections=200", "-c", "max_prepared_transactions=5", "-c", "log_checkpoints=off")
+        command = self._command(
+            "postgres", "-D", self._data, "-p", self._port, "-k", "", "-h", "127.0.0.1", *settings, until_eof=True
+        )
+        log = self._directory / "server.log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=self._data
+            )
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(DBAPIError):
+                self.run("SELECT 1")
+                return
+            time.sleep(0.05)
+        self.stop()
+        raise RuntimeError(f"PostgreSQL did not start:\n{log.read_text(errors='replace')[-3_000:]}")
+
+    def stop(self) -> None:
+        """As in a crash: what is committed stays."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(LIMIT_S)
+            self._process = None
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._lock.close()
+
+    def run(self, sql: str, database: str = USER) -> None:
+        """A statement outside of transactions."""
+        engine = create_engine(self.url(database), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql(sql)
+
+    def create(self, name: str, *, template: str | None = TEMPLATE) -> None:
+        self.run(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+
+    @contextlib.contextmanager
+    def database(self, *, empty: bool = False) -> Iterator[URL]:
+        """A new database, with the outbox tables unless `empty`."""
+        name = f"test_{next(self._numbers)}"
+        self.create(name, template=None if empty else TEMPLATE)
+        try:
+            yield self.url(name)
+        finally:
+            with contextlib.suppress(OperationalError):  # the test has stopped the server
+                self.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _command(self, program: str, *arguments: Any, until_eof: bool = False) -> list[str]:
+        found = binaries()
+        assert found is not None
+        as_user = ["runuser", "-u", USER, "--"] if os.geteuid() == 0 else []
+        shell = ["sh", "-c", _UNTIL_EOF] if until_eof else []
+        return [*as_user, *shell, str(found / program), *map(str, arguments)]

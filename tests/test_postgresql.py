@@ -1,0 +1,337 @@
+"""An outbox on PostgreSQL end to end: the commands, a relay process, a restart of the server."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy.orm import Session
+
+from outbox import OutboxRepository, schema
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.errors import ConfigurationError, DatabaseUnavailable
+from outbox.store import claims, versions
+from outbox.store.models import metadata
+from outbox.store.postgresql import dialect as postgresql
+from outbox.store.store import Store, dialect_of
+from outbox.testing import OutboxTester
+from tests.support import LIMIT_S
+from tests.support.outbox import Outbox
+from tests.support.postgres import Postgres
+from tests.support.relays import COMMAND
+from tests.support.relays import until as _until
+
+until = partial(_until, timeout=30)
+
+
+@pytest.fixture
+def url(postgres: Postgres) -> Iterator[URL]:
+    with postgres.database(empty=True) as made:
+        yield made
+
+
+@pytest.fixture
+def engine(url: URL) -> Iterator[Engine]:
+    """That of an application: nothing is prepared."""
+    made = create_engine(url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def migrated(engine: Engine) -> Engine:
+    assert schema.upgrade(engine) == (None, schema.head())
+    return engine
+
+
+class Commands:
+    def __init__(self, url: URL, directory: Path) -> None:
+        self.environment = {
+            **os.environ,
+            "OUTBOX_DATABASE_URL": url.render_as_string(hide_password=False),
+            "OUTBOX_DESTINATION": "embedded",
+            "OUTBOX_EMBEDDED_PATH": str(directory / "search.db"),
+            "OUTBOX_REAP_INTERVAL": "0.2",
+            "OUTBOX_BREAKER_FIRST_PAUSE": "0.1",
+        }
+        self.directory = directory
+
+    def __call__(self, *arguments: str) -> str:
+        """What a command says. It must succeed."""
+        ended = subprocess.run(
+            [*COMMAND, *arguments],
+            env=self.environment,
+            cwd=self.directory,
+            timeout=LIMIT_S,
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout + ended.stderr
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.directory / "started.log").open("ab") as log:
+            return subprocess.Popen(
+                [*COMMAND, *arguments], env=self.environment, cwd=self.directory, stdout=log, stderr=log
+            )
+
+
+@pytest.fixture
+def run(url: URL, tmp_path: Path) -> Commands:
+    return Commands(url, tmp_path)
+
+
+def test_rows_of_a_session_are_delivered_by_a_relay_process(engine: Engine, run: Commands, tmp_path: Path) -> None:
+    assert "are at revision" in run("migrate")
+    assert "already at revision" in run("migrate")
+    with Session(engine) as session, session.begin():
+        outbox = OutboxRepository(session)
+        outbox.index("contacts", "c1", {"name": "Ada"})
+        outbox.index_many("contacts", [(f"m{n}", {"name": f"Contact {n}"}) for n in range(500)])
+        outbox.update("contacts", "c1", {"email": "ada@example.org"})
+        outbox.delete("contacts", "m0")
+    run("run", "--drain")
+    with closing(EmbeddedDestination(tmp_path / "search.db")) as destination:
+        found = destination.read("contacts", ["c1", "m0", "m499"])
+    assert found["c1"].source == {"name": "Ada", "email": "ada@example.org"}
+    assert found["m499"].source == {"name": "Contact 499"}
+    assert "m0" not in found
+    assert re.search(r"done\D+503\b", run("status"))
+
+
+@pytest.mark.usefixtures("migrated")
+def test_check_finds_nothing_wrong_and_names_no_password(run: Commands, url: URL) -> None:
+    run.environment["OUTBOX_DATABASE_URL"] = url.set(password="secret-word").render_as_string(hide_password=False)
+    ended = subprocess.run(
+        [*COMMAND, "check"], env=run.environment, cwd=run.directory, timeout=LIMIT_S, capture_output=True, text=True
+    )
+    said = ended.stdout + ended.stderr
+    assert "PostgreSQL 1" in said
+    assert f"{url.database} on 127.0.0.1" in said
+    assert "fail" not in said.lower().replace("failed rows", "")
+    assert "secret-word" not in said
+
+
+def test_command_says_that_the_database_cannot_be_reached(run: Commands, url: URL) -> None:
+    run.environment["OUTBOX_DATABASE_URL"] = url.set(password="secret-word", port=1).render_as_string(False)
+    ended = subprocess.run(
+        [*COMMAND, "status"], env=run.environment, cwd=run.directory, timeout=LIMIT_S, capture_output=True, text=True
+    )
+    said = ended.stdout + ended.stderr
+    assert ended.returncode != 0
+    assert "cannot be opened" in said
+    assert "Traceback" not in said
+    assert "secret-word" not in said
+
+
+def test_metadata_and_migrations_make_the_same_tables(postgres: Postgres, migrated: Engine) -> None:
+    asked = """
+        SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+               pg_get_expr(d.adbin, d.adrelid), c.reloptions::text, c.relpersistence
+        FROM pg_class AS c LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relname NOT LIKE 'outbox_alembic%'
+        ORDER BY c.relname, a.attname"""
+    indexes = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'outbox_alembic_version'"
+    checks = "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'public'::regnamespace"
+    with postgres.database() as made:
+        other = create_engine(made)
+        for sql in (asked, f"{indexes} ORDER BY indexdef", f"{checks} AND conname NOT LIKE '%alembic%' ORDER BY 1"):
+            with migrated.connect() as one, other.connect() as two:
+                assert list(one.execute(text(sql))) == list(two.execute(text(sql)))
+        metadata.drop_all(other)
+        with other.connect() as connection:
+            assert list(connection.execute(text(asked))) == []
+        other.dispose()
+
+
+def test_several_that_migrate_at_once_do_it_once(run: Commands) -> None:
+    processes = [run.start("migrate") for _ in range(3)]
+    assert [each.wait(LIMIT_S) for each in processes] == [0, 0, 0]
+
+
+def test_relay_goes_on_when_the_server_was_restarted(
+    postgres: Postgres, migrated: Engine, run: Commands, tmp_path: Path
+) -> None:
+    outbox, relay = Outbox(migrated), run.start("run")
+    try:
+        first = outbox.index("contacts", "c1", {"name": "Ada"})
+        until(lambda: outbox.state(first) == "done", "the row is delivered")
+        outbox.close()
+        migrated.dispose()
+        postgres.stop()
+        postgres.start()
+        outbox = Outbox(migrated)
+        second = outbox.index("contacts", "c2", {"name": "Grace"})
+        until(lambda: outbox.state(second) == "done", "the row after the restart is delivered")
+        assert relay.poll() is None
+        relay.send_signal(signal.SIGTERM)
+        assert relay.wait(LIMIT_S) == 0
+    finally:
+        relay.kill()
+        relay.wait()
+        outbox.close()
+    with closing(EmbeddedDestination(tmp_path / "search.db")) as destination:
+        assert set(destination.read("contacts", ["c1", "c2"])) == {"c1", "c2"}
+
+
+def test_rows_of_a_killed_relay_go_to_another_before_its_lease_ends(migrated: Engine, run: Commands) -> None:
+    store = Store(migrated)
+    relays = [run.start("run"), run.start("run")]
+    try:
+        until(lambda: len(store.relays()) == 2, "both are listed")
+        relays[0].kill()
+        until(lambda: len(store.relays()) == 1, "the one that was killed is off the list")
+        assert relays[1].poll() is None
+    finally:
+        for each in relays:
+            each.kill()
+            each.wait()
+        store.close()
+
+
+def test_outbox_works_within_a_transaction_that_a_test_rolls_back(migrated: Engine) -> None:
+    with migrated.connect() as connection:
+        connection.begin()
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            OutboxRepository(session).index("contacts", "c1", {"name": "Ada"})
+            session.commit()
+        with OutboxTester(connection) as tester:
+            tester.drain()
+            assert tester.document("contacts", "c1") == {"name": "Ada"}
+        connection.rollback()
+        assert connection.execute(text("SELECT count(*) FROM outbox_events")).scalar_one() == 0
+
+
+def test_session_in_autocommit_writes_nothing(migrated: Engine) -> None:
+    with (
+        Session(migrated.execution_options(isolation_level="AUTOCOMMIT")) as session,
+        pytest.raises(ConfigurationError, match="AUTOCOMMIT"),
+    ):
+        OutboxRepository(session).index("contacts", "c1", {"name": "Ada"})
+    with migrated.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM outbox_events")).scalar_one() == 0
+
+
+def test_other_driver_is_refused_by_name(migrated: Engine) -> None:
+    with migrated.connect() as connection:
+        connection.dialect.driver = "psycopg2"
+        with pytest.raises(ConfigurationError, match="driver psycopg2: use postgresql\\+psycopg"):
+            dialect_of(connection).highest_id_in(connection)
+
+
+# -- what only many writers meet ------------------------------------------------------------------------------------
+
+
+def test_watermark_waits_for_those_that_write_and_for_no_later_one(
+    migrated: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(migrated)
+    with Session(migrated) as early, Session(migrated) as late:
+        row = OutboxRepository(early).index("contacts", "c1", {"a": 1})
+        monkeypatch.setattr(postgresql, "WATERMARK_WITHIN_S", 0.1)
+        with pytest.raises(DatabaseUnavailable, match="open for more than"):
+            store.watermark()
+        monkeypatch.setattr(postgresql, "WATERMARK_WITHIN_S", LIMIT_S)
+        looks = iter([lambda: OutboxRepository(late).index("contacts", "c2", {"a": 1}), early.commit])
+        monkeypatch.setattr(postgresql.time, "sleep", lambda _: next(looks)())
+        assert store.watermark() == row
+        late.commit()
+    store.close()
+
+
+def test_row_that_is_committed_after_a_later_one_is_signalled(migrated: Engine) -> None:
+    store = Store(migrated)
+    with Session(migrated) as early, Session(migrated) as late:
+        OutboxRepository(early).index("contacts", "c1", {"a": 1})
+        OutboxRepository(late).index("contacts", "c2", {"a": 1})
+        late.commit()
+        before = store.signal()
+        early.commit()
+        assert store.signal() != before
+    store.close()
+
+
+def test_rows_that_a_transaction_has_written_are_told_from_those_of_others(migrated: Engine) -> None:
+    dialect = dialect_of(migrated)
+    insert = "INSERT INTO outbox_events (action, index_name, document_id) VALUES ('refresh', 'contacts', 'c1')"
+    with migrated.connect() as ours, migrated.connect() as theirs:
+        before = dialect.highest_id_in(ours)
+        assert dialect.written_since(ours, before) == []
+        mine: list[int] = []
+
+        def write() -> None:
+            mine.append(ours.execute(text(f"{insert} RETURNING id")).scalar_one())
+            theirs.execute(text(insert))
+            theirs.commit()
+
+        write()
+        with ours.begin_nested():
+            write()
+            with ours.begin_nested():
+                write()
+        undone = ours.begin_nested()
+        ours.execute(text(insert))
+        undone.rollback()
+        with ours.begin_nested():
+            write()
+            assert dialect.written_since(ours, before) == mine
+        theirs.execute(text(insert))
+        assert dialect.written_since(ours, before) == mine
+        ours.commit()
+        assert dialect.written_since(ours, before) == []
+
+
+def test_ids_are_raised_while_others_write(migrated: Engine) -> None:
+    store, writing = Store(migrated), create_engine(migrated.url)
+    with writing.connect() as connection:
+        dialect = dialect_of(connection)
+        rows = [("refresh", "contacts", "c1", None, None, 0, 1)]
+        (first,) = dialect.insert(connection, rows)
+        with store.write(durable=True):
+            store.raise_ids(first + 100)
+        (second,) = dialect.insert(connection, rows)
+        connection.commit()
+    assert second > first + 100
+    with store.write(durable=True):
+        store.raise_ids(first + 50)
+    assert store.highest_id() == second
+    writing.dispose()
+    store.close()
+
+
+def test_claim_comes_back_to_a_store_whose_connection_was_lost(migrated: Engine) -> None:
+    outbox = Outbox(migrated)
+    store = outbox.store()
+    outbox.index("contacts", "c1", {"a": 1})
+    own = store.run("SELECT pg_backend_pid()").scalar_one()
+    with migrated.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
+        other.execute(text(f"SELECT pg_terminate_backend({own})"))
+    with pytest.raises(DatabaseUnavailable), store.write(durable=True):
+        versions.raise_epoch(store, 0, 1)
+    assert claims.any_unfinished(store, "contacts")
+    with store.write(durable=True, alone=True):
+        versions.raise_epoch(store, 0, 1)
+    assert store.control().epoch == 2
+    outbox.close()
+
+
+def test_engine_of_an_application_keeps_its_settings(migrated: Engine) -> None:
+    def setting(engine: Engine, name: str) -> str:
+        with engine.connect() as connection:
+            return str(connection.exec_driver_sql(f"SHOW {name}").scalar_one())
+
+    ours = create_engine(migrated.url.update_query_dict({"options": "-c statement_timeout=5000"}))
+    dialect_of(ours).prepare(ours)
+    given = [("enable_seqscan", "off"), ("jit", "off"), ("statement_timeout", "5s")]
+    assert [(name, setting(ours, name)) for name, _ in given] == given
+    assert setting(migrated, "enable_seqscan") == "on"
+    ours.dispose()
