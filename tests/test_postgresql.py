@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -104,7 +103,7 @@ def test_rows_of_a_session_are_delivered_by_a_relay_process(engine: Engine, run:
     assert found["c1"].source == {"name": "Ada", "email": "ada@example.org"}
     assert found["m499"].source == {"name": "Contact 499"}
     assert "m0" not in found
-    assert re.search(r"done\D+503\b", run("status"))
+    assert "503 done" in run("status")
 
 
 @pytest.mark.usefixtures("migrated")
@@ -288,24 +287,6 @@ def test_rows_that_a_transaction_has_written_are_told_from_those_of_others(migra
         assert dialect.written_since(ours, before) == mine
         ours.commit()
         assert dialect.written_since(ours, before) == []
-
-
-def test_ids_are_raised_while_others_write(migrated: Engine) -> None:
-    store, writing = Store(migrated), create_engine(migrated.url)
-    with writing.connect() as connection:
-        dialect = dialect_of(connection)
-        rows = [("refresh", "contacts", "c1", None, None, 0, 1)]
-        (first,) = dialect.insert(connection, rows)
-        with store.write(durable=True):
-            store.raise_ids(first + 100)
-        (second,) = dialect.insert(connection, rows)
-        connection.commit()
-    assert second > first + 100
-    with store.write(durable=True):
-        store.raise_ids(first + 50)
-    assert store.highest_id() == second
-    writing.dispose()
-    store.close()
 
 
 def test_claim_comes_back_to_a_store_whose_connection_was_lost(migrated: Engine) -> None:

@@ -48,7 +48,7 @@ def upgrade() -> None:
         op.execute(
             f"UPDATE outbox_events SET version = id + (SELECT epoch FROM outbox_control) * {_STEP} WHERE {unfinished}"
         )
-    if op.get_context().dialect.name == "sqlite":  # elsewhere there was no version before this one
+    if op.get_context().dialect.name == "sqlite":  # elsewhere tokens are of a sequence, and no row is older than it
         op.execute(
             "UPDATE outbox_control SET last_token ="
             " coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'outbox_events'), 0)"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-from outbox.store import pauses
+from outbox.store import late, pauses
 from outbox.store.malformed import NUMBER, NUMBER_OR_NULL, TEXT, TEXT_OR_NULL, well_formed
 from outbox.store.models import (
     POISON,
@@ -105,6 +105,8 @@ def claim(store: Store, request: ClaimRequest) -> Claim | None:
         if found.blocked and _is_allowed(store, request):
             for ids in store.in_steps(found.blocked):
                 _park(store, ids, request)
+        if found.late and _is_allowed(store, request):
+            late.park(store, found.late, request.now, request.now + request.longest_wait)
         if found.events and (claimed := _take(store, found, request)):
             return replace(claimed, more=found.more or len(claimed.events) < len(found.events))
         if not _is_allowed(store, request):
@@ -120,27 +122,31 @@ def _is_allowed(store: Store, request: ClaimRequest) -> bool:
 class _Found(NamedTuple):
     """Of the rows that are due, in the order of their ids: those to claim, and the ids of those that wait.
 
-    `lone`: the one to claim got no answer time and again. `more`: others may be due.
+    `late`: also those, see `outbox.store.late`. `lone`: the one to claim got no answer time and again. `more`: others
+    may be due.
     """
 
     events: Sequence[Event]
     blocked: Sequence[int]
+    late: Sequence[int] = ()
     lone: bool = False
     more: bool = True
 
     @property
     def any(self) -> bool:
-        return bool(self.events or self.blocked)
+        return bool(self.events or self.blocked or self.late)
 
 
 def _look(store: Store, request: ClaimRequest) -> _Found:
     """What could be claimed. Takes no lock: to ask under it whether that still holds takes far less time."""
     lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
     candidates = _due(store, request, lanes)
-    found = _choose(candidates, request)
+    overtaken = late.documents(store, [Event._make(row[: len(Event._fields)]) for row in candidates])
+    found = _choose(candidates, request, overtaken)
     # Fewer than half of an even share, of which `_fresh` has at least half: no lane was cut, and no retry left out.
     few = 2 * max(1, len(lanes)) * len(candidates) < request.rows
-    took_all = few and request.leaves_out_none and len(found.events) + len(found.blocked) == len(candidates)
+    seen = len(found.events) + len(found.blocked) + len(found.late)
+    took_all = few and request.leaves_out_none and seen == len(candidates)
     return found._replace(more=not took_all)
 
 
@@ -282,12 +288,13 @@ def _retries(store: Store, request: ClaimRequest) -> list[int]:
     return [row[0] for row in found]
 
 
-def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
-    """What to do with candidates, in the order of their ids."""
+def _choose(candidates: Sequence[Any], request: ClaimRequest, overtaken: Container[tuple[str, str]] = ()) -> _Found:
+    """What to do with candidates, in the order of their ids. `overtaken`: documents as `late.documents` has them."""
     chosen: list[Event] = []
     suspects: list[tuple[int, Event]] = []
     taken: set[int] = set()
     blocked: list[int] = []
+    too_late: list[int] = []
     blocked_documents: set[tuple[str, str]] = set()
     passed_over: set[tuple[str, str]] = set()  # documents for which there is no room
     width = len(Event._fields)
@@ -310,6 +317,10 @@ def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
             blocked_documents.add(document)
             blocked.append(event.id)
             continue
+        if document in overtaken:
+            blocked_documents.add(document)
+            too_late.append(event.id)
+            continue
         if event.deliveries > request.lone_after and error_type in (UNANSWERED, RELAY_DIED, POISON):
             suspects.append((available_at, event))
             continue
@@ -319,8 +330,8 @@ def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
         chosen.append(event)
         taken.add(event.id)
     if suspects and request.lone and not (chosen and request.lone_last):
-        return _Found([min(suspects)[1]], blocked, lone=True)
-    return _Found(chosen, blocked)
+        return _Found([min(suspects)[1]], blocked, too_late, lone=True)
+    return _Found(chosen, blocked, too_late)
 
 
 def _park(store: Store, blocked: Sequence[int], request: ClaimRequest) -> None:
@@ -357,7 +368,7 @@ def _take(store: Store, found: _Found, request: ClaimRequest) -> Claim | None:
         ids = [event.id for event in events]
         with store.write(durable=False, alone=True):
             store.require_pinned()  # no migration can come between this and the claim
-            if not _is_allowed(store, request) or not _holds(store, events, ids, token):
+            if not (_is_allowed(store, request) and _holds(store, events, ids, token)):
                 break
             # The rows are locked by now: drawn before, it could be lower than that of a claim which had them meanwhile.
             version = store.draw_version()
@@ -392,6 +403,8 @@ def _holds(store: Store, events: Sequence[Event], ids: Sequence[int], token: str
         f"SELECT max(e.id) FROM outbox_events AS e {dialect.indexed('held')} WHERE ({unfinished('e')})"
         " AND e.index_name = c.index_name AND e.document_id = c.document_id AND e.id < c.id"
     )
+    if late.documents(store, events, token):
+        return False
     return bool(
         store.run(
             f"""
@@ -415,7 +428,7 @@ def _holds(store: Store, events: Sequence[Event], ids: Sequence[int], token: str
 
 def versions_for(store: Store, rows: Sequence[Event]) -> list[int]:
     """A new version for each row of a claim, in their order: to be sent one by one, after they were sent together."""
-    with store.write(durable=True):
+    with store.write(durable=True, alone=True):
         last = store.draw_version(len(rows))
     return list(range(last - len(rows) + 1, last + 1))
 

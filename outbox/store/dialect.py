@@ -99,6 +99,9 @@ class Presence(Protocol):
 class Dialect(Protocol):
     """One kind of database. Has no state: one object serves every store."""
 
+    ids_follow_commits: bool
+    """Whether no row is committed after one with a higher id."""
+
     # -- a statement ----------------------------------------------------------------------------------------------
 
     def prepared(self, sql: str, parameters: Mapping[str, Any]) -> tuple[str, Any]:
@@ -172,8 +175,8 @@ class Dialect(Protocol):
         written rows itself."""
 
     def draw_version(self, run: Run, number: int) -> int:
-        """The last of `number` new versions, each higher than all that were drawn before. Inside a write transaction,
-        after the rows that are to have them are locked; as durable as that is."""
+        """The last of `number` new versions in a row, above all that were drawn before. Inside a write transaction
+        that is `alone`, after their rows are locked; as durable as that is."""
 
     def highest_version(self, run: Run) -> int:
         """The highest version that was drawn so far."""

@@ -280,7 +280,7 @@ def send_rows_to_both(store: Store, job: Job, now: int, lease_ms: int) -> Job:
     of later claims go to both, with a version above the watermark.
     """
     last_id = _last_finished(store, job)
-    with store.write(durable=True):
+    with store.write(durable=True, alone=True):
         store.run(
             "INSERT INTO outbox_indexes (index_name, physical_index, role) SELECT :index, :new, 'new' WHERE NOT EXISTS"
             " (SELECT 1 FROM outbox_indexes WHERE index_name = :index AND physical_index = :new)",
@@ -294,7 +294,7 @@ def send_rows_to_both(store: Store, job: Job, now: int, lease_ms: int) -> Job:
 def draw_watermark(store: Store, job: Job, now: int, lease_ms: int, *, above: int) -> Job:
     """Give the documents of the job a version below that of any claim to come. `above`: a token."""
     last_id = _last_finished(store, job)
-    with store.write(durable=True):
+    with store.write(durable=True, alone=True):
         store.dialect.raise_tokens(store.run, above)
         _draw_watermark(store, job, now, lease_ms, last_id)
     return reread(store, job)
@@ -306,7 +306,7 @@ def _draw_watermark(store: Store, job: Job, now: int, lease_ms: int, last_id: in
 
 def _last_finished(store: Store, job: Job) -> int:
     """An id up to which every row of the index is finished."""
-    highest = store.watermark()
+    highest = store.highest_id()
     first = store.run(
         f"SELECT min(id) FROM outbox_events {store.dialect.indexed('held')}"
         f" WHERE ({unfinished()}) AND index_name = :index",
@@ -317,7 +317,7 @@ def _last_finished(store: Store, job: Job) -> int:
 
 def send_rows_to_new(store: Store, job: Job, now: int, lease_ms: int, *, phase: str, keep_old: bool) -> Job:
     """The new index becomes the live one; the old one gets no more rows, unless it is kept."""
-    with store.write(durable=True):
+    with store.write(durable=True, alone=True):
         _update(store, job, now, lease_ms, phase=phase)
         if keep_old:
             _set_role(store, job.index_name, job.old_index, "old")

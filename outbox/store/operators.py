@@ -127,9 +127,11 @@ def retry_dead(store: Store, ids: Iterable[int], now: int, pause: Callable[[floa
     pending, superseded = 0, 0
     overtaken: dict[int, int] = {}
     for step in _steps(store, ordered, pause):
-        with store.write(durable=True):
-            noted = _note_rows(store, noted)
+        highest = store.watermark()
+        with store.write(durable=True, alone=True):  # a claim beside it would take later rows of the same documents
+            _note_rows(store, noted)
             one = _retry(store, step, now)
+        noted = highest
         pending, superseded = pending + one.pending, superseded + one.superseded
         overtaken.update(one.overtaken)
     store.run("DELETE FROM retried")
@@ -139,28 +141,28 @@ def retry_dead(store: Store, ids: Iterable[int], now: int, pause: Callable[[floa
 def _note_documents(store: Store, ids: Sequence[int]) -> int:
     """Note all rows of the documents of dead rows from the first of these on, for `_retry`. Takes no lock.
 
-    No index finds the rows of a document that are done, so this looks at every row there is. Returns the id up to
-    which rows are noted.
+    No index finds the rows of a document that are done, so this looks at every row there is. Returns an id up to which
+    all rows are noted.
     """
+    highest = store.watermark()
     store.dialect.temporary(store.run, "retried", index_name="TEXT", document_id="TEXT", id="BIGINT")
     store.run(
         "INSERT INTO retried SELECT index_name, document_id, id FROM outbox_events"
         f" WHERE id {store.dialect.among('ids')}",
         ids=ids,
     )
-    return _note_rows(store, min(ids, default=0))
+    _note_rows(store, min(ids, default=0))
+    return highest
 
 
-def _note_rows(store: Store, since: int) -> int:
-    """Note the rows of the same documents with ids above `since` as well. Returns the id up to which rows are noted."""
-    highest = store.watermark()
+def _note_rows(store: Store, since: int) -> None:
+    """Note the rows of the same documents with ids above `since` as well."""
     store.run(
         "INSERT INTO retried SELECT index_name, document_id, id FROM outbox_events AS e WHERE id > :since"
         " AND EXISTS (SELECT 1 FROM retried AS r"
         "  WHERE r.index_name = e.index_name AND r.document_id = e.document_id) ON CONFLICT DO NOTHING",
         since=since,
     )
-    return highest
 
 
 def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:

@@ -217,7 +217,7 @@ class Store:
         return self.dialect.watermark(self.run)
 
     def draw_version(self, number: int = 1) -> int:
-        """The last of so many new versions. Inside `write`, after the rows that are to have them are locked."""
+        """The last of so many new versions in a row. Inside `write`, `alone`, after their rows are locked."""
         return self.dialect.draw_version(self.run, number)
 
     def highest_version(self) -> int:

@@ -23,10 +23,13 @@ _PRESENCE: Final = (
     " server_started TIMESTAMPTZ NOT NULL, PRIMARY KEY (kind, name))"
 )
 
-MORE: Final = (_VACUUM, _PRESENCE)
+TOKENS: Final = "outbox_tokens"
+"""The sequence of which claims draw the lower part of their versions."""
+
+MORE: Final = (_VACUUM, _PRESENCE, f"CREATE SEQUENCE IF NOT EXISTS {TOKENS}")
 """Statements that follow the tables."""
 
-LESS: Final = (f"DROP TABLE IF EXISTS {PRESENCE}",)
+LESS: Final = (f"DROP TABLE IF EXISTS {PRESENCE}", f"DROP SEQUENCE IF EXISTS {TOKENS}")
 """Statements that come before the tables are dropped."""
 
 

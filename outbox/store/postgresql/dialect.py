@@ -12,8 +12,10 @@ from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import DatabaseUnavailable, in_one_line
 from outbox.store.dialect import Finding, Hold, Row, Run, Sizes, Watch
+from outbox.store.models import EPOCH_STEP
 from outbox.store.postgresql import engine as engines
 from outbox.store.postgresql import inserts, nested, statements
+from outbox.store.postgresql.ddl import TOKENS
 from outbox.store.postgresql.findings import findings
 from outbox.store.postgresql.presence import Locks
 
@@ -30,6 +32,8 @@ FAR_ABOVE: Final = 1_000_000
 NEWEST: Final = 100
 """Of so many of the highest ids `signal` tells also if they are committed later than others."""
 
+_EPOCH: Final = "coalesce((SELECT epoch FROM outbox_control), 1) * CAST(:step AS BIGINT)"
+
 _BEGIN: Final = "BEGIN; SET LOCAL synchronous_commit = off"  # see `flush`
 
 # Who has the table open for writing; a prepared transaction has no process.
@@ -44,6 +48,8 @@ _WRITERS: Final = (
 
 class PostgreSQL:
     """See `outbox.store.dialect.Dialect` for what each of these promises."""
+
+    ids_follow_commits = False
 
     # -- a statement ----------------------------------------------------------------------------------------------
 
@@ -141,12 +147,25 @@ class PostgreSQL:
             writing &= set(run(_WRITERS))
         return highest
 
-    def raise_ids(self, run: Run, last: int) -> None:
-        """Far above what others get meanwhile, so that no id comes twice: to lock the sequence would wait for each
-        transaction that has written a row, and keep all that come after it waiting."""
+    def draw_version(self, run: Run, number: int) -> int:
+        """Of a sequence: nobody waits for the transactions of others that draw, and none is ever drawn twice."""
+        return int(
+            run(
+                f"SELECT {_EPOCH} + (SELECT max(nextval('{TOKENS}')) FROM generate_series(1, :number))",
+                step=EPOCH_STEP,
+                number=number,
+            ).scalar_one()
+        )
+
+    def highest_version(self, run: Run) -> int:
+        drawn = "last_value - CASE WHEN is_called THEN 0 ELSE 1 END"
+        return int(run(f"SELECT {_EPOCH} + {drawn} FROM {TOKENS}", step=EPOCH_STEP).scalar_one())
+
+    def raise_tokens(self, run: Run, last: int) -> None:
+        """Far above what others draw meanwhile: to lock the sequence would keep them waiting."""
         run(
-            f"SELECT setval('outbox_events_id_seq', greatest(:last, last_value + {FAR_ABOVE}))"
-            " FROM outbox_events_id_seq WHERE last_value < :last",
+            f"SELECT setval('{TOKENS}', greatest(:last, last_value + {FAR_ABOVE})) FROM {TOKENS}"
+            " WHERE last_value < :last",
             last=last,
         )
 

@@ -42,6 +42,8 @@ EMPTY_WAL_WITHIN_MS: Final = 50
 class SQLite:
     """See `outbox.store.dialect.Dialect` for what each of these promises."""
 
+    ids_follow_commits = True
+
     # -- a statement ----------------------------------------------------------------------------------------------
 
     def prepared(self, sql: str, parameters: Mapping[str, Any]) -> tuple[str, Any]:
