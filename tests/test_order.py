@@ -74,12 +74,12 @@ def test_answer_lost_between_unfolded_rows_leaves_the_dead_letter_and_the_good_o
     assert node.get("contacts", "c1") == {"age": 2}  # applied …
     assert (outbox.state(good), outbox.state(bad)) == ("pending", "pending")  # … but nobody knows
     outbox.drain(destination, now + 60 * SECOND)
-    assert (outbox.outcome(good), outbox.state(bad)) == ("superseded", "dead")
+    assert (outbox.outcome(good), outbox.state(bad)) == ("applied", "dead")
     assert outbox.row(bad)["error_type"].endswith("_parsing_exception")
 
 
 def test_failures_of_a_fold_that_was_applied_all_the_same_kill_none_of_its_rows(outbox: Outbox, place: Place) -> None:
-    """Its version is sent a second time, alone, within the same claim: what it meets there is its own."""
+    """They are sent a second time, alone, within the same claim, each with a version above what is there by then."""
     outbox.index("contacts", "c1", {"a": 0})
     outbox.drain(place.destination)
     for rows in (
@@ -102,7 +102,7 @@ def test_outage_after_a_fold_that_failed_and_was_applied_all_the_same_condemns_n
     outbox.relay(destination, max_retries=0).run_once(now)
     assert [outbox.state(row) for row in rows] == ["pending"] * 2
     outbox.drain(destination, now + 60 * SECOND)
-    assert [outbox.outcome(row) for row in rows] == ["coalesced", "superseded"]
+    assert [outbox.outcome(row) for row in rows] == ["coalesced", "applied"]
 
 
 def test_one_bad_document_among_999_good_delays_none(outbox: Outbox, place: Place) -> None:

@@ -1,12 +1,17 @@
-"""What the version of a document explains: rows that are sent twice, backups, and what somebody else wrote."""
+"""What the version of a claim decides: rows that are sent twice, late requests, backups, and what others wrote."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 
+from outbox.destinations.base import Operation, Outcome
 from outbox.destinations.cluster.destination import ClusterDestination
-from outbox.maintenance.pruner import prune
-from outbox.store import operators
+from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.relay.decide import CERTAIN_AFTER
+from outbox.store import operators, upkeep
 from outbox.store.models import EPOCH_STEP, now_ms
 from outbox.store.operators import Retried
 from tests.support.node import Node, destination_to
@@ -20,16 +25,16 @@ SECOND = 1_000
 TYPED = {"properties": {"age": {"type": "long"}, "n": {"type": "long"}}}
 
 
-def test_relay_killed_after_acknowledgement_redelivers_without_change(outbox: Outbox, place: Place) -> None:
+def test_row_that_is_delivered_again_is_written_with_a_higher_version(outbox: Outbox, place: Place) -> None:
     row = outbox.index("contacts", "c1", {"name": "Ada"})
     outbox.drain(place.destination)
     outbox.raw("UPDATE outbox_events SET state = 'pending', available_at = 1, outcome = NULL, finished_at = NULL")
     outbox.drain(place.destination)
-    assert (outbox.state(row), outbox.outcome(row)) == ("done", "superseded")
-    assert place.version("contacts", "c1") == EPOCH_STEP + row
+    assert (outbox.outcome(row), outbox.row(row)["deliveries"]) == ("applied", 2)
+    assert place.version("contacts", "c1") == outbox.row(row)["version"] == EPOCH_STEP + 2
 
 
-def test_answer_lost_after_the_node_applied_it_is_redelivered_and_explained(
+def test_answer_lost_after_the_node_applied_it_is_delivered_again(
     outbox: Outbox, destination: ClusterDestination, node: Node, proxy: FaultProxy
 ) -> None:
     row = outbox.index("contacts", "c1", {"name": "Ada"})
@@ -39,13 +44,13 @@ def test_answer_lost_after_the_node_applied_it_is_redelivered_and_explained(
     assert node.get("contacts", "c1") == {"name": "Ada"}
     assert (outbox.state(row), outbox.row(row)["attempts"]) == ("pending", 0)
     outbox.drain(destination, now + 60 * SECOND)
-    assert outbox.outcome(row) == "superseded"
+    assert outbox.outcome(row) == "applied"
 
 
 def test_connection_that_breaks_is_not_tried_again_at_another_node_before_the_row_says_so(
     outbox: Outbox, clean_node: Node, proxy: FaultProxy
 ) -> None:
-    """The second node would report the version that the first has just brought, as if somebody else had written it."""
+    """Nobody knows what the first has applied, and the claim may be over by then."""
     cluster = destination_to(proxy.url, proxy.url.replace("127.0.0.1", "localhost"), request_timeout=30)
     row = outbox.index("contacts", "c1", {"name": "Ada"})
     proxy.on(bulk, swallow, times=1)
@@ -55,7 +60,7 @@ def test_connection_that_breaks_is_not_tried_again_at_another_node_before_the_ro
     assert (outbox.state(row), outbox.row(row)["error_type"]) == ("pending", "unanswered")
     outbox.drain(cluster, now + 60 * SECOND)
     cluster.close()
-    assert outbox.outcome(row) == "superseded"
+    assert outbox.outcome(row) == "applied"
 
 
 def test_node_that_gives_no_connection_is_passed_over(outbox: Outbox, clean_node: Node, proxy: FaultProxy) -> None:
@@ -76,17 +81,21 @@ def test_node_that_gives_no_connection_is_passed_over(outbox: Outbox, clean_node
 def test_id_that_reads_like_an_answer_explains_nothing_and_hides_nothing(outbox: Outbox, place: Place) -> None:
     row = outbox.index("contacts", "current version [7]", {"name": "Ada"})
     outbox.drain(place.destination)
+    outbox.raw("UPDATE outbox_control SET last_token = 0")
     outbox.raw("UPDATE outbox_events SET state = 'pending', available_at = 1, outcome = NULL, finished_at = NULL")
-    outbox.drain(place.destination)
-    assert outbox.outcome(row) == "superseded"
+    for _ in range(2):  # the first time the version is that of before
+        outbox.drain(place.destination)
+    assert (outbox.outcome(row), outbox.row(row)["deliveries"]) == ("applied", 3)
+    assert place.version("contacts", "current version [7]") == EPOCH_STEP + 2
 
 
-def test_restored_backup_that_issues_ids_again_is_not_called_superseded(outbox: Outbox, place: Place) -> None:
-    outbox.index("contacts", "c1", {"lost": "timeline"})
-    outbox.drain(place.destination)
+def test_restored_backup_that_draws_versions_again_is_not_taken_for_what_was_lost(outbox: Outbox, place: Place) -> None:
+    for n in range(3):
+        outbox.index("contacts", "c1", {"lost": f"timeline {n}"})
+        outbox.drain(place.destination)
     outbox.raw("DELETE FROM outbox_documents")
     outbox.raw("DELETE FROM outbox_events")
-    outbox.raw("DELETE FROM sqlite_sequence WHERE name = 'outbox_events'")
+    outbox.raw("UPDATE outbox_control SET last_token = 0")
     row = outbox.index("contacts", "c1", {"after": "restore"})
     outbox.drain(place.destination)
     assert (outbox.state(row), outbox.row(row)["error_type"]) == ("dead", "unexplained_version")
@@ -99,9 +108,7 @@ def test_restored_backup_that_issues_ids_again_is_not_called_superseded(outbox: 
     assert place.get("contacts", "c1") == {"after": "restore"}
 
 
-def test_version_that_somebody_else_wrote_is_not_called_superseded(
-    outbox: Outbox, destination: ClusterDestination, node: Node
-) -> None:
+def test_version_that_somebody_else_wrote_is_told(outbox: Outbox, destination: ClusterDestination, node: Node) -> None:
     outbox.index("contacts", "other", {})
     outbox.drain(destination)
     node.request("PUT", f"/contacts/_doc/c1?version={EPOCH_STEP + 500}&version_type=external", {"by": "hand"})
@@ -111,14 +118,55 @@ def test_version_that_somebody_else_wrote_is_not_called_superseded(
     assert str(EPOCH_STEP + 500) in outbox.row(row)["error"]
 
 
-def test_version_of_a_pruned_row_is_explained(outbox: Outbox, place: Place) -> None:
-    first = outbox.index("contacts", "c1", {"n": 1})
+def test_claim_that_is_older_than_what_a_reindex_has_written_comes_again_with_a_higher_version(
+    outbox: Outbox, place: Place
+) -> None:
+    row = outbox.index("contacts", "c1", {"n": 1})
+    outbox.drain(place.destination)
+    relay = outbox.relay(place.destination)
+    again = outbox.index("contacts", "c1", {"n": 2})
+    request = relay._next_request(now_ms())
+    assert request is not None
+    store = outbox.store()
+    with store.write(durable=True, alone=True):
+        later = store.draw_version()
+    target = place.destination.ensure_index("contacts")
+    place.destination.apply([Operation(target, target, "c1", later, b'{"n":"as the database says"}', or_equal=True)])
+    relay._settle(relay._send(request), now_ms())
+    assert (outbox.state(again), outbox.row(again)["attempts"]) == ("pending", 0)
+    outbox.drain(place.destination)
+    assert (outbox.outcome(row), outbox.outcome(again)) == ("applied", "applied")
+    assert place.get("contacts", "c1") == {"n": 2}
+    assert (place.version("contacts", "c1") or 0) > later
+
+
+def test_late_request_of_a_relay_that_lost_its_claim_changes_nothing(outbox: Outbox, place: Place) -> None:
+    outbox.index("contacts", "c0", {})
+    outbox.drain(place.destination)
+    row = outbox.index("contacts", "c1", {"n": 1})
+    slow, now = outbox.relay(place.destination), now_ms()
+    request = slow._next_request(now)
+    assert request is not None
+    upkeep.reap(outbox.store(), now + 3_600 * SECOND, SECOND)
     outbox.index("contacts", "c1", {"n": 2})
-    outbox.drain(place.destination)
-    outbox.raw("UPDATE outbox_events SET state = 'pending', available_at = 1 WHERE id = :id", id=first)
-    assert prune(outbox.store(), now_ms() + SECOND) == 1
-    outbox.drain(place.destination)
-    assert outbox.outcome(first) == "superseded"
+    outbox.drain(place.destination, now + 3_600 * SECOND)
+    slow._settle(slow._send(request), now)
+    assert place.get("contacts", "c1") == {"n": 2}
+    assert outbox.outcome(row) == "coalesced"
+
+
+def test_proxy_that_repeats_every_request_holds_up_nothing(outbox: Outbox, tmp_path: Path) -> None:
+    class Repeated(EmbeddedDestination):
+        def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
+            super().apply(operations)
+            return super().apply(operations)
+
+    search = Repeated(tmp_path / "search.db")
+    row = outbox.index("contacts", "c1", {"n": 1})
+    for _ in range(CERTAIN_AFTER + 1):
+        outbox.drain(search)
+    assert (outbox.outcome(row), outbox.row(row)["deliveries"]) == ("applied", CERTAIN_AFTER + 1)
+    search.close()
 
 
 def test_index_named_like_an_answer_of_the_node_is_found(

@@ -258,7 +258,7 @@ def test_settings_that_were_held_back_are_restored(outbox: Outbox, place: Place,
         return found.get("refresh_interval"), found["number_of_replicas"], found.get("gc_deletes")
 
     seen: list[Any] = []
-    world.rebuild({"scan": lambda: None, "wait": lambda: seen.append(of(SECOND))})
+    world.rebuild({"scan": lambda: None, "sweep": lambda: seen.append(of(SECOND))})
     assert seen == [("-1", "0", "24h")]
     assert of(SECOND) == ("7s", "0", "24h")
     world.registry = world.registered(tenancy="prefixed")
