@@ -352,6 +352,7 @@ def _park(store: Store, blocked: Sequence[int], request: ClaimRequest) -> None:
                 AND h.document_id = outbox_events.document_id AND h.id < outbox_events.id
                 ORDER BY h.id LIMIT 1), :now)
             WHERE id {dialect.among("ids")} AND state = 'pending'
+            AND (available_at IS NULL OR available_at <= :now OR available_at > :latest)  -- else another has done it
             """,
             ids=blocked,
             now=request.now,
