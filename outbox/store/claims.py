@@ -26,7 +26,8 @@ from outbox.store.store import Store, narrowed
 
 _CLAIMED = ", ".join("c.deliveries + 1" if name == "deliveries" else f"c.{name}" for name in Event._fields)
 _ACTION, _INDEX, _TENANT = map(Event._fields.index, ("action", "index_name", "tenant_id"))
-_BYTES = 2  # after the fields of an Event, see `_due`
+_WIDTH = len(Event._fields)
+_ERROR, _, _BYTES, _BEHIND = range(_WIDTH, _WIDTH + 4)  # after the fields of an Event, see `_due`
 REFRESH: Final = Action.REFRESH  # to look it up in its class costs ten times as much, at each row
 _TYPES = (NUMBER, *3 * (TEXT,), *2 * (TEXT_OR_NULL,), *3 * (NUMBER,), NUMBER_OR_NULL)  # of the fields of an Event
 
@@ -127,6 +128,7 @@ class _Found(NamedTuple):
     blocked: Sequence[int]
     lone: bool = False
     more: bool = True
+    state: int | None = None  # of the database before the look, see `Dialect.state`
 
     @property
     def any(self) -> bool:
@@ -135,13 +137,14 @@ class _Found(NamedTuple):
 
 def _look(store: Store, request: ClaimRequest) -> _Found:
     """What could be claimed. Takes no lock: to ask under it whether that still holds takes far less time."""
+    state = store.dialect.state(store.run)
     lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
     candidates = _due(store, request, lanes)
     found = _choose(candidates, request)
     # Fewer than half of an even share, of which `_fresh` has at least half: no lane was cut, and no retry left out.
     few = 2 * max(1, len(lanes)) * len(candidates) < request.rows
     took_all = few and request.leaves_out_none and len(found.events) + len(found.blocked) == len(candidates)
-    return found._replace(more=not took_all)
+    return found._replace(more=not took_all, state=state)
 
 
 def any_unfinished(store: Store, index: str | None = None) -> bool:
@@ -207,21 +210,21 @@ def _fresh(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]
 
 def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int) -> dict[tuple[str, str], list[int]]:
     """The ids of the first `share` rows of each lane."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for index_name, tenant_id, id_ in store.run(
+    found: list[list[int]] = [[] for _ in lanes]
+    for at, id_ in store.run(
         f"""
-        SELECT f.index_name, {tenant("f")}, f.id
-        FROM {store.dialect.table("lanes", index_name="TEXT", tenant="TEXT")} AS lane
+        SELECT lane.at, f.id
+        FROM {store.dialect.table("lanes", at="BIGINT", index_name="TEXT", tenant="TEXT")} AS lane
         JOIN outbox_events AS f ON f.id IN (
             SELECT n.id FROM outbox_events AS n {store.dialect.indexed("fresh")} WHERE {fresh("n")}
             AND n.index_name = lane.index_name AND {tenant("n")} = lane.tenant
             ORDER BY n.id LIMIT :share)
         """,
-        lanes=lanes,
+        lanes=[(at, *lane) for at, lane in enumerate(lanes)],
         share=share,
     ):
-        found.setdefault((index_name, tenant_id), []).append(id_)
-    return found
+        found[at].append(id_)
+    return {lane: ids for lane, ids in zip(lanes, found, strict=True) if ids}
 
 
 def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) -> Sequence[Any]:
@@ -274,25 +277,19 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
 
 def _choose(candidates: Sequence[Any], request: ClaimRequest) -> _Found:
     """What to do with candidates, in the order of their ids."""
+    sizes = [request.expected.get(row[_INDEX], 0) if row[_ACTION] == REFRESH else row[_BYTES] for row in candidates]
+    shares = Shares([(row[_INDEX], row[_TENANT]) for row in candidates], sizes, request.bytes_, request.most)
+    if not shares.limited and all(row[_BEHIND] is None and row[_ERROR] is None for row in candidates):
+        return _Found([tuple.__new__(Event, row[:_WIDTH]) for row in candidates], ())  # as nearly always
     chosen: list[Event] = []
     suspects: list[tuple[int, Event]] = []
     taken: set[int] = set()
     blocked: list[int] = []
     blocked_documents: set[tuple[str, str]] = set()
     passed_over: set[tuple[str, str]] = set()  # documents for which there is no room
-    width = len(Event._fields)
-    shares = Shares(
-        [(row[_INDEX], row[_TENANT]) for row in candidates],
-        [
-            request.expected.get(row[_INDEX], 0) if row[_ACTION] == REFRESH else row[width + _BYTES]
-            for row in candidates
-        ],
-        request.bytes_,
-        request.most,
-    )
     for at, row in enumerate(candidates):
-        event = Event._make(row[:width])
-        error_type, available_at, _, behind = row[width:]
+        event = Event._make(row[:_WIDTH])
+        error_type, available_at, _, behind = row[_WIDTH:]
         document = (event.index_name, event.document_id)
         if document in passed_over:
             continue
@@ -347,7 +344,10 @@ def _take(store: Store, found: _Found, request: ClaimRequest) -> Claim | None:
         ids = [event.id for event in events]
         with store.write(durable=False, alone=True):
             store.require_pinned()  # no migration can come between this and the claim
-            if not _is_allowed(store, request) or not _holds(store, events, ids, token):
+            if not _is_allowed(store, request):
+                break
+            same = found.state is not None and store.dialect.state(store.run) == found.state
+            if not same and not _holds(store, events, ids, token):
                 break
             # The rows are locked by now: drawn before, it could be lower than that of a claim which had them meanwhile.
             version = store.draw_version()
