@@ -13,7 +13,8 @@ from outbox.relay.health import Health
 from outbox.relay.rate import PART_S, Ceiling, TenantRates
 from outbox.settings import Settings
 from outbox.store import claims, pauses
-from outbox.store.claims import Claim, ClaimRequest
+from outbox.store.claims import Claim
+from outbox.store.due import ClaimRequest
 from outbox.store.pauses import Pause
 from outbox.store.store import Store
 

@@ -187,12 +187,13 @@ def decide(
 
 
 def _applied(event: Event, sent: Operation | None) -> Transition:
-    deleted = sent is not None and sent.is_delete
-    return _done(event, _DELETED if deleted else _APPLIED, sent.version if sent else None)
+    if sent is None:
+        return _done(event, _APPLIED, None)
+    return _done(event, _DELETED if sent.document is None and not sent.patches else _APPLIED, sent.version)
 
 
 def _done(event: Event, result: Result, version: int | None) -> Transition:
-    return Transition(event, _DONE, result, attempts=event.attempts, version=version)
+    return Transition(event, _DONE, result, None, event.attempts, None, None, False, None, version)
 
 
 def poisoned(event: Event, failures: int) -> Transition:

@@ -19,7 +19,8 @@ from outbox.relay.intake import Intakes
 from outbox.relay.plan import Content
 from outbox.store import claims
 from outbox.store.claims import Claim
-from outbox.store.models import Action, Event
+from outbox.store.due import REFRESH
+from outbox.store.models import Event
 from outbox.store.store import Store
 
 UNKNOWN_ENTITY = "unknown_entity"
@@ -44,7 +45,7 @@ def contents(
     newer, for which there is a later row.
     """
     found: dict[int, Content] = {**claims.load(store, claim)}
-    refreshed = [event for event in claim.events if event.action == Action.REFRESH]
+    refreshed = [event for event in claim.events if event.action == REFRESH]
     unmade: list[Event] = []
     if refreshed:
         made = _entities(store, registry, refreshed, intakes)
@@ -53,9 +54,9 @@ def contents(
             later = {(event.index_name, event.document_id) for event in refreshed if event.id not in made}
             unmade = [event for event in claim.events if (event.index_name, event.document_id) in later]
         found |= made
-    for event in claim.events:
-        if event.index_name not in claim.targets and (malformed := malformed_name(event.index_name)):
-            found[event.id] = malformed
+    for name in {event.index_name for event in claim.events} - claim.targets.keys():
+        if malformed := malformed_name(name):
+            found |= {event.id: malformed for event in claim.events if event.index_name == name}
     return found, unmade
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from outbox.destinations import merge
 from outbox.destinations.base import Operation, Outcome
@@ -19,8 +18,7 @@ UPDATE: Final = Action.UPDATE
 DELETE: Final = Action.DELETE
 
 
-@dataclass(frozen=True, slots=True)
-class Fold:
+class Fold(NamedTuple):
     """Rows of one document, in the order of their ids, and the one operation they come to.
 
     `known` says what became of it where that is known without sending it.
@@ -39,19 +37,20 @@ def fold(
     `contents` by event id: a document or patch; None: no document; or an outcome. A row that is missing there, and
     should have content, gets an empty one, which the destination rejects. `targets`: the physical index of each.
     """
-    by_document: dict[tuple[str, str], list[Event]] = {}
+    by_document: dict[tuple[str, str], tuple[Event, ...]] = {}
     for event in events:
-        by_document.setdefault((event.index_name, event.document_id), []).append(event)
-    return [_fold(rows, contents, targets[rows[-1].index_name], version) for rows in by_document.values()]
+        rows = (event,)
+        if (earlier := by_document.setdefault((event.index_name, event.document_id), rows)) is not rows:
+            by_document[event.index_name, event.document_id] = earlier + rows
+    return [_fold(rows, contents, targets, version) for rows in by_document.values()]
 
 
-def _fold(rows: Sequence[Event], contents: Mapping[int, Content], target: str, version: int) -> Fold:
+def _fold(rows: tuple[Event, ...], contents: Mapping[int, Content], targets: Mapping[str, str], version: int) -> Fold:
     """All rows of one document."""
-    last = rows[-1]
+    name, document_id = rows[-1].index_name, rows[-1].document_id
     content, patches, upserts = _folded(rows, contents)
     document, known = (None, content) if isinstance(content, Outcome) else (content, None)
-    operation = Operation(last.index_name, target, last.document_id, version, document, patches, upserts)
-    return Fold(tuple(rows), operation, known)
+    return Fold(rows, Operation(name, targets[name], document_id, version, document, patches, upserts), known)
 
 
 def _folded(

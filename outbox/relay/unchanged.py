@@ -26,7 +26,7 @@ def skippable(store: Store, registry: EntityRegistry | None, claim: Claim, folds
         return folds
     settled = unsent.settled_from(store, claim, [fold.events[-1] for fold in first])
     chosen = {
-        fold.events[-1].id: replace(fold, operation=replace(fold.operation, unless_held=settled[fold.events[-1].id]))
+        fold.events[-1].id: fold._replace(operation=replace(fold.operation, unless_held=settled[fold.events[-1].id]))
         for fold in first
     }
     return [chosen.get(fold.events[-1].id, fold) for fold in folds]

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from outbox.store import late, pauses
-from outbox.store.malformed import NUMBER, NUMBER_OR_NULL, TEXT, TEXT_OR_NULL, well_formed
+from outbox.store.due import ClaimRequest, Found, look
 from outbox.store.models import (
-    POISON,
-    RELAY_DIED,
-    UNANSWERED,
-    Action,
     Event,
-    fresh,
-    tenant,
     unfinished,
-    waiting,
 )
-from outbox.store.pauses import Pause
-from outbox.store.shares import Shares
 from outbox.store.store import Store, narrowed
-
-_CLAIMED = ", ".join("c.deliveries + 1" if name == "deliveries" else f"c.{name}" for name in Event._fields)
-_ACTION, _INDEX, _TENANT = map(Event._fields.index, ("action", "index_name", "tenant_id"))
-_BYTES = 2  # after the fields of an Event, see `_due`
-REFRESH: Final = Action.REFRESH  # to look it up in its class costs ten times as much, at each row
-_TYPES = (NUMBER, *3 * (TEXT,), *2 * (TEXT_OR_NULL,), *3 * (NUMBER,), NUMBER_OR_NULL)  # of the fields of an Event
 
 GIVEN_BACK: Final = "version = CASE WHEN deliveries > :unsent THEN version END, deliveries = deliveries - :unsent"
 """Of a row that goes back to pending: a delivery that was `unsent` does not count, and the index has nothing of it."""
@@ -51,43 +36,6 @@ class Claim:
     dual_writes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # further physical indexes, of a reindex
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimRequest:
-    """What a relay can work on. Instants and spans in milliseconds.
-
-    `longest_wait`: a row that is to wait longer was written before the clock was set back, and is due. `leave_out` and
-    `only` name indexes; `tenants_out` tenants, `lanes_out` those of an index as (index, tenant), and `tenant_rows` is
-    the most fresh rows of one tenant. `pauses`: all that is paused, which these leave out. `expected`: bytes of a
-    document that the relay has to make, `most`: bytes of all documents, both by index. A row that was delivered
-    `lone_after` times and got no answer is claimed alone, and before the others, the one that waits longest first;
-    with `lone_last` after the others, and without `lone` it is passed over.
-    """
-
-    relay: int
-    now: int
-    lease_ms: int
-    longest_wait: int
-    rows: int
-    bytes_: int
-    leave_out: Collection[str] = ()
-    only: str | None = None
-    tenants_out: Collection[str] = ()
-    lanes_out: Collection[tuple[str, str]] = ()
-    pauses: tuple[Pause, ...] = ()
-    tenant_rows: int | None = None
-    expected: Mapping[str, int] = field(default_factory=dict)
-    most: Mapping[str, int] = field(default_factory=dict)
-    lone_after: int = 10
-    lone: bool = True
-    lone_last: bool = False
-
-    @property
-    def leaves_out_none(self) -> bool:
-        """Whether it leaves out none of the rows that are due, but for their number."""
-        some = self.leave_out or self.only or self.tenants_out or self.lanes_out or self.tenant_rows
-        return not some
-
-
 # -- claiming ---------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +49,7 @@ def claim(store: Store, request: ClaimRequest) -> Claim | None:
     store.require_pinned()
     if any(each.is_of_all for each in request.pauses):  # not one look at the write lock, while the table may be held
         return None
-    while (found := _look(store, request)).any:
+    while (found := look(store, request)).any:
         if found.blocked and _is_allowed(store, request):
             for ids in store.in_steps(found.blocked):
                 _park(store, ids, request)
@@ -119,37 +67,6 @@ def _is_allowed(store: Store, request: ClaimRequest) -> bool:
     return pauses.current(store.run) == request.pauses
 
 
-class _Found(NamedTuple):
-    """Of the rows that are due, in the order of their ids: those to claim, and the ids of those that wait.
-
-    `late`: also those, see `outbox.store.late`. `lone`: the one to claim got no answer time and again. `more`: others
-    may be due.
-    """
-
-    events: Sequence[Event]
-    blocked: Sequence[int]
-    late: Sequence[int] = ()
-    lone: bool = False
-    more: bool = True
-
-    @property
-    def any(self) -> bool:
-        return bool(self.events or self.blocked or self.late)
-
-
-def _look(store: Store, request: ClaimRequest) -> _Found:
-    """What could be claimed. Takes no lock: to ask under it whether that still holds takes far less time."""
-    lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
-    candidates = _due(store, request, lanes)
-    overtaken = late.documents(store, [Event._make(row[: len(Event._fields)]) for row in candidates])
-    found = _choose(candidates, request, overtaken)
-    # Fewer than half of an even share, of which `_fresh` has at least half: no lane was cut, and no retry left out.
-    few = 2 * max(1, len(lanes)) * len(candidates) < request.rows
-    seen = len(found.events) + len(found.blocked) + len(found.late)
-    took_all = few and request.leaves_out_none and seen == len(candidates)
-    return found._replace(more=not took_all)
-
-
 def any_unfinished(store: Store, index: str | None = None) -> bool:
     """Whether a row, of the index if one is given, is pending or claimed. Looks at one of them."""
     condition, given = narrowed(index_name=index)
@@ -160,178 +77,6 @@ def any_unfinished(store: Store, index: str | None = None) -> bool:
             given,
         ).scalar_one()
     )
-
-
-def fresh_lanes(
-    store: Store,
-    leave_out: Collection[str] = (),
-    only: str | None = None,
-    tenants_out: Collection[str] = (),
-    lanes_out: Collection[tuple[str, str]] = (),
-) -> list[tuple[str, str]]:
-    """Which lanes have fresh rows: (index, tenant), the one that waits longest first. Takes no lock: two index seeks
-    a lane. `leave_out`, `only`, `tenants_out`, `lanes_out`: as in `ClaimRequest`.
-
-    Raises `MalformedRows`.
-    """
-    after = f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {fresh('n')}"
-    order = f"ORDER BY n.index_name, {tenant('n')}, n.id LIMIT 1"
-    lanes = well_formed(
-        store,
-        (TEXT, TEXT),
-        f"""
-        WITH RECURSIVE head (id) AS (  -- the oldest row of each lane, lane by lane in the order of the index
-            SELECT ({after} {order})
-            UNION ALL
-            SELECT coalesce(
-                ({after} AND n.index_name = h.index_name AND {tenant("n")} > {tenant("h")} {order}),
-                ({after} AND n.index_name > h.index_name {order}))
-            FROM head JOIN outbox_events AS h ON h.id = head.id
-        )
-        SELECT h.index_name, {tenant("h")} FROM head JOIN outbox_events AS h ON h.id = head.id
-        WHERE h.index_name {store.dialect.outside("leave_out")} {"" if only is None else "AND h.index_name = :only"}
-        ORDER BY h.id
-        """,
-        leave_out=list(leave_out),
-        only=only,
-    )
-    without = set(tenants_out)
-    return [lane for lane in lanes if lane[1] not in without and lane not in lanes_out]
-
-
-def _fresh(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]], rows: int) -> list[int]:
-    """Up to `rows` fresh rows: an even share for each lane; what some leave of theirs goes to the others."""
-    most = rows if request.tenant_rows is None else request.tenant_rows
-    share = min(most, max(1, rows // max(1, len(lanes))))
-    found = _heads(store, lanes[:rows], share)
-    hungry = [lane for lane, ids in found.items() if len(ids) == share]
-    left = rows - sum(map(len, found.values()))
-    if left >= len(hungry) > 0:
-        found |= _heads(store, hungry, min(most, share + left // len(hungry)))
-    return [id_ for ids in found.values() for id_ in ids]
-
-
-def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int) -> dict[tuple[str, str], list[int]]:
-    """The ids of the first `share` rows of each lane."""
-    found: dict[tuple[str, str], list[int]] = {}
-    first = (
-        f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {fresh('n')}"
-        f" AND n.index_name = lane.index_name AND {tenant('n')} = lane.tenant ORDER BY n.id LIMIT :share"
-    )
-    for index_name, tenant_id, id_ in store.run(
-        f"""
-        SELECT f.index_name, {tenant("f")}, f.id
-        FROM {store.dialect.table("lanes", index_name="TEXT", tenant="TEXT")} AS lane
-        {store.dialect.of_each("f", first)}
-        """,
-        lanes=lanes,
-        share=share,
-    ):
-        found.setdefault((index_name, tenant_id), []).append(id_)
-    return found
-
-
-def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) -> Sequence[Any]:
-    """Candidates in the order of their ids: each as it is once claimed, with what `_choose` has to know of it.
-
-    `behind` is the nearest earlier unfinished row of its document.
-    """
-    dialect, rows = store.dialect, request.rows
-    retries = _retries(store, request)
-    if not (retries or lanes):
-        return ()
-    first = _fresh(store, request, lanes, max(rows - len(retries), rows // 2)) if lanes else []
-    return well_formed(
-        store,
-        _TYPES,
-        f"""
-        SELECT {_CLAIMED}, c.error_type, coalesce(CAST(c.available_at AS BIGINT), 0),
-               coalesce(CAST(c.document_bytes AS BIGINT),
-                        (SELECT length({dialect.as_bytes("d.document")}) FROM outbox_documents d
-                         WHERE d.event_id = c.id),
-                        0) AS bytes,
-               (SELECT max(h.id) FROM outbox_events AS h {dialect.indexed("held")}
-                WHERE ({unfinished("h")})
-                AND h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id) AS behind
-        FROM outbox_events AS c WHERE c.id {dialect.among("ids")} ORDER BY c.id
-        """,
-        ids=first + retries[: rows - len(first)],
-    )
-
-
-def _retries(store: Store, request: ClaimRequest) -> list[int]:
-    """The ids of up to `rows` rows whose time has come, and of those that would wait too long, in the order of time."""
-    dialect = store.dialect
-    lanes = dialect.table("lanes_out", index_name="TEXT", tenant="TEXT")
-    due, too_late = (
-        # Each by itself: neither reads the rows in between, or sorts what it reads.
-        f"""
-        SELECT * FROM (
-            SELECT id, available_at FROM outbox_events {dialect.indexed("waiting")} WHERE {waiting()} AND {condition}
-            AND index_name {dialect.outside("leave_out")} {"" if request.only is None else "AND index_name = :only"}
-            AND {tenant()} {dialect.outside("tenants_out")}
-            AND (index_name, {tenant()}) NOT IN (SELECT index_name, tenant FROM {lanes} AS l)
-            ORDER BY available_at, id LIMIT :rows) AS {name}
-        """
-        for name, condition in (("due", "available_at <= :now"), ("too_late", "available_at > :too_far"))
-    )
-    found = store.run(
-        f"SELECT id FROM ({due} UNION ALL {too_late}) AS either ORDER BY available_at, id LIMIT :rows",
-        now=request.now,
-        too_far=request.now + request.longest_wait,
-        leave_out=list(request.leave_out),
-        only=request.only,
-        tenants_out=list(request.tenants_out),
-        lanes_out=list(request.lanes_out),
-        rows=request.rows,
-    )
-    return [row[0] for row in found]
-
-
-def _choose(candidates: Sequence[Any], request: ClaimRequest, overtaken: Container[tuple[str, str]] = ()) -> _Found:
-    """What to do with candidates, in the order of their ids. `overtaken`: documents as `late.documents` has them."""
-    chosen: list[Event] = []
-    suspects: list[tuple[int, Event]] = []
-    taken: set[int] = set()
-    blocked: list[int] = []
-    too_late: list[int] = []
-    blocked_documents: set[tuple[str, str]] = set()
-    passed_over: set[tuple[str, str]] = set()  # documents for which there is no room
-    width = len(Event._fields)
-    shares = Shares(
-        [(row[_INDEX], row[_TENANT]) for row in candidates],
-        [
-            request.expected.get(row[_INDEX], 0) if row[_ACTION] == REFRESH else row[width + _BYTES]
-            for row in candidates
-        ],
-        request.bytes_,
-        request.most,
-    )
-    for at, row in enumerate(candidates):
-        event = Event._make(row[:width])
-        error_type, available_at, _, behind = row[width:]
-        document = (event.index_name, event.document_id)
-        if document in passed_over:
-            continue
-        if document in blocked_documents or (behind is not None and behind not in taken):
-            blocked_documents.add(document)
-            blocked.append(event.id)
-            continue
-        if document in overtaken:
-            blocked_documents.add(document)
-            too_late.append(event.id)
-            continue
-        if event.deliveries > request.lone_after and error_type in (UNANSWERED, RELAY_DIED, POISON):
-            suspects.append((available_at, event))
-            continue
-        if not shares.take(at, first=not chosen):
-            passed_over.add(document)
-            continue
-        chosen.append(event)
-        taken.add(event.id)
-    if suspects and request.lone and not (chosen and request.lone_last):
-        return _Found([min(suspects)[1]], blocked, too_late, lone=True)
-    return _Found(chosen, blocked, too_late)
 
 
 def _park(store: Store, blocked: Sequence[int], request: ClaimRequest) -> None:
@@ -361,7 +106,7 @@ def _park(store: Store, blocked: Sequence[int], request: ClaimRequest) -> None:
         )
 
 
-def _take(store: Store, found: _Found, request: ClaimRequest) -> Claim | None:
+def _take(store: Store, found: Found, request: ClaimRequest) -> Claim | None:
     """Claim what was found, in steps, up to the first that does not hold any more. None if that is the first one."""
     token, expires = secrets.token_hex(8), request.now + request.lease_ms
     claim: Claim | None = None
@@ -369,7 +114,10 @@ def _take(store: Store, found: _Found, request: ClaimRequest) -> Claim | None:
         ids = [event.id for event in events]
         with store.write(durable=False, alone=True):
             store.require_pinned()  # no migration can come between this and the claim
-            if not (_is_allowed(store, request) and _holds(store, events, ids, token)):
+            if not _is_allowed(store, request):
+                break
+            same = found.state is not None and store.dialect.state(store.run) == found.state
+            if not same and not _holds(store, events, ids, token):
                 break
             # The rows are locked by now: drawn before, it could be lower than that of a claim which had them meanwhile.
             version = store.draw_version()

@@ -188,6 +188,10 @@ class Dialect(Protocol):
         """A number that changes when another connection commits rows: cheap enough to be asked every millisecond. It
         need not tell of a row that is committed long after others with higher ids."""
 
+    def state(self, run: Run) -> int | None:
+        """A number that changes whenever another connection has committed anything. Where it is the same inside of a
+        write transaction, what was read before still holds. None: there is none."""
+
     def watch(self, run: Run, engine: Engine) -> Watch | None:
         """What tells when to ask for it. None: nothing does, ask often. Raises `OSError` where the system refuses."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Unpack
 
 from outbox.documents import same_tenant
-from outbox.store import causes, claims, models
+from outbox.store import causes, due, models
 from outbox.store.causes import Narrowing
 from outbox.store.malformed import MalformedRows
 from outbox.store.models import COUNTERS, LATENCY_BOUNDS_MS, STATISTICS, State
@@ -219,7 +219,7 @@ def lags(store: Store, now: int) -> list[Lag]:
 def _fresh_by_tenant(store: Store) -> Iterator[tuple[str, int, int]]:
     """(tenant, rows, when the oldest was written) of the lanes whose fresh rows wait longest."""
     try:
-        lanes = claims.fresh_lanes(store)[: 2 * MOST_TENANTS]
+        lanes = due.fresh_lanes(store)[: 2 * MOST_TENANTS]
     except MalformedRows:  # the next claim of a relay ends them
         return
     for index, tenant in lanes:
@@ -283,7 +283,7 @@ def longest_due(store: Store, before: int) -> Due | None:
     """
     indexed = store.dialect.indexed
     try:
-        lanes = claims.fresh_lanes(store)[:MOST_TENANTS]
+        lanes = due.fresh_lanes(store)[:MOST_TENANTS]
     except MalformedRows:  # the next claim of a relay ends them
         lanes = []
     heads = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Container, Sequence
 from typing import Any, Final
@@ -125,28 +125,33 @@ _Counts = dict[tuple[str, str, str, str], dict[str, int]]  # by index, entity, t
 
 
 def _counts(transitions: Sequence[Transition], lost: Container[int], now: int) -> _Counts:
-    counts: _Counts = {}
+    counts: _Counts = defaultdict(lambda: defaultdict(int))
+    latencies: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     for transition in transitions:
-        event, state = transition.event, transition.state
-        action = _UNCHANGED.value if transition.result is _UNCHANGED else event.action
+        event, state, result = transition.event, transition.state, transition.result
+        action = _UNCHANGED.value if result is _UNCHANGED else event.action
         key = (event.index_name, event.entity or "", event.tenant_id or "", action)
-        if (count := counts.get(key)) is None:
-            count = counts[key] = defaultdict(int)
         if event.id in lost:
-            count["lost_claims"] += 1
+            counts[key]["lost_claims"] += 1
         elif state is _DONE:
-            latency = max(0, now - event.created_at)
-            count["done"] += 1
-            count["latency_sum_ms"] += latency
-            if transition.result is _SUPERSEDED:
-                count["superseded"] += 1
-            if latency <= LATENCY_BOUNDS_MS[-1]:
-                count[LATENCIES[bisect_left(LATENCY_BOUNDS_MS, latency)]] += 1
+            latencies[key].append(max(0, now - event.created_at))
+            if result is _SUPERSEDED:
+                counts[key]["superseded"] += 1
         elif state is _DEAD:
-            count["dead"] += 1
+            counts[key]["dead"] += 1
         elif transition.attempts > event.attempts:
-            count["retried"] += 1
+            counts[key]["retried"] += 1
+    for key, each in latencies.items():
+        counts[key] |= {"done": len(each), "latency_sum_ms": sum(each), **_histogram(each)}
     return counts
+
+
+def _histogram(latencies: list[int]) -> dict[str, int]:
+    """How many are in each step up to a bound, of the steps that have some."""
+    latencies.sort()
+    ends = [bisect_right(latencies, bound) for bound in LATENCY_BOUNDS_MS]
+    steps = zip(LATENCIES, ends, (0, *ends), strict=False)
+    return {name: end - start for name, end, start in steps if end > start}
 
 
 def _add(store: Store, counts: _Counts, now: int) -> None:

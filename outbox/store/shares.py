@@ -17,10 +17,10 @@ class Shares:
 
     def __init__(self, lanes: Sequence[Lane], sizes: Sequence[int], most: int, of_index: Mapping[str, int]) -> None:
         self._lanes, self._sizes = lanes, sizes
-        self._limited = bool(of_index) or sum(sizes) > most
+        self.limited = bool(of_index) or sum(sizes) > most
         self._left: dict[Lane, int] = {}
         self._of_index = dict(of_index)
-        for lane, size in zip(lanes, sizes, strict=True) if self._limited else ():
+        for lane, size in zip(lanes, sizes, strict=True) if self.limited else ():
             self._left[lane] = self._left.get(lane, 0) + size
         for at, (lane, size) in enumerate(sorted(self._left.items(), key=lambda each: each[1])):
             self._left[lane] = min(size, most // (len(self._left) - at))
@@ -29,7 +29,7 @@ class Shares:
     def take(self, at: int, *, first: bool) -> bool:
         """Whether there is room for the row in this place; for the `first` there is. Once there is none, the lane has
         had its share."""
-        if not self._limited:
+        if not self.limited:
             return True
         lane, size = self._lanes[at], self._sizes[at]
         self._left[lane] -= size

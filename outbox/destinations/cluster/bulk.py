@@ -96,7 +96,12 @@ def send(
     request as a whole. `asked`: parameters that only newer versions know; they are removed if this one does not.
     """
     targets = {target: orjson.dumps(target) for target in {operation.target for operation in operations}}
-    body = b"".join([_lines(operation, targets[operation.target]) for operation in operations])
+    lines: list[bytes] = []
+    for operation in operations:
+        lines.append(_action(operation, targets[operation.target]))
+        if operation.document is not None:
+            lines += (operation.document, b"\n")
+    body = b"".join(lines)  # the one copy of the documents
     try:
         # Once: what a node may have seen is not repeated behind the outbox's back. The second one would find the
         # versions that the first has brought, and for a row that was delivered once nothing explains its own version.
@@ -123,13 +128,12 @@ def _answer(cluster: Cluster, body: bytes, timeout: str, asked: dict[str, str]) 
         return cluster.request("POST", "/_bulk", body, once=True, **named).body
 
 
-def _lines(operation: Operation, target: bytes) -> bytes:
-    """The lines of one operation in a `_bulk` request. `target`: as JSON."""
-    line = b'{"%s":{"_index":%s,"_id":%s,"version":%d,"version_type":"external%s"}}\n' % (
+def _action(operation: Operation, target: bytes) -> bytes:
+    """The line of a `_bulk` request that comes before the document, if there is one. `target`: as JSON."""
+    return b'{"%s":{"_index":%s,"_id":%s,"version":%d,"version_type":"external%s"}}\n' % (
         b"delete" if operation.document is None else b"index",
         target,
         orjson.dumps(operation.document_id),
         operation.version,
         b"_gte" if operation.or_equal else b"",
     )
-    return line if operation.document is None else b"%s%s\n" % (line, operation.document)

@@ -178,6 +178,10 @@ class PostgreSQL:
         ).one()
         return int(highest) * (NEWEST + 1) + int(seen)
 
+    def state(self, run: Run) -> int | None:  # noqa: ARG002
+        """Nothing tells of all commits."""
+        return None
+
     def watch(self, run: Run, engine: Engine) -> Watch | None:  # noqa: ARG002
         """To be notified costs writers more than a look: NOTIFY lets one transaction commit at a time."""
         return None

@@ -156,6 +156,10 @@ class SQLite:
         """4 µs a look. Never changes by a commit of this connection."""
         return int(run("PRAGMA data_version").scalar_one())
 
+    def state(self, run: Run) -> int | None:
+        """Read under the write lock, it is that of the view that the transaction has."""
+        return self.signal(run)
+
     def watch(self, run: Run, engine: Engine) -> Watch | None:
         """Other journals are removed by a commit, not written."""
         return watch_of(path_of(engine)) if run("PRAGMA journal_mode").scalar_one() == "wal" else None
