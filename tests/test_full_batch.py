@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
 from outbox import schema, sqlite
-from outbox.store import claims, operators, outcomes, pauses
-from outbox.store.claims import ClaimRequest
+from outbox.store import claims, due, operators, outcomes, pauses
 from outbox.store.dialect import Run
+from outbox.store.due import ClaimRequest
 from outbox.store.models import LATENCIES, LATENCY_BOUNDS_MS, Event, Result, State, Transition
 from outbox.store.sqlite.dialect import SQLite
 from outbox.store.store import Store
@@ -30,7 +30,7 @@ REQUEST = ClaimRequest(relay=1, now=NOW, lease_ms=60_000, longest_wait=60_000, r
 
 
 def candidates() -> st.SearchStrategy[list[tuple[Any, ...]]]:
-    """As `_due` finds them."""
+    """As `due` finds them."""
     row = st.fixed_dictionaries(
         {
             "action": st.sampled_from(["index", "refresh", "delete"]),
@@ -60,10 +60,10 @@ def test_any_batch_is_chosen_alike_whether_or_not_bytes_are_counted(
 ) -> None:
     request = replace(REQUEST, expected=expected)
     counting = replace(request, most={"of no row": 1})  # then nothing is taken for granted
-    assert _chosen(claims._choose(found, request)) == _chosen(claims._choose(found, counting))
+    assert _chosen(due.choose(found, request)) == _chosen(claims.choose(found, counting))
 
 
-def _chosen(found: claims._Found) -> tuple[Any, ...]:
+def _chosen(found: due.Found) -> tuple[Any, ...]:
     return list(found.events), list(found.blocked), found.lone
 
 

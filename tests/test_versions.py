@@ -11,7 +11,7 @@ from outbox.destinations.base import Operation, Outcome
 from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.relay.decide import CERTAIN_AFTER
-from outbox.store import operators, upkeep
+from outbox.store import operators, upkeep, versions
 from outbox.store.models import EPOCH_STEP, now_ms
 from outbox.store.operators import Retried
 from tests.support.node import Node, destination_to
@@ -129,7 +129,7 @@ def test_claim_that_is_older_than_what_a_reindex_has_written_comes_again_with_a_
     assert request is not None
     store = outbox.store()
     with store.write(durable=True, alone=True):
-        later = store.draw_version()
+        later = versions.draw(store)
     target = place.destination.ensure_index("contacts")
     place.destination.apply([Operation(target, target, "c1", later, b'{"n":"as the database says"}', or_equal=True)])
     relay._settle(relay._send(request), now_ms())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from outbox.store import late, pauses
+from outbox.store import late, pauses, versions
 from outbox.store.due import ClaimRequest, Found, look
 from outbox.store.models import (
     Event,
@@ -120,7 +120,7 @@ def _take(store: Store, found: Found, request: ClaimRequest) -> Claim | None:
             if not same and not _holds(store, events, ids, token):
                 break
             # The rows are locked by now: drawn before, it could be lower than that of a claim which had them meanwhile.
-            version = store.draw_version()
+            version = versions.draw(store)
             store.run(
                 "UPDATE outbox_events SET state = 'claimed', claim_token = :token, claimed_by = :relay,"
                 " lease_expires_at = :expires, deliveries = deliveries + 1, version = coalesce(version, :version)"
@@ -178,7 +178,7 @@ def _holds(store: Store, events: Sequence[Event], ids: Sequence[int], token: str
 def versions_for(store: Store, rows: Sequence[Event]) -> list[int]:
     """A new version for each row of a claim, in their order: to be sent one by one, after they were sent together."""
     with store.write(durable=True, alone=True):
-        last = store.draw_version(len(rows))
+        last = versions.draw(store, len(rows))
     return list(range(last - len(rows) + 1, last + 1))
 
 

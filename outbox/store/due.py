@@ -83,7 +83,7 @@ def look(store: Store, request: ClaimRequest) -> Found:
     lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
     candidates = _due(store, request, lanes)
     overtaken = late.documents(store, [Event._make(row[: len(Event._fields)]) for row in candidates])
-    found = _choose(candidates, request, overtaken)
+    found = choose(candidates, request, overtaken)
     # Fewer than half of an even share, of which `_fresh` has at least half: no lane was cut, and no retry left out.
     few = 2 * max(1, len(lanes)) * len(candidates) < request.rows
     seen = len(found.events) + len(found.blocked) + len(found.late)
@@ -161,7 +161,7 @@ def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int) -> dict[t
 
 
 def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) -> Sequence[Any]:
-    """Candidates in the order of their ids: each as it is once claimed, with what `_choose` has to know of it.
+    """Candidates in the order of their ids: each as it is once claimed, with what `choose` has to know of it.
 
     `behind` is the nearest earlier unfinished row of its document.
     """
@@ -217,7 +217,7 @@ def _retries(store: Store, request: ClaimRequest) -> list[int]:
     return [row[0] for row in found]
 
 
-def _choose(candidates: Sequence[Any], request: ClaimRequest, overtaken: Set[tuple[str, str]] = frozenset()) -> Found:
+def choose(candidates: Sequence[Any], request: ClaimRequest, overtaken: Set[tuple[str, str]] = frozenset()) -> Found:
     """What to do with candidates, in the order of their ids. `overtaken`: documents as `late.documents` has them."""
     sizes = [request.expected.get(row[_INDEX], 0) if row[_ACTION] == REFRESH else row[_BYTES] for row in candidates]
     shares = Shares([(row[_INDEX], row[_TENANT]) for row in candidates], sizes, request.bytes_, request.most)

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 
 from outbox.errors import ReindexFailed
+from outbox.store import versions
 from outbox.store.models import OPEN_JOBS, JobState, unfinished
 from outbox.store.store import Store, printable
 
@@ -301,7 +302,7 @@ def draw_watermark(store: Store, job: Job, now: int, lease_ms: int, *, above: in
 
 
 def _draw_watermark(store: Store, job: Job, now: int, lease_ms: int, last_id: int) -> None:
-    _update(store, job, now, lease_ms, watermark=store.draw_version(), last_id=last_id, phase="scan")
+    _update(store, job, now, lease_ms, watermark=versions.draw(store), last_id=last_id, phase="scan")
 
 
 def _last_finished(store: Store, job: Job) -> int:

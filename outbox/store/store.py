@@ -216,10 +216,6 @@ class Store:
         """The same once no row with an id up to it can appear any more."""
         return self.dialect.watermark(self.run)
 
-    def draw_version(self, number: int = 1) -> int:
-        """The last of so many new versions in a row. Inside `write`, `alone`, after their rows are locked."""
-        return self.dialect.draw_version(self.run, number)
-
     def highest_version(self) -> int:
         """The highest version that was drawn so far."""
         return self.dialect.highest_version(self.run)

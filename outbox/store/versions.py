@@ -8,6 +8,11 @@ from outbox.store.models import EPOCH_STEP
 from outbox.store.store import Store
 
 
+def draw(store: Store, number: int = 1) -> int:
+    """The last of so many new versions in a row. Inside `write`, `alone`, after their rows are locked."""
+    return store.dialect.draw_version(store.run, number)
+
+
 def was_never_drawn(store: Store, held: int) -> bool:
     """Whether a version that an index holds is above all that this database has drawn.
 

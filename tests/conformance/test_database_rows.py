@@ -364,7 +364,7 @@ def test_versions_that_are_drawn_side_by_side_are_never_the_same(database: Datab
     def draw(store: Store) -> None:
         for number in (1, 3) * 25:
             with store.write(durable=False, alone=True):
-                last = store.draw_version(number)
+                last = versions.draw(store, number)
             drawn.extend(range(last - number + 1, last + 1))
 
     in_threads(*((draw, database.store()) for _ in range(4)))
