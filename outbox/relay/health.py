@@ -80,13 +80,12 @@ class Health:
         """Note what the outcomes of an answer say of the destination, of its indexes, and of a row sent alone."""
         answered = answer.by_fold
         self.lone_failed = answer.request.claim.lone and answer.outcomes[0].kind is OutcomeKind.UNAVAILABLE
+        away = next((each for each in answered if each[1].kind is OutcomeKind.UNAVAILABLE), None)
         by_index = _by_index(answered)
-        kinds = set[OutcomeKind]().union(*by_index.values())
-        overloads = _overloads(answer) if OutcomeKind.OVERLOADED in kinds else []
-        sent = len([fold for fold, _ in answered if fold.known is None])
-        if OutcomeKind.UNAVAILABLE in kinds and not answer.failed_alone:
-            fold, outcome = next(each for each in answered if each[1].kind is OutcomeKind.UNAVAILABLE)
-            self._destination_failed(outcome, fold.events[-1], now)
+        overloads = _overloads(answer) if any(OutcomeKind.OVERLOADED in each for each in by_index.values()) else []
+        sent = sum(fold.known is None for fold, _ in answered)
+        if away and not answer.failed_alone:
+            self._destination_failed(away[1], away[0].events[-1], now)
         elif sent and len(overloads) == sent and (self.destination.is_open or self._has_no_time(answer.request, now)):
             self._destination_failed(overloads[0][1], overloads[0][0].events[-1], now)
         elif sent > len(overloads):

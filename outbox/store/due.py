@@ -142,22 +142,22 @@ def _fresh(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]
 
 def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int) -> dict[tuple[str, str], list[int]]:
     """The ids of the first `share` rows of each lane."""
-    found: list[list[int]] = [[] for _ in lanes]
+    found: dict[tuple[str, str], list[int]] = {}
     first = (
         f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {fresh('n')}"
         f" AND n.index_name = lane.index_name AND {tenant('n')} = lane.tenant ORDER BY n.id LIMIT :share"
     )
-    for at, id_ in store.run(
+    for index_name, tenant_id, id_ in store.run(
         f"""
-        SELECT lane.at, f.id
-        FROM {store.dialect.table("lanes", at="BIGINT", index_name="TEXT", tenant="TEXT")} AS lane
+        SELECT f.index_name, {tenant("f")}, f.id
+        FROM {store.dialect.table("lanes", index_name="TEXT", tenant="TEXT")} AS lane
         {store.dialect.of_each("f", first)}
         """,
-        lanes=[(at, *lane) for at, lane in enumerate(lanes)],
+        lanes=lanes,
         share=share,
     ):
-        found[at].append(id_)
-    return {lane: ids for lane, ids in zip(lanes, found, strict=True) if ids}
+        found.setdefault((index_name, tenant_id), []).append(id_)
+    return found
 
 
 def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) -> Sequence[Any]:

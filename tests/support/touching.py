@@ -9,7 +9,7 @@ from typing import Any
 from outbox import OutboxRepository
 from outbox.destinations.base import Operation
 from outbox.relay import load, plan
-from outbox.store import claims, upkeep
+from outbox.store import claims, due, upkeep
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from tests.reindex.world import World
@@ -51,7 +51,7 @@ class Touched(World):
 
     def relay_dies(self) -> Sequence[Operation]:
         """A relay claims what is due and is killed. Returns what it has sent, which comes late or never."""
-        asked = claims.ClaimRequest(
+        asked = due.ClaimRequest(
             relay=3, now=self.now, lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=100, bytes_=10**6
         )
         with closing(Store(self.outbox.engine)) as dying:  # the connection of a killed process is gone, too
