@@ -32,14 +32,15 @@ def updated(
     """What patches make of the document that is `stored` with this version, parsed as by `parsed`; None: they miss it.
 
     A patch that was applied before brings nothing new when it is merged again; but its upsert may have been written
-    instead, which it must not change. Where the stored version is not lower than the row's first, one of both was.
+    instead, which it must not change: of the first one alone, since what comes after it finds a document. Where the
+    stored version is not lower than the row's, one of both was.
     Raises `ValueError` as `merged` does.
     """
     if stored is None:
         first = next((each for each in upserts if each.at == 0), None)
         return None if first is None else merged(first.document, patches[1:])
-    applied = {each.at for each in upserts if each.version is not None and each.version <= version}
-    return merged_into(stored, [patch for at, patch in enumerate(patches) if at not in applied])
+    applied = any(each.at == 0 and each.version is not None and each.version <= version for each in upserts)
+    return merged_into(stored, patches[1:] if applied else patches)
 
 
 def split(content: bytes) -> tuple[bytes, bytes | None]:

@@ -129,17 +129,17 @@ def _cut(folds: Sequence[Fold], most: int) -> Iterator[Sequence[Fold]]:
 
 def one_by_one(store: Store, registry: EntityRegistry | None, claim: Claim, fold: Fold) -> Request:
     """The rows of a fold that was sent, each by itself, in the order of their ids: only the guilty one may die."""
-    # What failed may have been applied: each needs a version above that, and an upsert may be in the index already.
-    sent = claim.version
-    again = tuple(event if event.version else event._replace(version=sent) for event in fold.events)
+    # What failed may have been applied: each needs a version above that, and the first one may have made the document.
+    first, *others = fold.events
+    again = (first._replace(version=first.version or claim.version), *others)
     contents, _ = load.contents(store, registry, replace(claim, events=again))
     versions = claims.versions_for(store, again)
-    first, *rest = [
+    alone = [
         each
         for event, version in zip(again, versions, strict=True)
         for each in _folds(replace(claim, version=version), contents, [event])
     ]
-    return Request(claim, [first], rest, sent=True)
+    return Request(claim, alone[:1], alone[1:], sent=True)
 
 
 def halves(claim: Claim, folds: Sequence[Fold]) -> list[Request]:

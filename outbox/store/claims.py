@@ -110,6 +110,15 @@ def _take(store: Store, found: Found, request: ClaimRequest) -> Claim | None:
     """Claim what was found, in steps, up to the first that does not hold any more. None if that is the first one."""
     token, expires = secrets.token_hex(8), request.now + request.lease_ms
     claim: Claim | None = None
+    first: dict[tuple[str, str], int] = {}
+    for event in found.events:
+        first.setdefault((event.index_name, event.document_id), event.id)
+    # Of a document only the first row can have made it by its upsert; and the next one must not be taken for applied
+    # when that one is delivered alone.
+    kept, given = "coalesce(version, :version)", dict[str, list[int]]()
+    if len(first) < len(found.events):
+        given["first"] = list(first.values())
+        kept = f"CASE WHEN id {store.dialect.among('first')} THEN {kept} ELSE version END"
     for events in store.in_steps(found.events):
         ids = [event.id for event in events]
         with store.write(durable=False, alone=True):
@@ -123,13 +132,14 @@ def _take(store: Store, found: Found, request: ClaimRequest) -> Claim | None:
             version = versions.draw(store)
             store.run(
                 "UPDATE outbox_events SET state = 'claimed', claim_token = :token, claimed_by = :relay,"
-                " lease_expires_at = :expires, deliveries = deliveries + 1, version = coalesce(version, :version)"
+                f" lease_expires_at = :expires, deliveries = deliveries + 1, version = {kept}"
                 f" WHERE id {store.dialect.among('ids')}",
                 token=token,
                 relay=request.relay,
                 expires=expires,
                 version=version,
                 ids=ids,
+                **given,
             )
             # Where rows go can change between two steps: the last one decides, as if all had been claimed by it.
             taken = (*claim.events, *events) if claim else tuple(events)

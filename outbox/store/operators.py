@@ -168,17 +168,20 @@ def _note_rows(store: Store, since: int) -> None:
 def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
     """One step of `retry_dead`, inside `write`.
 
-    A row has moved on if a later one is claimed, or was delivered by a later claim than the dead one. (A row that was
+    A document has moved on if a later row is claimed, or was delivered by a later claim than the dead one; or if an
+    update that comes again may have been applied, which has to find the document as it left it. (A row that was
     finished before there were versions of claims has none, and its id is below them all.)
     """
     among, sent = store.dialect.among, "coalesce(e.version, e.id)"
-    moved_on = store.run(
+    moved_on = "(e.state = 'claimed' OR e.state = 'pending' AND e.action = 'update' AND e.version IS NOT NULL)"
+    rows = store.run(
         f"""
         WITH noted AS MATERIALIZED (
             SELECT e.id, e.state, {sent} AS sent,
-                   max(CASE e.state WHEN 'claimed' THEN :latest WHEN 'done' THEN {sent} END) OVER later AS later_sent,
+                   max(CASE WHEN e.state = 'done' THEN {sent} WHEN {moved_on} THEN :latest END)
+                       OVER later AS later_sent,
                    max(CASE WHEN e.state = 'done' AND e.action <> 'update' THEN {sent} END) OVER later AS whole_sent,
-                   max(CASE WHEN e.state IN ('claimed', 'done') THEN e.id END) OVER later AS later_id
+                   max(CASE WHEN e.state = 'done' OR {moved_on} THEN e.id END) OVER later AS later_id
             FROM retried AS r JOIN outbox_events AS e ON e.id = r.id
             WHERE (r.index_name, r.document_id) IN (
                 SELECT index_name, document_id FROM outbox_events WHERE id {among("ids")})
@@ -190,8 +193,9 @@ def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
         ids=ids,
         latest=_LATEST,
     )
-    superseded = [id_ for id_, _, whole in moved_on if whole]
-    overtaken = {id_: later for id_, later, whole in moved_on if not whole}
+    found = list(rows)
+    superseded = [id_ for id_, _, whole in found if whole]
+    overtaken = {id_: later for id_, later, whole in found if not whole}
     given = {"now": now, "ids": ids, "superseded": superseded, "overtaken": list(overtaken), "type": OVERTAKEN}
     store.run(
         "UPDATE outbox_events SET state = 'done', outcome = 'superseded', finished_at = :now"
@@ -211,19 +215,6 @@ def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
         f" version = NULL WHERE state = 'dead' AND id {among('ids')} AND id {store.dialect.outside('overtaken')}",
         given,
     ).rowcount
-    # What is delivered before them now knows nothing of later rows that wait: it is no sign that these were applied.
-    store.run(
-        f"""
-        UPDATE outbox_events SET version = NULL WHERE version IS NOT NULL AND id IN (
-            SELECT w.id FROM (
-                SELECT index_name, document_id, min(id) AS id FROM outbox_events
-                WHERE id {among("ids")} GROUP BY index_name, document_id) AS first
-            JOIN outbox_events AS w {store.dialect.indexed("held")}
-            ON ({unfinished("w")}) AND w.index_name = first.index_name AND w.document_id = first.document_id
-            AND w.id > first.id AND w.state = 'pending')
-        """,
-        ids=ids,
-    )
     return Retried(retried, len(superseded), overtaken)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.store import claims, operators, outcomes
+from outbox.store import operators, outcomes
 from outbox.store.models import State, Transition
 from outbox.store.store import Store
 from tests.conformance.database import LEASE_MS, NOW, Database, applied, claim, claimed, ids_of
@@ -114,4 +114,4 @@ def test_document_with_a_row_in_each_of_many_lanes_is_delivered_in_order(databas
     while taken := deliver(store, rows=30):
         delivered += taken
     assert delivered == ids
-    assert claims.fresh_lanes(store) == []
+    assert due.fresh_lanes(store) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from outbox.store import claims, conflicts, operators, outcomes, pauses, upkeep, verifications, versions
+from outbox.store import claims, conflicts, due, operators, outcomes, pauses, upkeep, verifications, versions
 from outbox.store.models import (
     EPOCH_STEP,
     LATENCIES,
@@ -117,7 +117,7 @@ def test_lanes_share_a_batch(database: Database, store: Store) -> None:
     database.insert(*(("contacts", f"a{n}") for n in range(50)), tenant="large")
     database.insert(("contacts", "b1"), ("notes", "b2"), tenant="small")
     database.insert(("contacts", "c1"))
-    assert claims.fresh_lanes(store) == [
+    assert due.fresh_lanes(store) == [
         ("contacts", "large"),
         ("contacts", "small"),
         ("notes", "small"),
