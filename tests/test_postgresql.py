@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -104,7 +103,7 @@ def test_rows_of_a_session_are_delivered_by_a_relay_process(engine: Engine, run:
     assert found["c1"].source == {"name": "Ada", "email": "ada@example.org"}
     assert found["m499"].source == {"name": "Contact 499"}
     assert "m0" not in found
-    assert re.search(r"done\D+503\b", run("status"))
+    assert "503 done" in run("status")
 
 
 @pytest.mark.usefixtures("migrated")
