@@ -7,7 +7,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,10 +24,7 @@ from outbox.testing import OutboxTester
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.postgres import Postgres
-from tests.support.relays import COMMAND
-from tests.support.relays import until as _until
-
-until = partial(_until, timeout=30)
+from tests.support.relays import COMMAND, until
 
 
 @pytest.fixture
