@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.store import operators, outcomes
+from outbox.store import due, operators, outcomes
 from outbox.store.models import State, Transition
 from outbox.store.store import Store
 from tests.conformance.database import LEASE_MS, NOW, Database, applied, claim, claimed, ids_of
