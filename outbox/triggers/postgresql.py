@@ -279,7 +279,7 @@ def _changed(columns: Sequence[str]) -> str:
 
 
 def _image(row: str, columns: Sequence[str]) -> str:
-    return f"ROW({', '.join(f'{row}.{quoted(name)}' for name in columns)})"
+    return f"ROW({', '.join(f'{row}.{quoted(name)}' for name in columns)})::record"
 
 
 def _refused_rows(statement: Refused) -> Select[Any]:
