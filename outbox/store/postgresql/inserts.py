@@ -36,10 +36,12 @@ HIGHEST_ID: Final = "SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END F
 SCHEMA: Final = (
     "SELECT (SELECT coalesce(sum(xmin::text::bigint), 0) FROM pg_class WHERE relname LIKE 'outbox\\_%'),"
     " (SELECT max(oid)::bigint FROM pg_class),"
-    " (SELECT coalesce(sum(p.xmin::text::bigint + t.xmin::text::bigint), 0) FROM pg_proc AS p"
-    " JOIN pg_depend AS d ON d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid"
-    " AND d.classid = 'pg_trigger'::regclass JOIN pg_trigger AS t ON t.oid = d.objid"
-    " WHERE p.proname LIKE 'outbox\\_%')"
+    # One within the other, so that each is found by its index, whatever PostgreSQL knows of their numbers.
+    " (SELECT coalesce(sum(p.xmin::text::bigint"
+    " + (SELECT coalesce(sum((SELECT t.xmin::text::bigint FROM pg_trigger AS t WHERE t.oid = d.objid)), 0)"
+    " FROM pg_depend AS d WHERE d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid"
+    " AND d.classid = 'pg_trigger'::regclass)), 0)"
+    " FROM pg_proc AS p WHERE p.proname LIKE 'outbox\\_%')"
 )
 
 # Of what can be seen of rows, only its own is of a transaction in progress, be it in a savepoint, which has a number of
