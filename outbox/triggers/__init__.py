@@ -12,7 +12,7 @@ from outbox.triggers.installer import (
     status,
     unseen_keys,
 )
-from outbox.triggers.sqlite import VIEW
+from outbox.triggers.trigger import VIEW
 
 __all__ = [
     "VIEW",

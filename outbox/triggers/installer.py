@@ -13,18 +13,19 @@ how `outbox-relay check` knows that there were any.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import DDL, Connection
 from sqlalchemy.exc import DBAPIError
 
 from outbox.entities.entity import Entity
 from outbox.entities.registry import EntityRegistry
-from outbox.errors import ConfigurationError
-from outbox.triggers import sqlite
-from outbox.triggers.sources import quoted, sources_of, unique_keys
-from outbox.triggers.sqlite import MARK, VIEW, Trigger, triggers_of
+from outbox.errors import ConfigurationError, in_one_line
+from outbox.triggers import postgresql, sqlite
+from outbox.triggers.trigger import VIEW, Language, Stored, Trigger, lines_of, view
+
+_LANGUAGES: Final[dict[str, Language]] = {"sqlite": sqlite, "postgresql": postgresql}
 
 
 class Standing(NamedTuple):
@@ -45,28 +46,53 @@ class Executes(Protocol):
 # -- what an application calls ----------------------------------------------------------------------------------
 
 
-def create_sql(registry: EntityRegistry) -> list[str]:
-    """The statements that make all triggers of a registry anew, whether or not they are there."""
-    made = triggers_of(registry)
-    return [*drop_sql(registry), *(each.sql for each in made), sqlite.view(made)]
+def create_sql(registry: EntityRegistry, dialect: str = "sqlite") -> list[str]:
+    """The statements that make all triggers of a registry anew, whether or not they are there. `dialect`: "sqlite" or
+    "postgresql"."""
+    return _create_sql(_language(dialect).triggers_of(registry, None))
 
 
-def drop_sql(registry: EntityRegistry) -> list[str]:
+def drop_sql(registry: EntityRegistry, dialect: str = "sqlite") -> list[str]:
     """The statements that remove them."""
-    return [
-        *(f"DROP TRIGGER IF EXISTS {quoted(each.name)}" for each in triggers_of(registry)),
-        f"DROP VIEW IF EXISTS {VIEW}",
-    ]
+    return _drop_sql(_language(dialect).triggers_of(registry, None))
 
 
 def create(target: Executes, registry: EntityRegistry) -> None:
     """Make all triggers of a registry anew, through a connection or Alembic's `op` (offline: into its script)."""
-    _execute(target, create_sql(registry))
+    dialect, connection = _reached_by(target)
+    _execute(target, _create_sql(_language(dialect).triggers_of(registry, connection)))
 
 
 def drop(target: Executes, registry: EntityRegistry) -> None:
     """Remove them in the same way. Changes made until `create` are noted by captured sessions only."""
-    _execute(target, drop_sql(registry))
+    _execute(target, drop_sql(registry, _reached_by(target)[0]))
+
+
+def _create_sql(made: Sequence[Trigger]) -> list[str]:
+    return [*_drop_sql(made), *(statement for each in made for statement in each.create), view(made)]
+
+
+def _drop_sql(made: Sequence[Trigger]) -> list[str]:
+    return [*(statement for each in made for statement in each.drop), f"DROP VIEW IF EXISTS {VIEW}"]
+
+
+def _reached_by(target: Any) -> tuple[str, Connection | None]:
+    """The kind of database behind a target, and a connection to it; None: the target writes a script."""
+    if isinstance(target, Connection):
+        return target.dialect.name, target
+    context = target.get_context() if hasattr(target, "get_context") else None
+    return (context or target).dialect.name, None if context is None or context.as_sql else context.bind
+
+
+def _language(dialect: str) -> Language:
+    """Raises `ConfigurationError` for a database in which no triggers can be made."""
+    try:
+        return _LANGUAGES[dialect]
+    except KeyError:
+        raise ConfigurationError(
+            f"triggers cannot be made on {dialect}: use {' or '.join(_LANGUAGES)}, or leave it to captured sessions to "
+            "note the changes"
+        ) from None
 
 
 def _execute(target: Executes, statements: Iterable[str]) -> None:
@@ -90,93 +116,87 @@ def install(connection: Connection, registry: EntityRegistry) -> list[Standing]:
                 f"trigger {each.name} on {each.table} has the name of one of ours, and outbox-relay did not make it; "
                 "rename it"
             )
-    made = triggers_of(registry)
-    names = {each.name for each in wrong}
+    language = _language(connection.dialect.name)
     try:
-        _execute(connection, (f"DROP TRIGGER {quoted(each.name)}" for each in wrong if each.state == "stale"))
-        _execute(connection, (each.sql for each in made if each.name in names))
-        if sqlite.stored(connection, "view").get(VIEW, ("", ""))[1] != sqlite.view(made):
-            _execute(connection, [f"DROP VIEW IF EXISTS {VIEW}", sqlite.view(made)])
+        made = language.triggers_of(registry, connection)
+        stored = language.stored(connection, registry)
+        asked_for = {each.key: each for each in made}
+        for key, there in stored.items():
+            if there.ours and (key not in asked_for or asked_for[key].text != there.text):
+                _execute(connection, there.drop)
+        for key, trigger in asked_for.items():
+            if key not in stored or trigger.text != stored[key].text:
+                _execute(connection, trigger.create)
+        if language.listed(connection) != lines_of(made):
+            _execute(connection, [f"DROP VIEW IF EXISTS {VIEW}", view(made)])
     except DBAPIError as error:
         remedy = "create the tables of the application first"
-        if "on view" in str(error.orig):
+        if "on view" in str(error.orig) or "is a view" in str(error.orig):
             remedy = "say in its model that the table is a view: Table(…, info={'is_view': True})"
-        raise ConfigurationError(f"the triggers cannot be created: {error.orig}; {remedy}") from error
+        raise ConfigurationError(f"the triggers cannot be created: {in_one_line(error.orig)}; {remedy}") from error
     return wrong
 
 
 def remove(connection: Connection) -> list[str]:
     """Remove all triggers that outbox-relay made, of whatever registry. Returns their names."""
-    _require_triggers(connection)
-    names = [name for name, (_, sql) in sqlite.stored(connection, "trigger").items() if MARK in sql]
-    _execute(connection, [*(f"DROP TRIGGER {quoted(name)}" for name in names), f"DROP VIEW IF EXISTS {VIEW}"])
-    return names
+    language = _language(connection.dialect.name)
+    ours = [each for each in language.stored(connection, None).values() if each.ours]
+    _execute(connection, (statement for each in ours for statement in each.drop))
+    _execute(connection, [*language.leftovers(connection), f"DROP VIEW IF EXISTS {VIEW}"])
+    return [each.name for each in ours]
 
 
 def status(connection: Connection, registry: EntityRegistry) -> list[Standing]:
     """Each trigger that the registry asks for, and each further one of ours."""
-    _require_triggers(connection)
-    stored = sqlite.stored(connection, "trigger")
-    found = [_standing(made, stored.pop(made.name, None)) for made in triggers_of(registry)]
+    language = _language(connection.dialect.name)
+    stored = dict(language.stored(connection, registry))
+    found = [_standing(made, stored.pop(made.key, None)) for made in language.triggers_of(registry, connection)]
     return found + [
-        Standing(name, table, "stale", "the registry asks for no such trigger")
-        for name, (table, sql) in stored.items()
-        if MARK in sql
+        Standing(each.name, each.table, "stale", "the registry asks for no such trigger")
+        for each in stored.values()
+        if each.ours
     ]
 
 
-def _has_triggers(connection: Connection) -> bool:
-    """Whether triggers can be made for this kind of database."""
-    return connection.dialect.name == "sqlite"
-
-
-def _require_triggers(connection: Connection) -> None:
-    if not _has_triggers(connection):
-        raise ConfigurationError(
-            f"triggers are for SQLite only so far, and this database is {connection.dialect.name}: captured sessions "
-            "note the changes"
-        )
-
-
-def _standing(made: Trigger, stored: tuple[str, str] | None) -> Standing:
+def _standing(made: Trigger, stored: Stored | None) -> Standing:
     if stored is None:
         return Standing(made.name, made.table, "missing", f"changes of {made.table} are not noted for {made.entity}")
-    table, sql = stored
-    if sql == made.sql:
-        return Standing(made.name, table, "ok", "")
-    if MARK in sql:
-        return Standing(made.name, table, "stale", f"it is not what the registry says of {made.entity} now")
-    return Standing(made.name, table, "foreign", "outbox-relay did not make it, and needs the name")
+    if stored.text == made.text:
+        return Standing(made.name, stored.table, "ok", "")
+    if stored.disabled and stored.ours:
+        return Standing(made.name, stored.table, "stale", "it is disabled")
+    if stored.ours:
+        return Standing(made.name, stored.table, "stale", f"it is not what the registry says of {made.entity} now")
+    return Standing(made.name, stored.table, "foreign", "outbox-relay did not make it, and needs the name")
 
 
 def installed(connection: Connection) -> bool:
     """Whether triggers were ever installed here, and not removed since."""
-    if not _has_triggers(connection):
+    language = _LANGUAGES.get(connection.dialect.name)
+    if language is None:
         return False
-    ours = any(MARK in sql for _, sql in sqlite.stored(connection, "trigger").values())
-    return ours or VIEW in sqlite.stored(connection, "view")
+    return language.listed(connection) is not None or any(
+        each.ours for each in language.stored(connection, None).values()
+    )
 
 
 def unseen_keys(connection: Connection, registry: EntityRegistry) -> list[str]:
-    """Unique keys of the database that the models lack: by those REPLACE removes rows that no trigger sees."""
-    unseen = []
-    sources = [source for entity in registry for source in sources_of(entity)]
-    for table in {source.table.name: source.table for source in sources}.values():
-        keys = unique_keys(table)
-        places = [source.places for source in sources if source.table.name == table.name]
-        for index, columns in sqlite.unique_indexes(connection, table.name):
-            seen = index in {key.index_name for key in keys} or columns in {frozenset(key.columns) for key in keys}
-            if not seen and not all(columns.issuperset(each) for each in places):
-                unseen.append(f"{index} on {table.name}")
-    return unseen
+    """Unique keys of the database that the models lack, by which it removes rows that no trigger sees (SQLite's
+    REPLACE does)."""
+    return _language(connection.dialect.name).unseen_keys(connection, registry)
 
 
 def covered(connection: Connection, registry: EntityRegistry) -> frozenset[Entity]:
     """The entities that have all of their triggers: their changes are noted by the database itself."""
-    if not _has_triggers(connection):
+    language = _LANGUAGES.get(connection.dialect.name)
+    if language is None:
         return frozenset()
-    stored = sqlite.stored(connection, "trigger")
-    if not any(MARK in sql for _, sql in stored.values()):
+    stored = language.stored(connection, registry)
+    if not any(each.ours for each in stored.values()):
         return frozenset()
-    lacking = {each.entity for each in triggers_of(registry) if stored.get(each.name, ("", ""))[1] != each.sql}
+    lacking = {
+        each.entity
+        for each in language.triggers_of(registry, connection)
+        if each.key not in stored or stored[each.key].text != each.text
+    }
     return frozenset(entity for entity in registry if entity.name not in lacking)

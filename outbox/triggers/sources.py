@@ -1,8 +1,8 @@
 """What each table means to the documents of each entity: which of its columns matter, and which documents those are.
 
 A document is made of rows of one or several tables. Each of them is a source: it selects the documents that were made
-of a changed row, or are now. No other row has changed at the moment of a trigger, so the rest of a path can be read
-from the tables as they are.
+of a changed row, or are now. The rest of a path is read from the tables as they are: where a statement has changed
+several rows of a path, the documents were made of the first of them by rows that stay, and are found through these.
 """
 
 from __future__ import annotations
@@ -25,14 +25,11 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
-from sqlalchemy.exc import CompileError
 from sqlalchemy.orm import Mapper, RelationshipProperty, aliased
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import BinaryExpression, TextClause
 from sqlalchemy.sql.schema import Column, Table
 from sqlalchemy.sql.util import ClauseAdapter
-from sqlalchemy.types import TypeEngine
 
 from outbox.entities.entity import Entity
 from outbox.entities.keys import Tenancy
@@ -43,38 +40,14 @@ from outbox.errors import ConfigurationError
 NEW, OLD, REPLACED = "NEW", "OLD", "standing"
 """The row of a table that a statement is about: as it is now, as it was, or one that REPLACE is about to remove."""
 
+# As SQLite has it; PostgreSQL takes any word behind the name of a row.
+quoted: Final = sqlite.dialect().identifier_preparer.quote
 
-class _Literals(SQLiteCompiler):
-    """Writes values as literals, also those that SQLAlchemy sends as parameters only (JSON, intervals), and bytes as
-    bytes: it writes them as text, which SQLite finds equal to no bytes."""
-
-    def render_literal_value(self, value: Any, type_: TypeEngine[Any]) -> str:
-        write = type_.dialect_impl(self.dialect).bind_processor(self.dialect)
-        stored = value if write is None or value is None else write(value)
-        if isinstance(stored, bytes):
-            return f"X'{stored.hex()}'"
-        try:
-            return super().render_literal_value(value, type_)
-        except CompileError:
-            if not isinstance(stored, str):
-                raise
-            return super().render_literal_value(stored, Text())
-
-
-DIALECT: Final = sqlite.dialect()
-"""Says which names need quotes, and writes values as literals."""
-
-DIALECT.statement_compiler = _Literals
-
-quoted: Final = DIALECT.identifier_preparer.quote
+Compiled = Callable[[Any], str]
+"""What writes a statement in the SQL of a database, its values in it."""
 
 _Name = tuple[str, str]  # of a column: its table and its own
 _Equated = dict[_Name, Column[Any]]
-
-
-def compiled(statement: Any) -> str:
-    """The text of a statement, its values in it."""
-    return str(statement.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True}))
 
 
 class Refusal(NamedTuple):
@@ -104,7 +77,7 @@ class Source:
         return self.entity.is_view
 
 
-def sources_of(entity: Entity) -> list[Source]:
+def sources_of(entity: Entity, compiled: Compiled) -> list[Source]:
     """All that documents of an entity are made of. Raises `ConfigurationError`."""
     found: list[Source] = []
     if isinstance(entity.mapper.local_table, Join):
@@ -113,7 +86,9 @@ def sources_of(entity: Entity) -> list[Source]:
         found = [_own(entity, mapper, table) for mapper, table in _tables(entity.mapper, all_=counted(entity) is None)]
     paths: set[tuple[Any, ...]] = set()
     for link in links_of(entity):
-        found += [_linked(link, mapper, table) for mapper, table in _tables(link.target, all_=link.counts is None)]
+        found += [
+            _linked(link, mapper, table, compiled) for mapper, table in _tables(link.target, all_=link.counts is None)
+        ]
         for at, prop in enumerate(link.path):
             if prop.secondary is not None and link.path[: at + 1] not in paths:
                 paths.add(link.path[: at + 1])
@@ -244,7 +219,7 @@ def _equated_columns(mapper: Mapper[Any], table: Table) -> _Equated:
 # -- the rows of other models -----------------------------------------------------------------------------------
 
 
-def _linked(link: Link, mapper: Mapper[Any], table: Table) -> Source:
+def _linked(link: Link, mapper: Mapper[Any], table: Table, compiled: Compiled) -> Source:
     """`mapper`: the link's target, or a subclass that has the table."""
     entity, equated = link.entity, _equated_columns(mapper, table)
     key = [equated[column.table.key, column.name] for column in link.target.primary_key]
@@ -323,7 +298,7 @@ class Key(NamedTuple):
         return self.alike.issuperset(places)
 
 
-def unique_keys(table: Table) -> list[Key]:
+def unique_keys(table: Table, compiled: Compiled) -> list[Key]:
     """The unique keys that the model knows, but for those of an index in plain SQL."""
     members: list[tuple[str | None, list[Any], Any]] = [(None, list(table.primary_key.columns), None)]
     members += [(None, list(each.columns), None) for each in table.constraints if isinstance(each, UniqueConstraint)]

@@ -7,41 +7,44 @@ document that was made of the changed row, or is now.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Select, Text, insert, literal, literal_column, or_, select
+from sqlalchemy import Connection, Select, Text, literal_column, or_, select
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
+from sqlalchemy.exc import CompileError
+from sqlalchemy.types import TypeEngine
 
 from outbox.entities.entity import Entity
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError
-from outbox.store import models
-from outbox.store.models import Action
-from outbox.triggers.sources import (
-    NEW,
-    OLD,
-    REPLACED,
-    Refusal,
-    Source,
-    compiled,
-    named,
-    quoted,
-    sources_of,
-    unique_keys,
+from outbox.triggers.sources import NEW, REPLACED, Refusal, Source, named, quoted, unique_keys
+from outbox.triggers.trigger import (
+    PREFIX,
+    VIEW,
+    Listed,
+    Refused,
+    Statement,
+    Stored,
+    Trigger,
+    changed_columns,
+    inserted,
+    sources_by_table,
+    statements_of,
+    text_literal,
+    unused,
 )
 
-VIEW: Final = "outbox_triggers"
-PREFIX: Final = "outbox_"
 MARK: Final = "/* outbox-relay "
+"""Begins the comment by which a trigger is known as ours; its fingerprint follows."""
 
 UNSEEN_KEY: Final = "is not in the models: no trigger sees the rows that INSERT OR REPLACE removes by it"
 UNSEEN_KEY_REMEDY: Final = (
     "declare it in the model and install again, or write with ON CONFLICT DO UPDATE, or set PRAGMA "
     "recursive_triggers = ON in each connection that writes"
 )
-"""Begins the comment by which a trigger is known as ours; its fingerprint follows."""
 
 _OPERATIONS: Final = {
     # SQLite fires no DELETE trigger for a row that REPLACE removes, so those rows are looked for before.
@@ -55,20 +58,39 @@ _OPERATIONS: Final = {
 }
 
 
-class Trigger(NamedTuple):
-    """A trigger: its name, the table and the entity it is for, and the whole of its SQL."""
+class _Literals(SQLiteCompiler):
+    """Writes values as literals, also those that SQLAlchemy sends as parameters only (JSON, intervals), and bytes as
+    bytes: it writes them as text, which SQLite finds equal to no bytes."""
 
-    name: str
-    table: str
-    entity: str
-    sql: str
+    def render_literal_value(self, value: Any, type_: TypeEngine[Any]) -> str:
+        write = type_.dialect_impl(self.dialect).bind_processor(self.dialect)
+        stored = value if write is None or value is None else write(value)
+        if isinstance(stored, bytes):
+            return f"X'{stored.hex()}'"
+        try:
+            return super().render_literal_value(value, type_)
+        except CompileError:
+            if not isinstance(stored, str):
+                raise
+            return super().render_literal_value(stored, Text())
 
+
+_DIALECT: Final = sqlite.dialect()
+_DIALECT.statement_compiler = _Literals
+
+
+def compiled(statement: Any) -> str:
+    """The text of a statement, its values in it."""
+    return str(statement.compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True}))
+
+
+# -- what a registry asks for -----------------------------------------------------------------------------------
 
 _made: WeakKeyDictionary[EntityRegistry, tuple[int, list[Trigger]]] = WeakKeyDictionary()
 
 
-def triggers_of(registry: EntityRegistry) -> list[Trigger]:
-    """All triggers of a registry. Raises `ConfigurationError` for what triggers cannot follow."""
+def triggers_of(registry: EntityRegistry, _connection: Connection | None = None, /) -> list[Trigger]:
+    """See `Language.triggers_of`."""
     known = _made.get(registry)
     if known is None or known[0] != registry.generation:
         known = _made[registry] = (registry.generation, list(_triggers(registry)))
@@ -78,59 +100,36 @@ def triggers_of(registry: EntityRegistry) -> list[Trigger]:
 def _triggers(registry: EntityRegistry) -> Iterator[Trigger]:
     names: list[str] = []
     for entity in registry:
-        by_table: dict[str, list[Source]] = {}
-        for source in sources_of(entity):
-            if source.table.schema:
+        for table, sources in sources_by_table(entity, compiled):
+            if table.schema:
                 raise ConfigurationError(
-                    f"entity {entity.name!r}: {source.table.fullname} is in an attached database, whose triggers "
-                    "cannot write to outbox_events"
+                    f"entity {entity.name!r}: {table.fullname} is in an attached database, whose triggers cannot write "
+                    "to outbox_events"
                 )
-            by_table.setdefault(source.table.name, []).append(source)
-        for table, sources in by_table.items():
             for operation, when in _OPERATIONS.items():
                 if statements := [each for source in sources for each in _statements(source, operation)]:
-                    names.append(_unused(f"{PREFIX}{table}_{entity.name}_{operation}", names))
-                    yield _trigger(names[-1], table, entity, when, statements)
+                    names.append(unused(f"{PREFIX}{table.name}_{entity.name}_{operation}", names))
+                    yield _trigger(names[-1], table.name, entity, when, statements)
 
 
-def _unused(name: str, taken: Iterable[str]) -> str:
-    """Tables and entities may have such names that two triggers would have the same."""
-    used = {each.lower() for each in taken}
-    names = (name if number == 1 else f"{name}_{number}" for number in count(1))
-    return next(each for each in names if each.lower() not in used)
-
-
-def _trigger(name: str, table: str, entity: Entity, when: str, statements: Sequence[_Statement]) -> Trigger:
+def _trigger(name: str, table: str, entity: Entity, when: str, statements: Sequence[Statement | Refused]) -> Trigger:
     columns: tuple[str, ...] | None = None
     if when.endswith("UPDATE"):
-        columns = tuple(dict.fromkeys(each for statement in statements for each in statement.columns or ()))
+        columns = changed_columns(statements)
     condition = "" if columns is None else f"WHEN {_changed(columns)}\n"
     head = f"CREATE TRIGGER {quoted(name)} {when} ON {quoted(table)}\n{condition}BEGIN\n"
-    rest = "".join(f"{statement.sql(columns)};\n" for statement in statements) + "END"
+    rest = "".join(f"{_sql(each, columns)};\n" for each in statements) + "END"
     fingerprint = hashlib.sha256((head + rest).encode()).hexdigest()[:12]
-    return Trigger(name, table, entity.name, f"{head}{MARK}{fingerprint} */\n{rest}")
+    sql = f"{head}{MARK}{fingerprint} */\n{rest}"
+    return Trigger(name, table, entity.name, (sql,), (f"DROP TRIGGER IF EXISTS {quoted(name)}",), sql, name)
 
 
-class _Statement(NamedTuple):
-    """A statement of a trigger: rows to insert, or a refusal. `columns`: whose change calls for it; None: always."""
-
-    rows: Select[Any]
-    columns: tuple[str, ...] | None
-    entity: Entity | None  # None: a refusal, which inserts nothing
-
-    def sql(self, changed: tuple[str, ...] | None) -> str:
-        """`changed`: the columns of which one has changed, as the trigger's own condition says."""
-        rows = self.rows
-        if self.columns is not None and self.columns != changed:
-            rows = rows.where(literal_column(f"({_changed(self.columns)})"))
-        if self.entity is None:
-            return compiled(rows)
-        rows = rows.add_columns(
-            literal(Action.REFRESH.value, Text).label("action"),
-            literal(self.entity.name, Text).label("entity"),
-            literal(0).label("document_bytes"),
-        )
-        return compiled(insert(models.events).from_select([each["name"] for each in rows.column_descriptions], rows))
+def _sql(statement: Statement | Refused, changed: tuple[str, ...] | None) -> str:
+    """`changed`: the columns of which one has changed, as the trigger's own condition says."""
+    rows = _refused(statement.refusal) if isinstance(statement, Refused) else statement.rows
+    if statement.columns is not None and statement.columns != changed:
+        rows = rows.where(literal_column(f"({_changed(statement.columns)})"))
+    return compiled(rows if isinstance(statement, Refused) else inserted(rows, statement.entity))
 
 
 def _changed(columns: Iterable[str]) -> str:
@@ -138,30 +137,18 @@ def _changed(columns: Iterable[str]) -> str:
     return " OR ".join(f"OLD.{quoted(name)} COLLATE BINARY IS NOT NEW.{quoted(name)}" for name in columns)
 
 
-def _statements(source: Source, operation: str) -> Iterator[_Statement]:
+def _statements(source: Source, operation: str) -> Iterator[Statement | Refused]:
     """What a trigger for changes of a table has to do."""
-    counts = source.counts if operation == "update" else None
-    if operation in ("insert", "update"):
-        if source.refusal is not None:
-            yield _Statement(_refused(source.refusal), counts, None)
-        if operation == "update" and not source.told_before:
-            yield _Statement(source.documents(OLD), source.places, source.entity)
-        yield _Statement(source.documents(NEW), counts, source.entity)
-    elif operation in ("before_update", "before_delete"):
-        if source.told_before:
-            places = source.places if operation == "before_update" else None
-            yield _Statement(source.documents(OLD), places, source.entity)
-    elif operation == "delete":
-        if not source.told_before:
-            yield _Statement(source.documents(OLD), None, source.entity)
-    else:
-        for key in unique_keys(source.table):
-            if not key.determines(source.places):
-                moved = [
-                    named(REPLACED, name).collate("BINARY").is_distinct_from(named(NEW, name)) for name in source.places
-                ]
-                rows = source.documents(REPLACED).where(key.condition, or_(*moved))
-                yield _Statement(rows, key.columns if operation == "update_replace" else None, source.entity)
+    if operation not in ("replace", "update_replace"):
+        yield from statements_of(source, operation)
+        return
+    for key in unique_keys(source.table, compiled):
+        if not key.determines(source.places):
+            moved = [
+                named(REPLACED, name).collate("BINARY").is_distinct_from(named(NEW, name)) for name in source.places
+            ]
+            rows = source.documents(REPLACED).where(key.condition, or_(*moved))
+            yield Statement(REPLACED, rows, key.columns if operation == "update_replace" else None, source.entity)
 
 
 def _refused(refusal: Refusal) -> Select[Any]:
@@ -169,31 +156,54 @@ def _refused(refusal: Refusal) -> Select[Any]:
     return select(message).where(*refusal.conditions)
 
 
-def text_literal(value: str) -> str:
-    """A string as SQL writes it."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-def view(made: Sequence[Trigger]) -> str:
-    """The statement that makes the view which lists what was installed."""
-    lines = [f"({', '.join(map(text_literal, (each.name, each.table, each.entity)))})" for each in made]
-    values = f"VALUES {', '.join(lines)}" if lines else "SELECT NULL, NULL, NULL WHERE 0"
-    return f"CREATE VIEW {VIEW} (name, table_name, entity) AS {values}"
-
-
 # -- what a database has ---------------------------------------------------------------------------------------
 
 
-def stored(connection: Connection, kind: str) -> dict[str, tuple[str, str]]:
-    """Table and SQL of what the database has by our names: of the kind "trigger" or "view"."""
+def stored(connection: Connection, _registry: EntityRegistry | None = None, /) -> Mapping[str, Stored]:
+    """See `Language.stored`."""
+    return {
+        name: Stored(name, table, sql, MARK in sql, (f"DROP TRIGGER {quoted(name)}",))
+        for name, table, sql in _named_like_ours(connection, "trigger")
+    }
+
+
+def listed(connection: Connection, /) -> list[Listed] | None:
+    """See `Language.listed`."""
+    if VIEW not in [name for name, _, _ in _named_like_ours(connection, "view")]:
+        return None
+    return [tuple(line) for line in connection.exec_driver_sql(f"SELECT name, table_name, entity FROM {VIEW}")]
+
+
+def leftovers(_connection: Connection, /) -> list[str]:
+    """See `Language.leftovers`."""
+    return []
+
+
+def _named_like_ours(connection: Connection, kind: str) -> Iterator[tuple[str, str, str]]:
     found = connection.exec_driver_sql(
         "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = ? AND substr(name, 1, 7) = ? ORDER BY name",
         (kind, PREFIX),
     )
-    return {name: (table, sql) for name, table, sql in found}
+    return (tuple(row) for row in found)
 
 
-def unique_indexes(connection: Connection, table: str) -> Iterator[tuple[str, frozenset[str | None]]]:
+def unseen_keys(connection: Connection, registry: EntityRegistry, /) -> list[str]:
+    """See `Language.unseen_keys`: those that the models lack, by which REPLACE removes rows."""
+    unseen = []
+    by_table: dict[str, list[Source]] = {}
+    for entity in registry:
+        for table, sources in sources_by_table(entity, compiled):
+            by_table.setdefault(table.name, []).extend(sources)
+    for name, sources in by_table.items():
+        keys = unique_keys(sources[0].table, compiled)
+        for index, columns in _unique_indexes(connection, name):
+            seen = index in {key.index_name for key in keys} or columns in {frozenset(key.columns) for key in keys}
+            if not seen and not all(columns.issuperset(source.places) for source in sources):
+                unseen.append(f"{index} on {name}")
+    return unseen
+
+
+def _unique_indexes(connection: Connection, table: str) -> Iterator[tuple[str, frozenset[str | None]]]:
     """The unique indexes of a table with their columns; None: an expression."""
     sql = 'SELECT i.name, c.name FROM pragma_index_list(?) i, pragma_index_info(i.name) c WHERE i."unique"'
     columns: dict[str, set[str | None]] = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import JSON, Engine, Enum, ForeignKey, Interval, LargeBinary, TypeDecorator, and_
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from outbox import EntityRegistry, triggers
@@ -29,7 +30,7 @@ class Packed(TypeDecorator[str]):
 @pytest.mark.parametrize(
     ("type_", "value"),
     [
-        (JSON(), {"it's": [1, ":name"]}),
+        (JSON().with_variant(JSONB(), "postgresql"), {"it's": [1, ":name"]}),
         (LargeBinary(), b"\x00'\xff"),
         (Interval(), timedelta(hours=1)),
         (Enum(Mood), Mood.GOOD),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
-from sqlalchemy import Executable, Table, text
+from sqlalchemy import Engine, Executable, Table, create_engine, text
 from sqlalchemy.orm import Session
 
 from outbox.triggers import installer as triggers
+from tests.support.postgres import Postgres
+from tests.write.conftest import WithoutForeignKeys
 from tests.write.test_capture_model import (
     Account,
     History,
@@ -35,7 +37,7 @@ ROWS = [
     "INSERT INTO owners VALUES (1, 'a'), (2, 'b')",
     "INSERT INTO accounts VALUES (1, 'a', 1), (2, 'b', NULL)",
     "INSERT INTO tags VALUES (1, 'a'), (2, 'b')",
-    "INSERT INTO contacts VALUES (1, 'a', '', 0, 't1', 1), (2, 'b', '', 0, 't2', 2)",
+    "INSERT INTO contacts VALUES (1, 'a', '', false, 't1', 1), (2, 'b', '', false, 't2', 2)",
     "INSERT INTO contact_tags VALUES (1, 1), (2, 1)",
     "INSERT INTO phones VALUES (1, 'a', 1), (2, 'b', NULL)",
     "INSERT INTO lines VALUES ('d|1', 1, 'a', 't1', 1), ('d|2', 2, 'b', 't2', NULL)",
@@ -70,15 +72,15 @@ class TriggeredHistory(History):
     def insert_contact_by_sql(self, at: int, name: str, tenant: str, account: int | None, conflict: str) -> None:
         self.raw(
             f"INSERT {conflict} INTO contacts (id, name, secret, archived, tenant_id, account_id) "
-            "VALUES (:at, :name, '', 0, :tenant, :account)",
+            "VALUES (:at, :name, '', false, :tenant, :account)",
             at=at, name=name, tenant=tenant, account=account,
         )  # fmt: skip
 
     @rule(at=ids, name=names, tenant=tenants)
     def upsert_contact_by_sql(self, at: int, name: str, tenant: str) -> None:
         self.raw(
-            "INSERT INTO contacts (id, name, secret, archived, tenant_id) VALUES (:at, :name, '', 0, :tenant) "
-            "ON CONFLICT DO UPDATE SET name = excluded.name, tenant_id = excluded.tenant_id",
+            "INSERT INTO contacts (id, name, secret, archived, tenant_id) VALUES (:at, :name, '', false, :tenant) "
+            "ON CONFLICT (id) DO UPDATE SET name = excluded.name, tenant_id = excluded.tenant_id",
             at=at, name=name, tenant=tenant,
         )  # fmt: skip
 
@@ -167,9 +169,48 @@ class TriggeredHistory(History):
 
     @rule(name=names)
     def change_the_schema(self, name: str) -> None:
-        self.attempt(lambda session: session.execute(text(f"CREATE TABLE IF NOT EXISTS other_{name} (id)")))
+        self.attempt(lambda session: session.execute(text(f"CREATE TABLE IF NOT EXISTS other_{name} (id INTEGER)")))
+
+
+class TriggeredHistoryOnPostgreSQL(TriggeredHistory):
+    """The same with what PostgreSQL has instead."""
+
+    server: ClassVar[Postgres]
+
+    def open(self) -> Engine:
+        engine = create_engine(self.opened.enter_context(self.server.database()))
+        engine.dialect.ddl_compiler = WithoutForeignKeys
+        return engine
+
+    def raw(self, sql: str | Executable, **parameters: Any) -> None:
+        if isinstance(sql, str):
+            ignore = sql.startswith("INSERT OR IGNORE")
+            sql = sql.replace("OR REPLACE ", "").replace("OR IGNORE ", "")
+            sql = sql.replace("rowid", "number" if " lines " in sql else "id")
+            sql += " ON CONFLICT DO NOTHING" if ignore else ""
+        super().raw(sql, **parameters)
+
+    @rule(table=st.sampled_from(["contacts", "accounts", "owners", "tags", "phones", "lines", "contact_tags"]))
+    def truncate(self, table: str) -> None:
+        self.raw(f"TRUNCATE {table}")
+
+    @rule(ats=st.tuples(ids, ids), names_=st.tuples(names, names), account=maybe)
+    def change_much_in_one_statement(self, ats: tuple[int, int], names_: tuple[str, str], account: int | None) -> None:
+        self.raw(
+            "WITH a AS (UPDATE accounts SET name = :first, owner_id = :account WHERE id = :one RETURNING id),"
+            " t AS (DELETE FROM contact_tags WHERE tag_id = :other RETURNING tag_id)"
+            " UPDATE contacts SET id = CASE id WHEN 1 THEN 2 WHEN 2 THEN 1 ELSE id END, name = :second,"
+            " account_id = :other WHERE id IN (1, :other)",
+            first=names_[0], second=names_[1], account=account, one=ats[0], other=ats[1],
+        )  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # of histories that no application should have
 def test_index_equals_the_database_after_any_history_with_plain_sql() -> None:
     run(TriggeredHistory)
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
+def test_index_equals_the_database_after_any_history_on_postgresql(postgres: Postgres) -> None:
+    TriggeredHistoryOnPostgreSQL.server = postgres
+    run(TriggeredHistoryOnPostgreSQL)

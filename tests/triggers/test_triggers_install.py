@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,12 +15,27 @@ from alembic.operations import Operations
 from click.testing import CliRunner, Result
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from outbox import ConfigurationError, EntityRegistry, check
 from outbox.cli import main
+from outbox.store.store import dialect_of
 from outbox.triggers import installer as triggers
-from tests.triggers.world import ADA, Account, Contact, World, World_, registered
+from tests.triggers.world import (
+    ADA,
+    Account,
+    Contact,
+    World,
+    World_,
+    dropped,
+    made_by_others,
+    on_postgresql,
+    other_program,
+    registered,
+)
+
+ON_SQLITE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+"""Of a test that is about what SQLite alone does."""
 
 # -- installing -------------------------------------------------------------------------------------------------
 
@@ -35,9 +48,10 @@ def states(engine: Engine, registry: EntityRegistry) -> dict[str, str]:
 def test_installing_again_changes_nothing(world: World_) -> None:
     made = world(Contact, fields=["name", "account.name", "tags.label"])
     with made.engine.begin() as connection:
-        before = connection.execute(text("PRAGMA schema_version")).scalar_one()
+        dialect = dialect_of(connection)
+        before = dialect.schema_token_in(connection)
         assert triggers.install(connection, made.registry) == []
-        assert connection.execute(text("PRAGMA schema_version")).scalar_one() == before
+        assert dialect.schema_token_in(connection) == before
     assert set(states(made.engine, made.registry).values()) == {"ok"}
 
 
@@ -63,7 +77,7 @@ def test_triggers_of_another_registration_are_stale_until_they_are_installed_aga
 
 def test_column_that_no_document_has_makes_no_trigger_stale(world: World_) -> None:
     made = world(Contact, fields=["name", "account.name", "tags.label"])
-    made.run("ALTER TABLE contacts ADD COLUMN extra", "ALTER TABLE accounts ADD COLUMN extra")
+    made.run("ALTER TABLE contacts ADD COLUMN extra TEXT", "ALTER TABLE accounts ADD COLUMN extra TEXT")
     assert set(states(made.engine, made.registry).values()) == {"ok"}
 
 
@@ -71,7 +85,8 @@ def test_trigger_of_an_entity_that_is_gone_is_stale_and_removed(world: World_) -
     made = world(Contact, Account)
     fewer = registered(Contact)
     assert {name for name, state in states(made.engine, fewer).items() if state == "stale"} == {
-        f"outbox_accounts_account_{operation}" for operation in ("insert", "update", "delete")
+        f"outbox_accounts_account_{operation}"
+        for operation in ("insert", "update", "delete", *(("truncate",) if on_postgresql(made.engine) else ()))
     }
     with made.engine.begin() as connection:
         triggers.install(connection, fewer)
@@ -80,16 +95,19 @@ def test_trigger_of_an_entity_that_is_gone_is_stale_and_removed(world: World_) -
 
 def test_trigger_that_is_not_ours_is_left_alone(world: World_) -> None:
     made = world(Contact)
-    theirs = "CREATE TRIGGER {} AFTER DELETE ON contacts BEGIN SELECT 1; END"
-    made.run(theirs.format("outbox_of_theirs"), "DROP TRIGGER outbox_contacts_contact_delete")
-    made.run(theirs.format("outbox_contacts_contact_delete"))
+    made.run(*made_by_others(made.engine, "outbox_of_theirs"))
+    made.run(dropped(made.engine, "outbox_contacts_contact_delete", "contacts"))
+    made.run(*made_by_others(made.engine, "outbox_contacts_contact_delete"))
     assert states(made.engine, made.registry)["outbox_contacts_contact_delete"] == "foreign"
     with made.engine.begin() as connection:
         with pytest.raises(ConfigurationError, match=r"outbox_contacts_contact_delete on contacts .* rename it"):
             triggers.install(connection, made.registry)
-        assert len(triggers.remove(connection)) == 4
+        assert len(triggers.remove(connection)) == (3 if on_postgresql(made.engine) else 4)
         assert not triggers.installed(connection)
-        left = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars().all()
+        found = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+        if on_postgresql(made.engine):
+            found = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal"
+        left = connection.execute(text(found)).scalars().all()
     assert sorted(left) == ["outbox_contacts_contact_delete", "outbox_of_theirs"]
 
 
@@ -110,24 +128,20 @@ def test_names_that_would_meet_are_kept_apart_and_odd_ones_are_quoted(database: 
         __tablename__ = "a"
         id: Mapped[int] = mapped_column(primary_key=True)
 
-    with database.begin() as connection:
-        for table in ("a_b (id INTEGER PRIMARY KEY)", "a (id INTEGER PRIMARY KEY)"):
-            connection.exec_driver_sql(f"CREATE TABLE {table}")
-        connection.exec_driver_sql(
-            'CREATE TABLE "it\'s ""odd"" 100% :x" ("the id:x %" INTEGER PRIMARY KEY, "na""me" TEXT)'
-        )
+    Other.metadata.create_all(database)
     registry = EntityRegistry()
     registry.add(One, index="ones", fields=["id"], name="c")
     registry.add(Two, index="twos", fields=["id"], name="b_c")
     registry.add(Odd, index="odds", fields=["name"], name="100% :o'd")
     made = World(database, registry)
     assert made.run("INSERT INTO a_b VALUES (1)", "INSERT INTO a VALUES (2)") == [("ones", "1"), ("twos", "2")]
-    with database.begin() as connection:
-        connection.exec_driver_sql('INSERT INTO "it\'s ""odd"" 100% :x" VALUES (3, 4)')
+    with Session(database) as session, session.begin():
+        session.add(Odd(id=3, name="4"))
     (row,) = made.full_rows()
     assert (row.index_name, row.document_id, row.entity) == ("odds", "3", "100% :o'd")
 
 
+@ON_SQLITE
 def test_table_in_an_attached_database_is_refused(database: Engine) -> None:
     class Other(DeclarativeBase):
         pass
@@ -145,8 +159,11 @@ def test_table_in_an_attached_database_is_refused(database: Engine) -> None:
 
 def test_table_that_is_missing_leaves_no_trigger_behind(engine: Engine) -> None:
     with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE accounts (id INTEGER PRIMARY KEY, name, plan)")
-    with pytest.raises(ConfigurationError, match=r"no such table.*create the tables"), engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE accounts (id INTEGER PRIMARY KEY, name TEXT, plan TEXT)")
+    with (
+        pytest.raises(ConfigurationError, match=r"(no such table|does not exist).*create the tables"),
+        engine.begin() as connection,
+    ):
         triggers.install(connection, registered(Account, Contact))
     with engine.connect() as connection:
         assert not triggers.installed(connection)
@@ -163,6 +180,7 @@ def rebuild(connection: Connection) -> Operations:
     return op
 
 
+@ON_SQLITE
 def test_triggers_that_a_rebuilt_table_lost_are_missed(unenforced: Engine) -> None:
     made = World(unenforced, registered(Contact))
     with unenforced.begin() as connection:
@@ -181,6 +199,7 @@ def test_triggers_that_a_rebuilt_table_lost_are_missed(unenforced: Engine) -> No
     assert made.rows() == [("contacts", "1")]  # capture is there
 
 
+@ON_SQLITE
 def test_table_that_triggers_read_is_rebuilt_between_drop_and_create(unenforced: Engine) -> None:
     made = World(unenforced, registered(Contact, fields=["name", "account.name"]))
     with (
@@ -202,10 +221,12 @@ def test_table_that_triggers_read_is_rebuilt_between_drop_and_create(unenforced:
 def test_migration_without_a_database_writes_a_script(unenforced: Engine) -> None:
     registry = registered(Contact, tenant="tenant_id", tenancy="prefixed")
     script = io.StringIO()
-    context = MigrationContext.configure(dialect_name="sqlite", opts={"as_sql": True, "output_buffer": script})
+    context = MigrationContext.configure(
+        dialect_name=unenforced.dialect.name, opts={"as_sql": True, "output_buffer": script}
+    )
     triggers.create(Operations(context), registry)
-    with closing(sqlite3.connect(str(unenforced.url.database))) as connection:
-        connection.executescript(script.getvalue())
+    with other_program(unenforced) as cursor:
+        (cursor.execute if on_postgresql(unenforced) else cursor.executescript)(script.getvalue())
     assert set(states(unenforced, registry).values()) == {"ok"}
     with unenforced.begin() as connection:
         triggers.drop(connection, registry)
@@ -225,7 +246,7 @@ registry.add(Contact, index="contacts", fields=["name"], watch={watch})
 
 @pytest.fixture
 def command(database: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
-    monkeypatch.setenv("OUTBOX_DATABASE_URL", f"sqlite:///{database.url.database}")
+    monkeypatch.setenv("OUTBOX_DATABASE_URL", database.url.render_as_string(hide_password=False))
     names: list[str] = []
 
     def run(*arguments: str, watch: list[str] | None = None) -> Result:
@@ -240,16 +261,19 @@ def command(database: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_commands_install_compare_and_remove(command: Callable[..., Result], database: Engine) -> None:
+    number = 4 if on_postgresql(database) else 5
     result = command("triggers", "status")
-    assert (result.exit_code, "5 triggers: 5 missing" in result.output) == (1, True)
+    assert (result.exit_code, f"{number} triggers: {number} missing" in result.output) == (1, True)
     assert (
-        command("triggers", "install").output == "5 triggers as the registry says: 5 created, 0 replaced or removed\n"
+        command("triggers", "install").output
+        == f"{number} triggers as the registry says: {number} created, 0 replaced or removed\n"
     )
     assert (
-        command("triggers", "install").output == "5 triggers as the registry says: 0 created, 0 replaced or removed\n"
+        command("triggers", "install").output
+        == f"{number} triggers as the registry says: 0 created, 0 replaced or removed\n"
     )
     result = command("triggers", "status")
-    assert (result.exit_code, result.output) == (0, "5 triggers: 5 ok\n")
+    assert (result.exit_code, result.output) == (0, f"{number} triggers: {number} ok\n")
 
     result = command("triggers", "status", "--json", watch=["seen"])
     assert result.exit_code == 1
@@ -257,21 +281,20 @@ def test_commands_install_compare_and_remove(command: Callable[..., Result], dat
         "outbox_contacts_contacts_update"
     ]
     result = command("triggers", "install", watch=["seen"])
-    assert result.output == "5 triggers as the registry says: 0 created, 1 replaced or removed\n"
+    assert result.output == f"{number} triggers as the registry says: 0 created, 1 replaced or removed\n"
     assert command("triggers", "status", watch=["seen"]).exit_code == 0
 
     with database.begin() as connection:
-        connection.execute(text("DROP TRIGGER outbox_contacts_contacts_delete"))
-        connection.execute(
-            text("CREATE TRIGGER outbox_contacts_contacts_delete AFTER DELETE ON contacts BEGIN SELECT 1; END")
-        )
+        connection.execute(text(dropped(database, "outbox_contacts_contacts_delete", "contacts")))
+        for statement in made_by_others(database, "outbox_contacts_contacts_delete"):
+            connection.execute(text(statement))
     result = command("triggers", "status", watch=["seen"])
     assert result.exit_code == 1
     assert result.output.startswith(
         "foreign  outbox_contacts_contacts_delete on contacts: outbox-relay did not make it"
     )
     assert command("triggers", "install", watch=["seen"]).exit_code == 2
-    assert command("triggers", "remove").output == "4 triggers removed\n"
+    assert command("triggers", "remove").output == f"{number - 1} triggers removed\n"
     assert command("triggers", "remove").output == "0 triggers removed\n"
 
 
@@ -294,7 +317,7 @@ def test_check_says_what_became_of_the_triggers(command: Callable[..., Result], 
     assert findings(watch=["seen"])["triggers"] == "fail"
     with database.begin() as connection:
         for each in triggers.status(connection, registered()):
-            connection.exec_driver_sql(f"DROP TRIGGER {each.name}")
+            connection.exec_driver_sql(dropped(database, each.name, each.table))
     assert findings()["triggers"] == "fail"  # none is left, but the view remembers
     assert [each.level for each in check.triggers(database, None)] == ["warn"]
     command("triggers", "remove")

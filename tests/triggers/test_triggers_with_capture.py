@@ -14,7 +14,7 @@ from outbox import OutboxRepository, SyncTimeout, sqlite
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.triggers import installer as triggers
 from tests.support.outbox import Outbox
-from tests.triggers.world import ADA, Account, Contact, World_, registered
+from tests.triggers.world import ADA, Account, Contact, World_, dropped, on_postgresql, registered
 
 
 def test_captured_session_leaves_to_the_triggers_what_they_note(world: World_) -> None:
@@ -37,7 +37,7 @@ def test_captured_session_leaves_to_the_triggers_what_they_note(world: World_) -
 def test_entity_without_all_of_its_triggers_stays_with_capture(world: World_) -> None:
     made = world(Contact, Account)
     sessions = made.captured()
-    made.run("DROP TRIGGER outbox_accounts_account_delete")
+    made.run(dropped(made.engine, "outbox_accounts_account_delete", "accounts"))
     with sessions.begin() as session:
         session.add_all([Contact(id=1, name="Ada"), Account(id=1, name="Acme")])
     assert sorted(made.rows()) == [("accounts", "1"), ("accounts", "1"), ("contacts", "1")]
@@ -82,6 +82,7 @@ def test_triggers_that_others_install_and_remove_are_noticed_by_the_next_flush(d
                 OutboxRepository(session).wait_until_synced(0.01)
 
 
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 def test_triggers_of_a_transaction_that_was_rolled_back_are_not_remembered(database: Engine) -> None:
     """SQLite gives the version of their schema to the next one."""
     registry = registered(Contact)
@@ -116,8 +117,10 @@ def test_async_session_leaves_to_the_triggers_what_they_note(world: World_) -> N
     made = world(Contact)
 
     async def write() -> None:
-        engine = create_async_engine(made.engine.url.set(drivername="sqlite+aiosqlite"))
-        sqlite.prepare(engine)
+        url = made.engine.url
+        engine = create_async_engine(url if on_postgresql(made.engine) else url.set(drivername="sqlite+aiosqlite"))
+        if not on_postgresql(made.engine):
+            sqlite.prepare(engine)
         sessions = made.registry.capture(async_sessionmaker(engine))
         async with sessions.begin() as session:
             session.add(Contact(id=1, name="Ada"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import Column, Engine, ForeignKey, String, Table, text
+from sqlalchemy import DDL, Column, Engine, ForeignKey, String, Table, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
+from sqlalchemy.pool import NullPool
 
 from outbox import EntityRegistry
 from outbox.triggers import installer as triggers
@@ -15,6 +17,13 @@ from outbox.triggers import installer as triggers
 
 class Base(DeclarativeBase):
     pass
+
+
+# SQLite has one of that name.
+WITHOUT_CASE: Any = DDL(  # type: ignore[no-untyped-call]
+    """CREATE COLLATION IF NOT EXISTS "NOCASE" (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"""
+)
+event.listen(Base.metadata, "before_create", WITHOUT_CASE.execute_if(dialect="postgresql"))
 
 
 contact_tags = Table(
@@ -126,6 +135,38 @@ class World:
 
     def captured(self) -> sessionmaker[Session]:
         return self.registry.capture(sessionmaker(self.engine))
+
+
+def on_postgresql(engine: Engine) -> bool:
+    return engine.dialect.name == "postgresql"
+
+
+@contextmanager
+def other_program(engine: Engine) -> Iterator[Any]:
+    """A cursor of a program that knows nothing of us, in a transaction of its own."""
+    other = create_engine(engine.url, poolclass=NullPool)
+    connection = other.raw_connection()
+    try:
+        yield connection.cursor()
+        connection.commit()
+    finally:
+        connection.close()
+        other.dispose()
+
+
+def dropped(engine: Engine, name: str, table: str) -> str:
+    """The statement that drops a trigger."""
+    return f"DROP TRIGGER {name} ON {table}" if on_postgresql(engine) else f"DROP TRIGGER {name}"
+
+
+def made_by_others(engine: Engine, name: str) -> list[str]:
+    """Statements that make a trigger on `contacts` which is not ours."""
+    if not on_postgresql(engine):
+        return [f"CREATE TRIGGER {name} AFTER DELETE ON contacts BEGIN SELECT 1; END"]
+    return [
+        "CREATE OR REPLACE FUNCTION theirs() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        f"CREATE TRIGGER {name} AFTER DELETE ON contacts EXECUTE FUNCTION theirs()",
+    ]
 
 
 World_ = Callable[..., World]

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,8 @@ class History(RuleBasedStateMachine):
 
     @initialize(expire=st.booleans(), autoflush=st.booleans())
     def begin(self, expire: bool, autoflush: bool) -> None:
-        self._directory = tempfile.TemporaryDirectory()
-        self.engine: Engine = create_engine(f"sqlite:///{Path(self._directory.name) / 'app.db'}")
-        sqlite.prepare(self.engine)
-        models.metadata.create_all(self.engine)
+        self.opened = ExitStack()
+        self.engine = self.open()
         Base.metadata.create_all(self.engine)
         self.registry = registry()
         self.prepare()
@@ -154,6 +153,14 @@ class History(RuleBasedStateMachine):
             )
             self.session.add(Line(deal=f"d|{at}", number=at, name="a", tenant_id="t1", account_id=1))
         self.commit()
+
+    def open(self) -> Engine:
+        """A new database with the outbox tables."""
+        directory = self.opened.enter_context(tempfile.TemporaryDirectory())
+        engine = create_engine(f"sqlite:///{Path(directory) / 'app.db'}")
+        sqlite.prepare(engine)
+        models.metadata.create_all(engine)
+        return engine
 
     def prepare(self) -> None:
         """What a machine that is like this one needs beside the tables."""
@@ -449,7 +456,7 @@ class History(RuleBasedStateMachine):
             self.session.close()
             self.other.close()
             self.engine.dispose()
-            self._directory.cleanup()
+            self.opened.close()
 
 
 def run(machine: type[RuleBasedStateMachine]) -> None:

@@ -31,10 +31,17 @@ _DOCUMENTS: Final = "INSERT INTO outbox_documents (event_id, document) SELECT * 
 
 HIGHEST_ID: Final = "SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM outbox_events_id_seq"
 
-# Reads as many rows of the catalogue as the outbox has relations, and the end of two of its indexes.
+# Reads as many rows of the catalogue as the outbox has relations and triggers, and the end of one of its indexes. The
+# triggers are found through their functions: that one was dropped or disabled changes nothing of a table.
 SCHEMA: Final = (
     "SELECT (SELECT coalesce(sum(xmin::text::bigint), 0) FROM pg_class WHERE relname LIKE 'outbox\\_%'),"
-    " (SELECT max(oid)::bigint FROM pg_class), (SELECT coalesce(max(oid)::bigint, 0) FROM pg_trigger)"
+    " (SELECT max(oid)::bigint FROM pg_class),"
+    # One within the other, so that each is found by its index, whatever PostgreSQL knows of their numbers.
+    " (SELECT coalesce(sum(p.xmin::text::bigint"
+    " + (SELECT coalesce(sum((SELECT t.xmin::text::bigint FROM pg_trigger AS t WHERE t.oid = d.objid)), 0)"
+    " FROM pg_depend AS d WHERE d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid"
+    " AND d.classid = 'pg_trigger'::regclass)), 0)"
+    " FROM pg_proc AS p WHERE p.proname LIKE 'outbox\\_%')"
 )
 
 # Of what can be seen of rows, only its own is of a transaction in progress, be it in a savepoint, which has a number of
@@ -85,8 +92,8 @@ def schema_token(connection: Connection) -> int:
 
 def token_of(found: Sequence[Any]) -> int:
     """One number of what `SCHEMA` finds."""
-    changes, newest, trigger = map(int, found)
-    return (changes << 64) + (newest << 32) + trigger
+    changes, newest, triggers = map(int, found)
+    return (changes << 128) + (newest << 64) + triggers
 
 
 def highest_id(connection: Connection) -> int:
