@@ -29,6 +29,7 @@ from tests.support.guides import client_of, delivering, with_tables
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.pages import EVERYTHING, ROOT, blocks, first
+from tests.support.postgres import Postgres
 
 FILES = {
     "README.md": {"myapp/models.py"},
@@ -53,6 +54,8 @@ FILES = {
         *("tests/conftest.py", "tests/test_contacts.py"),
         *("rolled_back/conftest.py", "in_memory/conftest.py", "in_parallel/conftest.py"),
     },
+    "docs/how-to/postgresql.md": {"postgresql_app/models.py"},
+    "docs/how-to/move-to-postgresql.md": {"move_app/copy.py"},  # run by test_move_to_postgresql.py
     "docs/how-to/without-prepare.md": {"plain_engine/models.py"},
     "docs/how-to/updates.md": {"visits_app/visits.py"},  # run by test_operators_guides.py
     "docs/how-to/from-bullmq.md": {"bullmq_app/fill.py", "bullmq_app/compare.py"},
@@ -109,6 +112,21 @@ def test_readme_registers_and_captures(guide: Callable[[str], Path]) -> None:
             session.add(models.Contact(name="Ada", tenant_id="acme"))
         tester.drain()
         assert tester.document("contacts", "1") == {"name": "Ada", "tenantId": "acme"}
+
+
+def test_postgresql_registers_and_captures_without_being_prepared(
+    guide: Callable[[str], Path], postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide("docs/how-to/postgresql.md")
+    with postgres.database(empty=True) as url:
+        monkeypatch.setenv("OUTBOX_DATABASE_URL", url.render_as_string(hide_password=False))
+        models = with_tables("postgresql_app.models")
+        with delivering(models) as tester:
+            with models.Session.begin() as session:
+                session.add(models.Contact(name="Ada", tenant_id="acme"))
+            tester.drain()
+            assert tester.document("contacts", "1") == {"name": "Ada", "tenantId": "acme"}
+        models.engine.dispose()
 
 
 def test_fastapi_creates_a_contact_that_can_be_found(guide: Callable[[str], Path]) -> None:
