@@ -318,6 +318,19 @@ def test_rows_that_another_language_inserts_are_delivered(engine: Engine) -> Non
 
 
 @pytest.mark.slow
+def test_rows_that_another_language_inserts_into_postgresql_are_delivered(postgres: Postgres) -> None:
+    page = EVERYTHING["docs/how-to/another-language.md"]
+    (last_id,) = re.findall(r"asks for `(.+?)` instead", page)
+    with postgres.database() as url:
+        engine = create_engine(url)
+        with OutboxTester(engine) as tester:
+            with engine.begin() as connection:
+                connection.exec_driver_sql(first(page, "sql").replace("last_insert_rowid()", last_id))
+            tester.drain()
+            assert tester.document("contacts", "contact-123") == {"name": "Ada"}
+        engine.dispose()
+
+
 def test_rows_are_delivered_and_found_without_a_cluster(engine: Engine, tmp_path: Path) -> None:
     outbox = Outbox(engine)
     outbox.index("contacts", "c1", {"name": "Ada Lovelace"})

@@ -49,7 +49,7 @@ def migrate(sql: bool, database_url: str | None) -> None:
     Examples:
       outbox-relay migrate
       outbox-relay migrate --database-url sqlite:////srv/app/app.db
-      outbox-relay migrate --sql > outbox.sql   # for a DBA to run, as PostgreSQL or SQLite has it
+      outbox-relay migrate --sql > outbox.sql  # for a DBA to run
     """
     if sql:
         click.echo(schema.upgrade_sql(backend_of(settings.load(database_url=database_url))))
