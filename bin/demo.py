@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import demo_database
 import demo_serve
 from demo_processes import OUTBOX_RELAY, Relay, Tick
 from demo_proof import INDEXES, Comparison, client_of, compare
@@ -60,6 +61,7 @@ console.width = min(console.width, 80)
 
 @click.command()
 @click.option("--elasticsearch", is_flag=True, help="On a real node instead of the embedded destination.")
+@click.option("--postgres", is_flag=True, help="With a PostgreSQL of its own instead of a file of SQLite.")
 @click.option("--triggers", is_flag=True, help="Triggers of the database note changes, not the CRM's sessions.")
 @click.option("--serve", "stay", is_flag=True, help="Leave web API, relay, dashboard and a load running until Ctrl-C.")
 @click.option("--compare", "only_compare", is_flag=True, help="Only compare again what the last demo left there.")
@@ -69,7 +71,7 @@ console.width = min(console.width, 80)
     default=STANDARD,
     help="Where its files go. Default: .demo in the checkout.",
 )
-def main(elasticsearch: bool, triggers: bool, stay: bool, only_compare: bool, directory: Path) -> None:
+def main(elasticsearch: bool, postgres: bool, triggers: bool, stay: bool, only_compare: bool, directory: Path) -> None:
     """A small CRM whose contacts, accounts and deals can be found, whatever happens to the relay.
 
     Exits 1 if the indexes and the database differ in anything.
@@ -79,7 +81,11 @@ def main(elasticsearch: bool, triggers: bool, stay: bool, only_compare: bool, di
     in_the_way = set_aside_settings(elasticsearch or only_compare)
     if only_compare:
         enter(directory)
-        sys.exit(0 if show_comparison(compare("crm.db", settings.load())) else 1)
+        if not demo_database.is_there():
+            raise click.ClickException("the PostgreSQL of that demo has ended with it; run bin/demo --postgres again")
+        sys.exit(0 if show_comparison(compare(settings.load())) else 1)
+    if postgres and triggers:
+        raise click.ClickException("triggers are for SQLite only so far: leave out --postgres or --triggers")
     if stay:
         demo_serve.on_any_signal(signal.default_int_handler)
     what_is_shown = "people at work, until Ctrl-C" if stay else "a relay that is killed half-way"
@@ -91,13 +97,16 @@ def main(elasticsearch: bool, triggers: bool, stay: bool, only_compare: bool, di
             from node import node
 
             destination = {"OUTBOX_ELASTICSEARCH_URL": stack.enter_context(node(console))}
-        prepare(directory, destination, triggers)
+        directory.mkdir(parents=True, exist_ok=True)
+        database = stack.enter_context(demo_database.postgres(console, directory)) if postgres else demo_database.FILE
+        prepare(directory, database, destination, triggers)
         if stay:
             demo_serve.serve(console)
             return
         equal = show("Elasticsearch" if elasticsearch else "search.db", foreign_tool=triggers)
     if equal:
-        say_what_to_try(started_in, directory, in_the_way, node_is_gone=elasticsearch and not given)
+        gone = "PostgreSQL" if postgres else "node" if elasticsearch and not given else ""
+        say_what_to_try(started_in, directory, in_the_way, gone)
     sys.exit(0 if equal else 1)
 
 
@@ -116,16 +125,15 @@ def set_aside_settings(keep_node: bool) -> list[str]:
     return names
 
 
-def prepare(directory: Path, destination: dict[str, str], triggers: bool) -> None:
+def prepare(directory: Path, database: str, destination: dict[str, str], triggers: bool) -> None:
     """A directory with the application, its settings in `.env`, and a database with all tables."""
-    directory.mkdir(parents=True, exist_ok=True)
     for pattern in ("crm.*", "crm_api.py", "search.*", "relay.log", "api.log", ".env"):
         for left in directory.glob(pattern):
             left.unlink()
     for example in EXAMPLES:
         shutil.copy(example, directory)
-    lines = {"OUTBOX_DATABASE_URL": "sqlite:///crm.db", "OUTBOX_ENTITIES": "crm:registry", **destination}
-    (directory / ".env").touch(0o600)  # the address of a node may hold a password
+    lines = {"OUTBOX_DATABASE_URL": database, "OUTBOX_ENTITIES": "crm:registry", **destination}
+    (directory / ".env").touch(0o600)  # the address of a node or a database may hold a password
     (directory / ".env").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
     enter(directory)
     import crm  # not above: it opens the database of the working directory
@@ -157,7 +165,7 @@ def show(destination: str, *, foreign_tool: bool) -> bool:
 
     day = Day()
     with Relay() as relay:
-        step(f"Relay {relay.start()} is started. It delivers from crm.db to {destination}.")
+        step(f"Relay {relay.start()} is started. It delivers from {demo_database.name()} to {destination}.")
         with watching(relay, "new accounts") as tick:
             transactions = day.new_accounts(tick)
         found = ", ".join(f"{number:,} {what}" for what, number in day.counts().items())
@@ -198,7 +206,7 @@ def show(destination: str, *, foreign_tool: bool) -> bool:
     dead = outcomes.get("dead", 0)
     if dead:
         console.print(f"[red]{dead:,} rows are dead.[/] What they died of: cd {Path.cwd()}; {OUTBOX_RELAY} dead list")
-    return show_comparison(compare("crm.db", settings.load())) and not dead
+    return show_comparison(compare(settings.load())) and not dead
 
 
 def show_pause(day: Day, relay: Relay) -> None:
@@ -238,7 +246,7 @@ def show_comparison(comparisons: list[Comparison]) -> bool:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("index")
     table.add_column("tenant")
-    table.add_column("rows in crm.db", justify="right")
+    table.add_column(f"rows in {demo_database.name()}", justify="right")
     table.add_column("documents", justify="right")
     table.add_column("")
     for each in comparisons:
@@ -259,8 +267,8 @@ def show_comparison(comparisons: list[Comparison]) -> bool:
     return True
 
 
-def say_what_to_try(started_in: Path, directory: Path, in_the_way: list[str], *, node_is_gone: bool) -> None:
-    """Commands that can be pasted, in the directory where the demo was started."""
+def say_what_to_try(started_in: Path, directory: Path, in_the_way: list[str], gone: str) -> None:
+    """Commands that can be pasted, in the directory where the demo was started. `gone`: what has ended with it."""
     near = directory == STANDARD
     bin_, demo = (
         ("../.venv/bin", "../bin/demo")
@@ -275,12 +283,16 @@ def say_what_to_try(started_in: Path, directory: Path, in_the_way: list[str], *,
         f"cd {shlex.quote(os.path.relpath(directory, started_in))}",
         "less crm.py       # the application",
         "less relay.log    # what both relays logged",
-        f"{bin_}/outbox-relay status",
     ]
-    if node_is_gone:
+    if gone == "PostgreSQL":
+        console.print("\nPostgreSQL has ended with the demo; with --serve it stays until Ctrl-C.")
+        lines.append(f"{demo} --postgres --serve{'' if near else ' --directory .'}")
+    elif gone:
         console.print("\nThe node has ended with the demo; bin/elasticsearch runs one that stays.")
+        lines.append(f"{bin_}/outbox-relay status")
     else:
         lines += [
+            f"{bin_}/outbox-relay status",
             f"{bin_}/python -c '",
             "import crm",
             "with crm.Sessions.begin() as session:",

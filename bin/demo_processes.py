@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Self
 
 import click
+import demo_database
 
 OUTBOX_RELAY = Path(sys.executable).with_name("outbox-relay")
 LONGEST_WAIT_S = 120
@@ -108,9 +107,8 @@ class Relay(Process):
     def outcomes(self) -> dict[str, int]:
         """Rows by what became of them."""
         return self._counted(
-            "SELECT coalesce(outcome, state) AS what, count(*) FROM outbox_events GROUP BY what ORDER BY count(*) DESC"
+            "SELECT coalesce(outcome, state) AS what, count(*) FROM outbox_events GROUP BY 1 ORDER BY count(*) DESC"
         )
 
     def _counted(self, query: str) -> dict[str, int]:
-        with closing(sqlite3.connect("crm.db")) as connection:
-            return dict(connection.execute(query))
+        return {state: int(number) for state, number in demo_database.query(query)}

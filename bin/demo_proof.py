@@ -7,12 +7,12 @@ the embedded destination or through Elasticsearch's own client.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
+
+import demo_database
 
 from outbox.settings import Settings
 
@@ -50,11 +50,12 @@ class Comparison:
     different: list[str]  # a line for each document that is missing, left over or not the same
 
 
-def compare(database: str, settings: Settings) -> list[Comparison]:
+def compare(settings: Settings) -> list[Comparison]:
     """Each index against its table, tenant by tenant, every field of every document."""
     found = []
+    in_file = demo_database.address().startswith("sqlite")
     for index, query in SHOULD_BE.items():
-        table = by_tenant(_in_file(database, query))
+        table = by_tenant(_documents(query if in_file else query.replace("json_object", "json_build_object")))
         held = by_tenant(
             in_embedded(settings, index) if settings.destination == "embedded" else in_node(settings, index)
         )
@@ -67,7 +68,7 @@ def compare(database: str, settings: Settings) -> list[Comparison]:
 def in_embedded(settings: Settings, index: str) -> Documents:
     """All documents of an index, from the tables of the embedded destination's file."""
     query = "SELECT document_id, source FROM documents JOIN aliases USING (index_name) WHERE name = ? AND NOT deleted"
-    return _in_file(str(settings.embedded_path), query, index)
+    return _documents(query, index, of=f"sqlite:///{settings.embedded_path}")
 
 
 def in_node(settings: Settings, index: str) -> Documents:
@@ -105,10 +106,9 @@ def by_tenant(documents: Documents) -> defaultdict[str, Documents]:
     return found
 
 
-def _in_file(path: str, query: str, *parameters: str) -> Documents:
-    with closing(sqlite3.connect(path)) as connection:
-        rows: Iterable[tuple[Any, str]] = connection.execute(query, parameters)
-        return {str(document_id): json.loads(document) for document_id, document in rows}
+def _documents(query: str, *parameters: str, of: str | None = None) -> Documents:
+    rows = demo_database.query(query, *parameters, of=of)
+    return {str(id_): json.loads(found) if isinstance(found, str) else found for id_, found in rows}
 
 
 def _compared(index: str, tenant: str, table: Documents, held: Documents) -> Comparison:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import click
+import demo_database
 from demo_processes import Process, Relay
 from rich.console import Console
 
@@ -49,6 +50,7 @@ def serve(console: Console) -> None:
             for line in (
                 f"Web API      http://127.0.0.1:{api_port}/docs",
                 f"Dashboard    http://127.0.0.1:{dashboard_port}/",
+                *([] if demo_database.name() == "crm.db" else [f"Database     psql {demo_database.for_psql()}"]),
                 f"A search     curl -H 'X-Tenant: acme' 'http://127.0.0.1:{api_port}/search?q=tanaka'",
                 "",
                 "People change something a few times a second. Now and then someone mistypes a",

@@ -15,15 +15,16 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from sqlalchemy import ForeignKey, create_engine
+from sqlalchemy import BigInteger, ForeignKey, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
-from outbox import EntityRegistry, OutboxRepository, sqlite
+from outbox import EntityRegistry, OutboxRepository, settings, sqlite
 
 # -- the database ----------------------------------------------------------------------------------------------------
 
-engine = create_engine("sqlite:///crm.db")
-sqlite.prepare(engine)  # once, before the first connection: WAL, and waiting for the write lock
+engine = create_engine(settings.load().database_url or "sqlite:///crm.db")
+if engine.dialect.name == "sqlite":  # PostgreSQL needs nothing
+    sqlite.prepare(engine)  # once, before the first connection: WAL, and waiting for the write lock
 Sessions = sessionmaker(engine, expire_on_commit=False)
 
 
@@ -41,7 +42,7 @@ class Account(Base):
     industry: Mapped[str]
     city: Mapped[str]
     country: Mapped[str]
-    employees: Mapped[int]
+    employees: Mapped[int] = mapped_column(BigInteger)
     contacts: Mapped[list[Contact]] = relationship(back_populates="account", cascade="all, delete-orphan")
     deals: Mapped[list[Deal]] = relationship(back_populates="account")
 

@@ -7,8 +7,8 @@ answers 503 meanwhile.
     outbox-relay migrate && outbox-relay run        beside it
     uvicorn crm_api:app                             then http://127.0.0.1:8000/docs
 
-Both read the environment, or a file `.env`: OUTBOX_DATABASE_URL=sqlite:///crm.db, OUTBOX_ENTITIES=crm:registry, and
-where documents go, e.g. OUTBOX_ELASTICSEARCH_URL=http://localhost:9200.
+Both read the environment, or a file `.env`: OUTBOX_DATABASE_URL=sqlite:///crm.db (or postgresql+psycopg://…),
+OUTBOX_ENTITIES=crm:registry, and where documents go, e.g. OUTBOX_ELASTICSEARCH_URL=http://localhost:9200.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ SEARCHES = 8  # at the same time
 
 M = TypeVar("M", Account, Contact, Deal)
 
-Readers = sessionmaker(crm.engine.execution_options(outbox_begin="DEFERRED"))  # one view of the database each
+# Sessions that have one view of the database each, as SQLite and as PostgreSQL call it.
+one_view = (
+    {"outbox_begin": "DEFERRED"} if crm.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+)
+Readers = sessionmaker(crm.engine.execution_options(**one_view))
 search_index = Search(timeout=3, concurrency=SEARCHES)
 searchers = anyio.CapacityLimiter(SEARCHES)
 log = logging.getLogger("uvicorn.error")

@@ -100,6 +100,18 @@ def test_demo_with_triggers_notes_what_another_program_writes(tmp_path: Path) ->
     assert re.search(r" [1-9]\d\d rows are changed by plain sqlite3", line)
 
 
+@pytest.mark.usefixtures("postgres")  # says whether one can be had
+def test_demo_on_a_postgresql_of_its_own_ends_with_the_index_equal_to_the_database(tmp_path: Path) -> None:
+    shown = demo(tmp_path, "--postgres")
+    assert shown.code == 0, shown.errors
+    assert says_that_all_is_equal(shown), shown.lines
+    assert any("It delivers from PostgreSQL to search.db" in line for line in shown.lines)
+    assert not any("status" in line for line in shown.lines[shown.lines.index("To try next") :])
+    assert "database system is shut down" in (tmp_path / "shown" / "postgres.log").read_text()
+    compared = demo(tmp_path, "--compare")
+    assert (compared.code, "has ended with it" in compared.errors) == (1, True)
+
+
 def test_demo_in_a_pipe_is_plain_lines_of_at_most_80_columns(embedded: Shown) -> None:
     assert max(map(len, embedded.lines[: embedded.lines.index("To try next")])) <= 80  # below stand paths
     assert not any("\x1b" in line or "\r" in line for line in embedded.lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, make_url
 
 from outbox.cli import main
 from outbox.maintenance.pruner import prune
@@ -32,9 +33,9 @@ def value(instruction: str) -> str:
     return found
 
 
-@pytest.fixture(scope="module")
-def compose() -> Any:
-    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+@pytest.fixture(scope="module", params=["compose.yaml", "compose.postgres.yaml"])
+def compose(request: pytest.FixtureRequest) -> Any:
+    return yaml.safe_load((DEPLOY / request.param).read_text())
 
 
 # -- the image --------------------------------------------------------------------------------------------------------
@@ -105,12 +106,30 @@ def test_elasticsearch_without_passwords_is_reached_from_nowhere_else(compose: A
 @pytest.mark.parametrize("name", ["migrate", "relay", "admin"])
 def test_our_containers_share_the_database_and_may_do_nothing_else(compose: Any, name: str) -> None:
     service = compose["services"][name]
-    assert (service["volumes"], service["read_only"], service["cap_drop"]) == (["data:/data"], True, ["ALL"])
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    if server := compose["services"].get("postgres"):
+        url = make_url(re.sub(r"\$\{.*?\}", "secret", service["environment"]["OUTBOX_DATABASE_URL"]))
+        given = {key.removeprefix("POSTGRES_"): value for key, value in server["environment"].items()}
+        assert (url.host, url.username, url.database) == ("postgres", given["USER"], given["DB"])
+        assert given["PASSWORD"] in service["environment"]["OUTBOX_DATABASE_URL"]
+        assert "volumes" not in service
+    else:
+        assert service["volumes"] == ["data:/data"]
     assert "data" in compose["volumes"]
     assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
     assert set(service["environment"]) <= {variable(field) for field in Settings.model_fields}
     command, *options = service["command"]
     main.commands[command].make_context(command, options)  # fails for an option that there is not
+
+
+def test_three_relays_work_on_a_postgresql_that_is_reached_from_nowhere_else() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.postgres.yaml").read_text())["services"]
+    server = services["postgres"]
+    assert services["relay"]["deploy"] == {"replicas": 3}
+    assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert (server["networks"], "ports" in server, "healthcheck" in server) == (["inside"], False, True)
+    assert server["volumes"] == ["data:/var/lib/postgresql/data"]
+    assert any("[admin,postgres]" in text for _, text in steps())
 
 
 def test_compose_waits_longer_than_a_relay_takes_to_stop(compose: Any) -> None:

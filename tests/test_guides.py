@@ -29,6 +29,7 @@ from tests.support.guides import client_of, delivering, with_tables
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.pages import EVERYTHING, ROOT, blocks, first
+from tests.support.postgres import Postgres
 
 FILES = {
     "README.md": {"myapp/models.py"},
@@ -53,6 +54,8 @@ FILES = {
         *("tests/conftest.py", "tests/test_contacts.py"),
         *("rolled_back/conftest.py", "in_memory/conftest.py", "in_parallel/conftest.py"),
     },
+    "docs/how-to/postgresql.md": {"postgresql_app/models.py"},
+    "docs/how-to/move-to-postgresql.md": {"move_app/copy.py"},  # run by test_move_to_postgresql.py
     "docs/how-to/without-prepare.md": {"plain_engine/models.py"},
     "docs/how-to/updates.md": {"visits_app/visits.py"},  # run by test_operators_guides.py
     "docs/how-to/from-bullmq.md": {"bullmq_app/fill.py", "bullmq_app/compare.py"},
@@ -109,6 +112,21 @@ def test_readme_registers_and_captures(guide: Callable[[str], Path]) -> None:
             session.add(models.Contact(name="Ada", tenant_id="acme"))
         tester.drain()
         assert tester.document("contacts", "1") == {"name": "Ada", "tenantId": "acme"}
+
+
+def test_postgresql_registers_and_captures_without_being_prepared(
+    guide: Callable[[str], Path], postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide("docs/how-to/postgresql.md")
+    with postgres.database(empty=True) as url:
+        monkeypatch.setenv("OUTBOX_DATABASE_URL", url.render_as_string(hide_password=False))
+        models = with_tables("postgresql_app.models")
+        with delivering(models) as tester:
+            with models.Session.begin() as session:
+                session.add(models.Contact(name="Ada", tenant_id="acme"))
+            tester.drain()
+            assert tester.document("contacts", "1") == {"name": "Ada", "tenantId": "acme"}
+        models.engine.dispose()
 
 
 def test_fastapi_creates_a_contact_that_can_be_found(guide: Callable[[str], Path]) -> None:
@@ -300,6 +318,19 @@ def test_rows_that_another_language_inserts_are_delivered(engine: Engine) -> Non
 
 
 @pytest.mark.slow
+def test_rows_that_another_language_inserts_into_postgresql_are_delivered(postgres: Postgres) -> None:
+    page = EVERYTHING["docs/how-to/another-language.md"]
+    (last_id,) = re.findall(r"asks for `(.+?)` instead", page)
+    with postgres.database() as url:
+        engine = create_engine(url)
+        with OutboxTester(engine) as tester:
+            with engine.begin() as connection:
+                connection.exec_driver_sql(first(page, "sql").replace("last_insert_rowid()", last_id))
+            tester.drain()
+            assert tester.document("contacts", "contact-123") == {"name": "Ada"}
+        engine.dispose()
+
+
 def test_rows_are_delivered_and_found_without_a_cluster(engine: Engine, tmp_path: Path) -> None:
     outbox = Outbox(engine)
     outbox.index("contacts", "c1", {"name": "Ada Lovelace"})

@@ -17,8 +17,10 @@ from outbox import OutboxRepository, schema
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import ConfigurationError, DatabaseUnavailable
 from outbox.store import claims, versions
+from outbox.store.dialect import Finding
 from outbox.store.models import metadata
 from outbox.store.postgresql import dialect as postgresql
+from outbox.store.postgresql import findings
 from outbox.store.store import Store, dialect_of
 from outbox.testing import OutboxTester
 from tests.support import LIMIT_S
@@ -113,6 +115,26 @@ def test_check_finds_nothing_wrong_and_names_no_password(run: Commands, url: URL
     assert f"{url.database} on 127.0.0.1" in said
     assert "fail" not in said.lower().replace("failed rows", "")
     assert "secret-word" not in said
+
+
+def test_check_names_a_transaction_that_is_open_for_long_and_a_prepared_one(
+    migrated: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> Finding:
+        (said,) = (each for each in dialect_of(migrated).findings(migrated) if each.name == "transactions")
+        return said
+
+    assert (found().level, found().found) == ("ok", "none is open for long")
+    monkeypatch.setattr(findings, "LONG_S", 0)
+    with migrated.connect() as connection:
+        process = connection.scalar(text("SELECT pg_backend_pid()"))
+        assert (found().level, f"open for 0 s (process {process})" in found().found) == ("warn", True)
+    with migrated.connect() as connection:
+        transaction = connection.begin_twophase("left's")
+        connection.execute(text("SELECT 1"))
+        transaction.prepare()
+        assert "(prepared as 'left''s')" in found().found
+        transaction.rollback()
 
 
 def test_command_says_that_the_database_cannot_be_reached(run: Commands, url: URL) -> None:

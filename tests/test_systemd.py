@@ -77,6 +77,23 @@ def test_options_are_said_in_the_unit(printed: Printed, tmp_path: Path) -> None:
     assert f"pip install -e '{ROOT}[admin]'" in result.stderr
 
 
+def test_unit_for_postgresql_names_no_file_and_no_password(printed: Printed, tmp_path: Path) -> None:
+    url = "postgresql+psycopg://relay:secret@db.internal/shop"
+    for result in (printed("--user", "ada", OUTBOX_DATABASE_URL=url), printed("--user", "ada", "--database-url", url)):
+        unit = lines(result.stdout)
+        assert result.exit_code == 0
+        assert unit["ExecStart"] == [f"{Path(sys.executable).with_name('outbox-relay')} run"]
+        assert unit["Description"] == ["outbox-relay: delivers the outbox of shop on db.internal"]
+        assert (unit["ReadWritePaths"], unit["WorkingDirectory"]) == ([""], [str(module.STATE)])
+        assert f"add OUTBOX_DATABASE_URL to {tmp_path}/outbox-relay.env" in result.stderr
+        assert "secret" not in result.output
+    embedded = {"OUTBOX_DESTINATION": "embedded", "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db")}
+    unit = lines(printed("--user", "ada", OUTBOX_DATABASE_URL=url.replace("relay:secret@", ""), **embedded).stdout)
+    assert f"OUTBOX_DATABASE_URL={url.replace('relay:secret@', '')}" in unit["Environment"]
+    assert unit["ReadWritePaths"] == [str(tmp_path)]
+    assert unit["RestrictAddressFamilies"] == ["AF_INET AF_INET6 AF_UNIX"]
+
+
 def test_systemd_waits_longer_than_a_relay_takes_to_stop(printed: Printed) -> None:
     for timeout in ("0", "25", "600"):
         stop = lines(printed(OUTBOX_SHUTDOWN_TIMEOUT=timeout).stdout)["TimeoutStopSec"]

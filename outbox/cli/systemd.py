@@ -65,7 +65,7 @@ TimeoutStopSec={stop}
 # A batch is held in memory a few times: OUTBOX_CONCURRENCY x OUTBOX_BATCH_BYTES x 4, and 100 MB for the program.
 #MemoryMax=500M
 
-# It may write to the directories of its databases (the write-ahead log is made there), and nowhere else.
+# It may write to the directories of its files (SQLite makes others beside them), and nowhere else.
 StateDirectory=outbox-relay
 StateDirectoryMode=0750
 ReadWritePaths={writable}
@@ -129,28 +129,30 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
     chosen = env_file or ENV_FILE
     read = [chosen] if os.access(chosen, os.R_OK) else []  # with passwords in it, it is root's alone
     loaded = load_settings(database_url=database_url, _env_file=(".env", *read))
-    database = _database(loaded)
-    named = [database, *([loaded.embedded_path.absolute()] if loaded.embedded_path else [])]
+    name, database = _database(loaded)
+    named = [path.absolute() for path in (database, loaded.embedded_path) if path]
     files = [each for file in named for each in (file, file.resolve())]  # a link's log is beside what it leads to
     command, directory = _command(), _directory(loaded, database)
     authorities = (loaded.elasticsearch_ca_certs, loaded.opensearch_ca_certs)
     certificates = [each.absolute() for each in authorities if each]
     code = [command, Path(sys.base_prefix), Path(__file__).parents[1]]  # an editable installation lies elsewhere
     needed = [*files, directory, *certificates, *code]
-    user = user or _owner(database)
+    user = user or _owner(database or directory)
     exported = settings.exported(*read)
-    secret = [name for name, value in exported.items() if name in settings.SECRET or _has_password(value)]
-    offline = loaded.destination == "embedded" and not admin
+    if database is None and database_url:
+        exported[settings.variable("database_url")] = database_url
+    secret = [key for key, value in exported.items() if key in settings.SECRET or _has_password(value)]
+    offline = database is not None and loaded.destination == "embedded" and not admin
     unit = TEMPLATE.format(
         version=__version__,
         unit=UNIT,
-        database=_escaped(str(database)),
+        database=_escaped(name),
         after="After=local-fs.target" if offline else "Wants=network-online.target\nAfter=network-online.target",
         command=_command_line(command, database, admin=admin),
         user=_escaped(user),
         directory=_escaped(str(directory)),
         env_file=f"{'' if env_file else '-'}{_escaped(str(chosen))}",
-        environment=_environment({name: value for name, value in exported.items() if name not in secret}),
+        environment=_environment({key: value for key, value in exported.items() if key not in secret}, database),
         steps="" if _systemd_version() >= KNOWS_RESTART_STEPS else "#",
         stop=math.ceil(loaded.shutdown_timeout + BUSY_TIMEOUT_S + (STOPPED_WITHIN_S if admin else 0)) + EXIT_MARGIN_S,
         writable=" ".join(dict.fromkeys(_quoted(str(file.parent)) for file in files)),
@@ -165,23 +167,24 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
         click.echo(f"note: {line}", err=True)
 
 
-def _command_line(command: Path, database: Path, *, admin: bool) -> str:
-    words = (str(command), "run", *(["--admin"] if admin else []), "--database-url", f"sqlite:///{database}")
+def _command_line(command: Path, database: Path | None, *, admin: bool) -> str:
+    named = ["--database-url", f"sqlite:///{database}"] if database else []
+    words = (str(command), "run", *(["--admin"] if admin else []), *named)
     return " ".join(_quoted(word).replace("$", "$$") for word in words)
 
 
-def _environment(exported: Mapping[str, str]) -> str:
-    """The settings of this environment as lines of the unit, but for the database: the command names it."""
+def _environment(exported: Mapping[str, str], database: Path | None) -> str:
+    """The settings of this environment as lines of the unit, but for a database that the command names."""
     return "".join(
         f"Environment={_quoted(f'{name}={_absolute(name, value)}')}\n"
         for name, value in exported.items()
-        if name != settings.variable("database_url")
+        if database is None or name != settings.variable("database_url")
     )
 
 
 def _to_do(
     loaded: Settings,
-    database: Path,
+    database: Path | None,
     needed: Sequence[Path],
     user: str,
     env_file: Path,
@@ -203,12 +206,14 @@ def _to_do(
         yield f"no destination is set: add {variable(f'{loaded.destination}_url')} to {env_file}"
     if admin:
         yield f"--admin needs the extra: {install_command('admin')}"
-    if not database.exists():
+    if database and not database.exists():
         yield f"{database} does not exist yet: let the application make it, then run 'outbox-relay migrate'"
     if loaded.embedded_path and not (held := loaded.embedded_path.absolute().parent).exists() and held != STATE:
         yield f"{held} of OUTBOX_EMBEDDED_PATH does not exist yet: make it, and let {user} own it, or no unit starts"
-    if user == "root":
+    if user == "root" and database:
         yield f"it runs as root, to whom {database} belongs; better: --user, and let that user own the directory"
+    elif user == "root":
+        yield "it runs as root; better: --user"
     closed: dict[Path, list[str]] = {}
     for path in needed:
         if blocked := _closed_to_others(path, user):
@@ -217,11 +222,12 @@ def _to_do(
         yield f"check that {user} may enter {blocked}, which leads to {', '.join(beyond)}"
 
 
-def _database(loaded: Settings) -> Path:
-    """Where the database is, or shall be."""
+def _database(loaded: Settings) -> tuple[str, Path | None]:
+    """What it is called, and where its file is, or shall be; a server has none."""
     engine = engine_of(loaded, create=True)  # its checks of the URL; nothing is opened
     engine.dispose()
-    return Path(database_name(engine))
+    name = database_name(engine)
+    return name, Path(name) if engine.dialect.name == "sqlite" else None
 
 
 def _command() -> Path:
@@ -241,9 +247,11 @@ def _owner(database: Path) -> str:
         return str(path.stat().st_uid)
 
 
-def _directory(loaded: Settings, database: Path) -> Path:
+def _directory(loaded: Settings, database: Path | None) -> Path:
     """Where the relay works: here, where OUTBOX_ENTITIES is imported from and .env is read, if either is used."""
-    return Path.cwd() if loaded.entities or Path(".env").exists() else database.parent
+    if loaded.entities or Path(".env").exists():
+        return Path.cwd()
+    return database.parent if database else STATE
 
 
 def _systemd_version() -> int:

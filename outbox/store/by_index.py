@@ -36,7 +36,8 @@ def waiting(store: Store, now: int) -> dict[str, Waiting]:
     held, dead = store.dialect.indexed("held"), store.dialect.indexed("dead")
     found = store.run(
         "SELECT counted.index_name, waits, died, created_at FROM ("
-        "SELECT index_name, sum(unfinished) AS waits, sum(dead) AS died, min(oldest) AS oldest FROM ("
+        "SELECT index_name, CAST(sum(unfinished) AS BIGINT) AS waits, CAST(sum(dead) AS BIGINT) AS died,"
+        " min(oldest) AS oldest FROM ("
         "SELECT index_name, count(*) AS unfinished, 0 AS dead, min(id) AS oldest"
         f" FROM outbox_events {held} WHERE {models.unfinished()} GROUP BY index_name"
         " UNION ALL SELECT index_name, 0, count(*), NULL"

@@ -26,7 +26,8 @@ MOST_LOOKED_AT: Final = 100_000
 MOST_WALKED: Final = 20_000
 MOST_ID: Final = 10**13
 
-SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in STATISTICS)
+# As whole numbers: PostgreSQL adds them up to a NUMERIC.
+SUMS = ", ".join(f"CAST(coalesce(sum({name}), 0) AS BIGINT)" for name in STATISTICS)
 
 
 @dataclass(frozen=True, slots=True)

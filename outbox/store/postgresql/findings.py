@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Engine
@@ -17,11 +18,23 @@ _SETTINGS: Final = (
     "autovacuum", "transaction_read_only",
 )  # fmt: skip
 
+LONG_S: Final = 600
+# Those of other roles have no time here, unless ours may see it (pg_read_all_stats). A prepared one has no process.
+_OLDEST: Final = """
+    SELECT what, role, CAST(extract(epoch FROM clock_timestamp() - since) AS BIGINT) FROM (
+        SELECT 'process ' || pid AS what, usename::text AS role, xact_start AS since FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+        UNION ALL
+        SELECT 'prepared as ' || quote_literal(gid), owner::text, prepared FROM pg_prepared_xacts
+        WHERE database = current_database()
+    ) AS open WHERE since IS NOT NULL ORDER BY since LIMIT 1
+"""
+
 
 def findings(engine: Engine, address: str) -> list[Finding]:
     """The server's version, the database, and the settings that the outbox relies on."""
     try:
-        found = _read(engine)
+        found, oldest = _read(engine)
     except DBAPIError as error:
         remedy = "check OUTBOX_DATABASE_URL, and that the server runs and lets this user in"
         return [Finding("database", "fail", f"{address} cannot be read: {in_one_line(error.orig)}", remedy)]
@@ -58,10 +71,24 @@ def findings(engine: Engine, address: str) -> list[Finding]:
             "turn it on: the outbox tables grow without end, and claims become slow",
             "warn",
         ),
+        _transactions(oldest),
     ]
 
 
-def _read(engine: Engine) -> dict[str, Any]:
+def _transactions(oldest: Sequence[Any] | None) -> Finding:
+    """Of the one that is open for longest."""
+    what, role, seconds = oldest or ("", "", 0)
+    return finding(
+        "transactions",
+        seconds < LONG_S,
+        f"one of {role} is open for {seconds:,} s ({what})" if seconds >= LONG_S else "none is open for long",
+        "end it: until then no dead version of a row is removed, so claims become slow, and a verification may wait",
+        "warn",
+    )
+
+
+def _read(engine: Engine) -> tuple[dict[str, Any], Sequence[Any] | None]:
     with engine.connect() as connection:
         asked = ", ".join(f"current_setting('{name}')" for name in _SETTINGS)
-        return dict(zip(_SETTINGS, connection.exec_driver_sql(f"SELECT {asked}").one(), strict=True))
+        found = connection.exec_driver_sql(f"SELECT {asked}").one()
+        return dict(zip(_SETTINGS, found, strict=True)), connection.exec_driver_sql(_OLDEST).first()
