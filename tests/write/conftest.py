@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.dialects.postgresql.base import PGDDLCompiler
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -14,6 +14,23 @@ from outbox import EntityRegistry
 from outbox.entities.entity import Entity
 from tests.support.watching import Rows
 from tests.write.models import Base, Contact
+
+# As SQLite numbers rows: one above the highest there is, whoever has given that.
+NEXT_ID = """
+    CREATE FUNCTION next_id(of regclass, in_table text, in_column text) RETURNS bigint LANGUAGE plpgsql AS $$
+    DECLARE own bigint := nextval(of); above bigint;
+    BEGIN
+        EXECUTE format('SELECT coalesce(max(%I), 0) + 1 FROM %I', in_column, in_table) INTO above;
+        RETURN CASE WHEN above > own THEN setval(of, above) ELSE own END;
+    END $$
+"""
+SERIALS = """
+    SELECT s.relname, t.relname, a.attname FROM pg_class AS s
+    JOIN pg_depend AS d ON d.objid = s.oid AND d.deptype = 'a'
+    JOIN pg_class AS t ON t.oid = d.refobjid AND t.relname NOT LIKE 'outbox%'
+    JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
+    WHERE s.relkind = 'S'
+"""
 
 
 class WithoutForeignKeys(PGDDLCompiler):
@@ -43,11 +60,12 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 @pytest.fixture
 def database(engine: Engine) -> Engine:
     Base.metadata.create_all(engine)
-    if engine.dialect.name == "postgresql":  # where an id that is given is given once more
+    if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
-            for name in inspect(connection).get_sequence_names():
-                if not name.startswith("outbox"):
-                    connection.execute(text(f"ALTER SEQUENCE {name} RESTART WITH 1001"))
+            connection.execute(text(NEXT_ID))
+            for sequence, table, column in connection.execute(text(SERIALS)):
+                default = f"next_id('{sequence}', '{table}', '{column}')"
+                connection.execute(text(f"ALTER TABLE {table} ALTER {column} SET DEFAULT {default}"))
     return engine
 
 
