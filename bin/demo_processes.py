@@ -102,7 +102,7 @@ class Relay(Process):
         return sum(number for index, number in by_index.items() if index != but)
 
     def dead(self) -> int:
-        return self._counted("SELECT state, count(*) FROM outbox_events WHERE state = 'dead'").get("dead", 0)
+        return self.counts().get("dead", 0)
 
     def outcomes(self) -> dict[str, int]:
         """Rows by what became of them."""

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psycopg
 import pytest
 
 from tests.support import LIMIT_S
@@ -178,6 +179,23 @@ def test_served_demo_answers_and_ends_with_all_that_it_started(
     assert (process.returncode, rest, errors) == (0, "\nAll of it has ended.\n", "")
     assert processes_in(served) == []
     assert counted(served, "claimed") == 0
+
+
+@pytest.mark.usefixtures("postgres")  # says whether one can be had
+def test_served_demo_on_postgresql_answers_and_ends_with_all_that_it_started(served: Path) -> None:
+    with serving(served, "--postgres") as (process, shown):
+        (dashboard,) = re.findall(r"http://[\d.:]+/(?=$)", shown, re.MULTILINE)
+        assert "<!doctype html>" in get(dashboard).lower()
+        (search,) = re.findall(r"'(http\S+search\S+)'", shown)
+        until(lambda: "Tanaka" in get(search, may_fail=True), "people of the CRM can be found")
+        (url,) = re.findall(r"psql (postgresql:\S+)", shown)
+        with closing(psycopg.connect(url, autocommit=True)) as connection:
+            dead = "SELECT count(*) FROM outbox_events WHERE state = 'dead'"
+            until(lambda: connection.execute(dead).fetchone() != (0,), "a document is refused")
+        process.terminate()
+        rest, errors = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, rest, errors) == (0, "\nAll of it has ended.\n", "")
+    assert "database system is shut down" in (served / "postgres.log").read_text()
 
 
 def test_served_demo_whose_relay_is_killed_says_so_and_ends(served: Path) -> None:
