@@ -84,8 +84,6 @@ def main(elasticsearch: bool, postgres: bool, triggers: bool, stay: bool, only_c
         if not demo_database.is_there():
             raise click.ClickException("the PostgreSQL of that demo has ended with it; run bin/demo --postgres again")
         sys.exit(0 if show_comparison(compare(settings.load())) else 1)
-    if postgres and triggers:
-        raise click.ClickException("triggers are for SQLite only so far: leave out --postgres or --triggers")
     if stay:
         demo_serve.on_any_signal(signal.default_int_handler)
     what_is_shown = "people at work, until Ctrl-C" if stay else "a relay that is killed half-way"
@@ -174,7 +172,9 @@ def show(destination: str, *, foreign_tool: bool) -> bool:
             day.work(CHANGES, tick)
         step(f"{CHANGES} changes: people come, change and leave, deals move on or are dropped.")
         if foreign_tool:
-            step(f"{day.foreign_tool():,} rows are changed by plain sqlite3: no session sees it, triggers note it.")
+            step(
+                f"{day.foreign_tool():,} rows are changed by plain SQL: no session sees it, triggers note it."
+            )
         day.import_contacts(IMPORTED)
         pid, held = relay.kill_while_it_delivers()
         step(f"{IMPORTED} contacts are imported. While it delivers them, with {held:,} rows in hand,")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from typing import TypeVar
 
 import crm
-from crm import Account, Contact, Deal, Sessions
+from crm import Account, Contact, Deal, Sessions, engine
 from demo_records import JOB_TITLES, STAGES, TOPICS, Chance, Country
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from outbox import OutboxRepository
@@ -82,14 +80,14 @@ class Day:
                 crm.hire(session, account, **self._person(account, country))
 
     def foreign_tool(self) -> int:
-        """What a program that knows nothing of this one does with the file. Returns how many rows it changed."""
+        """What a program that knows nothing of this one does with the tables. Returns how many rows it changed."""
         statements = [
             "UPDATE contacts SET job_title = upper(job_title) WHERE tenant_id = 'globex'",
             "UPDATE accounts SET industry = 'logistics' WHERE industry = 'shipping'",
             "DELETE FROM contacts WHERE notes LIKE '%the old supplier%'",
         ]
-        with closing(sqlite3.connect("crm.db", timeout=30)) as connection, connection:
-            return sum(connection.execute(each).rowcount for each in statements)
+        with engine.begin() as connection:
+            return sum(connection.execute(text(each)).rowcount for each in statements)
 
     def last_customer(self) -> tuple[str, float]:
         """An account, a contact and a deal, and the wait until all can be found. Returns a name, and the seconds."""

@@ -98,7 +98,7 @@ def test_demo_with_triggers_notes_what_another_program_writes(tmp_path: Path) ->
     assert shown.code == 0, shown.errors
     assert says_that_all_is_equal(shown), shown.lines
     (line,) = (line for line in shown.lines if "triggers note it" in line)
-    assert re.search(r" [1-9]\d\d rows are changed by plain sqlite3", line)
+    assert re.search(r" [1-9]\d\d rows are changed by plain SQL", line)
 
 
 @pytest.mark.usefixtures("postgres")  # says whether one can be had
