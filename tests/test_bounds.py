@@ -28,7 +28,8 @@ def admitted(requirement: Requirement) -> tuple[str, str]:
 
 
 def test_packages_are_all_in_the_table_with_their_bounds_and_no_others() -> None:
-    needed = [Requirement(each) for each in (*PROJECT["dependencies"], *EXTRAS["admin"], *EXTRAS["opensearch"])]
+    of_extras = [each for extra in ("admin", "opensearch", "postgres") for each in EXTRAS[extra]]
+    needed = [Requirement(each) for each in (*PROJECT["dependencies"], *of_extras)]
     by_applications = ("aiosqlite", "flask", "flask-sqlalchemy", "flask-migrate", "sqlmodel")
     needed += [each for each in map(Requirement, EXTRAS["dev"]) if each.name in by_applications]
     listed = re.findall(r"^\| (\S+) \|", PAGE.split("| package |")[1], re.MULTILINE)
