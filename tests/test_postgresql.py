@@ -129,12 +129,11 @@ def test_check_names_a_transaction_that_is_open_for_long_and_a_prepared_one(
     with migrated.connect() as connection:
         process = connection.scalar(text("SELECT pg_backend_pid()"))
         assert (found().level, f"open for 0 s (process {process})" in found().found) == ("warn", True)
-    with migrated.connect() as connection:
-        transaction = connection.begin_twophase("left's")
-        connection.execute(text("SELECT 1"))
-        transaction.prepare()
+    with migrated.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in ("BEGIN", "SELECT 1", "PREPARE TRANSACTION 'left''s'"):
+            connection.exec_driver_sql(statement)
         assert "(prepared as 'left''s')" in found().found
-        transaction.rollback()
+        connection.exec_driver_sql("ROLLBACK PREPARED 'left''s'")
 
 
 def test_command_says_that_the_database_cannot_be_reached(run: Commands, url: URL) -> None:
