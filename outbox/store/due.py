@@ -82,7 +82,7 @@ def look(store: Store, request: ClaimRequest) -> Found:
     state = store.dialect.state(store.run)
     lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
     candidates = _due(store, request, lanes)
-    overtaken = late.documents(store, [Event._make(row[: len(Event._fields)]) for row in candidates])
+    overtaken = late.documents(store, (Event._make(row[:_WIDTH]) for row in candidates))
     found = choose(candidates, request, overtaken)
     # Fewer than half of an even share, of which `_fresh` has at least half: no lane was cut, and no retry left out.
     few = 2 * max(1, len(lanes)) * len(candidates) < request.rows
