@@ -172,9 +172,7 @@ def show(destination: str, *, foreign_tool: bool) -> bool:
             day.work(CHANGES, tick)
         step(f"{CHANGES} changes: people come, change and leave, deals move on or are dropped.")
         if foreign_tool:
-            step(
-                f"{day.foreign_tool():,} rows are changed by plain SQL: no session sees it, triggers note it."
-            )
+            step(f"{day.foreign_tool():,} rows are changed by plain SQL: no session sees it, triggers note it.")
         day.import_contacts(IMPORTED)
         pid, held = relay.kill_while_it_delivers()
         step(f"{IMPORTED} contacts are imported. While it delivers them, with {held:,} rows in hand,")

@@ -86,6 +86,7 @@ def run(url: URL, tmp_path: Path) -> Commands:
     return Commands(url, tmp_path)
 
 
+@pytest.mark.slow
 def test_rows_of_a_session_are_delivered_by_a_relay_process(engine: Engine, run: Commands, tmp_path: Path) -> None:
     assert "are at revision" in run("migrate")
     assert "already at revision" in run("migrate")
@@ -169,11 +170,13 @@ def test_metadata_and_migrations_make_the_same_tables(postgres: Postgres, migrat
         other.dispose()
 
 
+@pytest.mark.slow
 def test_several_that_migrate_at_once_do_it_once(run: Commands) -> None:
     processes = [run.start("migrate") for _ in range(3)]
     assert [each.wait(LIMIT_S) for each in processes] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_relay_goes_on_when_the_server_was_restarted(
     postgres: Postgres, migrated: Engine, run: Commands, tmp_path: Path
 ) -> None:
@@ -199,6 +202,7 @@ def test_relay_goes_on_when_the_server_was_restarted(
         assert set(destination.read("contacts", ["c1", "c2"])) == {"c1", "c2"}
 
 
+@pytest.mark.slow
 def test_rows_of_a_killed_relay_go_to_another_before_its_lease_ends(migrated: Engine, run: Commands) -> None:
     store = Store(migrated)
     relays = [run.start("run"), run.start("run")]
