@@ -344,8 +344,9 @@ def test_relay_that_can_have_no_lock_delivers_all_the_same(outbox: Outbox, relay
     ("environment", "says"),
     [
         ({"OUTBOX_DATABASE_URL": ""}, "no database: set OUTBOX_DATABASE_URL"),
-        ({"OUTBOX_DATABASE_URL": "app.db"}, "is no SQLAlchemy URL of a file"),
-        ({"OUTBOX_DATABASE_URL": "postgresql://u:s3cret@h/d"}, "postgresql is not supported yet"),
+        ({"OUTBOX_DATABASE_URL": "app.db"}, "is no SQLAlchemy URL of a database"),
+        ({"OUTBOX_DATABASE_URL": "mysql://u:s3cret@h/d"}, "mysql is not supported"),
+        ({"OUTBOX_DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/d"}, "cannot be opened"),
         ({"OUTBOX_DATABASE_URL": "sqlite:////nowhere/app.db"}, "does not exist"),
         ({"OUTBOX_ELASTICSEARCH_URL": ""}, "no destination: set OUTBOX_ELASTICSEARCH_URL"),
         ({"OUTBOX_ELASTICSEARCH_URL": "u:s3cret@localhost"}, "must start with http://"),
