@@ -45,8 +45,8 @@ def test_updates_one_by_one_and_folded_come_to_what_elasticsearch_makes_of_them(
             Event(first + at, Action.UPDATE if at else Action.INDEX, name, "folded", None, None, 0, 1, 0)
             for at in range(len(contents))
         ]
-        (fold,) = plan.fold(events, dict(zip((e.id for e in events), contents, strict=True)), {name: target}, 0)
         versions = [event.id for event in events]
+        (fold,) = plan.fold(events, dict(zip(versions, contents, strict=True)), {name: target}, versions[-1])
         one_by_one = [Operation(name, target, "each", versions[0], contents[0])]
         one_by_one += [Operation(name, target, "each", v, None, (c,)) for v, c in zip(versions, contents, strict=True)][
             1:
