@@ -53,8 +53,6 @@ def claim(store: Store, request: ClaimRequest) -> Claim | None:
         if found.blocked and _is_allowed(store, request):
             for ids in store.in_steps(found.blocked):
                 _park(store, ids, request)
-        if found.late and _is_allowed(store, request):
-            late.park(store, found.late, request.now, request.now + request.longest_wait)
         if found.events and (claimed := _take(store, found, request)):
             return replace(claimed, more=found.more or len(claimed.events) < len(found.events))
         if not _is_allowed(store, request):
@@ -94,7 +92,7 @@ def _park(store: Store, blocked: Sequence[int], request: ClaimRequest) -> None:
                 SELECT {dialect.greatest(":soonest", dialect.least(":latest", until))}
                 FROM outbox_events AS h {dialect.indexed("held")}
                 WHERE ({unfinished("h")}) AND h.index_name = outbox_events.index_name
-                AND h.document_id = outbox_events.document_id AND h.id < outbox_events.id
+                AND h.document_id = outbox_events.document_id AND {late.waits_for(store, "h", "outbox_events")}
                 ORDER BY h.id LIMIT 1), :now)
             WHERE id {dialect.among("ids")} AND state = 'pending'
             AND (available_at IS NULL OR available_at <= :now OR available_at > :latest)  -- else another has done it
@@ -110,9 +108,7 @@ def _take(store: Store, found: Found, request: ClaimRequest) -> Claim | None:
     """Claim what was found, in steps, up to the first that does not hold any more. None if that is the first one."""
     token, expires = secrets.token_hex(8), request.now + request.lease_ms
     claim: Claim | None = None
-    first: dict[tuple[str, str], int] = {}
-    for event in found.events:
-        first.setdefault((event.index_name, event.document_id), event.id)
+    first = late.first_ids(found.events)
     # Of a document only the first row can have made it by its upsert; and the next one must not be taken for applied
     # when that one is delivered alone.
     kept, given = "coalesce(version, :version)", dict[str, list[int]]()

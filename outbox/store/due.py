@@ -61,20 +61,18 @@ class ClaimRequest:
 class Found(NamedTuple):
     """Of the rows that are due, in the order of their ids: those to claim, and the ids of those that wait.
 
-    `late`: also those, see `outbox.store.late`. `lone`: the one to claim got no answer time and again. `more`: others
-    may be due.
+    `lone`: the one to claim got no answer time and again. `more`: others may be due.
     """
 
     events: Sequence[Event]
     blocked: Sequence[int]
-    late: Sequence[int] = ()
     lone: bool = False
     more: bool = True
     state: int | None = None  # of the database before the look, see `Dialect.state`
 
     @property
     def any(self) -> bool:
-        return bool(self.events or self.blocked or self.late)
+        return bool(self.events or self.blocked)
 
 
 def look(store: Store, request: ClaimRequest) -> Found:
@@ -86,8 +84,7 @@ def look(store: Store, request: ClaimRequest) -> Found:
     found = choose(candidates, request, overtaken)
     # Fewer than half of an even share, of which `_fresh` has at least half: no lane was cut, and no retry left out.
     few = 2 * max(1, len(lanes)) * len(candidates) < request.rows
-    seen = len(found.events) + len(found.blocked) + len(found.late)
-    took_all = few and request.leaves_out_none and seen == len(candidates)
+    took_all = few and request.leaves_out_none and len(found.events) + len(found.blocked) == len(candidates)
     return found._replace(more=not took_all, state=state)
 
 
@@ -228,8 +225,7 @@ def choose(candidates: Sequence[Any], request: ClaimRequest, overtaken: Set[tupl
     suspects: list[tuple[int, Event]] = []
     taken: set[int] = set()
     blocked: list[int] = []
-    too_late: list[int] = []
-    blocked_documents: set[tuple[str, str]] = set()
+    blocked_documents = set(overtaken)
     passed_over: set[tuple[str, str]] = set()  # documents for which there is no room
     for at, row in enumerate(candidates):
         event = Event._make(row[:_WIDTH])
@@ -241,10 +237,6 @@ def choose(candidates: Sequence[Any], request: ClaimRequest, overtaken: Set[tupl
             blocked_documents.add(document)
             blocked.append(event.id)
             continue
-        if document in overtaken:
-            blocked_documents.add(document)
-            too_late.append(event.id)
-            continue
         if event.deliveries > request.lone_after and error_type in (UNANSWERED, RELAY_DIED, POISON):
             suspects.append((available_at, event))
             continue
@@ -254,5 +246,5 @@ def choose(candidates: Sequence[Any], request: ClaimRequest, overtaken: Set[tupl
         chosen.append(event)
         taken.add(event.id)
     if suspects and request.lone and not (chosen and request.lone_last):
-        return Found([min(suspects)[1]], blocked, too_late, lone=True)
-    return Found(chosen, blocked, too_late)
+        return Found([min(suspects)[1]], blocked, lone=True)
+    return Found(chosen, blocked)

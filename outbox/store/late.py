@@ -6,12 +6,24 @@ that claim: both could be merged into the same document as it was before, and on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from outbox.store.models import Event, unfinished
 from outbox.store.store import Store
 
-_CLAIMED = f"({unfinished('h')}) AND h.state = 'claimed'"  # by the index of all unfinished rows
+
+def first_ids(rows: Iterable[Event]) -> dict[tuple[str, str], int]:
+    """The id of the first row of each document."""
+    first: dict[tuple[str, str], int] = {}
+    for row in rows:
+        first.setdefault((row.index_name, row.document_id), row.id)
+    return first
+
+
+def waits_for(store: Store, other: str, row: str) -> str:
+    """Whether a row has to wait for another unfinished one of its document: `other` and `row` are their tables."""
+    earlier = f"{other}.id < {row}.id"
+    return earlier if store.dialect.ids_follow_commits else f"({earlier} OR {other}.state = 'claimed')"
 
 
 def documents(store: Store, rows: Iterable[Event], token: str = "") -> set[tuple[str, str]]:
@@ -19,36 +31,13 @@ def documents(store: Store, rows: Iterable[Event], token: str = "") -> set[tuple
     the order of their ids. Asks nothing where ids follow commits."""
     if store.dialect.ids_follow_commits:
         return set()
-    first: dict[tuple[str, str], int] = {}
-    for row in rows:
-        first.setdefault((row.index_name, row.document_id), row.id)
     given = store.dialect.table("first", index_name="TEXT", document_id="TEXT", id="BIGINT")
     found = store.run(
         f"SELECT d.index_name, d.document_id FROM {given} AS d WHERE EXISTS ("
-        f" SELECT 1 FROM outbox_events AS h {store.dialect.indexed('held')} WHERE {_CLAIMED}"
-        " AND h.claim_token <> :token AND h.index_name = d.index_name AND h.document_id = d.document_id"
-        " AND h.id > d.id)",
-        first=[(*place, id_) for place, id_ in first.items()],
+        f" SELECT 1 FROM outbox_events AS h {store.dialect.indexed('held')} WHERE ({unfinished('h')})"
+        " AND h.state = 'claimed' AND h.claim_token <> :token AND h.index_name = d.index_name"
+        " AND h.document_id = d.document_id AND h.id > d.id)",
+        first=[(*place, id_) for place, id_ in first_ids(rows).items()],
         token=token,
     )
     return {(row[0], row[1]) for row in found}
-
-
-def park(store: Store, ids: Sequence[int], now: int, latest: int) -> None:
-    """Have such rows wait until that claim ends, at the latest with its lease. Due at once where it has ended since."""
-    dialect = store.dialect
-    lease = dialect.greatest(":now + 1", dialect.least(":latest", "max(h.lease_expires_at)"))
-    with store.write(durable=False, alone=True):
-        store.run(
-            f"""
-            UPDATE outbox_events SET available_at = coalesce((
-                SELECT {lease} FROM outbox_events AS h {dialect.indexed("held")}
-                WHERE {_CLAIMED} AND h.index_name = outbox_events.index_name
-                AND h.document_id = outbox_events.document_id AND h.id > outbox_events.id
-                HAVING count(*) > 0), :now)
-            WHERE id {dialect.among("ids")} AND state = 'pending'
-            """,
-            ids=ids,
-            now=now,
-            latest=latest,
-        )
