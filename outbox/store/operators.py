@@ -174,7 +174,7 @@ def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
     """
     among, sent = store.dialect.among, "coalesce(e.version, e.id)"
     moved_on = "(e.state = 'claimed' OR e.state = 'pending' AND e.action = 'update' AND e.version IS NOT NULL)"
-    rows = store.run(
+    found = store.run(
         f"""
         WITH noted AS MATERIALIZED (
             SELECT e.id, e.state, {sent} AS sent,
@@ -193,7 +193,6 @@ def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
         ids=ids,
         latest=_LATEST,
     )
-    found = list(rows)
     superseded = [id_ for id_, _, whole in found if whole]
     overtaken = {id_: later for id_, later, whole in found if not whole}
     given = {"now": now, "ids": ids, "superseded": superseded, "overtaken": list(overtaken), "type": OVERTAKEN}

@@ -188,7 +188,7 @@ class Verification:
         suspects: dict[Place, Entity] = {}
         for index, wanted in documents.items():
             for part in _parts(wanted):
-                held, kept, issued = self._read(index, list(part)), self._kept(index), self._issued()
+                held, kept, issued = self._read(index, list(part)), self._kept(index), self._store.highest_version()
                 for document_id, document in part.items():
                     stored = held.get(document_id)
                     if stored is None or stored.version > issued or not same(document, stored.source, kept):
@@ -255,7 +255,7 @@ class Verification:
             for index, ids in by_index(suspects).items()
             for document_id, stored in self._read(index, ids).items()
         }
-        issued = self._issued()
+        issued = self._store.highest_version()
         moving = verifications.moving(self._store, suspects, self._since)
         drifts = []
         for place, entity in suspects.items():
@@ -304,10 +304,6 @@ class Verification:
         return drift
 
     # -- looking ------------------------------------------------------------------------------------------------
-
-    def _issued(self) -> int:
-        """The highest version that the outbox can have given to a document so far."""
-        return self._store.highest_version()
 
     def _read(self, index: str, document_ids: Sequence[str]) -> dict[str, Stored]:
         """What readers of an index get, from the physical index that it leads to now."""

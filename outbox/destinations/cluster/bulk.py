@@ -104,7 +104,7 @@ def send(
     body = b"".join(lines)  # the one copy of the documents
     try:
         # Once: what a node may have seen is not repeated behind the outbox's back. The second one would find the
-        # versions that the first has brought, and for a row that was delivered once nothing explains its own version.
+        # versions that the first has brought, and the rows would come again for nothing.
         answer = _answer(cluster, body, timeout, asked)
     except FAILURES as error:
         refused = outcomes.of_refused_request(error, single=len(operations) == 1, answers_others=answers_others)
