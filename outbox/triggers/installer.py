@@ -13,7 +13,7 @@ how `outbox-relay check` knows that there were any.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import DDL, Connection
@@ -120,13 +120,12 @@ def install(connection: Connection, registry: EntityRegistry) -> list[Standing]:
     try:
         made = language.triggers_of(registry, connection)
         stored = language.stored(connection, registry)
-        asked_for = {each.key: each for each in made}
-        for key, there in stored.items():
-            if there.ours and (key not in asked_for or asked_for[key].text != there.text):
-                _execute(connection, there.drop)
-        for key, trigger in asked_for.items():
-            if key not in stored or trigger.text != stored[key].text:
-                _execute(connection, trigger.create)
+        lacking = _lacking(made, stored)
+        kept = {each.key for each in made} - {each.key for each in lacking}
+        _execute(
+            connection, (step for key, each in stored.items() if each.ours and key not in kept for step in each.drop)
+        )
+        _execute(connection, (step for each in lacking for step in each.create))
         if language.listed(connection) != lines_of(made):
             _execute(connection, [f"DROP VIEW IF EXISTS {VIEW}", view(made)])
     except DBAPIError as error:
@@ -156,6 +155,11 @@ def status(connection: Connection, registry: EntityRegistry) -> list[Standing]:
         for each in stored.values()
         if each.ours
     ]
+
+
+def _lacking(made: Iterable[Trigger], stored: Mapping[str, Stored]) -> list[Trigger]:
+    """Those that a database has not got as they are asked for."""
+    return [each for each in made if each.key not in stored or stored[each.key].text != each.text]
 
 
 def _standing(made: Trigger, stored: Stored | None) -> Standing:
@@ -194,9 +198,5 @@ def covered(connection: Connection, registry: EntityRegistry) -> frozenset[Entit
     stored = language.stored(connection, registry)
     if not any(each.ours for each in stored.values()):
         return frozenset()
-    lacking = {
-        each.entity
-        for each in language.triggers_of(registry, connection)
-        if each.key not in stored or stored[each.key].text != each.text
-    }
+    lacking = {each.entity for each in _lacking(language.triggers_of(registry, connection), stored)}
     return frozenset(entity for entity in registry if entity.name not in lacking)

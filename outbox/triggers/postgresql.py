@@ -17,11 +17,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Select, Table, Text, literal_column, select
+from sqlalchemy import Connection, Select, Table, literal_column, select
 from sqlalchemy import text as sql_text
 from sqlalchemy.dialects.postgresql.base import PGCompiler, PGDialect
-from sqlalchemy.exc import CompileError
-from sqlalchemy.types import TypeEngine
 
 from outbox.entities.entity import Entity
 from outbox.entities.registry import EntityRegistry
@@ -30,6 +28,7 @@ from outbox.triggers.trigger import (
     PREFIX,
     VIEW,
     Listed,
+    Literals,
     Refused,
     Statement,
     Stored,
@@ -77,23 +76,16 @@ _WAYS: Final = {
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
-class _Literals(PGCompiler):
-    """Writes values as literals, also those that SQLAlchemy sends as parameters only."""
+class _Literals(Literals, PGCompiler):
+    """See `Literals`."""
 
-    def render_literal_value(self, value: Any, type_: TypeEngine[Any]) -> str:
-        write = type_.dialect_impl(self.dialect).bind_processor(self.dialect)
-        stored = value if write is None or value is None else write(value)
+    def special(self, stored: Any) -> str | None:
         if isinstance(stored, bytes):
             return f"'\\x{stored.hex()}'::bytea"
         if isinstance(stored, str) and _CONTROL.search(stored):
             escaped = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", stored.replace("\\", "\\\\"))
             return f"E{text_literal(escaped)}"
-        try:
-            return str(super().render_literal_value(value, type_))  # type: ignore[no-untyped-call]
-        except CompileError:
-            if not isinstance(stored, str):
-                raise
-            return str(super().render_literal_value(stored, Text()))  # type: ignore[no-untyped-call]
+        return None
 
 
 _DIALECT: Final = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]  # others double each percent sign

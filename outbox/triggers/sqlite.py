@@ -11,11 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Select, Text, literal_column, or_, select
+from sqlalchemy import Connection, Select, literal_column, or_, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
-from sqlalchemy.exc import CompileError
-from sqlalchemy.types import TypeEngine
 
 from outbox.entities.entity import Entity
 from outbox.entities.registry import EntityRegistry
@@ -25,6 +23,7 @@ from outbox.triggers.trigger import (
     PREFIX,
     VIEW,
     Listed,
+    Literals,
     Refused,
     Statement,
     Stored,
@@ -58,21 +57,11 @@ _OPERATIONS: Final = {
 }
 
 
-class _Literals(SQLiteCompiler):
-    """Writes values as literals, also those that SQLAlchemy sends as parameters only (JSON, intervals), and bytes as
-    bytes: it writes them as text, which SQLite finds equal to no bytes."""
+class _Literals(Literals, SQLiteCompiler):
+    """Writes bytes as bytes, too: SQLAlchemy writes them as text, which SQLite finds equal to no bytes."""
 
-    def render_literal_value(self, value: Any, type_: TypeEngine[Any]) -> str:
-        write = type_.dialect_impl(self.dialect).bind_processor(self.dialect)
-        stored = value if write is None or value is None else write(value)
-        if isinstance(stored, bytes):
-            return f"X'{stored.hex()}'"
-        try:
-            return super().render_literal_value(value, type_)
-        except CompileError:
-            if not isinstance(stored, str):
-                raise
-            return super().render_literal_value(stored, Text())
+    def special(self, stored: Any) -> str | None:
+        return f"X'{stored.hex()}'" if isinstance(stored, bytes) else None
 
 
 _DIALECT: Final = sqlite.dialect()

@@ -7,6 +7,8 @@ from itertools import count
 from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import Connection, Insert, Select, Table, Text, insert, literal
+from sqlalchemy.exc import CompileError
+from sqlalchemy.types import TypeEngine
 
 from outbox.entities.entity import Entity
 from outbox.entities.registry import EntityRegistry
@@ -63,6 +65,29 @@ class Language(Protocol):
 
     def unseen_keys(self, connection: Connection, registry: EntityRegistry, /) -> list[str]:
         """Unique keys by which the database removes rows that no trigger sees."""
+
+
+class Literals:
+    """Of a compiler: writes values as literals, also what SQLAlchemy sends as parameters only (JSON, intervals)."""
+
+    dialect: Any
+
+    def special(self, stored: Any) -> str | None:
+        """How this database writes what SQLAlchemy would write in another way; None: it does not."""
+        raise NotImplementedError
+
+    def render_literal_value(self, value: Any, type_: TypeEngine[Any]) -> str:
+        write = type_.dialect_impl(self.dialect).bind_processor(self.dialect)
+        stored = value if write is None or value is None else write(value)
+        if (special := self.special(stored)) is not None:
+            return special
+        compiler: Any = super()
+        try:
+            return str(compiler.render_literal_value(value, type_))
+        except CompileError:
+            if not isinstance(stored, str):
+                raise
+            return str(compiler.render_literal_value(stored, Text()))
 
 
 class Statement(NamedTuple):
