@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
-from outbox import schema, sqlite
+from outbox import sqlite
 from outbox.store import claims, due, operators, outcomes, pauses
 from outbox.store.dialect import Run
 from outbox.store.due import ClaimRequest
@@ -123,17 +123,6 @@ ACTS: dict[str, Act] = {
 }
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with empty tables; to make them takes as long as twenty claims."""
-    path = tmp_path_factory.mktemp("empty") / "app.db"
-    engine = create_engine(f"sqlite:///{path}")
-    sqlite.prepare(engine)
-    schema.upgrade(engine)
-    engine.dispose()
-    return path
-
-
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
@@ -142,16 +131,18 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     st.lists(st.sampled_from(sorted(ACTS)), min_size=1, max_size=2),
 )
 def test_any_claim_is_the_same_whether_or_not_it_is_known_that_nobody_has_written(
-    empty: Path, rows: list[tuple[str, str]], before: list[str], meanwhile: list[str]
+    upgraded: Path, rows: list[tuple[str, str]], before: list[str], meanwhile: list[str]
 ) -> None:
-    knowing, asking = (_claimed(empty, dialect, rows, before, meanwhile) for dialect in (SQLite(), Forgetful()))
+    knowing, asking = (_claimed(upgraded, dialect, rows, before, meanwhile) for dialect in (SQLite(), Forgetful()))
     assert knowing == asking
 
 
-def _claimed(empty: Path, dialect: SQLite, rows: list[tuple[str, str]], before: list[str], meanwhile: list[str]) -> Any:
+def _claimed(
+    upgraded: Path, dialect: SQLite, rows: list[tuple[str, str]], before: list[str], meanwhile: list[str]
+) -> Any:
     """What a claim takes beside others, and what the table says after it."""
     with tempfile.TemporaryDirectory() as directory:
-        engine = create_engine(f"sqlite:///{shutil.copy(empty, directory)}")
+        engine = create_engine(f"sqlite:///{shutil.copy(upgraded, directory)}")
         sqlite.prepare(engine)
         outbox = Outbox(engine)
         for index, document in rows:
