@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 def create(work: Work) -> Iterator[Progress]:
     """Make the new index, and have rows go to both; in place, only draw the watermark."""
-    job, destination = work.job, work.destination
+    job, destination, entity = work.job, work.destination, work.selection.entities[0].name
     yield work.progress()
     if job.new_index is None:
         highest = work.ask(lambda: destination.highest_version(job.old_index))
@@ -64,7 +64,7 @@ def create(work: Work) -> Iterator[Progress]:
                 f"index {job.old_index} holds version {highest}, of a later epoch: run 'outbox-relay epoch advance'"
             )
         # What was changed by hand may have a version above any that was drawn.
-        work.commit(jobs.draw_watermark, above=token if epoch == current else 0)
+        work.commit(jobs.draw_watermark, above=token if epoch == current else 0, entity=entity)
         return
     target = job.new_index
     mappings, settings = work.registry.index_options(job.index_name) or ({}, {})
@@ -75,7 +75,7 @@ def create(work: Work) -> Iterator[Progress]:
         destination.create_index(target, mappings, settings)
 
     work.ask(make)
-    work.commit(jobs.send_rows_to_both)
+    work.commit(jobs.send_rows_to_both, entity=entity)
 
 
 # -- scan -----------------------------------------------------------------------------------------------------------

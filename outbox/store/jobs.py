@@ -274,7 +274,7 @@ def _update(store: Store, job: Job, now: int, lease_ms: int, **columns: Any) -> 
         raise JobLost
 
 
-def send_rows_to_both(store: Store, job: Job, now: int, lease_ms: int) -> Job:
+def send_rows_to_both(store: Store, job: Job, now: int, lease_ms: int, *, entity: str) -> Job:
     """From the next claim on, rows go to the new index too; and the watermark is drawn, in the same transaction.
 
     Rows that were claimed before go to the old index only: what they say is in the database, and so in the scan. Those
@@ -288,21 +288,32 @@ def send_rows_to_both(store: Store, job: Job, now: int, lease_ms: int) -> Job:
             index=job.index_name,
             new=job.new_index,
         )
-        _draw_watermark(store, job, now, lease_ms, last_id)
+        _draw_watermark(store, job, now, lease_ms, last_id, entity)
     return reread(store, job)
 
 
-def draw_watermark(store: Store, job: Job, now: int, lease_ms: int, *, above: int) -> Job:
+def draw_watermark(store: Store, job: Job, now: int, lease_ms: int, *, above: int, entity: str) -> Job:
     """Give the documents of the job a version below that of any claim to come. `above`: a token."""
     last_id = _last_finished(store, job)
     with store.write(durable=True, alone=True):
         store.dialect.raise_tokens(store.run, above)
-        _draw_watermark(store, job, now, lease_ms, last_id)
+        _draw_watermark(store, job, now, lease_ms, last_id, entity)
     return reread(store, job)
 
 
-def _draw_watermark(store: Store, job: Job, now: int, lease_ms: int, last_id: int) -> None:
+def _draw_watermark(store: Store, job: Job, now: int, lease_ms: int, last_id: int, entity: str) -> None:
     _update(store, job, now, lease_ms, watermark=versions.draw(store), last_id=last_id, phase="scan")
+    # What waits with a content of its own, written without the entities, may be delivered after the scan and is older
+    # than what that has read: after it, these documents are loaded again.
+    store.run(
+        "INSERT INTO outbox_events (action, index_name, document_id, tenant_id, entity, document_bytes, created_at)"
+        " SELECT 'refresh', index_name, document_id, max(tenant_id), :entity, 0, :now"
+        f" FROM outbox_events {store.dialect.indexed('held')}"
+        f" WHERE ({unfinished()}) AND index_name = :index AND action <> 'refresh' GROUP BY index_name, document_id",
+        index=job.index_name,
+        entity=entity,
+        now=now,
+    )
 
 
 def _last_finished(store: Store, job: Job) -> int:
