@@ -25,6 +25,8 @@ from tests.support.places import ClusterPlace, EmbeddedPlace, Place
 from tests.support.proxy import FaultProxy
 from tests.support.relays import Relays
 
+DATABASE = os.environ.get("TEST_DATABASE", "sqlite")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -184,9 +186,19 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(sqlite_engine: Engine) -> Engine:
-    """What tests work on that are not about one database."""
-    return sqlite_engine
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """What tests work on that are not about one database: SQLite, or TEST_DATABASE."""
+    made: Engine = request.getfixturevalue(f"{DATABASE}_engine")
+    return made
+
+
+@pytest.fixture
+def postgresql_engine(postgres: servers.Postgres) -> Iterator[Engine]:
+    """An engine on a database with the outbox tables."""
+    with postgres.database() as url:
+        made = create_engine(url)
+        yield made
+        made.dispose()
 
 
 @pytest.fixture

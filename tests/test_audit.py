@@ -32,7 +32,7 @@ def client(engine: Engine, tmp_path: Path) -> Iterator[TestClient]:
 
 
 def call(outbox: Outbox, *words: str) -> Result:
-    return CliRunner().invoke(main, [*words, "--database-url", str(outbox.engine.url)])
+    return CliRunner().invoke(main, [*words, "--database-url", outbox.url])
 
 
 def done(outbox: Outbox) -> list[dict[str, Any]]:

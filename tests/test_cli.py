@@ -23,7 +23,7 @@ def call(outbox: Outbox) -> Call:
     """Runs a command on the database of the test."""
 
     def run(*arguments: str, answer: str | None = None, **environment: str) -> Result:
-        environment["OUTBOX_DATABASE_URL"] = f"sqlite:///{outbox.engine.url.database}"
+        environment["OUTBOX_DATABASE_URL"] = outbox.url
         return CliRunner().invoke(main, arguments, input=answer, env=environment)
 
     return run
@@ -138,7 +138,7 @@ def test_pause_says_why_and_forges_no_line(call: Call) -> None:
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
 def test_terminal_without_colours_gets_none(outbox: Outbox, no_color: str, coloured: bool) -> None:
-    given = {"OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}", "NO_COLOR": no_color}
+    given = {"OUTBOX_DATABASE_URL": outbox.url, "NO_COLOR": no_color}
     assert ("\x1b[" in CliRunner().invoke(main, ["check"], env=given, color=True).stdout) == coloured
 
 

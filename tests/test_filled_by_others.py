@@ -25,7 +25,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def command(outbox: Outbox, place: Place) -> Command:
-    environment = {"OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}", **place.environment}
+    environment = {"OUTBOX_DATABASE_URL": outbox.url, **place.environment}
     return lambda *arguments: CliRunner().invoke(main, arguments, env=environment)
 
 

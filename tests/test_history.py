@@ -116,7 +116,7 @@ def test_row_that_died_before_attempts_were_noted_says_why(outbox: Outbox, store
 
 def test_show_prints_the_history_and_names_who_removed_a_row(outbox: Outbox, store: Store) -> None:
     row = died(outbox, "c1", 1_000)
-    call = ["--database-url", f"sqlite:///{outbox.engine.url.database}"]
+    call = ["--database-url", outbox.url]
     said = CliRunner().invoke(main, ["show", str(row), *call]).stdout
     assert "1970-01-01T00:00:01.000Z  attempt 1 failed: the row died: refused: no\n" in said
     facts = json.loads(CliRunner().invoke(main, ["show", str(row), "--json", *call]).stdout)

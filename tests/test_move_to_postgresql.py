@@ -91,7 +91,7 @@ def test_move_keeps_every_document_and_the_way_back_is_open(
     guide(PAGE)
     drain, copy, begin, again = (each.content for each in blocks(EVERYTHING[PAGE]) if each.language == "sh")
     with postgres.database(empty=True) as url:
-        shell = Shell(tmp_path, f"sqlite:///{outbox.engine.url.database}", url)
+        shell = Shell(tmp_path, outbox.url, url)
         Base.metadata.create_all(outbox.engine)
         save(outbox.engine, "Ada", "Grace", note="n1")
         for _ in range(3):  # versions of the new database must be above these

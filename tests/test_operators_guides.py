@@ -42,7 +42,7 @@ def lines(page: str, beginning: str) -> list[list[str]]:
 
 
 def run(outbox: Outbox, words: list[str]) -> str:
-    answer = CliRunner().invoke(main, words[1:], env={"OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}"})
+    answer = CliRunner().invoke(main, words[1:], env={"OUTBOX_DATABASE_URL": outbox.url})
     assert answer.exit_code == 0, (words, answer.output)
     return answer.stdout
 

@@ -30,7 +30,7 @@ Call = Callable[..., Result]
 def call(outbox: Outbox, tmp_path: Path) -> Call:
     def call(*arguments: str, **given: str) -> Result:
         environment = {
-            "OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}",
+            "OUTBOX_DATABASE_URL": outbox.url,
             "OUTBOX_DESTINATION": "embedded",
             "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db"),
         }

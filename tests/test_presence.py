@@ -70,7 +70,7 @@ def test_process_that_is_killed_at_its_very_end_leaves_no_file_that_nobody_knows
     Base.metadata.create_all(outbox.engine)
     monkeypatch.setattr(last, killed)
     environment = {
-        "OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}",
+        "OUTBOX_DATABASE_URL": outbox.url,
         "OUTBOX_DESTINATION": "embedded",
         "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db"),
         "OUTBOX_ENTITIES": "tests.reindex.test_reindex_kill:registry",

@@ -20,7 +20,7 @@ Call = Callable[..., Result]
 @pytest.fixture
 def call(outbox: Outbox) -> Call:
     def run(*arguments: str, answer: str | None = None) -> Result:
-        environment = {"OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}"}
+        environment = {"OUTBOX_DATABASE_URL": outbox.url}
         return CliRunner().invoke(main, arguments, input=answer, env=environment)
 
     return run

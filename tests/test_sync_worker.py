@@ -150,7 +150,7 @@ def test_result_and_log_lines_have_the_format_of_the_worker(outbox: Outbox, plac
         assert error.startswith("[ES] Error index contacts/contact-789: ")
 
     def shown(row: int) -> dict[str, dict[str, object]]:
-        url = f"sqlite:///{outbox.engine.url.database}"
+        url = outbox.url
         printed = CliRunner().invoke(main, ["show", str(row), "--json", "--database-url", url])
         found: dict[str, dict[str, object]] = json.loads(printed.stdout)
         return found

@@ -37,7 +37,7 @@ def printed(outbox: Outbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(module, "ENV_FILE", tmp_path / "outbox-relay.env")
 
     def run(*arguments: str, **environment: str) -> Result:
-        given = {"OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}", **environment}
+        given = {"OUTBOX_DATABASE_URL": outbox.url, **environment}
         given.setdefault("OUTBOX_ELASTICSEARCH_URL", "http://localhost:9200")
         return CliRunner().invoke(main, ["systemd", *arguments], env=given)
 

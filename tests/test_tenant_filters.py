@@ -67,7 +67,7 @@ def dead(outbox: Outbox) -> list[int]:
 @pytest.fixture
 def call(outbox: Outbox, tmp_path: Path) -> Callable[..., Result]:
     environment = {
-        "OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}",
+        "OUTBOX_DATABASE_URL": outbox.url,
         "OUTBOX_DESTINATION": "embedded",
         "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db"),
         "OUTBOX_ENTITIES": f"{__name__}:REGISTRY",

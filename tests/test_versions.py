@@ -81,7 +81,7 @@ def test_node_that_gives_no_connection_is_passed_over(outbox: Outbox, clean_node
 def test_id_that_reads_like_an_answer_explains_nothing_and_hides_nothing(outbox: Outbox, place: Place) -> None:
     row = outbox.index("contacts", "current version [7]", {"name": "Ada"})
     outbox.drain(place.destination)
-    outbox.raw("UPDATE outbox_control SET last_token = 0")
+    outbox.draw_again()
     outbox.raw("UPDATE outbox_events SET state = 'pending', available_at = 1, outcome = NULL, finished_at = NULL")
     for _ in range(2):  # the first time the version is that of before
         outbox.drain(place.destination)
@@ -95,7 +95,7 @@ def test_restored_backup_that_draws_versions_again_is_not_taken_for_what_was_los
         outbox.drain(place.destination)
     outbox.raw("DELETE FROM outbox_documents")
     outbox.raw("DELETE FROM outbox_events")
-    outbox.raw("UPDATE outbox_control SET last_token = 0")
+    outbox.draw_again()
     row = outbox.index("contacts", "c1", {"after": "restore"})
     outbox.drain(place.destination)
     assert (outbox.state(row), outbox.row(row)["error_type"]) == ("dead", "unexplained_version")

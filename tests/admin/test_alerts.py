@@ -134,7 +134,7 @@ def test_relay_that_was_killed(outbox: Outbox, relays: Relays, tmp_path: Path) -
     served = Process(
         tmp_path / "admin",
         "serve",
-        OUTBOX_DATABASE_URL=f"sqlite:///{outbox.engine.url.database}",
+        OUTBOX_DATABASE_URL=outbox.url,
         OUTBOX_ELASTICSEARCH_URL=relays.url,
         OUTBOX_HEARTBEAT_INTERVAL="0.2",
     )

@@ -27,7 +27,7 @@ STORED = [
 
 
 def shown_by_command(outbox: Outbox, row: int) -> str:
-    url = f"sqlite:///{outbox.engine.url.database}"
+    url = outbox.url
     return CliRunner().invoke(main, ["show", str(row), "--json", "--database-url", url]).stdout
 
 

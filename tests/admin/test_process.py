@@ -35,7 +35,7 @@ def start(outbox: Outbox, tmp_path: Path) -> Iterator[Start]:
             "--admin",
             *arguments,
             command=[sys.executable, "-c", f"{before}; {MAIN}" if before else MAIN],
-            OUTBOX_DATABASE_URL=str(outbox.engine.url),
+            OUTBOX_DATABASE_URL=outbox.url,
             OUTBOX_DESTINATION="embedded",
             OUTBOX_EMBEDDED_PATH=str(tmp_path / "search.db"),
             **given,

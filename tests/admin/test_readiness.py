@@ -265,7 +265,7 @@ def test_process_whose_entities_hang(outbox: Outbox, tmp_path: Path) -> None:
         tmp_path,
         "run",
         "--admin",
-        OUTBOX_DATABASE_URL=str(outbox.engine.url),
+        OUTBOX_DATABASE_URL=outbox.url,
         OUTBOX_DESTINATION="embedded",
         OUTBOX_EMBEDDED_PATH=str(tmp_path / "search.db"),
         OUTBOX_ENTITIES="hanging:registry",

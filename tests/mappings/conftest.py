@@ -36,7 +36,7 @@ class Application:
 
     def command(self, *arguments: str, answer: str | None = None) -> Result:
         environment = {
-            "OUTBOX_DATABASE_URL": f"sqlite:///{self.outbox.engine.url.database}",
+            "OUTBOX_DATABASE_URL": self.outbox.url,
             "OUTBOX_ENTITIES": f"{__name__}:registry",
             **self.place.environment,
         }

@@ -127,7 +127,7 @@ class Watcher(threading.Thread):
 @pytest.fixture
 def processes(outbox: Outbox, place: Place, tmp_path: Path) -> Iterator[Processes]:
     environment = place.environment | {
-        "OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}",
+        "OUTBOX_DATABASE_URL": outbox.url,
         "OUTBOX_ENTITIES": f"{__name__}:registry",
         "OUTBOX_REQUEST_TIMEOUT": "20",
         "OUTBOX_REAP_INTERVAL": "0.2",

@@ -131,7 +131,7 @@ def in_a_file(outbox: Outbox, directory: Path, rows: int) -> Iterator[World]:
 def command_of(world: World, entities: str) -> Command:
     """`outbox-relay` at the terminal of that application. `entities`: where its registry is."""
     environment = {
-        "OUTBOX_DATABASE_URL": f"sqlite:///{world.outbox.engine.url.database}",
+        "OUTBOX_DATABASE_URL": world.outbox.url,
         "OUTBOX_ENTITIES": entities,
         **world.place.environment,
     }

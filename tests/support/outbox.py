@@ -30,6 +30,11 @@ class Outbox:
         self._look = Store(engine)
         self._stores = [self._look]
 
+    @property
+    def url(self) -> str:
+        """What OUTBOX_DATABASE_URL has to say."""
+        return self.engine.url.render_as_string(hide_password=False)
+
     def repository(self, session: Session) -> OutboxRepository:
         return OutboxRepository(session)
 
@@ -61,6 +66,11 @@ class Outbox:
         """What another program does to the tables."""
         with self.engine.begin() as connection:
             connection.execute(text(sql), parameters)
+
+    def draw_again(self) -> None:
+        """Versions begin at 1 once more, as in a database that was restored or made anew."""
+        sequence = self.engine.dialect.name == "postgresql"
+        self.raw("ALTER SEQUENCE outbox_tokens RESTART" if sequence else "UPDATE outbox_control SET last_token = 0")
 
     def put_raw(self, index: str, document_id: str, document: str, action: str = "index") -> int:
         """A row that another program wrote, past all checks."""

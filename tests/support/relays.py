@@ -33,7 +33,7 @@ class Relays:
     def __init__(self, outbox: Outbox, url: str, directory: Path) -> None:
         self._environment = {
             **os.environ,
-            "OUTBOX_DATABASE_URL": f"sqlite:///{outbox.engine.url.database}",
+            "OUTBOX_DATABASE_URL": outbox.url,
             **TESTED.settings(url),
             "OUTBOX_REQUEST_TIMEOUT": "20",
             "OUTBOX_BREAKER_FIRST_PAUSE": "0.1",

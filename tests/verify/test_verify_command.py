@@ -44,7 +44,7 @@ def filed(outbox: Outbox, tmp_path: Path) -> Iterator[Application]:
 def call(filed: Application, tmp_path: Path) -> Call:
     def run(*arguments: str, **environment: str | None) -> Result:
         given = {
-            "OUTBOX_DATABASE_URL": f"sqlite:///{filed.outbox.engine.url.database}",
+            "OUTBOX_DATABASE_URL": filed.outbox.url,
             "OUTBOX_DESTINATION": "embedded",
             "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db"),
             "OUTBOX_ENTITIES": f"{__name__}:REGISTRY",
