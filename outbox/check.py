@@ -14,7 +14,7 @@ from outbox import logs, schema
 from outbox.destinations import misled
 from outbox.destinations.base import FOREVER, Destination
 from outbox.entities.registry import EntityRegistry
-from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError
+from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, FailedOver
 from outbox.maintenance.growth import DEFAULT, Limits, Sizes, growth
 from outbox.mappings import IndexDrift, drift
 from outbox.store import conflicts, jobs, pauses, verifications, versions
@@ -67,6 +67,7 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
         now, counts, oldest = now_ms(), store.counts(), store.oldest_unfinished()
         paused, relays, wal_bytes = pauses.current(store.run), store.relays(), store.sizes().log
         verification = verifications.last(store)
+        failed_over = versions.failed_over(store)
         reindexes = [(job, jobs.is_abandoned(store, job, now)) for job in jobs.open_jobs(store)]
     finally:
         store.close()
@@ -84,6 +85,7 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
             "see 'outbox-relay dead list', then 'outbox-relay dead retry' or 'outbox-relay dead discard'",
             "warn",
         ),
+        *_failed_over(failed_over),
         *_pauses(paused),
         _verification(verification, now),
         *_relays(relays, now, silent_ms),
@@ -98,6 +100,11 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
             for job, abandoned in reindexes
         ),
     ]
+
+
+def _failed_over(error: FailedOver | None) -> list[Finding]:
+    what, _, remedy = str(error or "").rpartition("; ")
+    return [Finding("failover", "fail", what, remedy)] if error else []
 
 
 def _pauses(paused: Sequence[Pause]) -> list[Finding]:

@@ -53,6 +53,10 @@ class SchemaError(ConfigurationError):
     """The outbox tables are missing, or at another revision than this version needs."""
 
 
+class FailedOver(ConfigurationError):
+    """The database server has gone on from an earlier moment, and may lack what was committed last."""
+
+
 class UnknownTenant(ConfigurationError):
     """No row and no document is of the tenant that was asked for."""
 

@@ -121,6 +121,7 @@ def _require_parts(engine: Engine) -> None:
             "SELECT last_token FROM outbox_control LIMIT 1",
             "add the column last_token to outbox_control, with the highest id in outbox_events,",
         ),
+        ("SELECT timeline FROM outbox_control LIMIT 1", "add the column timeline to outbox_control"),
         (causes, "create the index ix_outbox_events_causes"),
         (dead_of_tenant, "create the index ix_outbox_events_dead_of_tenant"),
     ):

@@ -33,7 +33,7 @@ from outbox.mappings import DriftWatch
 from outbox.reindex.reindexer import Reindexer
 from outbox.relay import Relay, Totals
 from outbox.settings import Settings, variable
-from outbox.store import pauses
+from outbox.store import pauses, versions
 from outbox.store.models import now_ms
 from outbox.store.store import Store, database_name, dialect_of
 from outbox.verify import Verification
@@ -106,6 +106,7 @@ def run(
     with closing(destination), open_store(loaded) as store:
         if drain:
             _refuse_paused(store)
+        versions.require_timeline(store)
         _refuse_older(store, destination)
         admin_server = prepare(loaded, insecure=insecure) if admin else None
         with _registered(store) as relay_id:

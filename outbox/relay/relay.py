@@ -13,7 +13,7 @@ from loguru import logger
 
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
-from outbox.errors import DatabaseUnavailable, SchemaError
+from outbox.errors import DatabaseUnavailable, FailedOver, SchemaError
 from outbox.relay import requests, send
 from outbox.relay.claim import Claimer
 from outbox.relay.decide import Policy
@@ -179,7 +179,7 @@ class Relay:
         """Deliver until `stop`; with `drain` until nothing is pending or claimed, by any relay.
 
         `progress` is called after every batch. After `stop`, requests in flight have `shutdown_timeout` to finish;
-        what is left then is released. The same before it raises `SchemaError`: the tables were migrated meanwhile.
+        what is left then is released. The same before it raises `FailedOver`, or `SchemaError` after a migration.
         """
         watch = partial(self._store.dialect.watch, self._store.run, self._store.connection.engine)
         with Wakeup(self._answers, self._store.signal, watch) as self._wakeup:
@@ -208,7 +208,7 @@ class Relay:
             except DatabaseUnavailable as error:
                 self._note_database(str(error))
                 time.sleep(self._settings.poll_interval)
-            except SchemaError:
+            except (SchemaError, FailedOver):
                 self._shut_down(workers)
                 raise
 

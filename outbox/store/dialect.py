@@ -174,9 +174,14 @@ class Dialect(Protocol):
         """The same once that is over: no row with an id up to it appears any more. Not in a transaction that has
         written rows itself."""
 
-    def draw_version(self, run: Run, number: int) -> int:
+    def draw_version(self, run: Run, number: int) -> int | None:
         """The last of `number` new versions in a row, above all that were drawn before. Inside a write transaction
-        that is `alone`, after their rows are locked; as durable as that is."""
+        that is `alone`, after their rows are locked; as durable as that is. None: the timeline is not that of the
+        epoch."""
+
+    def timeline(self, run: Run) -> str | None:
+        """Which history of the server this is: another one since it failed over to a standby, or was restored to an
+        earlier moment, and may lack what was committed last. None: nothing tells."""
 
     def highest_version(self, run: Run) -> int:
         """The highest version that was drawn so far."""

@@ -297,6 +297,7 @@ control = Table(
     Column("paused_by", Text),
     Column("pause_reason", Text),
     Column("last_token", _INSTANT, nullable=False, server_default="0", comment="the lower part of the last version"),
+    Column("timeline", Text, comment="of the server as the epoch began: another may lack what was written last"),
     CheckConstraint("id = 1", name="ck_outbox_control_one_row"),
     comment="one row: what holds for all relays",
 )

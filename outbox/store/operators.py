@@ -55,6 +55,7 @@ def advance_epoch(store: Store, above: int, now: int, moves: Iterable[Move] = ()
     """
     with store.write(durable=True, alone=True):
         epoch = versions.raise_epoch(store, above, now)
+        store.run("UPDATE outbox_control SET timeline = NULL")  # the next relay notes which it is
         for name, old, new in moves:
             given = {"name": name, "old": old, "new": new}
             store.run("DELETE FROM outbox_indexes WHERE index_name = :name AND physical_index = :new", given)

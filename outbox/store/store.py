@@ -73,6 +73,7 @@ class Control:
     paused_at: int | None
     paused_by: str | None
     pause_reason: str | None
+    timeline: str | None
 
 
 @dataclass(slots=True)
@@ -204,9 +205,9 @@ class Store:
     def control(self) -> Control:
         """What holds for all relays; the defaults when the row is missing (tables created without a migration)."""
         row = self.run(
-            "SELECT epoch, highest_pruned_version, paused_at, paused_by, pause_reason FROM outbox_control"
+            "SELECT epoch, highest_pruned_version, paused_at, paused_by, pause_reason, timeline FROM outbox_control"
         ).one_or_none()
-        return Control(*tuple(row)) if row else Control(1, 0, None, None, None)
+        return Control(*tuple(row)) if row else Control(1, 0, None, None, None, None)
 
     def highest_id(self) -> int:
         """The highest id that was issued so far."""

@@ -4,13 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from outbox.errors import FailedOver
 from outbox.store.models import EPOCH_STEP
-from outbox.store.store import Store
+from outbox.store.store import Store, database_name
 
 
 def draw(store: Store, number: int = 1) -> int:
-    """The last of so many new versions in a row. Inside `write`, `alone`, after their rows are locked."""
-    return store.dialect.draw_version(store.run, number)
+    """The last of so many new versions in a row. Inside `write`, `alone`, after their rows are locked.
+
+    Raises `FailedOver` where those that were drawn last may be lost, and would be drawn again.
+    """
+    if (version := store.dialect.draw_version(store.run, number)) is None:
+        raise FailedOver(_said(store))
+    return version
+
+
+def failed_over(store: Store) -> FailedOver | None:
+    """What has happened, and what to do, where the server is on another timeline than versions were drawn on."""
+    noted = store.control().timeline
+    same = noted is None or store.dialect.timeline(store.run) in (noted, None)
+    return None if same else FailedOver(_said(store))
+
+
+def _said(store: Store) -> str:
+    return (
+        f"database {database_name(store.connection.engine)} has failed over, or was restored: the server is on "
+        f"timeline {store.dialect.timeline(store.run)} now, versions were drawn on {store.control().timeline}, and "
+        "what was committed last may be missing; run 'outbox-relay epoch advance', then start the relays again"
+    )
+
+
+def require_timeline(store: Store) -> None:
+    """Note the timeline of the server, unless one is noted. Raises `FailedOver` if it is another one than that."""
+    if store.control().timeline is None and (found := store.dialect.timeline(store.run)) is not None:
+        with store.write(durable=True):
+            store.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
+            store.run("UPDATE outbox_control SET timeline = :found WHERE timeline IS NULL", found=found)
+    if error := failed_over(store):
+        raise error
 
 
 def was_never_drawn(store: Store, held: int) -> bool:

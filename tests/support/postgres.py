@@ -33,7 +33,7 @@ def binaries() -> Path | None:
     """Where the newest server is installed; Debian keeps each version in a directory of its own."""
     found = shutil.which("postgres")
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
-    return Path(found).parent if found else versions[-1].parent if versions else None
+    return Path(found).resolve().parent if found else versions[-1].parent if versions else None
 
 
 def unavailable_reason() -> str | None:
@@ -50,14 +50,11 @@ class Postgres:
         remove_leftovers(Path(tempfile.gettempdir()))
         self._directory, self._lock = own_directory(Path(tempfile.gettempdir()))
         self._directory.chmod(0o711)
-        self._data = self._directory / "data"
-        self._data.mkdir()
+        self._data = self._standby = self._directory / "data"
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
-        if os.geteuid() == 0:  # it refuses to be root
-            account = pwd.getpwnam(USER)
-            os.chown(self._data, account.pw_uid, account.pw_gid)
+        self._make(self._data)
         initdb = self._command("initdb", "--pgdata", self._data, "--username", USER, "--auth", "trust")
         options = ("--encoding", "UTF8", "--locale", "C.UTF-8", "--no-instructions")
         subprocess.run([*initdb, *options], check=True, capture_output=True, cwd=self._data)
@@ -96,6 +93,21 @@ class Postgres:
             self._process.wait(LIMIT_S)
             self._process = None
 
+    def copy(self) -> None:
+        """A standby as it is now: it lacks all that comes after."""
+        self._standby = self._directory / f"standby-{next(self._numbers)}"
+        self._make(self._standby)
+        given = ("-D", self._standby, "-h", "127.0.0.1", "-p", self._port, "-U", USER, "--checkpoint=fast")
+        subprocess.run(self._command("pg_basebackup", *given), check=True, capture_output=True, cwd=self._data)
+        (self._standby / "standby.signal").touch()
+
+    def fail_over(self) -> None:
+        """The standby takes the place and the address of this server, which is gone."""
+        self.stop()
+        self._data = self._standby
+        self.start()
+        self.run("SELECT pg_promote()")
+
     def close(self) -> None:
         self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -120,6 +132,13 @@ class Postgres:
         finally:
             with contextlib.suppress(OperationalError):  # the test has stopped the server
                 self.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @staticmethod
+    def _make(directory: Path) -> None:
+        directory.mkdir(mode=0o700)
+        if os.geteuid() == 0:  # it refuses to be root
+            account = pwd.getpwnam(USER)
+            os.chown(directory, account.pw_uid, account.pw_gid)
 
     def _command(self, program: str, *arguments: Any, until_eof: bool = False) -> list[str]:
         found = binaries()

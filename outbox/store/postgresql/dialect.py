@@ -34,6 +34,8 @@ NEWEST: Final = 100
 
 _EPOCH: Final = "coalesce((SELECT epoch FROM outbox_control), 1) * CAST(:step AS BIGINT)"
 
+_TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+
 _BEGIN: Final = "BEGIN; SET LOCAL synchronous_commit = off"  # see `flush`
 
 # Who has the table open for writing; a prepared transaction has no process.
@@ -147,15 +149,26 @@ class PostgreSQL:
             writing &= set(run(_WRITERS))
         return highest
 
-    def draw_version(self, run: Run, number: int) -> int:
-        """Of a sequence: nobody waits for the transactions of others that draw, and none is ever drawn twice."""
-        return int(
-            run(
-                f"SELECT {_EPOCH} + (SELECT max(nextval('{TOKENS}')) FROM generate_series(1, :number))",
-                step=EPOCH_STEP,
-                number=number,
-            ).scalar_one()
-        )
+    def draw_version(self, run: Run, number: int) -> int | None:
+        """Of a sequence: nobody waits for the transactions of others that draw, and none is drawn twice, but where a
+        standby that lacks the last ones has taken over."""
+        drawn: int | None = run(
+            f"SELECT CASE WHEN control.timeline IS NULL OR control.timeline = {_TIMELINE} THEN {_EPOCH} +"
+            f" (SELECT max(nextval('{TOKENS}')) FROM generate_series(1, :number)) END"
+            " FROM (SELECT 1) AS one LEFT JOIN outbox_control AS control ON true",
+            step=EPOCH_STEP,
+            number=number,
+        ).scalar_one()
+        return drawn
+
+    def timeline(self, run: Run) -> str | None:
+        """The first part of the name of the file that is written to. Some services that only speak like PostgreSQL have
+        no such files."""
+        try:
+            found: str = run(f"SELECT {_TIMELINE}").scalar_one()
+        except DBAPIError:
+            return None
+        return found
 
     def highest_version(self, run: Run) -> int:
         drawn = "last_value - CASE WHEN is_called THEN 0 ELSE 1 END"

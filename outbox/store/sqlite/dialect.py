@@ -144,6 +144,10 @@ class SQLite:
             version = run(drawn, number=number, step=EPOCH_STEP).scalar_one()
         return int(version)
 
+    def timeline(self, run: Run) -> str | None:  # noqa: ARG002
+        """An older file is told by what the indexes hold."""
+        return None
+
     def highest_version(self, run: Run) -> int:
         found = run("SELECT epoch * :step + last_token FROM outbox_control", step=EPOCH_STEP).scalar_one_or_none()
         return EPOCH_STEP if found is None else int(found)
