@@ -314,15 +314,24 @@ def test_claim_comes_back_to_a_store_whose_connection_was_lost(migrated: Engine)
     outbox = Outbox(migrated)
     store = outbox.store()
     outbox.index("contacts", "c1", {"a": 1})
-    own = store.run("SELECT pg_backend_pid()").scalar_one()
-    with migrated.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
-        other.execute(text(f"SELECT pg_terminate_backend({own})"))
+
+    def end() -> None:
+        own = store.run("SELECT pg_backend_pid()").scalar_one()
+        with migrated.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
+            other.execute(text(f"SELECT pg_terminate_backend({own})"))
+
     with pytest.raises(DatabaseUnavailable), store.write(durable=True):
+        end()
         versions.raise_epoch(store, 0, 1)
     assert claims.any_unfinished(store, "contacts")
     with store.write(durable=True, alone=True):
         versions.raise_epoch(store, 0, 1)
     assert store.control().epoch == 2
+    for alone in (True, False):
+        end()
+        with store.write(durable=True, alone=alone):  # nobody was using it
+            versions.raise_epoch(store, 0, 1)
+    assert store.control().epoch == 4
     outbox.close()
 
 

@@ -1,4 +1,4 @@
-"""Two relay processes, killed at random moments over and over while an application goes on writing."""
+"""Relay processes, killed at random moments over and over while an application goes on writing."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ class Application:
         raise NotImplementedError
 
 
-def kill_over_and_over(relays: Relays, application: Application, chance: random.Random, rounds: int) -> None:
-    """In the end both relays have stopped by themselves, and what they had no time for waits."""
+def kill_over_and_over(
+    relays: Relays, application: Application, chance: random.Random, rounds: int, *, number: int = 2
+) -> None:
+    """So many relays. In the end all have stopped by themselves, and what they had no time for waits."""
 
     def is_up(process: subprocess.Popen[str]) -> bool:
         log = relays.log(relays.started.index(process))
@@ -45,7 +47,7 @@ def kill_over_and_over(relays: Relays, application: Application, chance: random.
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(application.run)
         try:
-            running = [relays.start(), relays.start()]
+            running = [relays.start() for _ in range(number)]
             for _ in range(rounds):
                 for process in running:
                     until(partial(is_up, process), "the relay is up")

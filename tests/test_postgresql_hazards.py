@@ -1,0 +1,143 @@
+"""Three relays and eight writing processes on a PostgreSQL that fails them: the index is what was committed.
+
+Whoever reads a document while another writes it, whichever transaction ends first, and whatever becomes of a relay, a
+session or the server. `TEST_KILL_ROUNDS` makes it longer, `TEST_KILL_SEED` repeats what was random.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+
+from outbox.store.store import Store
+from tests.support import LIMIT_S
+from tests.support.killing import ROUNDS, kill_over_and_over
+from tests.support.outbox import Outbox
+from tests.support.pages import ROOT
+from tests.support.places import EmbeddedPlace
+from tests.support.postgres import Postgres
+from tests.support.relays import Relays, until
+from tests.support.writers import Writers
+
+pytestmark = pytest.mark.slow
+
+RELAYS = 3
+OWN = "the test"
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    seed = os.environ.get("TEST_KILL_SEED") or str(random.randrange(10**9))
+    print(f"TEST_KILL_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def engine(postgres: Postgres) -> Iterator[Engine]:
+    """Its sessions are told from those of writers and relays."""
+    with postgres.database() as url:
+        made = create_engine(url, pool_pre_ping=True, connect_args={"application_name": OWN})
+        yield made
+        made.dispose()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[EmbeddedPlace]:
+    made = EmbeddedPlace(tmp_path / "search.db")
+    yield made
+    made.destination.close()
+
+
+@pytest.fixture
+def relays(outbox: Outbox, place: EmbeddedPlace, tmp_path: Path) -> Iterator[Relays]:
+    running = Relays(outbox, "http://127.0.0.1:9", tmp_path)
+    running.give(
+        **place.environment,
+        OUTBOX_ENTITIES="tests.support.writers:registry",
+        PYTHONPATH=str(ROOT),
+        OUTBOX_BATCH_ROWS="20",  # the updates of one document come in several claims
+        OUTBOX_LOG_OPERATIONS="false",
+    )
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def writers(outbox: Outbox, chance: random.Random) -> Writers:
+    return Writers(outbox, random.Random(chance.random()))
+
+
+def disturb_over_and_over(relays: Relays, writers: Writers, disturb: Callable[[], None], chance: random.Random) -> None:
+    """No relay ends before it is told to."""
+    running = [relays.start() for _ in range(RELAYS)]
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(writers.run)
+        try:
+            for at in range(RELAYS):
+                until(lambda at=at: " delivers " in relays.log(at), "the relay is up")  # type: ignore[misc]
+            for _ in range(ROUNDS):
+                time.sleep(chance.uniform(0, 0.6))
+                disturb()
+                assert [relays.log(at) for at, process in enumerate(running) if process.poll() is not None] == []
+        finally:
+            writers.stop.set()
+        writing.result()
+    for at, process in enumerate(running):
+        process.terminate()
+        assert process.wait(LIMIT_S) == 0, relays.log(at)
+
+
+def assert_equal(relays: Relays, outbox: Outbox, writers: Writers, place: EmbeddedPlace) -> None:
+    drained = relays.call("run", "--drain")
+    assert drained.returncode == 0, drained.stderr
+    with closing(Store(outbox.engine)) as store:  # that of the outbox may have lost its session
+        counts = store.counts()
+    assert counts == {"pending": 0, "claimed": 0, "done": counts["done"], "dead": 0}
+    ledgers, contacts = writers.expected()
+    assert {each: set(found["seen"]) for each, found in place.documents("ledgers").items()} == ledgers
+    held = place.documents("contacts")
+    assert held == {each: contacts[each] for each in held}
+    print(f"{counts['done']} rows")
+
+
+def test_relays_that_are_killed_lose_and_overtake_nothing(
+    outbox: Outbox, relays: Relays, writers: Writers, place: EmbeddedPlace, chance: random.Random
+) -> None:
+    kill_over_and_over(relays, writers, chance, ROUNDS, number=RELAYS)
+    assert_equal(relays, outbox, writers, place)
+
+
+def test_sessions_that_are_ended_at_random_cost_no_row_and_no_relay(
+    outbox: Outbox, relays: Relays, writers: Writers, place: EmbeddedPlace, chance: random.Random
+) -> None:
+    def end_one() -> None:
+        with outbox.engine.connect() as connection:
+            others = f"datname = current_database() AND application_name <> '{OWN}'"
+            pids = list(connection.scalars(text(f"SELECT pid FROM pg_stat_activity WHERE {others} ORDER BY pid")))
+            connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": chance.choice(pids)})
+
+    disturb_over_and_over(relays, writers, end_one, chance)
+    assert_equal(relays, outbox, writers, place)
+
+
+def test_server_that_crashes_under_load_costs_no_row_and_no_relay(
+    outbox: Outbox, relays: Relays, writers: Writers, place: EmbeddedPlace, chance: random.Random, postgres: Postgres
+) -> None:
+    rounds = iter(range(ROUNDS))
+
+    def crash() -> None:
+        if next(rounds) % 5 == 4:
+            postgres.stop()
+            time.sleep(chance.uniform(0, 1))
+            postgres.start()
+
+    disturb_over_and_over(relays, writers, crash, chance)
+    assert_equal(relays, outbox, writers, place)
