@@ -1,7 +1,7 @@
 """`drain`: the relay against raw `_bulk`, alternately in one run. `write`: what a row costs the writer. `reindex`: how
 fast an index is rebuilt, and what live rows notice of it. `idle`, `latency`: what a relay takes while little happens,
 and how long a row takes that comes alone. `peers`: the same beside other software. `growth`: whether it gets slower.
-`figures`: what it takes to look at millions of rows."""
+`scale`: what more relays add on PostgreSQL. `figures`: what it takes to look at millions of rows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import bench_growth
 import bench_live
 import bench_peers
 import bench_reindex
+import bench_scale
 import bench_write
 import click
 from bench_report import as_json, report
@@ -51,6 +52,7 @@ main.add_command(bench_live.idle)
 main.add_command(bench_live.latency)
 main.add_command(bench_peers.peers)
 main.add_command(bench_reindex.reindex)
+main.add_command(bench_scale.scale)
 main.add_command(bench_write.write)
 
 if __name__ == "__main__":

@@ -13,15 +13,16 @@ from typing import Any
 
 import bench_contacts
 import click
+from bench_database import databases, on_postgres, url_of
 from bench_live import cpu_seconds
 from bench_load import COMMAND, INDEX, best_raw, console, documents, fresh_index, peak_memory, prepared, raw
 from bench_report import as_json, medians_of, report
 from instant import instant
 from node import node
-from sqlalchemy import create_engine, insert, text
+from sqlalchemy import Engine, insert, text
 from sqlalchemy.orm import Session
 
-from outbox import OutboxRepository, schema, sqlite
+from outbox import OutboxRepository
 from outbox.store.models import now_ms
 
 
@@ -29,7 +30,7 @@ def relay(
     url: str,
     rows: list[tuple[str, dict[str, Any]]],
     concurrency: int | None,
-    directory: Path,
+    engine: Engine,
     *,
     refresh: bool,
     product: str,
@@ -39,10 +40,6 @@ def relay(
     `refresh`: the documents are in a table of the application, and the rows only name them.
     """
     fresh_index(url, product=product)
-    path = Path(tempfile.mkdtemp(dir=directory)) / "app.db"
-    engine = create_engine(f"sqlite:///{path}")
-    sqlite.prepare(engine)
-    schema.upgrade(engine)
     with Session(engine) as session, session.begin():
         if refresh:
             bench_contacts.Base.metadata.create_all(session.connection())
@@ -53,14 +50,14 @@ def relay(
         else:
             OutboxRepository(session).index_many(INDEX, rows)
     environment = os.environ | {
-        "OUTBOX_DATABASE_URL": f"sqlite:///{path}",
+        "OUTBOX_DATABASE_URL": url_of(engine),
         "OUTBOX_DESTINATION": product,
         f"OUTBOX_{product.upper()}_URL": url,
     }
     if refresh:
         environment |= {"OUTBOX_ENTITIES": "bench_contacts:registry", "PYTHONPATH": str(Path(__file__).parent)}
     arguments = ["--concurrency", str(concurrency)] if concurrency else []
-    with (path.parent / "relay.log").open("w") as log:
+    with tempfile.TemporaryFile("w") as log:
         process = subprocess.Popen([COMMAND, "run", "--drain", *arguments], env=environment, stderr=log)
         with engine.execution_options(outbox_begin="DEFERRED").connect() as connection:
             while not connection.execute(text("SELECT count(*) FROM outbox_relays")).scalar_one():
@@ -94,6 +91,7 @@ def relay(
 @click.option("--product", type=click.Choice(["elasticsearch", "opensearch"]), default="elasticsearch")
 @click.option("--apart", is_flag=True, help="A core for the node, and the others for the relay or the raw client.")
 @click.option("--instant", "at_once", is_flag=True, help="A server that answers at once: only the relay is measured.")
+@on_postgres
 @as_json
 def drain(
     rows: int,
@@ -103,6 +101,7 @@ def drain(
     product: str,
     apart: bool,
     at_once: bool,
+    postgres: bool,
     as_json: bool,
 ) -> None:
     """Rows a second: the relay draining a full outbox, and raw _bulk with the same documents."""
@@ -110,13 +109,13 @@ def drain(
     bodies = prepared(contents)
     found = []
     server = instant() if at_once else node(console, product, own_core=apart)
-    with tempfile.TemporaryDirectory() as directory, server as url, on_other_cores(apart):
+    with databases(postgres=postgres) as new, server as url, on_other_cores(apart):
         fresh_index(url, product=product)
         raw(url, bodies[:10], 2, product)  # the node warms up
         for round_ in range(1, rounds + 1):
             with console.status(f"round {round_} of {rounds}…"):
                 best, connections = best_raw(url, bodies, product)
-                figures = relay(url, contents, concurrency, Path(directory), refresh=refresh, product=product)
+                figures = relay(url, contents, concurrency, new(), refresh=refresh, product=product)
             found.append(
                 {
                     "round": round_,

@@ -7,16 +7,16 @@ import os
 import subprocess
 import tempfile
 import time
-from pathlib import Path
 
 import click
+from bench_database import databases, finish, on_postgres, url_of
 from bench_load import COMMAND, INDEX, console, documents
 from bench_report import as_json, medians_of, report
 from instant import instant
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from outbox import OutboxRepository, schema, sqlite
+from outbox import OutboxRepository
 from outbox.store.models import now_ms
 
 AT_A_TIME = 10_000
@@ -27,39 +27,27 @@ AT_A_TIME = 10_000
 @click.option("--finished", default=10_000_000, show_default=True, help="Rows that were finished before.")
 @click.option("--waiting", default=1_000_000, show_default=True, help="Rows that wait at first.")
 @click.option("--rounds", default=5, show_default=True)
+@on_postgres
 @as_json
-def growth(rows: int, finished: int, waiting: int, rounds: int, as_json: bool) -> None:
+def growth(rows: int, finished: int, waiting: int, rounds: int, postgres: bool, as_json: bool) -> None:
     """Rows a second beside millions of finished and waiting rows, and in a new file; at a server that takes all."""
     found = []
-    with tempfile.TemporaryDirectory() as directory, instant() as url:
-        with console.status("making the large file…"):
-            large = made(Path(directory) / "large", finished=finished, waiting=max(waiting, rounds * rows))
+    with databases(postgres=postgres) as new, instant() as url:
+        with console.status("making the large database…"):
+            large = made(new(), finished=finished, waiting=max(waiting, rounds * rows))
         for round_ in range(1, rounds + 1):
             with console.status(f"round {round_} of {rounds}…"):
-                small = made(Path(directory) / f"small-{round_}", finished=0, waiting=rows)
+                small = made(new(), finished=0, waiting=rows)
                 alone, beside = drained(small, url, rows), drained(large, url, rows)
             found.append({"round": round_, "new, rows/s": alone, "grown, rows/s": beside, "ratio": beside / alone})
     title = f"{rows:,} rows, beside {finished:,} finished and {waiting:,} waiting ones"
     report(title, found, as_json=as_json, **medians_of(found, "ratio"))
 
 
-def made(directory: Path, *, finished: int, waiting: int) -> Engine:
+def made(engine: Engine, *, finished: int, waiting: int) -> Engine:
     """A database with so many rows."""
-    directory.mkdir()
-    engine = create_engine(f"sqlite:///{directory / 'app.db'}")
-    sqlite.prepare(engine)
-    schema.upgrade(engine)
     if finished:
-        with engine.begin() as connection:
-            connection.execute(
-                text(
-                    "INSERT INTO outbox_events (action, index_name, document_id, document_bytes, state, outcome,"
-                    " deliveries, created_at, finished_at)"
-                    " WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < :finished)"
-                    " SELECT 'index', :name, 'old-' || n, 900, 'done', 'applied', 1, :now - n, :now - n FROM n"
-                ),
-                {"finished": finished, "name": INDEX, "now": now_ms()},
-            )
+        finish(engine, finished)
     contents = itertools.cycle([document for _, document in documents(1_000)])
     numbers = iter(range(waiting))
     while some := list(itertools.islice(numbers, AT_A_TIME)):
@@ -70,7 +58,7 @@ def made(directory: Path, *, finished: int, waiting: int) -> Engine:
 
 def drained(engine: Engine, url: str, rows: int) -> float:
     """Rows a second from the first claim of a new relay until it has finished so many."""
-    environment = os.environ | {"OUTBOX_DATABASE_URL": str(engine.url), "OUTBOX_ELASTICSEARCH_URL": url}
+    environment = os.environ | {"OUTBOX_DATABASE_URL": url_of(engine), "OUTBOX_ELASTICSEARCH_URL": url}
     with tempfile.TemporaryFile("w") as log, engine.connect() as connection:
 
         def number(sql: str, **given: int) -> int:

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from bench_database import databases, on_postgres, url_of
 from bench_load import COMMAND, INDEX, console, documents, fresh_index, peak_memory
 from bench_report import as_json, medians_of, report
 from node import node
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from outbox import OutboxRepository, schema, sqlite
+from outbox import OutboxRepository
 
 SETTLED_AFTER_S = 5
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -30,17 +31,11 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextmanager
-def relay_of(directory: Path, url: str) -> Iterator[tuple[Engine, int]]:
-    """A relay process of its own database, which has settled: the engine, and the process."""
-    engine = create_engine(f"sqlite:///{directory / 'app.db'}")
-    sqlite.prepare(engine)
-    schema.upgrade(engine)
+def relay_of(engine: Engine, url: str) -> Iterator[tuple[Engine, int]]:
+    """A relay process of that database, which has settled: the engine, and the process."""
     fresh_index(url)
-    environment = os.environ | {
-        "OUTBOX_DATABASE_URL": f"sqlite:///{directory / 'app.db'}",
-        "OUTBOX_ELASTICSEARCH_URL": url,
-    }
-    with (directory / "relay.log").open("w") as log:
+    environment = os.environ | {"OUTBOX_DATABASE_URL": url_of(engine), "OUTBOX_ELASTICSEARCH_URL": url}
+    with tempfile.TemporaryFile("w") as log:
         process = subprocess.Popen([COMMAND, "run"], env=environment, stderr=log)
     try:
         time.sleep(SETTLED_AFTER_S)
@@ -49,17 +44,17 @@ def relay_of(directory: Path, url: str) -> Iterator[tuple[Engine, int]]:
         process.terminate()
         if process.wait(60):
             raise click.ClickException(f"the relay exited with {process.returncode}")
-        engine.dispose()
 
 
 @click.command()
 @click.option("--seconds", default=30, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
+@on_postgres
 @as_json
-def idle(seconds: int, rounds: int, as_json: bool) -> None:
+def idle(seconds: int, rounds: int, postgres: bool, as_json: bool) -> None:
     """CPU and memory of a relay that has nothing to do."""
     rows = []
-    with tempfile.TemporaryDirectory() as directory, node(console) as url, relay_of(Path(directory), url) as (_, pid):
+    with databases(postgres=postgres) as new, node(console) as url, relay_of(new(), url) as (_, pid):
         for round_ in range(1, rounds + 1):
             before, began = cpu_seconds(pid), time.monotonic()
             time.sleep(seconds)
@@ -72,10 +67,11 @@ def idle(seconds: int, rounds: int, as_json: bool) -> None:
 @click.option("--rate", default=100, show_default=True, help="Rows a second, each in a transaction of its own.")
 @click.option("--seconds", default=20, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
+@on_postgres
 @as_json
-def latency(rate: int, seconds: int, rounds: int, as_json: bool) -> None:
+def latency(rate: int, seconds: int, rounds: int, postgres: bool, as_json: bool) -> None:
     """From a row's commit to the record of its delivery, and the CPU of the relay meanwhile."""
-    with tempfile.TemporaryDirectory() as directory, node(console) as url, relay_of(Path(directory), url) as it:
+    with databases(postgres=postgres) as new, node(console) as url, relay_of(new(), url) as it:
         rows = [{"round": round_, **trickle(*it, rate, seconds)} for round_ in range(1, rounds + 1)]
     medians = medians_of(rows, "p50 ms", "p99 ms", "CPU %")
     report(f"{rate} rows a second, one by one", rows, as_json=as_json, **medians)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
+from bench_database import databases
 from bench_drain import relay
 from bench_live import SETTLED_AFTER_S, cpu_seconds, of_lone_rows, relay_of, trickle
 from bench_load import INDEX, console, documents, fresh_index
@@ -43,10 +44,10 @@ def peers(rate: int, seconds: int, rows: int, rounds: int, as_json: bool) -> Non
             with console.status(f"round {round_} of {rounds}…"):
                 theirs = one_by_one(scripts, url, port, redis_pid, rate, seconds)
                 theirs["drained rows/s"] = drained(scripts, url, port, rows)
-                with tempfile.TemporaryDirectory() as own, relay_of(Path(own), url) as (engine, pid):
-                    ours: dict[str, Any] = trickle(engine, pid, rate, seconds)
-                with tempfile.TemporaryDirectory() as own:
-                    full = relay(url, documents(rows), None, Path(own), refresh=False, product="elasticsearch")
+                with databases(postgres=False) as new:
+                    with relay_of(new(), url) as (engine, pid):
+                        ours: dict[str, Any] = trickle(engine, pid, rate, seconds)
+                    full = relay(url, documents(rows), None, new(), refresh=False, product="elasticsearch")
                 ours["drained rows/s"] = rows / full["seconds"]
             found += [{"round": round_, "who": "BullMQ", **theirs}, {"round": round_, "who": "outbox-relay", **ours}]
     ratios = {}

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from sqlalchemy.orm import Session
 from outbox import OutboxRepository, schema
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import ConfigurationError, DatabaseUnavailable
-from outbox.store import claims, versions
+from outbox.store import claims, outcomes, versions
 from outbox.store.dialect import Finding
-from outbox.store.models import metadata
+from outbox.store.models import metadata, now_ms
 from outbox.store.postgresql import dialect as postgresql
 from outbox.store.postgresql import findings
 from outbox.store.store import Store, dialect_of
 from outbox.testing import OutboxTester
+from tests.conformance.database import applied, claim
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.postgres import Postgres
@@ -346,3 +348,30 @@ def test_engine_of_an_application_keeps_its_settings(migrated: Engine) -> None:
     assert [(name, setting(ours, name)) for name, _ in given] == given
     assert setting(migrated, "enable_seqscan") == "on"
     ours.dispose()
+
+
+def test_drain_ends_when_another_relay_finishes_the_last_row_just_as_it_begins_to_wait(
+    migrated: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox(migrated)
+    outbox.index("contacts", "c1", {"a": 1})
+    other = outbox.store()
+    taken = claim(other)
+    assert taken is not None
+    unfinished = Store.unfinished
+
+    def just_before(store: Store) -> int:
+        found = unfinished(store)
+        if found:
+            outcomes.record(other, taken, applied(taken), now_ms())
+        return found
+
+    monkeypatch.setattr(Store, "unfinished", just_before)
+    with closing(EmbeddedDestination(tmp_path / "search.db")) as search, ThreadPoolExecutor(1) as pool:
+        relay = outbox.relay(search)
+        draining = pool.submit(relay.run, drain=True)
+        try:
+            assert draining.result(LIMIT_S / 6).done == 0
+        finally:
+            relay.stop()
+    outbox.close()

@@ -200,7 +200,7 @@ class Relay:
                     self._note_database(None)
                 if drain and not self._in_flight and not self._store.unfinished():
                     break
-                if answer := self._wait(wakeup):
+                if answer := self._wait(wakeup, drain):
                     self._finish(answer)
                     self._note_database(None)
                     if progress:
@@ -212,7 +212,7 @@ class Relay:
                 self._shut_down(workers)
                 raise
 
-    def _wait(self, wakeup: Wakeup[Answer]) -> Answer | None:
+    def _wait(self, wakeup: Wakeup[Answer], drain: bool) -> Answer | None:
         """The next answer. None: there may be something to claim, or it is to stop.
 
         Time alone makes nothing due where no row is unfinished and no index blocked: then it waits on, and for longer
@@ -223,7 +223,7 @@ class Relay:
             answer = wakeup.wait(pause_s, lambda: self._stopping)
             if answer or self._in_flight or self._stopping or not wakeup.timed_out:
                 return answer
-            if self._health.paused_indexes() or claims.any_unfinished(self._store):
+            if drain or self._health.paused_indexes() or claims.any_unfinished(self._store):
                 return None
             self.looked_at = time.monotonic()
             if wakeup.watches:

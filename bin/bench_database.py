@@ -1,0 +1,67 @@
+"""Where a bench has its outbox: a new file each time, or a new database of a PostgreSQL that runs as long as it."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import demo_database
+from bench_load import INDEX, console
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from outbox import schema, sqlite
+from outbox.store.models import now_ms
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+on_postgres: Callable[[F], F] = click.option("--postgres", is_flag=True, help="On a PostgreSQL of its own.")
+
+
+@contextmanager
+def databases(*, postgres: bool) -> Iterator[Callable[[], Engine]]:
+    """What makes a new database with empty outbox tables."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = make_url(stack.enter_context(demo_database.postgres(console, directory))) if postgres else None
+        numbers = itertools.count(1)
+
+        def new() -> Engine:
+            name = f"bench_{next(numbers)}"
+            if server is None:
+                engine = create_engine(f"sqlite:///{directory / name}.db")
+                sqlite.prepare(engine)
+            else:
+                maintenance = create_engine(server, isolation_level="AUTOCOMMIT")
+                with maintenance.connect() as connection:
+                    connection.execute(text(f"CREATE DATABASE {name}"))
+                maintenance.dispose()
+                engine = create_engine(server.set(database=name))
+            stack.callback(engine.dispose)
+            schema.upgrade(engine)
+            return engine
+
+        yield new
+
+
+def url_of(engine: Engine) -> str:
+    """For OUTBOX_DATABASE_URL."""
+    return engine.url.render_as_string(hide_password=False)
+
+
+def finish(engine: Engine, rows: int) -> None:
+    """So many rows that were finished before."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO outbox_events (action, index_name, document_id, document_bytes, state, outcome,"
+                " deliveries, created_at, finished_at)"
+                " WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < :finished)"
+                " SELECT 'index', :name, 'old-' || n, 900, 'done', 'applied', 1, :now - n, :now - n FROM n"
+            ),
+            {"finished": rows, "name": INDEX, "now": now_ms()},
+        )

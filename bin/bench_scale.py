@@ -1,0 +1,128 @@
+"""`scale`: what more relays add on one PostgreSQL, and what each waits for the others.
+
+`python bench_scale.py FILE ARGUMENT …` is `outbox-relay`, which writes how long its claims took to that file.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+from bench_database import databases, finish, url_of
+from bench_live import cpu_seconds
+from bench_load import INDEX, console, documents
+from bench_report import as_json, report
+from instant import instant
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+from outbox import OutboxRepository
+from outbox.cli import main
+from outbox.store import claims
+
+RELAYS = (1, 2, 4, 8)
+AT_A_TIME = 10_000
+
+
+@click.command()
+@click.option("--rows", default=100_000, show_default=True, help="How many are drained each time.")
+@click.option("--finished", default=0, show_default=True, help="Rows that were finished before.")
+@click.option("--rounds", default=3, show_default=True)
+@as_json
+def scale(rows: int, finished: int, rounds: int, as_json: bool) -> None:
+    """Rows a second by 1, 2, 4 and 8 relays on one PostgreSQL, each with a server that answers at once."""
+    found = []
+    with databases(postgres=True) as new, ExitStack() as stack:
+        servers = [stack.enter_context(instant()) for _ in range(max(RELAYS))]
+        for round_ in range(1, rounds + 1):
+            for number in RELAYS:
+                with console.status(f"round {round_} of {rounds}, {number} relays…"):
+                    engine = new()
+                    if finished:
+                        finish(engine, finished)
+                    filled(engine, rows)
+                    found.append({"round": round_, "relays": number, **drained(engine, servers[:number], rows)})
+    report(f"{rows:,} rows, beside {finished:,} finished ones", found, as_json=as_json)
+
+
+def filled(engine: Engine, rows: int) -> None:
+    contents = documents(min(rows, AT_A_TIME))
+    for start in range(0, rows, AT_A_TIME):
+        some = contents[: rows - start]
+        with Session(engine) as session, session.begin():
+            OutboxRepository(session).index_many(INDEX, [(f"{start}-{name}", each) for name, each in some])
+
+
+def drained(engine: Engine, servers: Sequence[str], rows: int) -> dict[str, float]:
+    """By one relay for each server, by the table's own clock: from the first claim to the last record."""
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile("w") as log:
+        files = [Path(directory) / f"{at}.json" for at in range(len(servers))]
+        environment = os.environ | {"OUTBOX_DATABASE_URL": url_of(engine)}
+        relays = [
+            subprocess.Popen(
+                [sys.executable, __file__, str(file), "run", "--drain"],
+                env=environment | {"OUTBOX_ELASTICSEARCH_URL": server},
+                stderr=log,
+            )
+            for file, server in zip(files, servers, strict=True)
+        ]
+        spent = 0.0
+        while any(relay.poll() is None for relay in relays):
+            spent = sum(cpu_seconds(relay.pid) for relay in relays if relay.poll() is None) or spent
+            time.sleep(0.05)
+        if any(relay.returncode for relay in relays):
+            raise click.ClickException(f"relays exited with {[relay.returncode for relay in relays]}")
+        noted = [json.loads(file.read_text()) for file in files]
+    took = sorted(ms for each in noted for ms in each["claims"])
+    with engine.connect() as connection:
+        done, last = connection.execute(
+            text(
+                "SELECT count(*), max(finished_at) FROM outbox_events WHERE outcome = 'applied' AND deliveries = 1"
+                " AND document_id NOT LIKE 'old-%'"
+            )
+        ).one()
+    if done != rows:
+        raise click.ClickException(f"{done} of {rows} rows were delivered once")
+    first = min(each["began"] for each in noted)
+    return {
+        "rows/s": rows / (last / 1000 - first),
+        "claim p50 ms": took[len(took) // 2],
+        "claim p99 ms": took[len(took) * 99 // 100],
+        "lock waited ms": sum(each["waited"] for each in noted) / len(noted),
+        "relay CPU µs a row": spent / rows * 1e6,
+    }
+
+
+def timed(file: Path) -> None:
+    """Have this process note how long each claim takes that finds rows, and what it has waited for the lock."""
+    noted: dict[str, Any] = {"claims": [], "began": None, "waited": 0.0}
+    claim: Callable[..., Any] = claims.claim
+
+    @functools.wraps(claim)
+    def noting(store: Any, request: Any) -> Any:
+        wall, began = time.time(), time.perf_counter()
+        found = claim(store, request)
+        if found:
+            noted["began"] = noted["began"] or wall
+            noted["claims"].append((time.perf_counter() - began) * 1000)
+        noted["waited"] = store.lock_times.waited_ms
+        return found
+
+    claims.claim = noting
+    atexit.register(lambda: file.write_text(json.dumps(noted | {"began": noted["began"] or time.time()})))
+
+
+if __name__ == "__main__":
+    timed(Path(sys.argv[1]))
+    main(sys.argv[2:])
