@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -142,13 +141,7 @@ class Store:
         `alone`: no other one that says so runs beside it, so that what it has read stays true.
         """
         asked = time.monotonic()
-        begin = partial(self.dialect.begin, self.run, alone=alone, last=self.lock_times.last)
-        try:
-            begin(before := self._connection)
-        except DatabaseUnavailable:
-            if not (before.invalidated or before.closed):
-                raise
-            begin(self._connection)  # it was lost while nobody used it: nothing is done so far
+        self.dialect.begin(self.run, self._connection, alone=alone, last=self.lock_times.last)
         began = time.monotonic()
         self._in_transaction = True
         try:

@@ -110,12 +110,16 @@ class PostgreSQL:
 
     def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:  # noqa: ARG002
         """The lock is a statement of its own: what comes after it sees what its holders before have committed."""
+        begin = f"{_BEGIN}; SELECT pg_advisory_xact_lock({ALONE})" if alone else _BEGIN
         try:
-            run(f"{_BEGIN}; SELECT pg_advisory_xact_lock({ALONE})" if alone else _BEGIN)
+            run(begin)
         except DatabaseUnavailable:
+            ended = connection.invalidated
             with suppress(DatabaseUnavailable):
                 run("ROLLBACK")
-            raise
+            if not ended:
+                raise
+            run(begin)  # its session was ended while nobody used it: nothing is done so far
 
     def step_rows(self, connection: Connection) -> int:  # noqa: ARG002
         """No application waits for rows that relays change."""
