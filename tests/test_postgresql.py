@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from outbox import OutboxRepository, schema
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import ConfigurationError, DatabaseUnavailable
+from outbox.maintenance.scheduler import Maintenance
 from outbox.store import claims, outcomes, versions
 from outbox.store.dialect import Finding
 from outbox.store.models import metadata, now_ms
@@ -26,7 +27,7 @@ from outbox.store.store import Store, dialect_of
 from outbox.testing import OutboxTester
 from tests.conformance.database import applied, claim
 from tests.support import LIMIT_S
-from tests.support.outbox import Outbox
+from tests.support.outbox import Outbox, settings
 from tests.support.postgres import Postgres
 from tests.support.relays import COMMAND, until
 
@@ -375,3 +376,41 @@ def test_drain_ends_when_another_relay_finishes_the_last_row_just_as_it_begins_t
         finally:
             relay.stop()
     outbox.close()
+
+
+def test_relay_whose_session_was_ended_is_taken_for_a_killed_one_until_its_next_heartbeat(migrated: Engine) -> None:
+    outbox = Outbox(migrated)
+    store = outbox.store()
+    relay, other = (store.register_relay("host", pid, "1", now_ms()) for pid in (1, 2))
+    presence = store.presence.hold("relay", relay)
+    alive = Maintenance(migrated, relay, settings(), list, presence=presence)
+    alive.heartbeat(store)
+    assert store.presence.live("relay", [relay]) == [relay]
+    outbox.raw("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+    until(lambda: store.presence.dead("relay", [relay]), "it cannot be seen")
+    Maintenance(migrated, other, settings(), list).reap(store)
+    assert [each["id"] for each in store.relays()] == [other]
+    alive.heartbeat(store)
+    assert store.presence.live("relay", [relay]) == [relay]
+    assert sorted(each["id"] for each in store.relays()) == [relay, other]
+    presence.end()
+    outbox.close()
+
+
+def test_relay_that_is_stopped_in_the_middle_of_a_claim_does_not_keep_others_waiting_for_ever(migrated: Engine) -> None:
+    soon, other = (
+        create_engine(
+            migrated.url, connect_args={"options": f"-c idle_in_transaction_session_timeout={ms}"} if ms else {}
+        )
+        for ms in (200, None)
+    )
+    for engine in (soon, other):
+        dialect_of(engine).prepare(engine)
+    with closing(Store(soon)) as stopped, closing(Store(other)) as waiting:
+        assert waiting.run("SELECT current_setting('idle_in_transaction_session_timeout')").scalar_one() == "30s"
+        with pytest.raises(DatabaseUnavailable), stopped.write(durable=True, alone=True):
+            waiting.register_relay("host", 1, "1", now_ms())
+            with waiting.write(durable=True, alone=True):
+                assert waiting.relays()
+    for engine in (soon, other):
+        engine.dispose()

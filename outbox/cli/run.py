@@ -27,14 +27,14 @@ from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
 from outbox.maintenance.notices import Notices
 from outbox.maintenance.notifier import Notifier
-from outbox.maintenance.scheduler import Maintenance
+from outbox.maintenance.scheduler import Maintenance, enter
 from outbox.maintenance.webhook import Webhook
 from outbox.mappings import DriftWatch
 from outbox.reindex.reindexer import Reindexer
 from outbox.relay import Relay, Totals
 from outbox.settings import Settings, variable
 from outbox.store import pauses, versions
-from outbox.store.models import now_ms
+from outbox.store.dialect import Held
 from outbox.store.store import Store, database_name, dialect_of
 from outbox.verify import Verification
 
@@ -109,9 +109,9 @@ def run(
         versions.require_timeline(store)
         _refuse_older(store, destination)
         admin_server = prepare(loaded, insecure=insecure) if admin else None
-        with _registered(store) as relay_id:
+        with _registered(store) as (relay_id, presence):
             relay = Relay(store, destination, loaded, relay_id=relay_id, registry=registry)
-            maintenance = _maintenance(store, relay, relay_id, loaded, destination, registry, drain=drain)
+            maintenance = _maintenance(store, relay, relay_id, presence, loaded, destination, registry, drain=drain)
             on_stop_signals(relay.stop, maintenance.request_stop)
             with _running(maintenance):
                 _log_start(store, relay_id, loaded)
@@ -173,12 +173,12 @@ def _refuse_older(store: Store, destination: Destination) -> None:
 
 
 @contextmanager
-def _registered(store: Store) -> Iterator[int]:
+def _registered(store: Store) -> Iterator[tuple[int, Held]]:
     """This process in the list of relays, and shown to the others as long as it is there: the id of its relay."""
-    relay_id = store.register_relay(socket.gethostname(), os.getpid(), __version__, now_ms())
+    relay_id = enter(store)
     presence = store.presence.hold("relay", relay_id)
     try:
-        yield relay_id
+        yield relay_id, presence
     finally:
         presence.end()  # before: killed in between, it would leave a file that nobody knows of
         store.deregister_relays([relay_id])
@@ -209,6 +209,7 @@ def _maintenance(
     store: Store,
     relay: Relay,
     relay_id: int,
+    presence: Held,
     loaded: Settings,
     destination: Destination,
     registry: EntityRegistry | None,
@@ -225,6 +226,7 @@ def _maintenance(
         stop_relay=relay.stop,
         lock_times=store.lock_times,
         notices=_notices(store, relay, relay_id, loaded, destination, registry),
+        presence=presence,
     )
     if registry is None:
         return made()

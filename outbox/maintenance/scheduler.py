@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -15,6 +17,7 @@ from apscheduler.triggers.cron import CronTrigger
 from loguru import logger
 from sqlalchemy import Engine
 
+from outbox import __version__
 from outbox.errors import DatabaseUnavailable, OutboxError
 from outbox.maintenance.adopt import adopt_orphans
 from outbox.maintenance.growth import Limits, Sizes, Watch, growth
@@ -25,6 +28,7 @@ from outbox.reindex.reindexer import Reindexer
 from outbox.reindex.work import LeftToRelays
 from outbox.settings import Settings, cron_fields
 from outbox.store import upkeep
+from outbox.store.dialect import Held
 from outbox.store.models import POISON, now_ms
 from outbox.store.store import LockTimes, Store, dialect_of
 from outbox.verify import Verification
@@ -39,13 +43,19 @@ ONE_RELAY_MS: Final = 50_000
 """For how long the relay that begins a scheduled verification keeps others from it: cron knows minutes."""
 
 
+def enter(store: Store, *, again: int | None = None) -> int:
+    """Enter this process in the list of relays, see `Store.register_relay`. Returns its id."""
+    return store.register_relay(socket.gethostname(), os.getpid(), __version__, now_ms(), again=again)
+
+
 class Maintenance:
     """What one relay does beside delivering, until `stop`. Each task runs on a thread and a connection of its own.
 
     `verification` makes the one that `settings.verify_schedule` asks for. `reindexer` makes the one that resumes
     reindexes whose process was killed; it is given what it has to call now and then, so that the relay can stop.
     `stop_relay` is called within a heartbeat once another database has taken the place of the relay's: `replaced`.
-    `lock_times` of the relay's store are published with each heartbeat. `notices` tell operators of what happens.
+    `lock_times` of the relay's store are published with each heartbeat, which sees to its `presence`, too. `notices`
+    tell operators of what happens.
     """
 
     def __init__(
@@ -59,10 +69,11 @@ class Maintenance:
         stop_relay: Callable[[], None] = lambda: None,
         lock_times: LockTimes | None = None,
         notices: Notices | None = None,
+        presence: Held | None = None,
     ) -> None:
         self._engine, self._relay, self._settings, self._breakers = engine, relay, settings, breakers
         self._verification, self._reindexer, self._stop_relay = verification, reindexer, stop_relay
-        self._lock_times, self._notices = lock_times or LockTimes(), notices
+        self._lock_times, self._notices, self._presence = lock_times or LockTimes(), notices, presence
         self._identity = dialect_of(engine).identity(engine)
         self.replaced = False
         self._stopping = threading.Event()
@@ -120,7 +131,10 @@ class Maintenance:
 
     def heartbeat(self, store: Store) -> None:
         """Say that the relay is alive."""
-        upkeep.heartbeat(store, self._relay, self._breakers(), self._lock_times, now_ms())
+        if self._presence is not None:
+            self._presence.keep()
+        if not upkeep.heartbeat(store, self._relay, self._breakers(), self._lock_times, now_ms()):
+            enter(store, again=self._relay)
 
     def _is_same_database(self) -> bool:
         """If it is another one by now, the relay ends.

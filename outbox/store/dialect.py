@@ -62,6 +62,9 @@ def finding(name: str, good: bool, found: str, remedy: str, otherwise: Level = "
 class Held(Protocol):
     """A sign that a process is there, until `end` or until the process has ended."""
 
+    def keep(self) -> None:
+        """Show it again where it was lost and the process was not."""
+
     def end(self) -> None: ...
 
 

@@ -318,16 +318,14 @@ class Store:
 
     # -- the list of relays -------------------------------------------------------------------------------------
 
-    def register_relay(self, host: str, pid: int, software: str, now: int) -> int:
-        """Enter a relay in the list. Returns its id."""
+    def register_relay(self, host: str, pid: int, software: str, now: int, *, again: int | None = None) -> int:
+        """Enter a relay in the list. Returns its id: the one it had before, where it is entered `again`."""
+        named, given = ("", "") if again is None else ("id, ", ":again, ")
         with self.write(durable=False):
             relay: int = self.run(
-                "INSERT INTO outbox_relays (host, pid, version, started_at, heartbeat_at)"
-                " VALUES (:host, :pid, :software, :now, :now) RETURNING id",
-                host=host,
-                pid=pid,
-                software=software,
-                now=now,
+                f"INSERT INTO outbox_relays ({named}host, pid, version, started_at, heartbeat_at)"
+                f" VALUES ({given}:host, :pid, :software, :now, :now) RETURNING id",
+                {"host": host, "pid": pid, "software": software, "now": now, "again": again},
             ).scalar_one()
         return relay
 
@@ -396,13 +394,13 @@ def _carried_out(dialect: Dialect, connection: Connection, sql: str, given: Mapp
             columns = cursor.description or ()
             return Found(cursor.fetchall() if columns else (), columns, cursor.rowcount)
     except known.loaded_dbapi.Error as error:
-        if known.is_disconnect(error, driver, None):
+        if lost := known.is_disconnect(error, driver, None):
             connection.invalidate(error)
         hidden = connection.engine.hide_parameters
         failed = DBAPIError.instance(
             statement, parameters, error, known.loaded_dbapi.Error, hide_parameters=hidden, dialect=known
         )
-        if isinstance(failed, OperationalError) and not dialect.is_row_fault(error):
+        if (lost or isinstance(failed, OperationalError)) and not dialect.is_row_fault(error):
             dialect.explain(failed, connection)
             raise DatabaseUnavailable(f"database: {in_one_line(failed.orig)}") from failed
         raise failed from error

@@ -195,10 +195,13 @@ def note_depth(store: Store, now: int) -> None:
         )
 
 
-def heartbeat(store: Store, relay: int, breakers: Sequence[Mapping[str, Any]], lock: LockTimes, now: int) -> None:
-    """Say that a relay is alive, what it has paused, and what it asked of the write lock since it started."""
+def heartbeat(store: Store, relay: int, breakers: Sequence[Mapping[str, Any]], lock: LockTimes, now: int) -> bool:
+    """Say that a relay is alive, what it has paused, and what it asked of the write lock since it started.
+
+    Returns False if it is not on the list: it could not be heard for so long that others took it for dead.
+    """
     with store.write(durable=False):
-        store.run(
+        updated = store.run(
             "UPDATE outbox_relays SET heartbeat_at = :now, breakers = :breakers, lock_waited_ms = :waited,"
             " lock_held_ms = :held, lock_longest_ms = :longest WHERE id = :relay",
             now=now,
@@ -207,7 +210,8 @@ def heartbeat(store: Store, relay: int, breakers: Sequence[Mapping[str, Any]], l
             held=round(lock.held_ms),
             longest=round(lock.longest_ms),
             relay=relay,
-        )
+        ).rowcount
+    return bool(updated)
 
 
 def checkpoint(store: Store) -> None:

@@ -5,8 +5,8 @@ ends, however it ends. A process that is stopped keeps its lock: there the lease
 is gone, so a table lists those that have shown themselves, and since when the server runs: after its restart all locks
 are gone, and no process is dead by that.
 
-A process that has only lost its connection counts as dead, too: what it holds is given to others, and each row is
-fenced by its claim.
+A process that has only lost its connection counts as dead until it has another one: what it holds is given to others
+meanwhile, and each row is fenced by its claim.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from outbox.store.postgresql.ddl import PRESENCE
 
 # Of a process, within a schema: applications may have locks of their own.
 _KEY: Final = "hashtextextended(format('outbox-relay %s %s %s', current_schema(), CAST(:kind AS TEXT), {name}), 0)"
-_HELD: Final = (
-    "EXISTS (SELECT 1 FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted"
+_LOCKS: Final = (
+    "SELECT 1 FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted"
     " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    f" AND (l.classid::bigint << 32 | l.objid::bigint) = {_KEY.format(name='p.name')})"
+    " AND (l.classid::bigint << 32 | l.objid::bigint) = "
 )
+_HELD: Final = f"EXISTS ({_LOCKS}{_KEY.format(name='p.name')})"
+_OWN: Final = f"{_LOCKS}{_KEY.format(name='CAST(:name AS TEXT)')} AND l.pid = pg_backend_pid()"
 _LISTED: Final = (
     f"SELECT p.name FROM {PRESENCE} AS p WHERE p.kind = :kind AND p.name = ANY(:names)"
     " AND p.server_started = pg_postmaster_start_time() AND "
@@ -39,15 +41,9 @@ class Lock:
     """The lock of one process, held until `end` or until the process has ended."""
 
     def __init__(self, engine: Engine, kind: str, name: int | str) -> None:
-        self._given = {"kind": kind, "name": str(name)}
+        self._engine, self._given = engine, {"kind": kind, "name": str(name)}
         self._connection: Connection | None = None
-        try:
-            self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            reason = None if self._hold(self._connection) else "another process has the same name"
-        except SQLAlchemyError as error:
-            reason = in_one_line(getattr(error, "orig", error))
-        if reason is not None:
-            self._close()
+        if reason := self._take():
             from loguru import logger  # not above: the write side loads this module, and no logs
 
             logger.warning(
@@ -56,6 +52,28 @@ class Lock:
                 reason=reason,
                 kind=kind,
             )
+
+    def _take(self) -> str | None:
+        """Why it cannot be had; None if it is."""
+        try:
+            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            if self._hold(self._connection):
+                return None
+            reason = "another process has the same name"
+        except SQLAlchemyError as error:
+            reason = in_one_line(getattr(error, "orig", error))
+        self._close()
+        return reason
+
+    def keep(self) -> None:
+        """Lost with its connection, or when the server was restarted. What it cannot have now it may have next time."""
+        try:
+            held = self._connection is not None and self._connection.execute(text(_OWN), self._given).first()
+        except SQLAlchemyError:
+            held = None
+        if not held:
+            self._close()
+            self._take()
 
     def _hold(self, connection: Connection) -> bool:
         taken = f"SELECT pg_try_advisory_lock({_KEY.format(name='CAST(:name AS TEXT)')})"

@@ -44,6 +44,9 @@ class LockFile:
                 kind=kind,
             )
 
+    def keep(self) -> None:
+        """It is lost with the process alone."""
+
     def end(self) -> None:
         """Release it, and remove the file."""
         if self._file is not None:
