@@ -5,8 +5,9 @@ Through the driver: through SQLAlchemy each statement would cost a third more, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import Connection, Insert
@@ -14,6 +15,9 @@ from sqlalchemy import Connection, Insert
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store import models
 from outbox.store.dialect import Row
+
+DRIVERS: Final = ("psycopg", "psycopg_async", "asyncpg")
+"""Those of applications; relays and commands use the first."""
 
 _COLUMNS: Final = "action, index_name, document_id, tenant_id, entity, document_bytes, created_at"
 _ONE: Final = f"INSERT INTO outbox_events ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id"
@@ -62,19 +66,18 @@ def insert(connection: Connection, rows: Sequence[Row], contents: Sequence[str] 
     """See `Dialect.insert`."""
     if not rows:
         return range(0)
-    with _cursor_of(connection) as cursor:
+    with _running(connection) as run:
         if _commits_each_statement(connection):
             raise ConfigurationError(
                 "the session is in AUTOCOMMIT: each statement is committed by itself, so that a change and its outbox "
                 "row are not written together; use a session with transactions"
             )
         if len(rows) == 1:
-            cursor.execute(_ONE_WITH_DOCUMENT if contents else _ONE, (*rows[0], *contents))
-            return (cursor.fetchone()[0],)
-        cursor.execute(_MANY, [list(column) for column in zip(*rows, strict=True)])
-        ids = [row[0] for row in cursor.fetchall()]
+            ((id_,),) = run(_ONE_WITH_DOCUMENT if contents else _ONE, (*rows[0], *contents))
+            return (id_,)
+        ids = [row[0] for row in run(_MANY, [list(column) for column in zip(*rows, strict=True)])]
         if contents:
-            cursor.execute(_DOCUMENTS, (ids, list(contents)))
+            run(_DOCUMENTS, (ids, list(contents)))
     return ids
 
 
@@ -85,9 +88,8 @@ def insert_selected(connection: Connection, statement: Insert, parameters: Mappi
 
 def schema_token(connection: Connection) -> int:
     """See `Dialect.schema_token_in`."""
-    with _cursor_of(connection) as cursor:
-        cursor.execute(SCHEMA)
-        return token_of(cursor.fetchone())
+    with _running(connection) as run:
+        return token_of(run(SCHEMA)[0])
 
 
 def token_of(found: Sequence[Any]) -> int:
@@ -98,27 +100,30 @@ def token_of(found: Sequence[Any]) -> int:
 
 def highest_id(connection: Connection) -> int:
     """See `Dialect.highest_id_in`."""
-    with _cursor_of(connection) as cursor:
-        cursor.execute(HIGHEST_ID)
-        return int(cursor.fetchone()[0])
+    with _running(connection) as run:
+        return int(run(HIGHEST_ID)[0][0])
 
 
 def written_since(connection: Connection, after: int) -> Sequence[int]:
     """See `Dialect.written_since`."""
-    with _cursor_of(connection) as cursor:
-        cursor.execute(_WRITTEN, (after,))
-        return [row[0] for row in cursor.fetchall()]
+    with _running(connection) as run:
+        return [row[0] for row in run(_WRITTEN, (after,))]
 
 
 @contextmanager
-def _cursor_of(connection: Connection) -> Iterator[Any]:
-    if not connection.dialect.driver.startswith("psycopg") or connection.dialect.driver == "psycopg2":
-        raise ConfigurationError(
-            f"the outbox does not work with the driver {connection.dialect.driver}: use postgresql+psycopg://…"
-        )
+def _running(connection: Connection) -> Iterator[Callable[..., Sequence[Any]]]:
+    """What carries out a statement of this module, and returns the rows that it finds."""
+    driver = connection.dialect.driver
+    if driver not in DRIVERS:
+        raise ConfigurationError(f"the outbox does not work with the driver {driver}: use postgresql+{DRIVERS[0]}://…")
     cursor: Any = connection.connection.cursor()
+
+    def run(sql: str, parameters: Sequence[Any] = ()) -> Sequence[Any]:
+        cursor.execute(_numbered(sql) if driver == "asyncpg" else sql, parameters)
+        return cursor.fetchall() if cursor.description else ()
+
     try:
-        yield cursor
+        yield run
     except connection.dialect.loaded_dbapi.Error as error:
         if getattr(error, "sqlstate", None) == _UNDEFINED_TABLE:
             raise SchemaError(f"the database has no outbox tables ({error}): run 'outbox-relay migrate'") from error
@@ -127,7 +132,17 @@ def _cursor_of(connection: Connection) -> Iterator[Any]:
         cursor.close()
 
 
+@cache
+def _numbered(sql: str) -> str:
+    """With parameters as asyncpg has them."""
+    first, *others = sql.split("%s")
+    return first + "".join(f"${number}{other}" for number, other in enumerate(others, start=1))
+
+
 def _commits_each_statement(connection: Connection) -> bool:
     """Whether the driver begins no transaction, and the session has begun none by itself."""
     driver: Any = connection.connection.driver_connection
+    if connection.dialect.driver == "asyncpg":
+        adapted: Any = connection.connection.dbapi_connection
+        return adapted.isolation_level == "autocommit" and not driver.is_in_transaction()
     return bool(driver.autocommit) and driver.info.transaction_status.name == "IDLE"
