@@ -119,7 +119,7 @@ def _running(connection: Connection) -> Iterator[Callable[..., Sequence[Any]]]:
     cursor: Any = connection.connection.cursor()
 
     def run(sql: str, parameters: Sequence[Any] = ()) -> Sequence[Any]:
-        cursor.execute(_numbered(sql) if driver == "asyncpg" else sql, parameters)
+        cursor.execute(_numbered(sql) if driver == "asyncpg" else sql, parameters or None)
         return cursor.fetchall() if cursor.description else ()
 
     try:
