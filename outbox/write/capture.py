@@ -39,6 +39,7 @@ from outbox.write.changes import (
     dependents_of,
     former_identity,
     former_place,
+    lock_rows,
     note,
     note_dependents,
     places_of,
@@ -205,9 +206,11 @@ class Flush:
                 for link in plan.links:
                     linked.setdefault(link, []).append(state.key[1])
         for entity, identities in moving.items():
+            lock_rows(self._session, entity.mapper, identities)
             self.places += places_of(self._session, entity, identities)
             self.looked.update((entity, identity) for identity in identities)
         for link, identities in linked.items():
+            lock_rows(self._session, link.target, identities)
             self.places += dependents_of(self._session, link, identities)
 
     def note(self, context: UOWTransaction) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Connection, Engine, Insert, inspect, select
+from sqlalchemy import Connection, Engine, Insert, Table, inspect, select
 from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, Session
 
 from outbox.entities.entity import Entity
@@ -19,6 +19,7 @@ from outbox.entities.keys import DocumentKey, among, portions
 from outbox.entities.links import Link
 from outbox.errors import ConfigurationError, InvalidName
 from outbox.store.models import EPOCH_STEP, Action, now_ms
+from outbox.store.store import dialect_of, is_supported
 from outbox.write.journal import Journal, journal_of
 
 UNLOADED: Final = PassiveFlag.PASSIVE_NO_INITIALIZE
@@ -159,6 +160,23 @@ def places_of(
             except InvalidName as error:
                 refused.append(error)
     return found
+
+
+def lock_rows(session: Session, mapper: Mapper[Any], identities: Sequence[Identity]) -> None:
+    """Keep rows as they are until the transaction ends, where other writers could change them beside it: what is read
+    of them from here on stays true. They are about to be written anyway."""
+    connection = session.connection(bind_arguments={"mapper": mapper})
+    if is_locked_by_rows(connection, mapper):
+        for part in _portions(mapper, identities):
+            keys = mapper.primary_key
+            locking = select(*keys).select_from(mapper.persist_selectable).where(among(keys, part)).order_by(*keys)
+            connection.execute(locking.with_for_update(key_share=True))
+
+
+def is_locked_by_rows(connection: Connection, mapper: Mapper[Any]) -> bool:
+    """Whether rows of a class have to be locked before they are looked at, and can be."""
+    is_view = any(table.info.get("is_view") for table in mapper.tables if isinstance(table, Table))
+    return not is_view and is_supported(connection) and bool(dialect_of(connection).locked())
 
 
 def dependents_of(session: Session, link: Link, identities: Sequence[Identity]) -> list[Place]:

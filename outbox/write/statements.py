@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Result, select
+from sqlalchemy import Connection, Result, select
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
 from outbox.entities.kinds import kind_attributes, same_hierarchy
 from outbox.entities.links import Link
-from outbox.errors import InvalidName
+from outbox.errors import DatabaseUnavailable, InvalidName
 from outbox.write import journal
-from outbox.write.changes import Identity, Place, dependents_of, key_names, note, note_dependents, places_of
+from outbox.write.changes import (
+    Identity,
+    Place,
+    dependents_of,
+    is_locked_by_rows,
+    key_names,
+    lock_rows,
+    note,
+    note_dependents,
+    places_of,
+)
 from outbox.write.coverage import Coverage
 from outbox.write.plans import Known, Own, intersects, kinds_of, related
+
+ATTEMPTS: Final = 5
 
 
 def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> Result[Any] | None:
@@ -42,26 +54,58 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
         identities, result = _with_keys(state, mapper)
         _note_rows(known, session, own, touched, identities, [], None)
         return result
-    identities = _targets(state, mapper)
-    leaving = state.is_delete
-    before: list[Place] = []
-    for each in own:
-        telling = None if each.moves is None else each.moves | kinds_of(each.entity) | set(each.entity.key)
-        if leaving or intersects(telling, names):
-            before += places_of(session, each.entity, identities)
-    for link in touched:
-        if leaving or intersects(link.linking, names):
+    moving = [each.entity for each in own if state.is_delete or _may_move(each, names)]
+    linking = [link for link in touched if state.is_delete or intersects(link.linking, names)]
+    connection = session.connection(bind_arguments=dict(state.bind_arguments))
+    by_rows = is_locked_by_rows(connection, mapper)
+    repeats = by_rows and bool(moving or linking)
+
+    def carry_out() -> _Change:
+        identities = _targets(state, mapper, connection, lock=repeats)
+        looked, before = len(identities), list[Place]()
+        for entity in moving:
+            before += places_of(session, entity, identities)
+        for link in linking:
             before += dependents_of(session, link, identities)
-    if leaving:
+        if state.is_update and not _is_bulk(state) and (by_rows or intersects(frozenset(key_names(mapper)), names)):
+            identities, result = _with_keys(state, mapper)
+            return _Change(identities, before, result, beyond=len(identities) > looked)
         result = state.invoke_statement()
-        note(session, before)
-        return result
-    if intersects(frozenset(key_names(mapper)), names) and not _is_bulk(state):
-        identities, result = _with_keys(state, mapper)
+        return _Change(identities, before, result, beyond=getattr(result, "rowcount", 0) > looked)
+
+    change = _repeated(connection, carry_out) if repeats else carry_out()
+    if state.is_delete:
+        note(session, change.before)
     else:
-        result = state.invoke_statement()
-    _note_rows(known, session, own, touched, identities, before, names)
-    return result
+        _note_rows(known, session, own, touched, change.identities, change.before, names)
+    return change.result
+
+
+class _Change(NamedTuple):
+    identities: Sequence[Identity]  # of the rows, as they are now
+    before: list[Place]  # that documents may have left
+    result: Result[Any]
+    beyond: bool  # more rows than were looked at before, which others have made meanwhile
+
+
+def _repeated(connection: Connection, carry_out: Callable[[], _Change]) -> _Change:
+    """Until it is about rows that were looked at, and no others: where the documents of those were is not known."""
+    for _ in range(ATTEMPTS):
+        with connection.begin_nested() as savepoint:
+            change = carry_out()
+            if not change.beyond:
+                return change
+            savepoint.rollback()
+    raise DatabaseUnavailable(
+        f"a statement has met new rows {ATTEMPTS} times that other transactions committed while it was carried out; "
+        "roll the transaction back, and try again"
+    )
+
+
+def _may_move(own: Own, names: frozenset[str] | None) -> bool:
+    """Whether an update of these attributes may take documents from where they are."""
+    moves = None if own.moves is None else own.moves | kinds_of(own.entity) | set(own.entity.key)
+    return intersects(moves, names)
 
 
 def _is_about(
@@ -129,19 +173,24 @@ def _property_named(mapper: Mapper[Any], name: str, given: Any) -> str | None:
     return next((prop.key for prop in mapper.column_attrs if any(c.key == name for c in prop.columns)), None)
 
 
-def _targets(state: ORMExecuteState, mapper: Mapper[Any]) -> list[Identity]:
-    """The primary keys of the rows that an `update()` or `delete()` is about, asked with its own criteria."""
+def _targets(state: ORMExecuteState, mapper: Mapper[Any], connection: Connection, *, lock: bool) -> list[Identity]:
+    """The primary keys of the rows that an `update()` or `delete()` is about, asked with its own criteria; locked from
+    now on, if that is asked for."""
     names = key_names(mapper)
     if _is_bulk(state):
         parameters: Any = state.parameters
-        return [tuple(each[name] for name in names) for each in parameters]
+        identities = [tuple(each[name] for name in names) for each in parameters]
+        if lock:
+            lock_rows(state.session, mapper, identities)
+        return identities
     statement: Any = state.statement
     keys = [getattr(mapper.class_, name) for name in names]
     # As SQLAlchemy's own synchronize_session="fetch" does it; past the session, whose listeners may leave rows out.
     targets = select(*keys).select_from(mapper).options(*statement._with_options)
     if statement.whereclause is not None:
         targets = targets.where(statement.whereclause)
-    connection = state.session.connection(bind_arguments=dict(state.bind_arguments))
+    if lock:
+        targets = targets.with_for_update(key_share=True, of=[*mapper.tables])
     found = connection.execute(targets, state.parameters or {})
     return list(dict.fromkeys(tuple(row) for row in found))
 
