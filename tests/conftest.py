@@ -49,6 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("elasticsearch")
         if "chromium" in taken:
             item.add_marker("browser")
+        if DATABASE != "sqlite" and item.get_closest_marker("sqlite"):
+            item.add_marker(pytest.mark.skip(reason=f"about SQLite, and TEST_DATABASE is {DATABASE}"))
     if hasattr(config, "workerinput"):  # of pytest-xdist
         long = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in long)

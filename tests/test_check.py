@@ -68,6 +68,7 @@ def test_missing_tables_fail_with_the_remedy(untouched: Engine) -> None:
     assert (found.level, found.remedy) == ("fail", "run 'outbox-relay migrate'")
 
 
+@pytest.mark.sqlite
 def test_tables_of_a_newer_version_fail_with_the_remedy(outbox: Outbox) -> None:
     outbox.raw("UPDATE outbox_alembic_version SET version_num = '9999'")
     found = by_name(check.database(outbox.engine))["schema"]
@@ -80,6 +81,7 @@ def test_tables_of_the_applications_own_migrations_are_not_said_to_have_a_revisi
     assert (found.level, found.found) == ("ok", "outbox tables, made by other migrations")
 
 
+@pytest.mark.sqlite
 def test_healthy_database_warns_only_of_the_missing_relay(outbox: Outbox) -> None:
     found = levels(check.database(outbox.engine))
     del found["disk"]  # how full that of this machine is says nothing

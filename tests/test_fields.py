@@ -136,6 +136,7 @@ def _removed(session: Session) -> None:
     del deal.settings["theme"]
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("by", ["capture", "triggers"])
 @pytest.mark.parametrize("fields", [{"theme": "settings.theme"}, ["settings.theme"]])
 def test_change_within_a_json_column_makes_the_document_anew(engine: Engine, by: str, fields: Any) -> None:

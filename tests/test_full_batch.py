@@ -163,6 +163,7 @@ def _claimed(
         return taken, claim and claim.version, list(found)
 
 
+@pytest.mark.sqlite
 def test_claim_beside_which_nobody_writes_is_not_looked_at_again(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,6 +199,7 @@ def test_index_holds_what_the_tables_say_whatever_changes_the_id(world: World) -
         world.run(_fill)
 
 
+@pytest.mark.sqlite
 def test_id_that_a_listener_makes_of_a_title_moves_the_document(world: World) -> None:
     """The session has not read what the `_id` was."""
 
@@ -219,6 +220,7 @@ def test_id_that_a_listener_makes_of_a_title_moves_the_document(world: World) ->
         event.remove(Page, "before_update", slugify)
 
 
+@pytest.mark.sqlite
 def test_id_that_another_session_changed_meanwhile_moves_from_where_it_is(world: World) -> None:
     with world.sessions() as session:
         page = session.get_one(Page, 1)
@@ -232,6 +234,7 @@ def test_id_that_another_session_changed_meanwhile_moves_from_where_it_is(world:
     world.check()
 
 
+@pytest.mark.sqlite
 def test_id_that_the_database_makes_moves_the_document(engine: Engine) -> None:
     class Own(DeclarativeBase):
         pass
@@ -258,6 +261,7 @@ def test_id_that_the_database_makes_moves_the_document(engine: Engine) -> None:
         assert [outbox.document("posts", each) for each in ("ada", "bob", "eve")] == [None, None, {"id": 1}]
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("tenancy", ["shared"], indirect=True)
 def test_document_is_named_by_its_id_in_the_repository(world: World) -> None:
     with world.sessions.begin() as session:

@@ -91,7 +91,8 @@ def test_rows_that_wait_for_their_next_attempt_stay_paused_and_fill_no_batch(
     outbox: Outbox, call: Call, destination: EmbeddedDestination
 ) -> None:
     outbox.index_many("contacts", [(f"c{n}", {}) for n in range(30)])
-    outbox.raw("UPDATE outbox_events SET available_at = 1, tenant_id = iif(id % 2, 'acme', 'globex')")
+    tenant = "CASE id % 2 WHEN 0 THEN 'globex' ELSE 'acme' END"
+    outbox.raw(f"UPDATE outbox_events SET available_at = 1, tenant_id = {tenant}")
     assert call("pause", "--index", "contacts", "--tenant", "acme", "--reason", "import").exit_code == 0
     outbox.drain(destination, batch_rows=5)
     assert outbox.counts() == {"pending": 15, "claimed": 0, "done": 15, "dead": 0}

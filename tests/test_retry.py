@@ -26,7 +26,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPlace]:
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outbox.store.sqlite.dialect.STEP_ROWS", 1)
+    for database in ("sqlite", "postgresql"):
+        monkeypatch.setattr(f"outbox.store.{database}.dialect.STEP_ROWS", 1)
 
 
 def die(outbox: Outbox, *rows: int) -> None:

@@ -33,7 +33,8 @@ def three(outbox: Outbox, state: str) -> list[int]:
         outbox.index("contacts", "of a tenant", {}, tenant_id=UUID.replace("-", "")),
         outbox.index("deals", "old", {}),
     ]
-    outbox.raw("UPDATE outbox_events SET state = :state, error_type = iif(:state = 'dead', 'x', NULL)", state=state)
+    why = "x" if state == "dead" else None
+    outbox.raw("UPDATE outbox_events SET state = :state, error_type = :why", state=state, why=why)
     outbox.raw("UPDATE outbox_events SET created_at = created_at - :age WHERE id = :id", age=48 * HOUR, id=rows[0])
     return rows
 

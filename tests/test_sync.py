@@ -229,6 +229,7 @@ def test_dead_row_ends_the_wait_at_once(sessions: sessionmaker[Session], settle:
             repo.wait_until_synced()
 
 
+@pytest.mark.sqlite
 def test_wait_before_the_commit_is_refused(sessions: sessionmaker[Session], engine: Engine) -> None:
     with sessions() as session:
         repo = OutboxRepository(session)
@@ -256,6 +257,7 @@ def test_nothing_written_is_nothing_to_wait_for(sessions: sessionmaker[Session])
         assert repo.wait_until_synced() == {}
 
 
+@pytest.mark.sqlite
 def test_row_of_a_savepoint_that_was_rolled_back_is_not_waited_for(
     sessions: sessionmaker[Session], settle: Callable[..., None], outbox: Outbox
 ) -> None:
@@ -288,6 +290,7 @@ def test_waiting_takes_no_write_lock(sessions: sessionmaker[Session], engine: En
         assert repo.wait_until_synced() == {1: "applied"}
 
 
+@pytest.mark.sqlite
 def test_waiting_in_an_async_session_lets_others_run(
     engine: Engine, settle: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

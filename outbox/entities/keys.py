@@ -92,14 +92,14 @@ def text_form(type_: TypeEngine[Any], what: str) -> TextForm:
         impl = type_.impl_instance if isinstance(type_, TypeDecorator) else type_
         if isinstance(type_, TypeDecorator) and not isinstance(impl, (Integer, String, Uuid)):
             raise _unsupported(type_, what)
-        return _as_stored(type_, numeric=isinstance(impl, Integer))
+        return _as_stored(type_, impl)
     if isinstance(type_, Integer):
-        return TextForm(_int_text, _int_value, lambda column: cast(column, Text), short=True, characters=_INTEGER)
+        return TextForm(_int_text, _int_value, _text_sql, short=True, characters=_INTEGER)
     if isinstance(type_, Uuid):
         read = UUID if type_.as_uuid else _uuid_text
         return TextForm(_uuid_text, read, _uuid_sql, short=True, characters=_UUID)
     if isinstance(type_, String):
-        return TextForm(str, str, lambda column: cast(column, Text))
+        return TextForm(str, str, _text_sql)
     raise _unsupported(type_, what)
 
 
@@ -138,7 +138,7 @@ def _unsupported(type_: TypeEngine[Any], what: str) -> ConfigurationError:
     )
 
 
-def _as_stored(type_: TypeEngine[Any], *, numeric: bool) -> TextForm:
+def _as_stored(type_: TypeEngine[Any], impl: TypeEngine[Any]) -> TextForm:
     """Types that translate values: the text is what they write to the database (to one without types of its own)."""
     dialect = DefaultDialect()
     write: Callable[[Any], Any] = type_.dialect_impl(dialect).bind_processor(dialect) or _unchanged
@@ -146,12 +146,13 @@ def _as_stored(type_: TypeEngine[Any], *, numeric: bool) -> TextForm:
 
     def from_text(text: str) -> Any:
         try:
-            return read(_int_value(text) if numeric else text)
+            return read(_int_value(text) if isinstance(impl, Integer) else text)
         except LookupError as error:  # an enum without that name
             raise ValueError(str(error)) from None
 
     members = type_.enum_class if isinstance(type_, Enum) else None
-    return TextForm(lambda value: str(write(value)), from_text, lambda column: cast(column, Text), members=members)
+    sql = _digits_sql if isinstance(impl, Uuid) else _text_sql
+    return TextForm(lambda value: str(write(value)), from_text, sql, members=members)
 
 
 def _unchanged(value: Any) -> Any:
@@ -175,9 +176,17 @@ def _uuid_text(value: Any) -> str:
 
 def _uuid_sql(column: ColumnElement[Any]) -> ColumnElement[str]:
     """With dashes, from a column of 32 hexadecimal digits (SQLite) as well as from a native one."""
-    digits = func.lower(func.replace(cast(column, Text), "-", ""))
+    digits = _digits_sql(column)
     groups = [func.substr(digits, start, length) for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))]
     return _joined("-", groups)
+
+
+def _digits_sql(column: ColumnElement[Any]) -> ColumnElement[str]:
+    return func.lower(func.replace(cast(column, Text), "-", ""), type_=Text)
+
+
+def _text_sql(column: ColumnElement[Any]) -> ColumnElement[str]:
+    return cast(column, Text)
 
 
 def _joined(separator: str, parts: Sequence[ColumnElement[Any]]) -> ColumnElement[str]:

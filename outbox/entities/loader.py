@@ -103,7 +103,7 @@ def count(connection: Connection, entity: Entity, part: Part) -> int:
         return int(connection.execute(part.of(entity, entity.rows(select(func.count())))).scalar_one())
 
 
-def tenants(connection: Connection, entity: Entity, limit: int = -1) -> list[str]:
+def tenants(connection: Connection, entity: Entity, limit: int | None = None) -> list[str]:
     """The tenants that have rows, as text."""
     tenant = entity.tenant_sql()
     if tenant is None:

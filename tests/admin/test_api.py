@@ -45,7 +45,8 @@ def test_status_says_what_waits_and_what_became_of_the_rest(world: World) -> Non
 def states(outbox: Outbox) -> list[int]:
     """Rows in every state, of two indexes and tenants."""
     rows = outbox.index_many("contacts", [(f"c{at % 7}", {"name": str(at)}) for at in range(40)])
-    outbox.raw("UPDATE outbox_events SET tenant_id = 't' || (id % 3), index_name = iif(id % 2, 'contacts', 'notes')")
+    index = "CASE id % 2 WHEN 0 THEN 'notes' ELSE 'contacts' END"
+    outbox.raw(f"UPDATE outbox_events SET tenant_id = 't' || (id % 3), index_name = {index}")
     outbox.raw("UPDATE outbox_events SET state = 'done', outcome = 'applied', finished_at = 1 WHERE id % 4 = 0")
     outbox.raw("UPDATE outbox_events SET state = 'claimed', claim_token = 'x', lease_expires_at = 1 WHERE id % 11 = 5")
     outbox.raw("UPDATE outbox_events SET available_at = 1 WHERE id % 13 = 2 AND state = 'pending'")

@@ -101,6 +101,7 @@ def test_job_that_was_left_at_any_step_is_gone_on_with(
     assert world.place.indexes() == [SECOND]
 
 
+@pytest.mark.sqlite
 def test_rows_do_not_go_to_an_index_whose_watermark_is_not_fixed(world: World) -> None:
     """Whoever takes over at the step `create` makes the index anew: no relay may have begun to write there."""
     world.filled(3)
@@ -173,6 +174,7 @@ def restored_from_a_backup_at(world: World, phase: str) -> Job:
     return world.job
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("phase", ["create", "scan"])
 def test_job_that_is_open_in_a_restored_backup_takes_no_index_from_readers(world: World, phase: str) -> None:
     job = restored_from_a_backup_at(world, phase)
@@ -185,6 +187,7 @@ def test_job_that_is_open_in_a_restored_backup_takes_no_index_from_readers(world
         assert world.place.documents("contacts") == held
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("phase", ["create", "scan"])
 def test_epoch_that_is_advanced_after_a_restore_ends_the_jobs_of_the_backup(world: World, phase: str) -> None:
     job = restored_from_a_backup_at(world, phase)

@@ -119,6 +119,7 @@ def test_way_back_and_its_end(command: Command, world: World) -> None:
     assert (result.exit_code, "keeps no old one" in result.stderr) == (1, True)
 
 
+@pytest.mark.sqlite
 def test_database_restored_from_before_the_last_reindex_finds_its_index_again(command: Command, world: World) -> None:
     backup = Backup(world.outbox)
     backup.take()
@@ -168,6 +169,7 @@ def test_registry_is_asked_for(command: Command) -> None:
     assert (result.exit_code, "set OUTBOX_ENTITIES" in result.stderr) == (2, True)
 
 
+@pytest.mark.sqlite
 def test_document_that_is_refused_in_place_ends_with_1(command: Command, world: World) -> None:
     world.outbox.raw("UPDATE contacts SET changed = 'no date' WHERE id = 2")
     result = command("reindex", "--entity", "contacts", "--in-place")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+from sqlalchemy import text
+
 from outbox import OutboxRepository
 from outbox.destinations.base import Operation
 from outbox.relay import load, plan
@@ -40,9 +42,8 @@ class Touched(World):
 
     def newest_row(self, number: int = 1) -> int:
         with self.outbox.engine.connect() as connection:
-            found = connection.exec_driver_sql(
-                "SELECT max(id) FROM outbox_events WHERE document_id = ?", (str(number),)
-            ).scalar_one()
+            newest = text("SELECT max(id) FROM outbox_events WHERE document_id = :id")
+            found = connection.execute(newest, {"id": str(number)}).scalar_one()
         return int(found)
 
     def deliver(self) -> None:
