@@ -118,7 +118,7 @@ class Thing(Base):
     lower: Mapped[str | None] = mapped_column(Lower)
     json_text: Mapped[Any] = mapped_column(JsonText, nullable=True)
     declared: Mapped[Any] = mapped_column(Declared, nullable=True)
-    doubled: Mapped[int | None] = mapped_column(Computed("whole * 2"))
+    doubled: Mapped[int | None] = mapped_column(Computed("whole * 2", persisted=True))
     owner_id: Mapped[int | None] = mapped_column(ForeignKey("owners.id"))
     owner: Mapped[Owner | None] = relationship()
     parts: Mapped[list[Part]] = relationship()
