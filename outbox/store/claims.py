@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -49,15 +50,24 @@ def claim(store: Store, request: ClaimRequest) -> Claim | None:
     store.require_pinned()
     if any(each.is_of_all for each in request.pauses):  # not one look at the write lock, while the table may be held
         return None
-    while (found := look(store, request)).any:
-        if found.blocked and _is_allowed(store, request):
-            for ids in store.in_steps(found.blocked):
-                _park(store, ids, request)
-        if found.events and (claimed := _take(store, found, request)):
+    while True:
+        with _undisturbed(store):
+            found = look(store, request)
+            if found.blocked and _is_allowed(store, request):
+                for ids in store.in_steps(found.blocked):
+                    _park(store, ids, request)
+            claimed = _take(store, found, request) if found.events else None
+        if claimed:
+            store.flush()  # what the destination has must not be lost here: its version would be drawn again
             return replace(claimed, more=found.more or len(claimed.events) < len(found.events))
-        if not _is_allowed(store, request):
-            break
-    return None
+        if not found.any or not _is_allowed(store, request):
+            return None
+
+
+def _undisturbed(store: Store) -> AbstractContextManager[None]:
+    """Around a look for rows and their claim: one transaction where no application has to wait for it. Relays that look
+    at the same rows at the same time claim each other's, and deliver less the more they are."""
+    return nullcontext() if store.dialect.ids_follow_commits else store.write(durable=False, alone=True)
 
 
 def _is_allowed(store: Store, request: ClaimRequest) -> bool:
@@ -141,8 +151,6 @@ def _take(store: Store, found: Found, request: ClaimRequest) -> Claim | None:
             taken = (*claim.events, *events) if claim else tuple(events)
             targets, others = store.routes()
             claim = Claim(token, taken, version, targets, expires, found.lone, dual_writes=others)
-    if claim:
-        store.flush()  # what the destination has must not be lost here: its version would be drawn again
     return claim
 
 
