@@ -58,10 +58,10 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
     linking = [link for link in touched if state.is_delete or intersects(link.linking, names)]
     connection = session.connection(bind_arguments=dict(state.bind_arguments))
     by_rows = is_locked_by_rows(connection, mapper)
-    repeats = by_rows and bool(moving or linking)
+    lock = by_rows and bool(moving or linking)
 
     def carry_out() -> _Change:
-        identities = _targets(state, mapper, connection, lock=repeats)
+        identities = _targets(state, mapper, connection, lock=lock)
         looked, before = len(identities), list[Place]()
         for entity in moving:
             before += places_of(session, entity, identities)
@@ -73,7 +73,7 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
         result = state.invoke_statement()
         return _Change(identities, before, result, beyond=getattr(result, "rowcount", 0) > looked)
 
-    change = _repeated(connection, carry_out) if repeats else carry_out()
+    change = _repeated(connection, carry_out) if lock and not _is_bulk(state) else carry_out()
     if state.is_delete:
         note(session, change.before)
     else:
