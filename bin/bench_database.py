@@ -11,13 +11,16 @@ from typing import Any, TypeVar
 
 import click
 import demo_database
-from bench_load import INDEX, console
+from bench_load import INDEX, console, documents
 from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.orm import Session
 
-from outbox import schema, sqlite
+from outbox import OutboxRepository, schema, sqlite
 from outbox.store.models import now_ms
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+AT_A_TIME = 10_000
 
 on_postgres: Callable[[F], F] = click.option("--postgres", is_flag=True, help="On a PostgreSQL of its own.")
 
@@ -53,15 +56,22 @@ def url_of(engine: Engine) -> str:
     return engine.url.render_as_string(hide_password=False)
 
 
-def finish(engine: Engine, rows: int) -> None:
-    """So many rows that were finished before."""
-    with engine.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO outbox_events (action, index_name, document_id, document_bytes, state, outcome,"
-                " deliveries, created_at, finished_at)"
-                " WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < :finished)"
-                " SELECT 'index', :name, 'old-' || n, 900, 'done', 'applied', 1, :now - n, :now - n FROM n"
-            ),
-            {"finished": rows, "name": INDEX, "now": now_ms()},
-        )
+def made(engine: Engine, *, finished: int, waiting: int) -> Engine:
+    """With so many rows that were finished before, and so many that wait."""
+    if finished:
+        with engine.begin() as connection:
+            connection.execute(
+                text(
+                    "INSERT INTO outbox_events (action, index_name, document_id, document_bytes, state, outcome,"
+                    " deliveries, created_at, finished_at)"
+                    " WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < :finished)"
+                    " SELECT 'index', :name, 'old-' || n, 900, 'done', 'applied', 1, :now - n, :now - n FROM n"
+                ),
+                {"finished": finished, "name": INDEX, "now": now_ms()},
+            )
+    contents = itertools.cycle([document for _, document in documents(1_000)])
+    numbers = iter(range(waiting))
+    while some := list(itertools.islice(numbers, AT_A_TIME)):
+        with Session(engine) as session, session.begin():
+            OutboxRepository(session).index_many(INDEX, [(f"contact-{n}", next(contents)) for n in some])
+    return engine

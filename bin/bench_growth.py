@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import tempfile
 import time
 
 import click
-from bench_database import databases, finish, on_postgres, url_of
-from bench_load import COMMAND, INDEX, console, documents
+from bench_database import databases, made, on_postgres, url_of
+from bench_load import COMMAND, console
 from bench_report import as_json, medians_of, report
 from instant import instant
 from sqlalchemy import Engine, text
-from sqlalchemy.orm import Session
 
-from outbox import OutboxRepository
 from outbox.store.models import now_ms
-
-AT_A_TIME = 10_000
 
 
 @click.command()
@@ -42,18 +37,6 @@ def growth(rows: int, finished: int, waiting: int, rounds: int, postgres: bool, 
             found.append({"round": round_, "new, rows/s": alone, "grown, rows/s": beside, "ratio": beside / alone})
     title = f"{rows:,} rows, beside {finished:,} finished and {waiting:,} waiting ones"
     report(title, found, as_json=as_json, **medians_of(found, "ratio"))
-
-
-def made(engine: Engine, *, finished: int, waiting: int) -> Engine:
-    """A database with so many rows."""
-    if finished:
-        finish(engine, finished)
-    contents = itertools.cycle([document for _, document in documents(1_000)])
-    numbers = iter(range(waiting))
-    while some := list(itertools.islice(numbers, AT_A_TIME)):
-        with Session(engine) as session, session.begin():
-            OutboxRepository(session).index_many(INDEX, [(f"contact-{n}", next(contents)) for n in some])
-    return engine
 
 
 def drained(engine: Engine, url: str, rows: int) -> float:

@@ -19,20 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from bench_database import databases, finish, url_of
+from bench_database import databases, made, url_of
 from bench_live import cpu_seconds
-from bench_load import INDEX, console, documents
+from bench_load import console
 from bench_report import as_json, report
 from instant import instant
 from sqlalchemy import Engine, text
-from sqlalchemy.orm import Session
 
-from outbox import OutboxRepository
 from outbox.cli import main
 from outbox.store import claims
 
 RELAYS = (1, 2, 4, 8)
-AT_A_TIME = 10_000
 
 
 @click.command()
@@ -48,20 +45,9 @@ def scale(rows: int, finished: int, rounds: int, as_json: bool) -> None:
         for round_ in range(1, rounds + 1):
             for number in RELAYS:
                 with console.status(f"round {round_} of {rounds}, {number} relays…"):
-                    engine = new()
-                    if finished:
-                        finish(engine, finished)
-                    filled(engine, rows)
+                    engine = made(new(), finished=finished, waiting=rows)
                     found.append({"round": round_, "relays": number, **drained(engine, servers[:number], rows)})
     report(f"{rows:,} rows, beside {finished:,} finished ones", found, as_json=as_json)
-
-
-def filled(engine: Engine, rows: int) -> None:
-    contents = documents(min(rows, AT_A_TIME))
-    for start in range(0, rows, AT_A_TIME):
-        some = contents[: rows - start]
-        with Session(engine) as session, session.begin():
-            OutboxRepository(session).index_many(INDEX, [(f"{start}-{name}", each) for name, each in some])
 
 
 def drained(engine: Engine, servers: Sequence[str], rows: int) -> dict[str, float]:
