@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 from outbox import EntityRegistry, OutboxRepository
+from outbox.errors import DatabaseUnavailable
 from tests.support import LIMIT_S
 from tests.support.killing import Application
 from tests.support.outbox import Outbox
@@ -105,7 +106,7 @@ def write(url: str, stop: Event, seed: float) -> None:
                 time.sleep(chance.uniform(0, LONGEST_S))
                 if chance.random() < 0.1:
                     session.rollback()
-        except DBAPIError:
+        except (DBAPIError, DatabaseUnavailable):
             time.sleep(LONGEST_S)
     engine.dispose()
 
