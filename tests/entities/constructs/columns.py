@@ -275,7 +275,7 @@ def made_by_the_database() -> Made:
         state: Mapped[str] = mapped_column(server_default=text("'new'"))
         changed: Mapped[str] = mapped_column(default="0", onupdate=func.hex(func.randomblob(4)))
         fetched: Mapped[str | None] = mapped_column(server_onupdate=FetchedValue())
-        length: Mapped[int] = mapped_column(Computed("length(name)", persisted=True))
+        length: Mapped[int] = mapped_column(Computed("length(name)"))
         revision: Mapped[int] = mapped_column()
         __mapper_args__ = {"version_id_col": revision}
 

@@ -88,7 +88,7 @@ def ordered_by_what_nobody_sets() -> Made:
         name: Mapped[str]
         it_id: Mapped[int | None] = mapped_column(ForeignKey("it.id"))
         changed: Mapped[int] = mapped_column(default=clock.__next__, onupdate=clock.__next__)
-        length: Mapped[int] = mapped_column(Computed("length(name)", persisted=True))
+        length: Mapped[int] = mapped_column(Computed("length(name)"))
 
     class It(base):  # type: ignore[misc]
         __tablename__ = "it"
