@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import hypothesis
 import pytest
@@ -157,15 +159,19 @@ def cluster() -> Iterator[MemoryCluster]:
 
 
 @pytest.fixture(params=["embedded", pytest.param(TESTED.product, marks=pytest.mark.elasticsearch)])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest) -> Place:
     """Each kind of destination in turn, for tests that hold for all of them."""
-    if request.param != "embedded":
-        names = ("destination", "node", "proxy")
-        yield ClusterPlace(*(request.getfixturevalue(name) for name in names))
-    else:
-        made = EmbeddedPlace(tmp_path / "search.db")
-        yield made
-        made.destination.close()
+    if request.param == "embedded":
+        return cast(Place, request.getfixturevalue("embedded_place"))
+    return ClusterPlace(*(request.getfixturevalue(name) for name in ("destination", "node", "proxy")))
+
+
+@pytest.fixture
+def embedded_place(tmp_path: Path) -> Iterator[EmbeddedPlace]:
+    """The embedded destination alone, and a look behind it."""
+    made = EmbeddedPlace(tmp_path / "search.db")
+    yield made
+    made.destination.close()
 
 
 @pytest.fixture
@@ -218,6 +224,14 @@ def outbox(engine: Engine) -> Iterator[Outbox]:
     made = Outbox(engine)
     yield made
     made.close()
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """What kill loops draw from: TEST_KILL_SEED repeats it."""
+    seed = os.environ.get("TEST_KILL_SEED") or str(random.randrange(10**9))
+    print(f"TEST_KILL_SEED={seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture

@@ -35,10 +35,8 @@ def engine(primary: Postgres) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[EmbeddedPlace]:
-    made = EmbeddedPlace(tmp_path / "search.db")
-    yield made
-    made.destination.close()
+def place(embedded_place: EmbeddedPlace) -> EmbeddedPlace:
+    return embedded_place
 
 
 @pytest.fixture

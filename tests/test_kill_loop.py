@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +24,6 @@ DOCUMENTS = 300
 BUSY = 12  # every second row is of one of them: theirs are always on the way
 LEDGERS = 6  # of those, only ever updated, each time in a field of its own: what one update said stays to be seen
 UNMAPPED = {"dynamic": False, "properties": {}}  # so many fields are more than an index takes
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    seed = os.environ.get("TEST_KILL_SEED") or str(random.randrange(10**9))
-    print(f"TEST_KILL_SEED={seed}")
-    return random.Random(seed)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ session or the server. `TEST_KILL_ROUNDS` makes it longer, `TEST_KILL_SEED` repe
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -34,13 +33,6 @@ OWN = "the test"
 
 
 @pytest.fixture
-def chance() -> random.Random:
-    seed = os.environ.get("TEST_KILL_SEED") or str(random.randrange(10**9))
-    print(f"TEST_KILL_SEED={seed}")
-    return random.Random(seed)
-
-
-@pytest.fixture
 def engine(postgres: Postgres) -> Iterator[Engine]:
     """Its sessions are told from those of writers and relays."""
     with postgres.database() as url:
@@ -50,10 +42,8 @@ def engine(postgres: Postgres) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[EmbeddedPlace]:
-    made = EmbeddedPlace(tmp_path / "search.db")
-    yield made
-    made.destination.close()
+def place(embedded_place: EmbeddedPlace) -> EmbeddedPlace:
+    return embedded_place
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import Session
 
 from outbox import EntityRegistry, OutboxRepository
 from outbox.destinations.embedded.destination import EmbeddedDestination
@@ -19,25 +19,7 @@ from outbox.store.store import Store
 from tests.conformance.database import LEASE_MS, NOW, Database, applied, claim, claimed, ids_of
 from tests.support.outbox import Outbox
 from tests.support.postgres import Postgres
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Company(Base):
-    __tablename__ = "companies"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
-
-class Contact(Base):
-    __tablename__ = "contacts"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    company_id: Mapped[int] = mapped_column(ForeignKey("companies.id"))
-    company: Mapped[Company] = relationship()
-
+from tests.support.writers import Base, Company, Contact
 
 registry = EntityRegistry()
 registry.add(

@@ -27,13 +27,6 @@ registry = World.registered(tenancy="shared", skip_unchanged=True)
 
 
 @pytest.fixture
-def chance() -> random.Random:
-    seed = os.environ.get("TEST_KILL_SEED") or str(random.randrange(10**9))
-    print(f"TEST_KILL_SEED={seed}")
-    return random.Random(seed)
-
-
-@pytest.fixture
 def relays(outbox: Outbox, place: Place, tmp_path: Path) -> Iterator[Relays]:
     (tmp_path / "entities_of_test.py").write_text(REGISTRY)
     running = Relays(outbox, "http://127.0.0.1:9", tmp_path)
