@@ -76,8 +76,12 @@ class Found(NamedTuple):
 
 
 def look(store: Store, request: ClaimRequest) -> Found:
-    """What could be claimed. Takes no lock: to ask under it whether that still holds takes far less time."""
+    """What could be claimed. Takes no lock: to ask under it whether that still holds takes far less time.
+
+    Raises `SchemaError` as `Store.pin` says, and `MalformedRows`.
+    """
     state = store.dialect.state(store.run)
+    store.require_pinned()
     lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
     candidates = _due(store, request, lanes)
     found = choose(candidates, request)
