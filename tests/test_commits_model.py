@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,18 +20,23 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import OutboxRepository
+from outbox.destinations.base import Destination, Operation, Outcome
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import DatabaseUnavailable
 from outbox.reindex.reindexer import Reindexer
 from outbox.reindex.selection import Selection
 from outbox.reindex.work import Progress
+from outbox.relay import requests
 from outbox.relay.relay import Relay
-from outbox.relay.requests import Answer, Request
+from outbox.relay.requests import Answer
 from outbox.store import upkeep
 from outbox.store.models import now_ms
 from tests.support import FACTOR
+from tests.support.memory_cluster import MemoryCluster
+from tests.support.node import destination_to
 from tests.support.outbox import Outbox
 from tests.support.postgres import Postgres
+from tests.support.proxy import FaultProxy, Reply, Request, bulk
 from tests.support.writers import Base, Company, Contact, registry
 
 pytestmark = pytest.mark.slow
@@ -40,7 +45,8 @@ HISTORIES = 12
 STEPS = 70
 LEASE_MS = 60_000
 MOST_OPEN = 3
-LEDGERS = ("l1", "l2")
+IDS = ("0", "1", "2")
+LEDGERS = ("l1",)
 NOTES = ("n1", "n2")
 
 
@@ -53,26 +59,53 @@ class Open:
     notes: list[tuple[str, int]] = field(default_factory=list)  # the row of each
 
 
+class File(EmbeddedDestination):
+    """`meanwhile` is called before the next request is carried out, once."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile:
+            meanwhile()
+        return super().apply(operations)
+
+    def documents(self, index: str, ids: Sequence[str]) -> dict[str, Any]:
+        return {name: each.source for name, each in self.read(index, ids).items() if each.source is not None}
+
+
+@dataclass
+class Search:
+    """A destination. `interrupt`: have something done before the next request is carried out, once: a cluster has told
+    what documents are there by then, into which the request merges."""
+
+    destination: Destination
+    documents: Callable[[str, Sequence[str]], dict[str, Any]]
+    interrupt: Callable[[Callable[[], object]], object]
+    rebuilds: bool = True
+
+
 class History:
     """Transactions and two relays; time is a number."""
 
-    def __init__(self, outbox: Outbox, search: EmbeddedDestination, chance: random.Random) -> None:
+    def __init__(self, outbox: Outbox, search: Search, chance: random.Random) -> None:
         self.outbox, self.search, self.chance = outbox, search, chance
         self.sessions = sessionmaker(outbox.engine)
         registry.capture(self.sessions)
         self.store, self.rebuilder = outbox.store(), outbox.store()
         self.now, self.number = now_ms(), 0
         self.open: list[Open] = []
-        self.relays = [outbox.relay(search, n, registry, batch_rows=3) for n in (1, 2)]
-        self.requests: list[tuple[Relay, Request]] = []
+        self.relays = [outbox.relay(search.destination, n, registry, batch_rows=3) for n in (1, 2)]
+        self.requests: list[tuple[Relay, requests.Request]] = []
         self.answers: list[tuple[Relay, Answer]] = []
-        self.late: list[Request] = []
+        self.late: list[requests.Request] = []
         self.rebuild: Iterator[Progress] | None = None
         self.fields = set[tuple[str, str]]()
         self.commits: list[tuple[str, int]] = []  # of notes, in their order: the document and the row
         self.parts: dict[Callable[[], None], int] = {
             self.begin: 6, self.write: 14, self.commit: 7, self.roll_back: 2, self.claim: 8, self.send: 7,
-            self.settle: 7, self.relay_dies: 1, self.late_request_arrives: 1, self.time_passes: 1, self.rebuilds: 2,
+            self.settle: 7, self.relay_dies: 1, self.late_request_arrives: 1, self.time_passes: 1,
+            self.rebuilds: 2 * search.rebuilds,
         }  # fmt: skip
 
     def step(self) -> str:
@@ -94,7 +127,9 @@ class History:
         one = self.chance.choice(self.open)
         self.number += 1
         try:
-            self.chance.choice([self._change, self._change, self._come_or_go, self._add_to_ledger, self._note])(one)
+            self.chance.choice([self._change, self._come_or_go, self._add_to_ledger, self._add_to_ledger, self._note])(
+                one
+            )
             one.session.flush()
         except (OperationalError, DatabaseUnavailable):
             one.session.rollback()
@@ -143,7 +178,13 @@ class History:
     def send(self) -> None:
         if self.requests:
             relay, request = self.requests.pop(self.chance.randrange(len(self.requests)))
+            if self.chance.random() < 0.5:
+                self.search.interrupt(self.others_are_faster)
             self.answers.append((relay, relay._send(request)))
+
+    def others_are_faster(self) -> None:
+        for part in self.chance.choices([self.commit, self.claim, self.send, self.send, self.settle], k=4):
+            part()
 
     def settle(self) -> None:
         if self.answers:
@@ -169,7 +210,7 @@ class History:
         """A part of a rebuild, or the begin of one."""
         if self.rebuild is None:
             chosen = Selection("contacts", tuple(registry.of_index("contacts")))
-            self.rebuild = Reindexer(self.rebuilder, self.search, registry).run(chosen)
+            self.rebuild = Reindexer(self.rebuilder, self.search.destination, registry).run(chosen)
         if next(self.rebuild, None) is None:
             self.rebuild = None
 
@@ -186,7 +227,7 @@ class History:
             if self.rebuild:
                 self.rebuilds()
         self.time_passes()
-        self.outbox.drain(self.search, self.now, registry=registry)
+        self.outbox.drain(self.search.destination, self.now, registry=registry)
         counts = self.outbox.counts()
         assert (counts["pending"], counts["claimed"], counts["dead"]) == (0, 0, 0)
 
@@ -196,17 +237,25 @@ class History:
                 str(each.id): {"name": each.name, "company": {"name": each.company.name}}
                 for each in session.scalars(select(Contact))
             }
-        assert self._held("contacts", map(str, range(3))) == contacts
+        assert self.search.documents("contacts", IDS) == contacts
         fields = {name: {f for ledger, f in self.fields if ledger == name} for name in LEDGERS}
-        assert {name: set(held) for name, held in self._held("ledgers", LEDGERS).items()} == {
+        assert {name: set(held) for name, held in self.search.documents("ledgers", LEDGERS).items()} == {
             name: found for name, found in fields.items() if found
         }
         # Of two rows neither of which was given its id and committed after the other, either may be the last.
         last = {name: self._last(name) for name in NOTES}
-        held = self._held("notes", NOTES)
+        held = self.search.documents("notes", NOTES)
         assert set(held) == {name for name, rows in last.items() if rows}
         for name, content in held.items():
             assert content in [self._content(row) for row in last[name]]
+
+    def forget(self) -> None:
+        """The documents, then the rows."""
+        for index, ids in (("contacts", IDS), ("ledgers", LEDGERS), ("notes", NOTES)):
+            for id_ in ids:
+                self.outbox.delete(index, id_)
+        self.outbox.drain(self.search.destination, self.now)
+        self.outbox.raw("TRUNCATE contacts, companies, outbox_events, outbox_documents, outbox_reindex_jobs")
 
     def _last(self, name: str) -> list[int]:
         """The rows of a note after which none was both given its id and committed."""
@@ -215,10 +264,6 @@ class History:
 
     def _content(self, row: int) -> Any:
         return json.loads(self.outbox.row(row)["document"])
-
-    def _held(self, index: str, ids: Any) -> dict[str, Any]:
-        found = self.search.read(index, [*ids])
-        return {name: each.source for name, each in found.items() if each.source is not None}
 
 
 @pytest.fixture
@@ -235,12 +280,35 @@ def engine(postgres: Postgres) -> Iterator[Engine]:
         made.dispose()
 
 
+@pytest.fixture(params=["embedded", "cluster"])
+def search(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Search]:
+    if request.param == "embedded":
+        with closing(File(tmp_path / "search.db")) as file:
+            yield Search(file, file.documents, lambda meanwhile: setattr(file, "meanwhile", meanwhile))
+        return
+    cluster: MemoryCluster = request.getfixturevalue("cluster")
+
+    def documents(index: str, ids: Sequence[str]) -> dict[str, Any]:
+        held = cluster.documents[f"{index}-000001"]
+        return {name: held[name] for name in ids if name in held}
+
+    def interrupt(meanwhile: Callable[[], object]) -> None:
+        def action(proxy: FaultProxy, request: Request) -> Reply:
+            meanwhile()
+            return proxy.forward(request)
+
+        cluster.on(bulk, action, times=1)
+
+    with closing(destination_to(cluster.url)) as destination:
+        yield Search(destination, documents, interrupt, rebuilds=False)
+
+
 def test_any_order_of_commits_ends_with_the_index_equal_to_what_was_committed(
-    engine: Engine, tmp_path: Path, chance: random.Random
+    engine: Engine, search: Search, chance: random.Random
 ) -> None:
     Base.metadata.create_all(engine)
     for number in range(HISTORIES * FACTOR):
-        with closing(Outbox(engine)) as outbox, closing(EmbeddedDestination(tmp_path / f"{number}.db")) as search:
+        with closing(Outbox(engine)) as outbox:
             with outbox.sessions.begin() as session:
                 session.add_all(Company(id=n, name="") for n in range(2))
             history, steps = History(outbox, search, chance), list[str]()
@@ -252,7 +320,4 @@ def test_any_order_of_commits_ends_with_the_index_equal_to_what_was_committed(
             except BaseException:
                 print(f"history {number}:", *steps)
                 raise
-            with engine.begin() as connection:
-                connection.exec_driver_sql(
-                    "TRUNCATE contacts, companies, outbox_events, outbox_documents, outbox_indexes, outbox_reindex_jobs"
-                )
+            history.forget()
