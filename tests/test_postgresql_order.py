@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import EntityRegistry, OutboxRepository
 from outbox.destinations.embedded.destination import EmbeddedDestination
@@ -17,8 +18,10 @@ from outbox.store import claims, operators, outcomes
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from tests.conformance.database import LEASE_MS, NOW, Database, applied, claim, claimed, ids_of
+from tests.support import writers
 from tests.support.outbox import Outbox
 from tests.support.postgres import Postgres
+from tests.support.relays import until
 from tests.support.writers import Base, Company, Contact
 
 registry = EntityRegistry()
@@ -132,6 +135,67 @@ def test_document_of_two_rows_that_are_changed_side_by_side_has_both_changes(
         pass
     assert held(search, "1") == {"name": "Ada Lovelace", "company": "Engines"}
     assert outbox.counts()["dead"] == 0
+
+
+@pytest.fixture
+def sessions(outbox: Outbox) -> sessionmaker[Session]:
+    """Captured ones, with a contact of a company in the database."""
+    Base.metadata.create_all(outbox.engine)
+    captured = writers.registry.capture(sessionmaker(outbox.engine))
+    with captured.begin() as session:
+        session.add(Contact(id=1, name="Ada", company=Company(id=1, name="Analytical")))
+    return captured
+
+
+def renamed(session: Session) -> None:
+    session.get_one(Company, 1).name = "Engines"
+    session.flush()
+
+
+def test_company_that_is_renamed_reaches_contacts_that_another_transaction_has_noted_meanwhile(
+    outbox: Outbox, search: EmbeddedDestination, sessions: sessionmaker[Session]
+) -> None:
+    """What that one has noted may be delivered before this one is committed."""
+    with sessions.begin() as slow:
+        slow.add(Contact(id=2, name="Charles", company_id=1))
+        slow.flush()
+        with sessions.begin() as quick:
+            quick.get_one(Contact, 1).name = "Ada Lovelace"
+        outbox.drain(search, registry=writers.registry)
+        renamed(slow)
+    outbox.drain(search, registry=writers.registry)
+    assert held(search, "1") == {"name": "Ada Lovelace", "company": {"name": "Engines"}}
+
+
+def test_company_that_is_renamed_reaches_contacts_that_others_make_of_it_meanwhile(
+    outbox: Outbox, search: EmbeddedDestination, sessions: sessionmaker[Session]
+) -> None:
+    with sessions.begin() as slow:
+        renamed(slow)
+        with sessions.begin() as quick:
+            quick.add(Contact(id=2, name="Charles", company_id=1))
+        outbox.drain(search, registry=writers.registry)
+        assert held(search, "2") == {"name": "Charles", "company": {"name": "Analytical"}}
+    outbox.drain(search, registry=writers.registry)
+    assert held(search, "2") == {"name": "Charles", "company": {"name": "Engines"}}
+    assert outbox.counts()["done"] == 4  # none twice
+
+
+def test_relay_reads_what_documents_are_made_of_after_the_end_of_those_that_have_looked_for_the_last_time(
+    outbox: Outbox, search: EmbeddedDestination, sessions: sessionmaker[Session]
+) -> None:
+    outbox.drain(search, registry=writers.registry)
+    with ThreadPoolExecutor(1) as pool:
+        with outbox.engine.begin() as ending:
+            ending.execute(text("UPDATE companies SET name = 'Engines'"))
+            outbox.store().dialect.announce_end(ending)
+            with sessions.begin() as quick:
+                quick.add(Contact(id=2, name="Charles", company_id=1))
+            delivered = pool.submit(outbox.drain, search, registry=writers.registry)
+            until(lambda: outbox.counts()["claimed"] == 1, "the relay has it")
+            assert not delivered.done()
+        delivered.result()
+    assert held(search, "2") == {"name": "Charles", "company": {"name": "Engines"}}
 
 
 def test_dead_row_is_retried_though_one_with_a_higher_id_was_delivered_before_it_was_committed(

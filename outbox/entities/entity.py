@@ -80,6 +80,11 @@ class Entity:
     def model(self) -> type[Any]:
         return self.mapper.class_
 
+    @property
+    def is_made_of_others(self) -> bool:
+        """Whether its documents are made of rows of other models too."""
+        return bool(self.depends_on or self.tree.branches)
+
     @cached_property
     def depth(self) -> int:
         """How many classes its model inherits from that are mapped too."""

@@ -80,6 +80,8 @@ def _entities(
         return {event.id: _NO_REGISTRY for event in events}
     made: dict[int, Content] = {}
     try:
+        if any(entity.is_made_of_others for entity in registry):
+            store.dialect.until_announced_ends(store.run)
         for some, room in _portions(events, intakes, made):
             loaded = from_database(store.connection, registry, some, room)
             made |= {id_: _failed(each) if isinstance(each, LoadFailed) else each for id_, each in loaded.items()}

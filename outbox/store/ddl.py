@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import DDL, BigInteger, MetaData, event
+from sqlalchemy import DDL, BigInteger, Boolean, MetaData, event
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -30,6 +30,23 @@ def _now(*_: Any, **__: Any) -> str:
 @compiles(Now, "postgresql")
 def _now_of_postgresql(*_: Any, **__: Any) -> str:
     return of_postgresql.NOW
+
+
+class IsOwn(FunctionElement[bool]):
+    """Whether a row of `outbox_events` is this transaction's own, of those above the first that it has written."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(IsOwn, "sqlite")
+def _is_own(*_: Any, **__: Any) -> str:
+    return "1"  # nobody else writes until it ends
+
+
+@compiles(IsOwn, "postgresql")
+def _is_own_of_postgresql(*_: Any, **__: Any) -> str:
+    return of_postgresql.is_own("outbox_events")
 
 
 def some_rows(condition: str) -> dict[str, Any]:

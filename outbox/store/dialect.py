@@ -189,6 +189,10 @@ class Dialect(Protocol):
     def raise_tokens(self, run: Run, last: int) -> None:
         """Have all further versions of this epoch end in a higher number than `last`. Inside a write transaction."""
 
+    def until_announced_ends(self, run: Run) -> None:
+        """Wait for the transactions of applications that are about to be committed at this moment: some milliseconds,
+        and never for those that were only prepared."""
+
     def signal(self, run: Run) -> int:
         """A number that changes when another connection commits rows: cheap enough to be asked every millisecond. It
         need not tell of a row that is committed long after others with higher ids."""
@@ -252,6 +256,9 @@ class Dialect(Protocol):
 
     def when_locked(self, connection: Connection, call: Callable[[], None]) -> None:
         """Have `call` called when the transaction takes it: now, if it has it or there is none."""
+
+    def announce_end(self, connection: Connection) -> None:
+        """Say that the transaction is about to be committed, see `until_announced_ends`. Nobody waits for anybody."""
 
     def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
         """Insert rows of one `created_at`, and their documents if any. Returns their ids, ascending, in the order of

@@ -42,6 +42,7 @@ from outbox.write.changes import (
     lock_rows,
     note,
     note_dependents,
+    note_late_dependents,
     places_of,
     remembered_places,
     tenant_of,
@@ -109,8 +110,13 @@ class Capture:
             self._coverage.begun(session, transaction, connection)
 
     def before_commit(self, session: Session) -> None:
-        """See what triggers have written in this transaction."""
+        """See what triggers have written in this transaction, and which documents others have made meanwhile."""
+        if session.in_nested_transaction():
+            return
+        session.flush()  # as commit would do next
         self._coverage.committing(session)
+        if write_settings().enabled:
+            note_late_dependents(session, self._known().insert_of)
 
     def before_flush(self, session: Session, _context: Any, _instances: Any) -> None:
         """Read what the flush is about to overwrite: where documents are that move or go."""

@@ -6,7 +6,7 @@ row that changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
@@ -20,7 +20,7 @@ from outbox.entities.links import Link
 from outbox.errors import ConfigurationError, InvalidName
 from outbox.store.models import EPOCH_STEP, Action, now_ms
 from outbox.store.store import dialect_of, is_supported
-from outbox.write.journal import Journal, journal_of
+from outbox.write.journal import Journal, journal_of, open_journal
 
 UNLOADED: Final = PassiveFlag.PASSIVE_NO_INITIALIZE
 """Of an attribute's history, what is known without asking the database."""
@@ -56,8 +56,28 @@ def note_dependents(
     journal = journal_of(session)
     _require_one_database(session, journal, link.entity)
     journal.forget((link, identity) for identity in moved)
-    fresh = journal.fresh(dict.fromkeys([(link, identity) for identity in identities]))
-    for part in _portions(link.target, [identity for _, identity in fresh]):
+    fresh = [identity for _, identity in journal.fresh(dict.fromkeys([(link, identity) for identity in identities]))]
+    journal.made_of.setdefault(link, set()).update(fresh)
+    _insert_dependents(journal, statement, link, fresh)
+
+
+def note_late_dependents(session: Session, statement_of: Callable[[Link], Insert]) -> None:
+    """At the end of a transaction look once more for documents that are made of what it has changed.
+
+    Where many write at a time, others may have made such documents since the first look, and have had them delivered
+    as the database was then. Who commits after this look is heard by relays after this transaction has ended: they
+    wait for those that have announced their end before they read what documents are made of.
+    """
+    journal = open_journal(session)
+    if journal is None or not journal.made_of or dialect_of(journal.connection).ids_follow_commits:
+        return
+    dialect_of(journal.connection).announce_end(journal.connection)
+    for link, identities in journal.made_of.items():
+        _insert_dependents(journal, statement_of(link), link, list(identities))
+
+
+def _insert_dependents(journal: Journal, statement: Insert, link: Link, identities: Sequence[Identity]) -> None:
+    for part in _portions(link.target, identities):
         created_at = now_ms()
         since = min((ids[0] for ids, _ in journal.written), default=EPOCH_STEP)
         parameters = {"identities": _flat(part), "created_at": created_at, "since": since}

@@ -86,9 +86,6 @@ class Coverage:
 
     def committing(self, session: Session) -> None:
         """Note which rows triggers have written in this transaction: `wait_until_synced` waits for them too."""
-        if session.in_nested_transaction():
-            return
-        session.flush()  # as commit would do next
         beginning: _Beginning | None = session.info.get(self)
         if beginning is None or beginning.highest_id is None or not beginning.root.is_active:
             return

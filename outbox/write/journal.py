@@ -29,9 +29,10 @@ class Journal:
     `written`: ascending ids of rows, and their `created_at`. Rows of a savepoint that was rolled back are still listed;
     their ids may be issued again, so `created_at` tells whose a row is. None: all of them are ours.
     `noted`: what is noted already, for each savepoint: the notes of one that was rolled back are gone.
+    `made_of`: rows that have changed and that documents are made of, by what leads to these.
     """
 
-    __slots__ = ("_info", "connection", "noted", "root", "within", "written")
+    __slots__ = ("_info", "connection", "made_of", "noted", "root", "within", "written")
 
     def __init__(self, session: Session, connection: Connection) -> None:
         self._info = session.info
@@ -40,6 +41,7 @@ class Journal:
         self.within: Any = None  # the transaction of the session that is known to be on this connection
         self.written: list[tuple[Sequence[int], int | None]] = []
         self.noted: dict[Any, set[Any]] = {}
+        self.made_of: dict[Any, set[Any]] = {}
 
     def fresh(self, wanted: Iterable[T]) -> list[T]:
         """What is not noted yet, by the transaction or by the open savepoint; it is now.
@@ -119,6 +121,12 @@ def lock(session: Session) -> None:
 def begun(session: Session, transaction: Any, connection: Connection) -> None:
     """Remember what the session has begun: to ask it for its connection costs half as much as an INSERT."""
     session.info[_BEGUN] = (transaction, connection)
+
+
+def open_journal(session: Session) -> Journal | None:
+    """That of the current transaction, if it has put something into the outbox, or looked for what to put there."""
+    journal: Journal | None = session.info.get(_OPEN)
+    return journal if journal and journal.connection.get_transaction() is journal.root else None
 
 
 def last_journal(session: Session) -> Journal | None:

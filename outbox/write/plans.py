@@ -16,6 +16,7 @@ from outbox.entities.kinds import kind_attributes, same_hierarchy
 from outbox.entities.links import Link, counted, links
 from outbox.entities.registry import EntityRegistry
 from outbox.store import models
+from outbox.store.ddl import IsOwn
 from outbox.store.models import Action
 
 
@@ -185,7 +186,10 @@ def is_relative(mapper: Mapper[Any], other: Mapper[Any]) -> bool:
 
 
 def _insert_of(link: Link) -> Insert:
-    """A row for each document that has none of this transaction, whose rows begin with the id `:since`."""
+    """A row for each document that has none of this transaction, whose rows begin with the id `:since`.
+
+    A row of another transaction says nothing: it may be delivered before this one is committed.
+    """
     columns: dict[str, Any] = {
         "action": literal(Action.REFRESH.value, Text),
         "entity": literal(link.entity.name, Text),
@@ -193,7 +197,7 @@ def _insert_of(link: Link) -> Insert:
         "created_at": bindparam("created_at"),
     }
     noted = select(models.events.c.index_name, models.events.c.document_id).where(
-        models.events.c.id >= bindparam("since"), models.events.c.entity == link.entity.name
+        models.events.c.id >= bindparam("since"), models.events.c.entity == link.entity.name, IsOwn()
     )
     place = tuple_(link.entity.index_sql(), link.entity.document_id_sql())
     documents = link.documents.add_columns(*columns.values()).where(place.not_in(noted))

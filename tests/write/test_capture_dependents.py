@@ -138,6 +138,11 @@ def test_row_that_comes_later_than_what_points_to_it_refreshes_it(joined: Sessio
     assert new() == ["contacts/4"]
 
 
+def looks(database: Engine) -> int:
+    """How often dependents are looked for: on PostgreSQL once more as the transaction ends."""
+    return 1 if database.dialect.name == "sqlite" else 2
+
+
 @pytest.mark.parametrize("way", ["object", "update"])
 def test_dependents_are_noted_by_one_statement_whatever_their_number(
     registry: EntityRegistry, sessions: sessionmaker[Session], database: Engine, new: Rows, way: str
@@ -157,7 +162,7 @@ def test_dependents_are_noted_by_one_statement_whatever_their_number(
             session.flush()
             session.get_one(Account, 1).name = "Acme Inc"
             session.commit()
-        assert len(seen) == 1
+        assert len(seen) == looks(database)
         assert not [sql for sql in selects if "FROM deals" in sql]
         events = new.events()
         assert len({each.document_id for each in events}) == len(events) == 2_000
@@ -257,7 +262,7 @@ def test_every_row_on_the_way_of_a_dependency_counts(
             else:
                 session.execute(update(model).where(inspect(model).primary_key[0] == 1).values(values))
             session.commit()
-        assert len(seen) <= 1
+        assert len(seen) <= looks(database)
         return new()
 
     with sessions() as session:

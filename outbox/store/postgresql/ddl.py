@@ -35,3 +35,17 @@ LESS: Final = (f"DROP TABLE IF EXISTS {PRESENCE}", f"DROP SEQUENCE IF EXISTS {TO
 
 def some_rows(condition: str) -> dict[str, Any]:
     return {"postgresql_where": text(condition)}
+
+
+def is_own(row: str) -> str:
+    """Whether a row that can be seen was written by this transaction, be it in a savepoint, which has a number of its
+    own: of what can be seen, only that is of a transaction in progress. `row`: its table.
+
+    `xmin` is the lower half of that number; those of savepoints are above that of the transaction itself.
+    """
+    number = "pg_current_xact_id_if_assigned()::text::bigint"
+    since = f"({row}.xmin::text::bigint - {number} & 4294967295)"
+    return (
+        f"CASE WHEN {since} < 2147483648"
+        f" THEN pg_xact_status(({number} + {since})::text::xid8) = 'in progress' ELSE false END"
+    )

@@ -24,6 +24,12 @@ STEP_ROWS: Final = 1_000
 ALONE: Final = 0x6F7574626F78  # "outbox"
 """The advisory lock of those that must not run side by side. Applications never take it."""
 
+ENDING: Final = ALONE + 1
+"""Applications share it for the last moments of a transaction; nobody takes it alone, so that nobody waits."""
+
+ENDING_WITHIN_S: Final = 5.0
+ENDING_LOOK_S: Final = 0.002
+
 WATERMARK_WITHIN_S: Final = 60.0
 WATERMARK_LOOK_S: Final = 0.02
 
@@ -47,6 +53,13 @@ _WRITERS: Final = (
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     " AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
     " AND pid IS DISTINCT FROM pg_backend_pid()"
+)
+
+
+_ENDING: Final = (
+    "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL AND objsubid = 1"
+    f" AND classid = {ENDING >> 32} AND objid = {ENDING & 0xFFFFFFFF}"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 
 
@@ -185,6 +198,13 @@ class PostgreSQL:
             last=last,
         )
 
+    def until_announced_ends(self, run: Run) -> None:
+        """A process that stands still in these moments is not waited for any longer: its host may be gone."""
+        ending, deadline = {row[0] for row in run(_ENDING)}, time.monotonic() + ENDING_WITHIN_S
+        while ending and time.monotonic() < deadline:
+            time.sleep(ENDING_LOOK_S)
+            ending &= {row[0] for row in run(_ENDING)}
+
     def signal(self, run: Run) -> int:
         """The highest id that can be seen, and how many of the ids below it: a lower one may be committed later."""
         highest, seen = run(
@@ -264,6 +284,9 @@ class PostgreSQL:
 
     def when_locked(self, connection: Connection, call: Callable[[], None]) -> None:  # noqa: ARG002
         call()
+
+    def announce_end(self, connection: Connection) -> None:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock_shared({ENDING})")
 
     def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
         return inserts.insert(connection, rows, contents)

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Insert
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from outbox.store import models
 from outbox.store.dialect import Row
+from outbox.store.postgresql.ddl import is_own
 
 DRIVERS: Final = ("psycopg", "psycopg_async", "asyncpg")
 """Those of applications; relays and commands use the first."""
@@ -48,16 +49,7 @@ SCHEMA: Final = (
     " FROM pg_proc AS p WHERE p.proname LIKE 'outbox\\_%')"
 )
 
-# Of what can be seen of rows, only its own is of a transaction in progress, be it in a savepoint, which has a number of
-# its own. `xmin` is the lower half of that number; those of savepoints are above that of the transaction itself.
-_WRITTEN: Final = """
-    SELECT e.id FROM outbox_events AS e
-    CROSS JOIN (SELECT pg_current_xact_id_if_assigned()::text::bigint AS number) AS own
-    CROSS JOIN LATERAL (SELECT (e.xmin::text::bigint - own.number) & 4294967295) AS n (since)
-    WHERE e.id > %s AND n.since < 2147483648
-    AND pg_xact_status((own.number + n.since)::text::xid8) = 'in progress'
-    ORDER BY e.id
-"""
+_WRITTEN: Final = f"SELECT e.id FROM outbox_events AS e WHERE e.id > %s AND {is_own('e')} ORDER BY e.id"
 
 _UNDEFINED_TABLE: Final = "42P01"
 

@@ -156,6 +156,9 @@ class SQLite:
         """4 µs a look. Never changes by a commit of this connection."""
         return int(run("PRAGMA data_version").scalar_one())
 
+    def until_announced_ends(self, run: Run) -> None:
+        """What cannot be seen yet is not committed."""
+
     def state(self, run: Run) -> int | None:
         """Read under the write lock, it is that of the view that the transaction has."""
         return self.signal(run)
@@ -247,6 +250,9 @@ class SQLite:
             lock.when_taken(connection, call)
         else:  # its driver begins by itself, and no listener hears of it
             call()
+
+    def announce_end(self, connection: Connection) -> None:
+        """Nobody writes beside it."""
 
     def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
         return inserts.insert(connection, rows, contents)
