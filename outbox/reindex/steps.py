@@ -96,6 +96,7 @@ def scan(work: Work) -> Iterator[Progress]:
     first = next((number for number, entity in enumerate(entities) if entity.name == at.get("entity")), 0)
     read = int(at.get("read", 0))
     pace, rate_since = Pace(work.rate or math.inf), (time.monotonic(), work.job.documents)
+    work.store.dialect.until_announced_ends(work.store.run)
     with work.writer() as writer:
         for entity in entities[first:]:
             after: list[str] | None = at.get("after") if entity.name == at.get("entity") else None

@@ -57,19 +57,21 @@ def note_dependents(
     _require_one_database(session, journal, link.entity)
     journal.forget((link, identity) for identity in moved)
     fresh = [identity for _, identity in journal.fresh(dict.fromkeys([(link, identity) for identity in identities]))]
-    journal.made_of.setdefault(link, set()).update(fresh)
+    if not dialect_of(journal.connection).ids_follow_commits:
+        journal.made_of.setdefault(link, set()).update(fresh)
     _insert_dependents(journal, statement, link, fresh)
 
 
 def note_late_dependents(session: Session, statement_of: Callable[[Link], Insert]) -> None:
-    """At the end of a transaction look once more for documents that are made of what it has changed.
+    """At the end of a transaction look once more for documents that are made of what it has changed, where many write
+    at a time.
 
-    Where many write at a time, others may have made such documents since the first look, and have had them delivered
-    as the database was then. Who commits after this look is heard by relays after this transaction has ended: they
-    wait for those that have announced their end before they read what documents are made of.
+    Others may have made such documents since the first look, and have had them delivered as the database was then.
+    Those of who commits after this look are read when this transaction has ended: a relay waits for all that have
+    announced their end before it reads what documents are made of.
     """
     journal = open_journal(session)
-    if journal is None or not journal.made_of or dialect_of(journal.connection).ids_follow_commits:
+    if journal is None or not journal.made_of:
         return
     dialect_of(journal.connection).announce_end(journal.connection)
     for link, identities in journal.made_of.items():

@@ -29,7 +29,7 @@ class Journal:
     `written`: ascending ids of rows, and their `created_at`. Rows of a savepoint that was rolled back are still listed;
     their ids may be issued again, so `created_at` tells whose a row is. None: all of them are ours.
     `noted`: what is noted already, for each savepoint: the notes of one that was rolled back are gone.
-    `made_of`: rows that have changed and that documents are made of, by what leads to these.
+    `made_of`: what has changed and documents are made of, by what leads to these; for `note_late_dependents`.
     """
 
     __slots__ = ("_info", "connection", "made_of", "noted", "root", "within", "written")
