@@ -106,7 +106,7 @@ class PostgreSQL:
         return True
 
     def prepare(self, engine: Engine) -> None:
-        engines.prepare(engine)
+        engines.prepare(engine, self.address(engine))
 
     def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:  # noqa: ARG002
         """The lock is a statement of its own: what comes after it sees what its holders before have committed."""
