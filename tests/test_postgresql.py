@@ -271,6 +271,21 @@ def test_watermark_waits_for_those_that_write_and_for_no_later_one(
     store.close()
 
 
+def test_watermark_waits_for_a_transaction_that_is_prepared_meanwhile(
+    migrated: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(migrated)
+    with migrated.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("BEGIN")
+        written = "INSERT INTO outbox_events (action, index_name, document_id) VALUES ('delete', 'contacts', 'c1')"
+        connection.exec_driver_sql(written)
+        looks = iter(["PREPARE TRANSACTION 'meanwhile'", "COMMIT PREPARED 'meanwhile'"])
+        monkeypatch.setattr(postgresql.time, "sleep", lambda _: connection.exec_driver_sql(next(looks)))
+        assert store.watermark() == 1
+        assert list(looks) == []
+    store.close()
+
+
 def test_row_that_is_committed_after_a_later_one_is_signalled(migrated: Engine) -> None:
     store = Store(migrated)
     with Session(migrated) as early, Session(migrated) as late:
