@@ -80,7 +80,12 @@ class PostgreSQL:
         return ""
 
     def of_each(self, alias: str, ids: str) -> str:
-        return f"CROSS JOIN LATERAL ({ids}) AS {alias}_id JOIN outbox_events AS {alias} ON {alias}.id = {alias}_id.id"
+        return f"CROSS JOIN LATERAL ({ids}) AS {alias}_id {self.looked_up(alias, f'{alias}_id.id')}"
+
+    def looked_up(self, alias: str, id_: str) -> str:
+        """A join could be planned as one that reads the whole table, when that was small or while its statistics are of
+        yesterday; what has a limit of its own is no part of a join."""
+        return f"CROSS JOIN LATERAL (SELECT * FROM outbox_events WHERE id = {id_} LIMIT 1) AS {alias}"
 
     def greatest(self, *values: str) -> str:
         return f"greatest({', '.join(values)})"
