@@ -139,7 +139,8 @@ def write(connecting: Mapping[str, Any], stop: Event, seed: float) -> None:
                 if chance.random() < 0.1:
                     session.rollback()
         except (DBAPIError, DatabaseUnavailable) as error:
-            if not isinstance(error.__cause__, psycopg.OperationalError):
+            cause = error.__cause__  # what the driver says, or what SQLAlchemy makes of that
+            if not isinstance(getattr(cause, "orig", cause), psycopg.OperationalError | psycopg.InterfaceError):
                 raise  # that is a mistake, and no fault of the server
             time.sleep(LONGEST_S)
     engine.dispose()
