@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -16,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from outbox import OutboxRepository, schema, sqlite
 from tests.support import LIMIT_S
+from tests.support.disk import SmallDisk, small_disk
 from tests.support.node import Node
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy
@@ -24,36 +22,10 @@ from tests.support.relays import Relays, until
 pytestmark = pytest.mark.elasticsearch
 
 
-class SmallDisk:
-    """A filesystem of its own in memory."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._filler = directory / "filler"
-
-    def fill(self) -> None:
-        with self._filler.open("ab", buffering=0) as filler:
-            for size in (65_536, 4_096, 1):
-                try:
-                    while True:
-                        filler.write(b"x" * size)
-                except OSError:
-                    continue
-
-    def empty(self) -> None:
-        self._filler.unlink()
-
-
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", directory]
-    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    if not mounted:
-        pytest.skip("needs root and the right to mount a tmpfs")
-    yield SmallDisk(directory)
-    subprocess.run(["umount", "--lazy", directory], check=True)
+def disk() -> Iterator[SmallDisk]:
+    with small_disk("4m") as made:
+        yield made
 
 
 @pytest.fixture

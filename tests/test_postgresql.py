@@ -18,7 +18,7 @@ from outbox import OutboxRepository, schema
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import ConfigurationError, DatabaseUnavailable
 from outbox.maintenance.scheduler import Maintenance
-from outbox.store import claims, outcomes, versions
+from outbox.store import claims, due, outcomes, versions
 from outbox.store.dialect import Finding
 from outbox.store.models import metadata, now_ms
 from outbox.store.postgresql import dialect as postgresql
@@ -269,6 +269,45 @@ def test_watermark_waits_for_those_that_write_and_for_no_later_one(
         assert store.watermark() == row
         late.commit()
     store.close()
+
+
+def test_watermark_waits_for_a_transaction_that_is_prepared_meanwhile(
+    migrated: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(migrated)
+    with migrated.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("BEGIN")
+        written = "INSERT INTO outbox_events (action, index_name, document_id) VALUES ('delete', 'contacts', 'c1')"
+        connection.exec_driver_sql(written)
+        looks = iter(["PREPARE TRANSACTION 'meanwhile'", "COMMIT PREPARED 'meanwhile'"])
+        monkeypatch.setattr(postgresql.time, "sleep", lambda _: connection.exec_driver_sql(next(looks)))
+        assert store.watermark() == 1
+        assert list(looks) == []
+    store.close()
+
+
+def test_claim_that_was_planned_for_a_small_table_reads_no_more_of_a_large_one(migrated: Engine, url: URL) -> None:
+    engine = create_engine(url)
+    dialect_of(engine).prepare(engine)
+    store = Store(engine)
+    with Session(migrated) as session, session.begin():
+        OutboxRepository(session).index("contacts", "c1", {"a": 1})
+    for _ in range(20):  # the server keeps the plan from now on
+        assert due.fresh_lanes(store) == [("contacts", "")]
+    with migrated.begin() as connection:
+        done = "SELECT 'delete', 'contacts', n, 'done', 1 FROM generate_series(1, 20000) AS n"
+        connection.exec_driver_sql(
+            f"INSERT INTO outbox_events (action, index_name, document_id, state, finished_at) {done}"
+        )
+    with migrated.begin() as connection:
+        connection.exec_driver_sql("UPDATE outbox_events SET state = 'pending', finished_at = NULL WHERE id = 20001")
+    asked = "SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'outbox_events'"
+    with store.write(durable=False):
+        before = store.run(asked).scalar_one()
+        assert due.fresh_lanes(store) == [("contacts", "")]
+        assert store.run(asked).scalar_one() - before < 100
+    store.close()
+    engine.dispose()
 
 
 def test_row_that_is_committed_after_a_later_one_is_signalled(migrated: Engine) -> None:

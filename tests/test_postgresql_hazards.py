@@ -10,25 +10,22 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
-from outbox.store.store import Store
 from tests.support import LIMIT_S
 from tests.support.killing import ROUNDS, kill_over_and_over
 from tests.support.outbox import Outbox
-from tests.support.pages import ROOT
 from tests.support.places import EmbeddedPlace
 from tests.support.postgres import Postgres
 from tests.support.relays import Relays, until
-from tests.support.writers import Writers
+from tests.support.writers import RELAYS, Writers
 
 pytestmark = pytest.mark.slow
 
-RELAYS = 3
+NUMBER = 3  # of relays
 OWN = "the test"
 
 
@@ -49,13 +46,7 @@ def place(embedded_place: EmbeddedPlace) -> EmbeddedPlace:
 @pytest.fixture
 def relays(outbox: Outbox, place: EmbeddedPlace, tmp_path: Path) -> Iterator[Relays]:
     running = Relays(outbox, "http://127.0.0.1:9", tmp_path)
-    running.give(
-        **place.environment,
-        OUTBOX_ENTITIES="tests.support.writers:registry",
-        PYTHONPATH=str(ROOT),
-        OUTBOX_BATCH_ROWS="20",  # the updates of one document come in several claims
-        OUTBOX_LOG_OPERATIONS="false",
-    )
+    running.give(**place.environment, **RELAYS)
     yield running
     running.end()
 
@@ -67,11 +58,11 @@ def writers(outbox: Outbox, chance: random.Random) -> Writers:
 
 def disturb_over_and_over(relays: Relays, writers: Writers, disturb: Callable[[], None], chance: random.Random) -> None:
     """No relay ends before it is told to."""
-    running = [relays.start() for _ in range(RELAYS)]
+    running = [relays.start() for _ in range(NUMBER)]
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(writers.run)
         try:
-            for at in range(RELAYS):
+            for at in range(NUMBER):
                 until(lambda at=at: " delivers " in relays.log(at), "the relay is up")  # type: ignore[misc]
             for _ in range(ROUNDS):
                 time.sleep(chance.uniform(0, 0.6))
@@ -85,24 +76,11 @@ def disturb_over_and_over(relays: Relays, writers: Writers, disturb: Callable[[]
         assert process.wait(LIMIT_S) == 0, relays.log(at)
 
 
-def assert_equal(relays: Relays, outbox: Outbox, writers: Writers, place: EmbeddedPlace) -> None:
-    drained = relays.call("run", "--drain")
-    assert drained.returncode == 0, drained.stderr
-    with closing(Store(outbox.engine)) as store:  # that of the outbox may have lost its session
-        counts = store.counts()
-    assert counts == {"pending": 0, "claimed": 0, "done": counts["done"], "dead": 0}
-    ledgers, contacts = writers.expected()
-    assert {each: set(found["seen"]) for each, found in place.documents("ledgers").items()} == ledgers
-    held = place.documents("contacts")
-    assert held == {each: contacts[each] for each in held}
-    print(f"{counts['done']} rows")
-
-
 def test_relays_that_are_killed_lose_and_overtake_nothing(
-    outbox: Outbox, relays: Relays, writers: Writers, place: EmbeddedPlace, chance: random.Random
+    relays: Relays, writers: Writers, place: EmbeddedPlace, chance: random.Random
 ) -> None:
-    kill_over_and_over(relays, writers, chance, ROUNDS, number=RELAYS)
-    assert_equal(relays, outbox, writers, place)
+    kill_over_and_over(relays, writers, chance, ROUNDS, number=NUMBER)
+    writers.assert_delivered(relays, place)
 
 
 def test_sessions_that_are_ended_at_random_cost_no_row_and_no_relay(
@@ -115,11 +93,11 @@ def test_sessions_that_are_ended_at_random_cost_no_row_and_no_relay(
             connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": chance.choice(pids)})
 
     disturb_over_and_over(relays, writers, end_one, chance)
-    assert_equal(relays, outbox, writers, place)
+    writers.assert_delivered(relays, place)
 
 
 def test_server_that_crashes_under_load_costs_no_row_and_no_relay(
-    outbox: Outbox, relays: Relays, writers: Writers, place: EmbeddedPlace, chance: random.Random, postgres: Postgres
+    relays: Relays, writers: Writers, place: EmbeddedPlace, chance: random.Random, postgres: Postgres
 ) -> None:
     rounds = iter(range(ROUNDS))
 
@@ -130,4 +108,4 @@ def test_server_that_crashes_under_load_costs_no_row_and_no_relay(
             postgres.start()
 
     disturb_over_and_over(relays, writers, crash, chance)
-    assert_equal(relays, outbox, writers, place)
+    writers.assert_delivered(relays, place)

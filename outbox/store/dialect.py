@@ -125,6 +125,9 @@ class Dialect(Protocol):
     def of_each(self, alias: str, ids: str) -> str:
         """`FROM lanes {of_each("f", "SELECT id … LIMIT 9")}`: with each of them, the rows that its own SELECT names."""
 
+    def looked_up(self, alias: str, id_: str) -> str:
+        """`FROM heads {looked_up("h", "heads.id")}`: with each of them the row that it names, and no other is read."""
+
     def greatest(self, *values: str) -> str:
         """None of them may be NULL."""
 

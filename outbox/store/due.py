@@ -105,6 +105,7 @@ def fresh_lanes(
     """
     after = f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {fresh('n')}"
     order = f"ORDER BY n.index_name, {tenant('n')}, n.id LIMIT 1"
+    head = store.dialect.looked_up("h", "head.id")
     lanes = well_formed(
         store,
         (TEXT, TEXT),
@@ -115,9 +116,9 @@ def fresh_lanes(
             SELECT coalesce(
                 ({after} AND n.index_name = h.index_name AND {tenant("n")} > {tenant("h")} {order}),
                 ({after} AND n.index_name > h.index_name {order}))
-            FROM head JOIN outbox_events AS h ON h.id = head.id
+            FROM head {head}
         )
-        SELECT h.index_name, {tenant("h")} FROM head JOIN outbox_events AS h ON h.id = head.id
+        SELECT h.index_name, {tenant("h")} FROM head {head}
         WHERE h.index_name {store.dialect.outside("leave_out")} {"" if only is None else "AND h.index_name = :only"}
         ORDER BY h.id
         """,

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from tests.support import LIMIT_S
 from tests.support.node import free_port, own_directory, remove_leftovers
 
 USER = "postgres"
+LOCAL = "127.0.0.1"
 TEMPLATE = "with_tables"
 # What starts it ends with the input of this program, even if that is killed.
-_UNTIL_EOF = '"$0" "$@" & cat > /dev/null; kill -QUIT $!; wait'
+_UNTIL_EOF = '"$0" "$@" & cat > /dev/null; kill -{signal} $!; wait'
 
 
 def binaries() -> Path | None:
@@ -43,33 +44,57 @@ def unavailable_reason() -> str | None:
     return None if find_spec("psycopg") else "no psycopg: install outbox-relay[postgres]"
 
 
-class Postgres:
-    """One server. `stop`, `kill` and `start` do to it what they say; its data stays until this program ends."""
+def as_user(*command: str, at_eof: str | None = None) -> list[str]:
+    """The command for a program that refuses to be root. `at_eof`: the signal that it gets when its input ends."""
+    user = ["runuser", "-u", USER, "--"] if os.geteuid() == 0 else []
+    shell = ["sh", "-c", _UNTIL_EOF.format(signal=at_eof)] if at_eof else []
+    return [*user, *shell, *command]
 
-    def __init__(self) -> None:
+
+class Postgres:
+    """One server. `stop` and `start` do to it what they say; its data stays until this program ends.
+
+    `data`, `log`: the disks of its files and of its write-ahead log. `listen`: its addresses.
+    """
+
+    def __init__(self, *, data: Path | None = None, log: Path | None = None, listen: Sequence[str] = (LOCAL,)) -> None:
         remove_leftovers(Path(tempfile.gettempdir()))
         self._directory, self._lock = own_directory(Path(tempfile.gettempdir()))
         self._directory.chmod(0o711)
-        self._data = self._standby = self._directory / "data"
-        self._port = free_port()
+        self._data = self._standby = (data or self._directory) / "data"
+        self._port, self._listen = free_port(), listen
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         self._make(self._data)
-        initdb = self._command("initdb", "--pgdata", self._data, "--username", USER, "--auth", "trust")
-        options = ("--encoding", "UTF8", "--locale", "C.UTF-8", "--no-instructions")
-        subprocess.run([*initdb, *options], check=True, capture_output=True, cwd=self._data)
+        self._make(log_files := (log or self._directory) / "log")
+        options = ["--encoding", "UTF8", "--locale", "C.UTF-8", "--no-instructions", "--auth", "trust"]
+        options += ["--waldir", str(log_files), "--wal-segsize", "1" if log else "16"]
+        initdb = self._command("initdb", "--pgdata", self._data, "--username", USER, *options)
+        subprocess.run(initdb, check=True, capture_output=True, cwd=self._data)
+        with (self._data / "pg_hba.conf").open("a") as trusted:
+            trusted.write("host all all samenet trust\n")
         self.start()
         self.create(TEMPLATE, template=None)
         engine = create_engine(self.url(TEMPLATE), poolclass=NullPool)
         metadata.create_all(engine)
 
     def url(self, database: str) -> URL:
-        return URL.create("postgresql+psycopg", USER, host="127.0.0.1", port=self._port, database=database)
+        return URL.create("postgresql+psycopg", USER, host=LOCAL, port=self._port, database=database)
 
     def start(self) -> None:
         settings = ("-c", "max_connections=200", "-c", "max_prepared_transactions=5", "-c", "log_checkpoints=off")
         command = self._command(
-            "postgres", "-D", self._data, "-p", self._port, "-k", "", "-h", "127.0.0.1", *settings, until_eof=True
+            "postgres",
+            "-D",
+            self._data,
+            "-p",
+            self._port,
+            "-k",
+            "",
+            "-h",
+            ",".join(self._listen),
+            *settings,
+            at_eof="QUIT",
         )
         log = self._directory / "server.log"
         with log.open("ab") as output:
@@ -97,7 +122,7 @@ class Postgres:
         """A standby as it is now: it lacks all that comes after."""
         self._standby = self._directory / f"standby-{next(self._numbers)}"
         self._make(self._standby)
-        given = ("-D", self._standby, "-h", "127.0.0.1", "-p", self._port, "-U", USER, "--checkpoint=fast")
+        given = ("-D", self._standby, "-h", LOCAL, "-p", self._port, "-U", USER, "--checkpoint=fast")
         subprocess.run(self._command("pg_basebackup", *given), check=True, capture_output=True, cwd=self._data)
         (self._standby / "standby.signal").touch()
 
@@ -140,9 +165,7 @@ class Postgres:
             account = pwd.getpwnam(USER)
             os.chown(directory, account.pw_uid, account.pw_gid)
 
-    def _command(self, program: str, *arguments: Any, until_eof: bool = False) -> list[str]:
+    def _command(self, program: str, *arguments: Any, at_eof: str | None = None) -> list[str]:
         found = binaries()
         assert found is not None
-        as_user = ["runuser", "-u", USER, "--"] if os.geteuid() == 0 else []
-        shell = ["sh", "-c", _UNTIL_EOF] if until_eof else []
-        return [*as_user, *shell, str(found / program), *map(str, arguments)]
+        return as_user(str(found / program), *map(str, arguments), at_eof=at_eof)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,13 @@ class Relays:
         """More environment, for all that follow."""
         self._environment |= environment
 
-    def start(self, *arguments: str, command: str = "run", **given: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, command: str = "run", within: Sequence[str] = (), **given: str
+    ) -> subprocess.Popen[str]:
+        """`within`: the command that runs it."""
         with (self._directory / f"relay-{len(self.started)}.log").open("w") as log:
             process = subprocess.Popen(
-                [*COMMAND, command, *arguments],
+                [*within, *COMMAND, command, *arguments],
                 env=self._environment | given,
                 stderr=log,
                 stdout=log,

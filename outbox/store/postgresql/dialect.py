@@ -46,21 +46,28 @@ _TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 # the commit see `flush`.
 _BEGIN: Final = "BEGIN; SET LOCAL synchronous_commit = off; SET LOCAL plan_cache_mode = force_generic_plan"
 
-# Who has the table open for writing; a prepared transaction has no process.
+# Who has the table open for writing. A prepared transaction has no process, but a lock on its own number.
 _WRITERS: Final = (
-    "SELECT virtualtransaction, pid FROM pg_locks WHERE locktype = 'relation' AND granted"
-    " AND relation = 'outbox_events'::regclass"
-    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    " AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
-    " AND pid IS DISTINCT FROM pg_backend_pid()"
+    "SELECT l.virtualtransaction, coalesce('process ' || l.pid, 'prepared as ' || quote_literal((SELECT x.gid"
+    " FROM pg_prepared_xacts AS x JOIN pg_locks AS own ON own.transactionid = x.transaction"
+    " WHERE own.virtualtransaction = l.virtualtransaction AND own.pid IS NULL)), 'a prepared one')"
+    " FROM pg_locks AS l WHERE l.locktype = 'relation' AND l.granted AND l.relation = 'outbox_events'::regclass"
+    " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
+    " AND l.pid IS DISTINCT FROM pg_backend_pid()"
 )
 
-
+# Who has announced its end; one that is prepared has no process, and may stay so.
 _ENDING: Final = (
     "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL AND objsubid = 1"
     f" AND classid = {ENDING >> 32} AND objid = {ENDING & 0xFFFFFFFF}"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
+
+
+def _writers(run: Run) -> dict[str, str]:
+    """By transaction: one that is prepared meanwhile is not over."""
+    return {row[0]: row[1] for row in run(_WRITERS)}
 
 
 class PostgreSQL:
@@ -88,7 +95,12 @@ class PostgreSQL:
         return ""
 
     def of_each(self, alias: str, ids: str) -> str:
-        return f"CROSS JOIN LATERAL ({ids}) AS {alias}_id JOIN outbox_events AS {alias} ON {alias}.id = {alias}_id.id"
+        return f"CROSS JOIN LATERAL ({ids}) AS {alias}_id {self.looked_up(alias, f'{alias}_id.id')}"
+
+    def looked_up(self, alias: str, id_: str) -> str:
+        """A join could be planned as one that reads the whole table, when that was small or while its statistics are of
+        yesterday; what has a limit of its own is no part of a join."""
+        return f"CROSS JOIN LATERAL (SELECT * FROM outbox_events WHERE id = {id_} LIMIT 1) AS {alias}"
 
     def greatest(self, *values: str) -> str:
         return f"greatest({', '.join(values)})"
@@ -118,7 +130,7 @@ class PostgreSQL:
         return True
 
     def prepare(self, engine: Engine) -> None:
-        engines.prepare(engine)
+        engines.prepare(engine, self.address(engine))
 
     def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:  # noqa: ARG002
         """The lock is a statement of its own: what comes after it sees what its holders before have committed."""
@@ -153,16 +165,15 @@ class PostgreSQL:
         """Waits for the transactions that have the table open now, and keeps nobody waiting: an id is issued after the
         table is open. Raises `DatabaseUnavailable` if one of them does not end."""
         highest = self.highest_id(run)
-        writing, deadline = set(run(_WRITERS)), time.monotonic() + WATERMARK_WITHIN_S
+        writing, deadline = _writers(run), time.monotonic() + WATERMARK_WITHIN_S
         while writing:
             if time.monotonic() > deadline:
-                processes = ", ".join(str(pid) for _, pid in sorted(writing, key=str) if pid) or "a prepared one"
                 raise DatabaseUnavailable(
                     f"database: transactions that write outbox rows are open for more than {WATERMARK_WITHIN_S:.0f} s "
-                    f"(processes of the server: {processes}); end them, or try again when they are over"
+                    f"({', '.join(sorted(writing.values()))}); end them, or try again when they are over"
                 )
             time.sleep(WATERMARK_LOOK_S)
-            writing &= set(run(_WRITERS))
+            writing = {each: what for each, what in _writers(run).items() if each in writing}
         return highest
 
     def draw_version(self, run: Run, number: int) -> int | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Engine, event
+
+from outbox.store.postgresql import pooler
 
 SETTINGS: Final = {
     # The tables change faster than the statistics of them: without these PostgreSQL reads whole tables where an index
@@ -31,12 +34,21 @@ CONNECTING: Final = {
 """A server that is gone is noticed within half a minute, too. What the URL says goes first."""
 
 
-def prepare(engine: Engine) -> None:
-    """See `outbox.store.dialect.Dialect.prepare`."""
+def prepare(engine: Engine, address: str) -> None:
+    """See `outbox.store.dialect.Dialect.prepare`. `address`: of the database, for people."""
 
     @event.listens_for(engine, "do_connect")
-    def on_connecting(_dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> None:
+    def on_connecting(dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
         given = options.get("options", "")
         options["options"] = " ".join([*(f"-c {name}={value}" for name, value in SETTINGS.items()), given]).strip()
         for name, value in CONNECTING.items():
             options.setdefault(name, value)
+        connect = partial(dialect.connect, *arguments, **options)
+        try:
+            connected = connect()
+        except dialect.loaded_dbapi.OperationalError as error:
+            raise pooler.explained(error, address) from error.__cause__
+        if pooler.shares_sessions(connected, connect):
+            connected.close()
+            raise pooler.refusal(address)
+        return connected

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import in_one_line
 from outbox.store.dialect import Finding, finding
+from outbox.store.postgresql import pooler
 
 OLDEST: Final = 130_000  # 64-bit numbers of transactions, as functions take them
 
@@ -34,7 +35,7 @@ _OLDEST: Final = """
 def findings(engine: Engine, address: str) -> list[Finding]:
     """The server's version, the database, and the settings that the outbox relies on."""
     try:
-        found, oldest = _read(engine)
+        found, oldest, pooled = _read(engine)
     except DBAPIError as error:
         remedy = "check OUTBOX_DATABASE_URL, and that the server runs and lets this user in"
         return [Finding("database", "fail", f"{address} cannot be read: {in_one_line(error.orig)}", remedy)]
@@ -52,6 +53,7 @@ def findings(engine: Engine, address: str) -> list[Finding]:
             f"{address} can be read{'' if found['transaction_read_only'] == 'off' else ', and not written to'}",
             "have OUTBOX_DATABASE_URL name the primary server, and a user whose transactions may write",
         ),
+        *([Finding("connection", "fail", f"{address} {pooler.SHARED}", pooler.REMEDY)] if pooled else []),
         finding(
             "encoding",
             found["server_encoding"] == "UTF8",
@@ -87,8 +89,13 @@ def _transactions(oldest: Sequence[Any] | None) -> Finding:
     )
 
 
-def _read(engine: Engine) -> tuple[dict[str, Any], Sequence[Any] | None]:
+def _read(engine: Engine) -> tuple[dict[str, Any], Sequence[Any] | None, bool]:
+    """The settings, the oldest transaction of others, and whether a session is shared with them."""
     with engine.connect() as connection:
         asked = ", ".join(f"current_setting('{name}')" for name in _SETTINGS)
         found = connection.exec_driver_sql(f"SELECT {asked}").one()
-        return dict(zip(_SETTINGS, found, strict=True)), connection.exec_driver_sql(_OLDEST).first()
+        oldest = connection.exec_driver_sql(_OLDEST).first()
+        connection.rollback()
+        driver = connection.connection.driver_connection
+        pooled = pooler.shares_sessions(driver, engine.raw_connection)
+        return dict(zip(_SETTINGS, found, strict=True)), oldest, pooled

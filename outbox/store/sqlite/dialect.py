@@ -70,6 +70,9 @@ class SQLite:
     def of_each(self, alias: str, ids: str) -> str:
         return f"JOIN outbox_events AS {alias} ON {alias}.id IN ({ids})"
 
+    def looked_up(self, alias: str, id_: str) -> str:
+        return f"JOIN outbox_events AS {alias} ON {alias}.id = {id_}"
+
     def greatest(self, *values: str) -> str:
         return f"max({', '.join(values)})"
 
