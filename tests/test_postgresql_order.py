@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from outbox import EntityRegistry, OutboxRepository
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store import claims, operators, outcomes
+from outbox.store.floor import Floor
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from tests.conformance.database import LEASE_MS, NOW, Database, applied, claim, claimed, ids_of
@@ -65,6 +66,47 @@ def search(tmp_path: Path) -> Iterator[EmbeddedDestination]:
 
 def held(search: EmbeddedDestination, document_id: str) -> dict[str, Any]:
     return search.read("contacts", [document_id])[document_id].source
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_slow_look_has_the_next_ones_begin_where_it_found_rows_for_twenty_times_as_long() -> None:
+    clock = Clock()
+    floor = Floor(clock)
+
+    def look(seconds: float, *found: int) -> int:
+        since = floor.begin()
+        clock.now += seconds
+        floor.end(found)
+        return since
+
+    assert [look(0.01, 5), look(0.01, 6), look(0.1, 9, 7)] == [0, 0, 0]
+    assert [look(1.0, 30), look(0.9), look(0.0, 40)] == [7, 7, 7]
+    clock.now += 0.11
+    assert [look(0.1), look(0.1, 50), look(0.0)] == [0, 0, 50]
+
+
+def test_row_that_is_committed_late_below_the_floor_of_a_relay_waits_for_its_next_full_look(
+    database: Database, store: Store
+) -> None:
+    clock = Clock()
+    floor = Floor(clock)
+    with database.engine.connect() as slow, slow.begin():
+        (late,) = store.dialect.insert(slow, [("update", "contacts", "late", None, None, 0, NOW)])
+        (first,) = database.insert(("contacts", "c1"))
+        floor.begin()
+        clock.now += 1
+        floor.end([first])
+    one = claimed(store, rows=9, floor=floor)
+    assert (ids_of(one), one.more) == ([first], True)
+    assert claim(store, floor=floor) is None
+    clock.now += 20
+    assert ids_of(claim(store, floor=floor)) == [late]
 
 
 def test_row_that_is_committed_after_a_later_one_was_claimed_waits_for_the_end_of_that_claim(

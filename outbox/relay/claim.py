@@ -15,6 +15,7 @@ from outbox.settings import Settings
 from outbox.store import claims, pauses
 from outbox.store.claims import Claim
 from outbox.store.due import ClaimRequest
+from outbox.store.floor import Floor
 from outbox.store.pauses import Pause
 from outbox.store.store import Store
 
@@ -42,6 +43,7 @@ class Claimer:
         self._ceiling = Ceiling(settings.rate) if settings.rate else None
         self.pause_s = settings.poll_interval
         self._rates = TenantRates(settings.tenant_rate) if settings.tenant_rate else None
+        self._floor = None if store.dialect.ids_follow_commits else Floor()
 
     def next(self, now: int, in_flight: Collection[Claim], leave_out: Collection[str] = ()) -> Claim | None:
         """Rows that are worth sending now, or None. `in_flight`: claims whose rows are with the destination.
@@ -138,6 +140,7 @@ class Claimer:
                 lone_after=self._settings.lone_after,
                 lone=lone,
                 lone_last=self._health.lone_failed and only is None,
+                floor=self._floor if only is None else None,
             ),
         )
         if claim and self._ceiling:

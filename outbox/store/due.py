@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from outbox.store import late
+from outbox.store.floor import Floor
 from outbox.store.malformed import NUMBER, NUMBER_OR_NULL, TEXT, TEXT_OR_NULL, well_formed
 from outbox.store.models import POISON, RELAY_DIED, UNANSWERED, Action, Event, fresh, tenant, unfinished, waiting
 from outbox.store.pauses import Pause
@@ -30,7 +31,8 @@ class ClaimRequest:
     the most fresh rows of one tenant. `pauses`: all that is paused, which these leave out. `expected`: bytes of a
     document that the relay has to make, `most`: bytes of all documents, both by index. A row that was delivered
     `lone_after` times and got no answer is claimed alone, and before the others, the one that waits longest first;
-    with `lone_last` after the others, and without `lone` it is passed over.
+    with `lone_last` after the others, and without `lone` it is passed over. `floor`: of a relay that looks again and
+    again.
     """
 
     relay: int
@@ -50,6 +52,7 @@ class ClaimRequest:
     lone_after: int = 10
     lone: bool = True
     lone_last: bool = False
+    floor: Floor | None = None
 
     @property
     def leaves_out_none(self) -> bool:
@@ -82,12 +85,14 @@ def look(store: Store, request: ClaimRequest) -> Found:
     """
     state = store.dialect.state(store.run)
     store.require_pinned()
-    lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
-    candidates = _due(store, request, lanes)
+    since = request.floor.begin() if request.floor else 0
+    lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out, since)
+    candidates = _due(store, request, lanes, since)
     found = choose(candidates, request)
     # Fewer than half of an even share, of which `_fresh` has at least half: no lane was cut, and no retry left out.
     few = 2 * max(1, len(lanes)) * len(candidates) < request.rows
-    took_all = few and request.leaves_out_none and len(found.events) + len(found.blocked) == len(candidates)
+    looked_at_all = request.leaves_out_none and (request.floor is None or request.floor.is_full)
+    took_all = few and looked_at_all and len(found.events) + len(found.blocked) == len(candidates)
     return found._replace(more=not took_all, state=state)
 
 
@@ -97,13 +102,14 @@ def fresh_lanes(
     only: str | None = None,
     tenants_out: Collection[str] = (),
     lanes_out: Collection[tuple[str, str]] = (),
+    since: int = 0,
 ) -> list[tuple[str, str]]:
     """Which lanes have fresh rows: (index, tenant), the one that waits longest first. Takes no lock: two index seeks
-    a lane. `leave_out`, `only`, `tenants_out`, `lanes_out`: as in `ClaimRequest`.
+    a lane. `leave_out`, `only`, `tenants_out`, `lanes_out`: as in `ClaimRequest`; `since`: from that id on.
 
     Raises `MalformedRows`.
     """
-    after = f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {fresh('n')}"
+    after = f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {_fresh_since('n')}"
     order = f"ORDER BY n.index_name, {tenant('n')}, n.id LIMIT 1"
     head = store.dialect.looked_up("h", "head.id")
     lanes = well_formed(
@@ -124,28 +130,33 @@ def fresh_lanes(
         """,
         leave_out=list(leave_out),
         only=only,
+        since=since,
     )
     without = set(tenants_out)
     return [lane for lane in lanes if lane[1] not in without and lane not in lanes_out]
 
 
-def _fresh(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]], rows: int) -> list[int]:
+def _fresh_since(of: str) -> str:
+    return f"{fresh(of)} AND {of}.id >= :since"
+
+
+def _fresh(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]], rows: int, since: int) -> list[int]:
     """Up to `rows` fresh rows: an even share for each lane; what some leave of theirs goes to the others."""
     most = rows if request.tenant_rows is None else request.tenant_rows
     share = min(most, max(1, rows // max(1, len(lanes))))
-    found = _heads(store, lanes[:rows], share)
+    found = _heads(store, lanes[:rows], share, since)
     hungry = [lane for lane, ids in found.items() if len(ids) == share]
     left = rows - sum(map(len, found.values()))
     if left >= len(hungry) > 0:
-        found |= _heads(store, hungry, min(most, share + left // len(hungry)))
+        found |= _heads(store, hungry, min(most, share + left // len(hungry)), since)
     return [id_ for ids in found.values() for id_ in ids]
 
 
-def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int) -> dict[tuple[str, str], list[int]]:
-    """The ids of the first `share` rows of each lane."""
+def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int, since: int) -> dict[tuple[str, str], list[int]]:
+    """The ids of the first `share` rows of each lane, from `since` on."""
     found: dict[tuple[str, str], list[int]] = {}
     first = (
-        f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {fresh('n')}"
+        f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {_fresh_since('n')}"
         f" AND n.index_name = lane.index_name AND {tenant('n')} = lane.tenant ORDER BY n.id LIMIT :share"
     )
     for index_name, tenant_id, id_ in store.run(
@@ -156,12 +167,13 @@ def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int) -> dict[t
         """,
         lanes=lanes,
         share=share,
+        since=since,
     ):
         found.setdefault((index_name, tenant_id), []).append(id_)
     return found
 
 
-def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) -> Sequence[Any]:
+def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]], since: int) -> Sequence[Any]:
     """Candidates in the order of their ids: each as it is once claimed, with what `choose` has to know of it.
 
     `behind` is the nearest earlier unfinished row of its document; `overtaken`: see `late.overtaken`.
@@ -170,7 +182,9 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
     retries = _retries(store, request)
     if not (retries or lanes):
         return ()
-    first = _fresh(store, request, lanes, max(rows - len(retries), rows // 2)) if lanes else []
+    first = _fresh(store, request, lanes, max(rows - len(retries), rows // 2), since) if lanes else []
+    if request.floor:
+        request.floor.end(first)
     return well_formed(
         store,
         _TYPES,
