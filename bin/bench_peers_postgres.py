@@ -14,7 +14,7 @@ import bench_visible
 import demo_database
 from bench_database import databases
 from bench_live import cpu_seconds
-from bench_load import INDEX, console, documents
+from bench_load import INDEX, console, documents, prepared, raw
 from bench_peers_programs import (
     HibernateSearch,
     NotToBeHad,
@@ -72,6 +72,8 @@ def compare(rate: int, seconds: int, rows: int, rounds: int, *, as_json: bool) -
         except NotToBeHad as error:
             console.print(f"skipped: {error}")
             return
+        new_index(url)
+        raw(url, prepared(documents(10_000)), 2)  # the node warms up
         order = list(programs)
         for round_ in range(1, rounds + 1):
             for name in order:

@@ -122,8 +122,12 @@ class OutboxRelay(PythonWriter):
 
     @contextmanager
     def running(self) -> Iterator[list[int]]:
-        entities = {"OUTBOX_ENTITIES": "bench_contacts:registry", "PYTHONPATH": str(HERE)}
-        with process([COMMAND, "run"], self._environment() | entities | {"OUTBOX_ELASTICSEARCH_URL": self.url}) as pid:
+        environment = self._environment() | {
+            "OUTBOX_ELASTICSEARCH_URL": self.url,
+            "OUTBOX_ENTITIES": "bench_contacts:registry",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
+        }
+        with process([COMMAND, "run"], environment) as pid:
             yield [pid]
 
 
