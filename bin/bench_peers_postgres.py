@@ -82,6 +82,7 @@ def compare(rate: int, seconds: int, rows: int, rounds: int, *, as_json: bool) -
                     figures = measured(program(engine), engine, url, rate, seconds, rows)
                     if not name.endswith("tuned"):  # its settings have no part in what writers pay
                         figures |= cost(program(engine))
+                    engine.dispose()
                 found.append({"round": round_, "who": name, **figures})
             order = [*order[1:], order[0]]
     title = f"on one PostgreSQL, medians of {rounds} rounds: {rows:,} rows that wait, {rate} a second one by one"
@@ -140,7 +141,7 @@ def measured(program: Program, engine: Engine, url: str, rate: int, seconds: int
     began = time.monotonic()
     with program.running() as pids:
         figures = bench_visible.all_of(url, rows, began)
-        bench_visible.settled(url)
+        bench_visible.settled(url, engine)
         used = Used(pids, engine)
         time.sleep(IDLE_S)
         figures |= {

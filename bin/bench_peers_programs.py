@@ -177,13 +177,14 @@ class PgSync(PythonWriter):
         return [self.python, HERE / "peers/pgsync/run.py", "--config", self._schema]
 
     def _settings(self) -> dict[str, str]:
-        at, node = self.engine.url, self.url.rpartition(":")
+        at = self.engine.url
         return {
             "PG_HOST": str(at.host),
             "PG_PORT": str(at.port),
             "PG_USER": str(at.username),
             "PG_PASSWORD": str(at.password),
-            "ELASTICSEARCH_URL": f"{node[0]}:{node[2]}",
+            "ELASTICSEARCH_URL": self.url,
+            "ELASTICSEARCH_TIMEOUT": "60",  # with 10 s, the default, it ends where a busy machine takes longer
             "REDIS_HOST": "127.0.0.1",
             "REDIS_PORT": str(self.redis[0]),
             **self.settings,

@@ -18,11 +18,17 @@ from urllib.parse import urlsplit
 import click
 from bench_live import of_lone_rows
 from bench_load import INDEX
+from sqlalchemy import Engine, text
 
 PAUSE_S = 0.002
 AT_ONCE = 500
 GIVEN_UP_AFTER_S = 600
+QUIET_S = 5
 JSON = {"content-type": "application/json"}
+LONG_QUERIES = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'"
+    " AND query_start < clock_timestamp() - interval '200 ms'"
+)
 
 
 class Node:
@@ -105,11 +111,14 @@ def all_of(url: str, rows: int, began: float) -> dict[str, float]:
     }
 
 
-def settled(url: str, quiet_s: float = 3) -> None:
-    """Wait until nothing was written for a while."""
+def settled(url: str, engine: Engine) -> None:
+    """Wait until for a while nothing was written and no query took long: pgsync goes through all rows once more."""
     node = Node(url)
     last, since = node.written(), time.monotonic()
-    while time.monotonic() < since + quiet_s:
-        time.sleep(0.1)
-        if (number := node.written()) != last:
-            last, since = number, time.monotonic()
+    with engine.connect() as connection:
+        while time.monotonic() < since + QUIET_S:
+            time.sleep(0.1)
+            busy = connection.execute(LONG_QUERIES).scalar_one()
+            connection.rollback()
+            if (number := node.written()) != last or busy:
+                last, since = number, time.monotonic()
