@@ -1,7 +1,8 @@
 """`drain`: the relay against raw `_bulk`, alternately in one run. `write`: what a row costs the writer. `reindex`: how
 fast an index is rebuilt, and what live rows notice of it. `idle`, `latency`: what a relay takes while little happens,
 and how long a row takes that comes alone. `peers`: the same beside other software. `growth`: whether it gets slower.
-`scale`: what more relays add on PostgreSQL. `figures`: what it takes to look at millions of rows."""
+`scale`: what more relays add on PostgreSQL. `writers`: what many writers notice of one there. `figures`: what it takes
+to look at millions of rows."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import bench_peers
 import bench_reindex
 import bench_scale
 import bench_write
+import bench_writers
 import click
 from bench_report import as_json, report
 
@@ -54,6 +56,7 @@ main.add_command(bench_peers.peers)
 main.add_command(bench_reindex.reindex)
 main.add_command(bench_scale.scale)
 main.add_command(bench_write.write)
+main.add_command(bench_writers.writers)
 
 if __name__ == "__main__":
     main()

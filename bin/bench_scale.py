@@ -20,14 +20,16 @@ from typing import Any
 
 import click
 from bench_database import databases, made, url_of
-from bench_live import cpu_seconds
+from bench_live import SETTLED_AFTER_S, cpu_seconds
 from bench_load import console
 from bench_report import as_json, report
 from instant import instant
 from sqlalchemy import Engine, text
 
 from outbox.cli import main
-from outbox.store import claims
+from outbox.store import claims, pauses
+from outbox.store.models import now_ms
+from outbox.store.store import Store
 
 RELAYS = (1, 2, 4, 8)
 
@@ -51,62 +53,74 @@ def scale(rows: int, finished: int, rounds: int, as_json: bool) -> None:
 
 
 def drained(engine: Engine, servers: Sequence[str], rows: int) -> dict[str, float]:
-    """By one relay for each server, by the table's own clock: from the first claim to the last record."""
-    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile("w") as log:
+    """By one relay for each server, which all run and wait when the outbox is resumed: from then to the last record."""
+    environment = os.environ | {"OUTBOX_DATABASE_URL": url_of(engine)}
+    store = Store(engine)
+    pauses.pause(store, "until all run", "bench", now_ms())
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile("w") as log, engine.connect() as connection:
         files = [Path(directory) / f"{at}.json" for at in range(len(servers))]
-        environment = os.environ | {"OUTBOX_DATABASE_URL": url_of(engine)}
         relays = [
             subprocess.Popen(
-                [sys.executable, __file__, str(file), "run", "--drain"],
+                [sys.executable, __file__, str(file), "run"],
                 env=environment | {"OUTBOX_ELASTICSEARCH_URL": server},
                 stderr=log,
             )
             for file, server in zip(files, servers, strict=True)
         ]
-        spent = 0.0
-        while any(relay.poll() is None for relay in relays):
-            spent = sum(cpu_seconds(relay.pid) for relay in relays if relay.poll() is None) or spent
-            time.sleep(0.05)
-        if any(relay.returncode for relay in relays):
-            raise click.ClickException(f"relays exited with {[relay.returncode for relay in relays]}")
+
+        def number(sql: str) -> int:
+            found: int = connection.execute(text(sql)).scalar_one()
+            connection.rollback()
+            return found
+
+        while number("SELECT count(*) FROM outbox_relays") < len(relays):
+            time.sleep(0.1)
+        time.sleep(SETTLED_AFTER_S)
+        before = sum(cpu_seconds(relay.pid) for relay in relays)
+        pauses.resume(store)
+        began = now_ms()
+        store.close()
+        while number("SELECT count(*) FROM outbox_events WHERE finished_at IS NULL") and not any(
+            relay.poll() for relay in relays
+        ):
+            time.sleep(0.2)
+        spent = sum(cpu_seconds(relay.pid) for relay in relays) - before
+        for relay in relays:
+            relay.terminate()
+        if any(codes := [relay.wait(60) for relay in relays]):
+            raise click.ClickException(f"relays exited with {codes}")
         noted = [json.loads(file.read_text()) for file in files]
+        applied = "outcome = 'applied' AND deliveries = 1 AND document_id NOT LIKE 'old-%'"
+        if (done := number(f"SELECT count(*) FROM outbox_events WHERE {applied}")) != rows:
+            raise click.ClickException(f"{done} of {rows} rows were delivered once")
+        ended = number("SELECT max(finished_at) FROM outbox_events")
     took = sorted(ms for each in noted for ms in each["claims"])
-    with engine.connect() as connection:
-        done, last = connection.execute(
-            text(
-                "SELECT count(*), max(finished_at) FROM outbox_events WHERE outcome = 'applied' AND deliveries = 1"
-                " AND document_id NOT LIKE 'old-%'"
-            )
-        ).one()
-    if done != rows:
-        raise click.ClickException(f"{done} of {rows} rows were delivered once")
-    first = min(each["began"] for each in noted)
     return {
-        "rows/s": rows / (last / 1000 - first),
+        "rows/s": rows / (ended - began) * 1000,
         "claim p50 ms": took[len(took) // 2],
         "claim p99 ms": took[len(took) * 99 // 100],
         "lock waited ms": sum(each["waited"] for each in noted) / len(noted),
+        "lock held µs a row": sum(each["held"] for each in noted) / rows * 1000,
         "relay CPU µs a row": spent / rows * 1e6,
     }
 
 
 def timed(file: Path) -> None:
     """Have this process note how long each claim takes that finds rows, and what it has waited for the lock."""
-    noted: dict[str, Any] = {"claims": [], "began": None, "waited": 0.0}
+    noted: dict[str, Any] = {"claims": [], "waited": 0.0, "held": 0.0}
     claim: Callable[..., Any] = claims.claim
 
     @functools.wraps(claim)
     def noting(store: Any, request: Any) -> Any:
-        wall, began = time.time(), time.perf_counter()
+        began = time.perf_counter()
         found = claim(store, request)
         if found:
-            noted["began"] = noted["began"] or wall
             noted["claims"].append((time.perf_counter() - began) * 1000)
-        noted["waited"] = store.lock_times.waited_ms
+        noted.update(waited=store.lock_times.waited_ms, held=store.lock_times.held_ms)
         return found
 
     claims.claim = noting
-    atexit.register(lambda: file.write_text(json.dumps(noted | {"began": noted["began"] or time.time()})))
+    atexit.register(lambda: file.write_text(json.dumps(noted)))
 
 
 if __name__ == "__main__":

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
+from bench_database import databases, on_postgres
 from bench_load import documents
 from bench_report import as_json, report
-from sqlalchemy import ForeignKey, create_engine, func, select, text, update
+from sqlalchemy import ForeignKey, func, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import EntityRegistry, OutboxRepository, schema, sqlite
+from outbox import EntityRegistry, OutboxRepository
 from outbox.triggers import installer as triggers
 
 Sessions = sessionmaker[Session]
@@ -116,14 +116,13 @@ def found(what: str, micros: float) -> Found:
 
 @click.command()
 @click.option("--blocks", default=40, show_default=True, help="How long: 50 single and one large transaction each.")
+@on_postgres
 @as_json
-def write(blocks: int, as_json: bool) -> None:
+def write(blocks: int, postgres: bool, as_json: bool) -> None:
     """What an outbox row costs a transaction: against the same transactions without it."""
-    with tempfile.TemporaryDirectory() as directory:
-        engine, beside = (create_engine(f"sqlite:///{directory}/{name}.db") for name in ("app", "triggers"))
+    with databases(postgres=postgres) as new:
+        engine, beside = new(), new()
         for each in (engine, beside):
-            sqlite.prepare(each)
-            schema.upgrade(each)
             Base.metadata.create_all(each)
         plain, captured = sessionmaker(engine), sessionmaker(engine)
         triggered, aside = sessionmaker(beside), sessionmaker(beside)
@@ -141,8 +140,6 @@ def write(blocks: int, as_json: bool) -> None:
             triggers.install(connection, registry)
         rows = [*of_repository(plain, blocks), *of_capture(plain, captured, blocks)]
         rows += of_triggers(plain, triggered, aside, blocks, dependents(plain))
-        engine.dispose()
-        beside.dispose()
     report("a transaction with outbox rows, less the same one without", rows, as_json=as_json)
 
 

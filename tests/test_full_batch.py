@@ -41,13 +41,14 @@ def candidates() -> st.SearchStrategy[list[tuple[Any, ...]]]:
             "error": st.sampled_from([None, None, None, "unanswered", "mapper"]),
             "bytes": st.sampled_from([0, 1, 90, 600]),
             "behind": st.sampled_from([None, None, None, None, 1, 2]),
+            "overtaken": st.sampled_from([0, 0, 0, 1]),
         }
     )
     return st.lists(row, max_size=8).map(
         lambda rows: [
             (
                 *(id_, row["action"], row["index"], row["document"], row["tenant"], None, 0, row["deliveries"]),
-                *(NOW, None, row["error"], 0, row["bytes"], row["behind"]),
+                *(NOW, None, row["error"], 0, row["bytes"], row["behind"], row["overtaken"]),
             )
             for id_, row in enumerate(rows, 1)
         ]

@@ -17,7 +17,7 @@ from outbox.cli import main
 from outbox.maintenance import growth
 from outbox.maintenance import pruner as pruning
 from outbox.maintenance.pruner import CHUNK, prune
-from outbox.maintenance.scheduler import Maintenance
+from outbox.maintenance.scheduler import Maintenance, enter
 from outbox.store import operators, upkeep
 from outbox.store.models import now_ms
 from outbox.store.store import Store, dialect_of
@@ -138,6 +138,32 @@ def test_relay_that_stops_does_not_finish_a_long_prune_first(outbox: Outbox, eng
     maintenance.stop()
     maintenance.prune(outbox.store())
     assert outbox.counts()["done"] == 2 * CHUNK
+
+
+@pytest.mark.parametrize("ends", ["it is stopped", "it gives no sign of life"])
+def test_first_relay_prunes_for_all_and_the_next_one_when(
+    ends: str, outbox: Outbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.maintenance.scheduler.PRUNE_EVERY_S", 0.05)
+    history(outbox, "index")
+    store, beats = outbox.store(), []
+    first, second = enter(store), enter(store)
+    outbox.raw("UPDATE outbox_relays SET heartbeat_at = :then WHERE id = :first", then=now_ms() + HOUR, first=first)
+
+    def breakers() -> list[Any]:
+        beats.append("a heartbeat")
+        return []
+
+    maintenance = Maintenance(engine, second, settings(retention_hours=0, heartbeat_interval=0.1), breakers)
+    maintenance.start()
+    until(lambda: len(beats) > 5, "heartbeats")
+    assert left(outbox) != []
+    if ends == "it is stopped":
+        store.deregister_relays([first])
+    else:
+        outbox.raw("UPDATE outbox_relays SET heartbeat_at = 1 WHERE id = :first", first=first)
+    until(lambda: left(outbox) == [], "the other one prunes")
+    maintenance.stop()
 
 
 def test_long_prune_keeps_no_heartbeat_waiting(engine: Engine) -> None:

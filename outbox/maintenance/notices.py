@@ -9,7 +9,7 @@ from typing import Any
 from outbox.maintenance.growth import Growth
 from outbox.maintenance.notifier import Kind, Notifier
 from outbox.mappings import IndexDrift
-from outbox.store import verifications
+from outbox.store import upkeep, verifications
 from outbox.store.models import DRIFT, now_ms
 from outbox.store.store import Store
 
@@ -63,26 +63,21 @@ class Notices:
         """Note rows that died by other hands than the relay's."""
         self._notifier.add(Kind.DEAD, at=_iso(now_ms()), index=index, errorType=error_type, rows=rows)
 
-    def grown(self, store: Store, change: Growth) -> None:
+    def grown(self, change: Growth) -> None:
         """Note a size that has passed its limit, or is back below it."""
-        if self._speaks_for_all(store):
-            self._notifier.add(
-                Kind.GROWTH,
-                state="begun" if change.over else "ended",
-                at=_iso(now_ms()),
-                name=change.name,
-                found=change.found,
-                value=change.value,
-                limit=change.limit,
-                remedy=change.remedy,
-            )
+        self._notifier.add(
+            Kind.GROWTH,
+            state="begun" if change.over else "ended",
+            at=_iso(now_ms()),
+            name=change.name,
+            found=change.found,
+            value=change.value,
+            limit=change.limit,
+            remedy=change.remedy,
+        )
 
     def _speaks_for_all(self, store: Store) -> bool:
-        """Whether this relay tells what all of them see: the one that has run for longest does."""
-        alive = now_ms() - self._silent_ms
-        return self._relay == min(
-            (each["id"] for each in store.relays() if each["heartbeat_at"] > alive), default=self._relay
-        )
+        return upkeep.is_first(store, self._relay, now_ms() - self._silent_ms)
 
     def _look_at_relay(self) -> None:
         died = dict(self._deaths())

@@ -51,6 +51,7 @@ def enter(store: Store, *, again: int | None = None) -> int:
 class Maintenance:
     """What one relay does beside delivering, until `stop`. Each task runs on a thread and a connection of its own.
 
+    What is to be done once for the database, the first relay of all does: `upkeep.is_first`.
     `verification` makes the one that `settings.verify_schedule` asks for. `reindexer` makes the one that resumes
     reindexes whose process was killed; it is given what it has to call now and then, so that the relay can stop.
     `stop_relay` is called within a heartbeat once another database has taken the place of the relay's: `replaced`.
@@ -87,10 +88,10 @@ class Maintenance:
         )
         self._every(settings.heartbeat_interval, self.heartbeat)
         self._every(settings.reap_interval, self.reap)
-        self._every(CHECKPOINT_EVERY_S, self.checkpoint)
-        self._every(WATCH_EVERY_S, self.watch)
-        self._every(DEPTH_EVERY_S, self.depth)
-        self._every(PRUNE_EVERY_S, self.prune, thread="prune")  # after a flood it takes minutes
+        self._every(CHECKPOINT_EVERY_S, self.checkpoint, by_one=True)
+        self._every(WATCH_EVERY_S, self.watch, by_one=True)
+        self._every(DEPTH_EVERY_S, self.depth, by_one=True)
+        self._every(PRUNE_EVERY_S, self.prune, by_one=True, thread="prune")  # after a flood it takes minutes
         if notices is not None:
             self._every(NOTICES_EVERY_S, self.notify, thread="notices")
         if settings.verify_schedule is not None and verification is not None:
@@ -102,9 +103,19 @@ class Maintenance:
             every = settings.reap_interval
             self._scheduler.add_job(self.reindex, "interval", seconds=every, executor="reindex", id="reindex")
 
-    def _every(self, seconds: float, task: Callable[[Store], None], *, thread: str = "default") -> None:
+    def _every(
+        self, seconds: float, task: Callable[[Store], None], *, by_one: bool = False, thread: str = "default"
+    ) -> None:
+        """`by_one`: it is for the database, and one relay of all does it."""
+
+        def in_turn(store: Store) -> None:
+            if not by_one or upkeep.is_first(store, self._relay, now_ms() - self._settings.silent_ms):
+                task(store)
+
         name = task.__name__
-        self._scheduler.add_job(self._guarded, "interval", seconds=seconds, args=[name, task], id=name, executor=thread)
+        self._scheduler.add_job(
+            self._guarded, "interval", seconds=seconds, args=[name, in_turn], id=name, executor=thread
+        )
 
     # -- its life -----------------------------------------------------------------------------------------------
 
@@ -183,7 +194,7 @@ class Maintenance:
             else:
                 logger.info("{name} back below the limit: {found}", **size)
             if self._notices is not None:
-                self._notices.grown(store, each)
+                self._notices.grown(each)
 
     def notify(self, store: Store) -> None:
         """Have operators told of what has changed."""

@@ -47,7 +47,6 @@ def claim(store: Store, request: ClaimRequest) -> Claim | None:
     None when nothing could be claimed, the outbox is paused, or other things are paused than the request says.
     Raises `SchemaError` as `Store.pin` says, and `MalformedRows`.
     """
-    store.require_pinned()
     if any(each.is_of_all for each in request.pauses):  # not one look at the write lock, while the table may be held
         return None
     while True:
@@ -128,13 +127,13 @@ def _take(store: Store, found: Found, request: ClaimRequest) -> Claim | None:
     for events in store.in_steps(found.events):
         ids = [event.id for event in events]
         with store.write(durable=False, alone=True):
-            store.require_pinned()  # no migration can come between this and the claim
             if not _is_allowed(store, request):
                 break
-            same = found.state is not None and store.dialect.state(store.run) == found.state
-            if not same and not _holds(store, events, ids, token):
-                break
-            # The rows are locked by now: drawn before, it could be lower than that of a claim which had them meanwhile.
+            if found.state is None or store.dialect.state(store.run) != found.state:
+                store.require_pinned()  # no migration can come between this and the claim
+                if not _holds(store, events, ids, token):
+                    break
+            # No other claim by now: drawn before, it could be lower than that of a claim which had rows meanwhile.
             version = versions.draw(store)
             store.run(
                 "UPDATE outbox_events SET state = 'claimed', claim_token = :token, claimed_by = :relay,"
@@ -166,13 +165,10 @@ def _holds(store: Store, events: Sequence[Event], ids: Sequence[int], token: str
         f"SELECT max(e.id) FROM outbox_events AS e {dialect.indexed('held')} WHERE ({unfinished('e')})"
         " AND e.index_name = c.index_name AND e.document_id = c.document_id AND e.id < c.id"
     )
-    if late.documents(store, events, token):
-        return False
     return bool(
         store.run(
             f"""
-            SELECT (SELECT count(*) = :rows AND sum(deliveries) = :deliveries
-                    FROM ({pending} {dialect.locked()}) AS pending)
+            SELECT (SELECT count(*) = :rows AND sum(deliveries) = :deliveries FROM ({pending}) AS pending)
             AND NOT EXISTS (
                 SELECT 1 FROM outbox_events AS c JOIN outbox_events AS h ON h.id = ({nearest})
                 WHERE c.id {dialect.among("ids")}

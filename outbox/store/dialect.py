@@ -137,9 +137,6 @@ class Dialect(Protocol):
     def as_bytes(self, text: str) -> str:
         """A text as UTF-8 bytes (or whatever bytes another program has put there); `length` of it counts bytes."""
 
-    def locked(self) -> str:
-        """At the end of a SELECT in a write transaction: the rows stay as they are until it ends."""
-
     # -- acts -----------------------------------------------------------------------------------------------------
 
     def address(self, engine: Engine) -> str:
@@ -197,8 +194,8 @@ class Dialect(Protocol):
         need not tell of a row that is committed long after others with higher ids."""
 
     def state(self, run: Run) -> int | None:
-        """A number that changes whenever another connection has committed anything. Where it is the same inside of a
-        write transaction, what was read before still holds. None: there is none."""
+        """A number that changes whenever another connection has committed what a claim must not miss. Where it is the
+        same inside of a write transaction, what was looked at before still holds. None: nothing tells."""
 
     def watch(self, run: Run, engine: Engine) -> Watch | None:
         """What tells when to ask for it. None: nothing does, ask often. Raises `OSError` where the system refuses."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +16,7 @@ from outbox.store.store import Store
 _CLAIMED = ", ".join("c.deliveries + 1" if name == "deliveries" else f"c.{name}" for name in Event._fields)
 _ACTION, _INDEX, _TENANT = map(Event._fields.index, ("action", "index_name", "tenant_id"))
 _WIDTH = len(Event._fields)
-_ERROR, _, _BYTES, _BEHIND = range(_WIDTH, _WIDTH + 4)  # after the fields of an Event, see `_due`
+_ERROR, _, _BYTES, _BEHIND, _OVERTAKEN = range(_WIDTH, _WIDTH + 5)  # after the fields of an Event, see `_due`
 REFRESH: Final = Action.REFRESH  # to look it up in its class costs ten times as much, at each row
 _TYPES = (NUMBER, *3 * (TEXT,), *2 * (TEXT_OR_NULL,), *3 * (NUMBER,), NUMBER_OR_NULL)  # of the fields of an Event
 
@@ -76,12 +76,15 @@ class Found(NamedTuple):
 
 
 def look(store: Store, request: ClaimRequest) -> Found:
-    """What could be claimed. Takes no lock: to ask under it whether that still holds takes far less time."""
+    """What could be claimed. Takes no lock: to ask under it whether that still holds takes far less time.
+
+    Raises `SchemaError` as `Store.pin` says, and `MalformedRows`.
+    """
     state = store.dialect.state(store.run)
+    store.require_pinned()
     lanes = fresh_lanes(store, request.leave_out, request.only, request.tenants_out, request.lanes_out)
     candidates = _due(store, request, lanes)
-    overtaken = late.documents(store, (Event._make(row[:_WIDTH]) for row in candidates))
-    found = choose(candidates, request, overtaken)
+    found = choose(candidates, request)
     # Fewer than half of an even share, of which `_fresh` has at least half: no lane was cut, and no retry left out.
     few = 2 * max(1, len(lanes)) * len(candidates) < request.rows
     took_all = few and request.leaves_out_none and len(found.events) + len(found.blocked) == len(candidates)
@@ -160,7 +163,7 @@ def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int) -> dict[t
 def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) -> Sequence[Any]:
     """Candidates in the order of their ids: each as it is once claimed, with what `choose` has to know of it.
 
-    `behind` is the nearest earlier unfinished row of its document.
+    `behind` is the nearest earlier unfinished row of its document; `overtaken`: see `late.overtaken`.
     """
     dialect, rows = store.dialect, request.rows
     retries = _retries(store, request)
@@ -178,7 +181,8 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]]) 
                         0) AS bytes,
                (SELECT max(h.id) FROM outbox_events AS h {dialect.indexed("held")}
                 WHERE ({unfinished("h")})
-                AND h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id) AS behind
+                AND h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id) AS behind,
+               {late.overtaken(store, "c")} AS overtaken
         FROM outbox_events AS c WHERE c.id {dialect.among("ids")} ORDER BY c.id
         """,
         ids=first + retries[: rows - len(first)],
@@ -214,26 +218,26 @@ def _retries(store: Store, request: ClaimRequest) -> list[int]:
     return [row[0] for row in found]
 
 
-def choose(candidates: Sequence[Any], request: ClaimRequest, overtaken: Set[tuple[str, str]] = frozenset()) -> Found:
-    """What to do with candidates, in the order of their ids. `overtaken`: documents as `late.documents` has them."""
+def choose(candidates: Sequence[Any], request: ClaimRequest) -> Found:
+    """What to do with candidates, in the order of their ids."""
     sizes = [request.expected.get(row[_INDEX], 0) if row[_ACTION] == REFRESH else row[_BYTES] for row in candidates]
     shares = Shares([(row[_INDEX], row[_TENANT]) for row in candidates], sizes, request.bytes_, request.most)
-    in_order = not overtaken and all(row[_BEHIND] is None and row[_ERROR] is None for row in candidates)
+    in_order = all(row[_BEHIND] is None and row[_ERROR] is None and not row[_OVERTAKEN] for row in candidates)
     if in_order and not shares.limited:
         return Found([tuple.__new__(Event, row[:_WIDTH]) for row in candidates], ())  # as nearly always
     chosen: list[Event] = []
     suspects: list[tuple[int, Event]] = []
     taken: set[int] = set()
     blocked: list[int] = []
-    blocked_documents = set(overtaken)
+    blocked_documents: set[tuple[str, str]] = set()
     passed_over: set[tuple[str, str]] = set()  # documents for which there is no room
     for at, row in enumerate(candidates):
         event = Event._make(row[:_WIDTH])
-        error_type, available_at, _, behind = row[_WIDTH:]
+        error_type, available_at, _, behind, overtaken = row[_WIDTH:]
         document = (event.index_name, event.document_id)
         if document in passed_over:
             continue
-        if document in blocked_documents or (behind is not None and behind not in taken):
+        if document in blocked_documents or overtaken or (behind is not None and behind not in taken):
             blocked_documents.add(document)
             blocked.append(event.id)
             continue

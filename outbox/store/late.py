@@ -26,18 +26,15 @@ def waits_for(store: Store, other: str, row: str) -> str:
     return earlier if store.dialect.ids_follow_commits else f"({earlier} OR {other}.state = 'claimed')"
 
 
-def documents(store: Store, rows: Iterable[Event], token: str = "") -> set[tuple[str, str]]:
-    """The documents of which another claim than that of `token` holds a row later than the first of these, which are in
-    the order of their ids. Asks nothing where ids follow commits."""
+def overtaken(store: Store, row: str) -> str:
+    """Whether a claim holds a later row of the document of which this one is the first: `row` is its table."""
     if store.dialect.ids_follow_commits:
-        return set()
-    given = store.dialect.table("first", index_name="TEXT", document_id="TEXT", id="BIGINT")
-    found = store.run(
-        f"SELECT d.index_name, d.document_id FROM {given} AS d WHERE EXISTS ("
-        f" SELECT 1 FROM outbox_events AS h {store.dialect.indexed('held')} WHERE ({unfinished('h')})"
-        " AND h.state = 'claimed' AND h.claim_token <> :token AND h.index_name = d.index_name"
-        " AND h.document_id = d.document_id AND h.id > d.id)",
-        first=[(*place, id_) for place, id_ in first_ids(rows).items()],
-        token=token,
+        return "0"
+    others = (
+        f"SELECT 1 FROM outbox_events AS o {store.dialect.indexed('held')} WHERE ({unfinished('o')})"
+        f" AND o.index_name = {row}.index_name AND o.document_id = {row}.document_id"
     )
-    return {(row[0], row[1]) for row in found}
+    return (
+        f"NOT EXISTS ({others} AND o.id < {row}.id)"  # else the earlier one is asked, and this one waits for it
+        f" AND EXISTS ({others} AND o.id > {row}.id AND o.state = 'claimed')"
+    )

@@ -43,11 +43,10 @@ def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: i
 
 
 def _lost(store: Store, token: str, ids: Sequence[int]) -> set[int]:
-    """Those of the rows that are no longer this claim's. The others stay so until the transaction ends."""
+    """Those of the rows that are no longer this claim's. The others stay so: whoever gives rows of others back is
+    alone as well."""
     kept = f"SELECT id FROM outbox_events WHERE id {store.dialect.among('ids')} AND claim_token = :token"
-    number: int = store.run(
-        f"SELECT count(*) FROM ({kept} {store.dialect.locked()}) AS kept", ids=ids, token=token
-    ).scalar_one()
+    number: int = store.run(f"SELECT count(*) FROM ({kept}) AS kept", ids=ids, token=token).scalar_one()
     if number == len(ids):
         return set()
     return set(ids) - {row[0] for row in store.run(kept, ids=ids, token=token)}

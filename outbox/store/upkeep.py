@@ -38,6 +38,12 @@ class Reaped(NamedTuple):
     dead: int
 
 
+def is_first(store: Store, relay: int, since: int) -> bool:
+    """Whether no relay that was started before this one has given a sign of life since that instant: it does what one
+    of all has to do. For a moment there can be two."""
+    return not any(each["id"] < relay and each["heartbeat_at"] >= since for each in store.relays())
+
+
 def reap(
     store: Store, now: int, longest_lease_ms: int, *, dead_relays: Iterable[int] = (), lone_after: int = 10
 ) -> Reaped:
@@ -59,7 +65,7 @@ def reap(
     }
     if not _anything_to_reap(store, of_dead, given):
         return Reaped(0, 0)
-    with store.write(durable=False):
+    with store.write(durable=False, alone=True):
         kills = f"e.state = 'claimed' AND e.{of_dead} AND e.error_type = :died AND e.deliveries >= :lone + 2"
         failures.record(store, kills, given, became=State.DEAD, error_type=POISON, error=KILLS_ITS_RELAY, now=now)
         poison = store.run(

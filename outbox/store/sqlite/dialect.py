@@ -82,10 +82,6 @@ class SQLite:
     def as_bytes(self, text: str) -> str:
         return f"CAST({text} AS BLOB)"
 
-    def locked(self) -> str:
-        """A writer is alone anyway."""
-        return ""
-
     # -- acts -----------------------------------------------------------------------------------------------------
 
     def address(self, engine: Engine) -> str:
