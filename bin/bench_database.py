@@ -26,11 +26,12 @@ on_postgres: Callable[[F], F] = click.option("--postgres", is_flag=True, help="O
 
 
 @contextmanager
-def databases(*, postgres: bool) -> Iterator[Callable[[], Engine]]:
-    """What makes a new database with empty outbox tables."""
+def databases(*settings: str, postgres: bool) -> Iterator[Callable[[], Engine]]:
+    """What makes a new database with empty outbox tables. Settings: `name=value`, of PostgreSQL."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server = make_url(stack.enter_context(demo_database.postgres(console, directory))) if postgres else None
+        given = stack.enter_context(demo_database.postgres(console, directory, *settings)) if postgres else None
+        server = make_url(given) if given else None
         numbers = itertools.count(1)
 
         def new() -> Engine:

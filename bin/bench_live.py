@@ -97,7 +97,7 @@ def trickle(engine: Engine, pid: int, rate: int, seconds: int) -> dict[str, floa
         return of_lone_rows(each.scalars(), spent, lasted)
 
 
-def of_lone_rows(took: Iterable[int], spent: float, lasted: float) -> dict[str, float]:
+def of_lone_rows(took: Iterable[float], spent: float, lasted: float) -> dict[str, float]:
     """What the milliseconds of each row, and the seconds of CPU in so many of the clock, come to."""
     ms = sorted(took)
     return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,14 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import bench_peers_postgres
 import click
-from bench_database import databases
+from bench_database import databases, on_postgres
 from bench_drain import relay
 from bench_live import SETTLED_AFTER_S, cpu_seconds, of_lone_rows, relay_of, trickle
 from bench_load import INDEX, console, documents, fresh_index
+from bench_processes import redis
 from bench_report import as_json, median_of, report
 from elasticsearch import Elasticsearch
-from node import free_port, node
+from node import node
 
 HERE = Path(__file__).parent
 NEEDED = ("node", "npm", "redis-server")
@@ -31,9 +32,17 @@ NEEDED = ("node", "npm", "redis-server")
 @click.option("--seconds", default=20, show_default=True)
 @click.option("--rows", default=20_000, show_default=True, help="How many to drain.")
 @click.option("--rounds", default=5, show_default=True)
+@on_postgres
 @as_json
-def peers(rate: int, seconds: int, rows: int, rounds: int, as_json: bool) -> None:
-    """The relay beside a BullMQ worker of concurrency 10 with Redis: rows one by one, and a full queue."""
+def peers(rate: int, seconds: int, rows: int, rounds: int, postgres: bool, as_json: bool) -> None:
+    """The relay beside a BullMQ worker of concurrency 10 with Redis: rows one by one, and a full queue.
+
+    With --postgres beside Hibernate Search and pgsync, all of them on one PostgreSQL: a full outbox, rows one by one,
+    what each takes when idle, and what a transaction of the application pays for it.
+    """
+    if postgres:
+        bench_peers_postgres.compare(rate, seconds, rows, rounds, as_json=as_json)
+        return
     if missing := [each for each in NEEDED if shutil.which(each) is None]:
         console.print(f"skipped: there is no {' and no '.join(missing)} here")
         return
@@ -57,24 +66,6 @@ def peers(rate: int, seconds: int, rows: int, rounds: int, as_json: bool) -> Non
         )
         ratios[f"{name.replace(' ', '_')}_ours_by_theirs"] = ours_ / theirs_
     report(f"{rate} rows a second, one by one", found, as_json=as_json, **ratios)
-
-
-@contextlib.contextmanager
-def redis(directory: Path) -> Iterator[tuple[int, int]]:
-    """The port and the process of a Redis as it comes."""
-    port = free_port()
-    process = subprocess.Popen(
-        ["redis-server", "--port", str(port), "--dir", str(directory)], stdout=subprocess.DEVNULL
-    )
-    try:
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.05)
-        yield port, process.pid
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def installed(directory: Path) -> Path:

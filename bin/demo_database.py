@@ -67,9 +67,9 @@ def _engine(url: str) -> Engine:
 
 
 @contextmanager
-def postgres(console: Console, directory: Path) -> Iterator[str]:
-    """The address of a new PostgreSQL with an empty database, which is gone afterwards."""
-    binaries = _binaries()
+def postgres(console: Console, directory: Path, *settings: str) -> Iterator[str]:
+    """The address of a new PostgreSQL with an empty database, which is gone afterwards. Settings: `name=value`."""
+    binaries = installed()
     if binaries is None:
         raise click.ClickException("--postgres needs the programs of PostgreSQL (Debian: apt-get install postgresql)")
     with _place(directory) as (place, as_user), console.status("starting PostgreSQL…"):
@@ -90,6 +90,7 @@ def postgres(console: Console, directory: Path) -> Iterator[str]:
         if made.returncode:
             raise click.ClickException(f"initdb failed: {made.stderr.strip()}")
         server = [str(binaries / "postgres"), "-D", str(place / "data"), "-p", str(port), "-h", "127.0.0.1", "-k", ""]
+        server += [argument for setting in settings for argument in ("-c", setting)]
         log = directory / "postgres.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -143,7 +144,7 @@ def _place(directory: Path) -> Iterator[tuple[Path, list[str]]]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _binaries() -> Path | None:
+def installed() -> Path | None:
     """Where the newest server is installed; Debian keeps each version in a directory of its own."""
     found = shutil.which("postgres")
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
