@@ -20,6 +20,7 @@ from sqlalchemy import Engine, create_engine
 
 from outbox import sqlite
 from outbox.destinations.embedded import EmbeddedDestination
+from outbox.errors import DatabaseUnavailable
 from outbox.files import beside
 from outbox.relay.wakeup import Wakeup
 from outbox.store.sqlite.watch import LogWatch, watch_of
@@ -69,6 +70,20 @@ def test_commit_and_stop_end_the_wait_and_an_answer_is_returned() -> None:
         assert wakeup.timed_out
         answers.put("answer")
         assert wakeup.wait(0, lambda: True) == "answer"
+
+
+def test_database_that_is_away_when_a_relay_begins_to_wait_is_looked_at_again() -> None:
+    away = [True]
+
+    def commits() -> int:
+        if away:
+            away.clear()
+            raise DatabaseUnavailable("database: it is away")
+        return 0
+
+    with Wakeup(queue.Queue[str](), commits) as wakeup:
+        assert wakeup.wait(60, lambda: False) is None
+        assert not wakeup.timed_out
 
 
 def looks_for_rows(asked: Sequence[tuple[str, Any]]) -> int:

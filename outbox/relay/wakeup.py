@@ -13,6 +13,7 @@ from typing import Final, Generic, Self, TypeVar
 
 from loguru import logger
 
+from outbox.errors import DatabaseUnavailable
 from outbox.store.dialect import Watch
 
 T = TypeVar("T")
@@ -37,7 +38,9 @@ class Wakeup(Generic[T]):
         self, answers: queue.Queue[T], commits: Callable[[], int], watch: Callable[[], Watch | None] = lambda: None
     ) -> None:
         self._answers, self._commits, self._watch = answers, commits, _watching(watch)
-        self._last = commits()
+        self._last: int | None = None
+        with suppress(DatabaseUnavailable):  # a relay that has begun does not end by that: it waits
+            self._last = commits()
         self.timed_out = False
         """Whether the last wait that returned None did so because its time was up."""
         self._last_change = time.monotonic()
