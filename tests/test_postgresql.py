@@ -25,7 +25,7 @@ from outbox.store.postgresql import dialect as postgresql
 from outbox.store.postgresql import findings
 from outbox.store.store import Store, dialect_of
 from outbox.testing import OutboxTester
-from tests.conformance.database import applied, claim
+from tests.conformance.database import applied, claim, claimed
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox, settings
 from tests.support.postgres import Postgres
@@ -306,6 +306,26 @@ def test_claim_that_was_planned_for_a_small_table_reads_no_more_of_a_large_one(m
         before = store.run(asked).scalar_one()
         assert due.fresh_lanes(store) == [("contacts", "")]
         assert store.run(asked).scalar_one() - before < 100
+    store.close()
+    engine.dispose()
+
+
+def test_claim_that_was_planned_while_none_was_claimed_reads_no_more_beside_many_that_are(
+    migrated: Engine, url: URL
+) -> None:
+    engine = create_engine(url)
+    dialect_of(engine).prepare(engine)
+    store = Store(engine)
+    with migrated.begin() as connection:
+        waiting = "SELECT 'delete', 'contacts', n FROM generate_series(1, 3000) AS n"
+        connection.exec_driver_sql(f"INSERT INTO outbox_events (action, index_name, document_id) {waiting}")
+        connection.exec_driver_sql("ANALYZE outbox_events")
+    asked = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'outbox_events'"
+    claimed(store, rows=2_000)
+    with store.write(durable=False, alone=True):
+        before = store.run(asked).scalar_one()
+        assert len(claimed(store, rows=500).events) == 500
+        assert store.run(asked).scalar_one() - before < 20 * 500
     store.close()
     engine.dispose()
 
