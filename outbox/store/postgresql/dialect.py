@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -59,15 +59,20 @@ _WRITERS: Final = (
 
 # Who has announced its end; one that is prepared has no process, and may stay so.
 _ENDING: Final = (
-    "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL AND objsubid = 1"
+    "SELECT virtualtransaction, pid FROM pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL AND objsubid = 1"
     f" AND classid = {ENDING >> 32} AND objid = {ENDING & 0xFFFFFFFF}"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 
 
-def _writers(run: Run) -> dict[str, str]:
-    """By transaction: one that is prepared meanwhile is not over."""
-    return {row[0]: row[1] for row in run(_WRITERS)}
+def _still_open(run: Run, asked: str, within_s: float, every_s: float) -> Collection[str]:
+    """What is said of those transactions of a SELECT that have not ended within so many seconds. One that is prepared
+    meanwhile has not: it keeps its number."""
+    left, deadline = {row[0]: row[1] for row in run(asked)}, time.monotonic() + within_s
+    while left and time.monotonic() <= deadline:
+        time.sleep(every_s)
+        left = {row[0]: row[1] for row in run(asked) if row[0] in left}
+    return left.values()
 
 
 class PostgreSQL:
@@ -165,15 +170,11 @@ class PostgreSQL:
         """Waits for the transactions that have the table open now, and keeps nobody waiting: an id is issued after the
         table is open. Raises `DatabaseUnavailable` if one of them does not end."""
         highest = self.highest_id(run)
-        writing, deadline = _writers(run), time.monotonic() + WATERMARK_WITHIN_S
-        while writing:
-            if time.monotonic() > deadline:
-                raise DatabaseUnavailable(
-                    f"database: transactions that write outbox rows are open for more than {WATERMARK_WITHIN_S:.0f} s "
-                    f"({', '.join(sorted(writing.values()))}); end them, or try again when they are over"
-                )
-            time.sleep(WATERMARK_LOOK_S)
-            writing = {each: what for each, what in _writers(run).items() if each in writing}
+        if left := _still_open(run, _WRITERS, WATERMARK_WITHIN_S, WATERMARK_LOOK_S):
+            raise DatabaseUnavailable(
+                f"database: transactions that write outbox rows are open for more than {WATERMARK_WITHIN_S:.0f} s "
+                f"({', '.join(sorted(left))}); end them, or try again when they are over"
+            )
         return highest
 
     def draw_version(self, run: Run, number: int) -> int | None:
@@ -211,10 +212,7 @@ class PostgreSQL:
 
     def until_announced_ends(self, run: Run) -> None:
         """A process that stands still in these moments is not waited for any longer: its host may be gone."""
-        ending, deadline = {row[0] for row in run(_ENDING)}, time.monotonic() + ENDING_WITHIN_S
-        while ending and time.monotonic() < deadline:
-            time.sleep(ENDING_LOOK_S)
-            ending &= {row[0] for row in run(_ENDING)}
+        _still_open(run, _ENDING, ENDING_WITHIN_S, ENDING_LOOK_S)
 
     def signal(self, run: Run) -> int:
         """The highest id that can be seen, and how many of the ids below it: a lower one may be committed later."""
