@@ -24,8 +24,9 @@ def server(postgres: Postgres) -> Postgres:
 
 @pytest.fixture
 def engine(server: Postgres) -> Iterator[Engine]:
+    """Its sessions are told from those of writers and relays."""
     with server.database() as url:
-        made = create_engine(url, pool_pre_ping=True)
+        made = create_engine(url, pool_pre_ping=True, connect_args={"application_name": "the test"})
         yield made
         made.dispose()
 

@@ -8,52 +8,22 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import text
 
-from tests.support import LIMIT_S
 from tests.support.killing import ROUNDS, kill_over_and_over
 from tests.support.outbox import Outbox
 from tests.support.places import EmbeddedPlace
 from tests.support.postgres import Postgres
 from tests.support.relays import Relays, until
-from tests.support.writers import RELAYS, Writers
+from tests.support.writers import Writers
 
 pytestmark = pytest.mark.slow
 
 NUMBER = 3  # of relays
-OWN = "the test"
-
-
-@pytest.fixture
-def engine(postgres: Postgres) -> Iterator[Engine]:
-    """Its sessions are told from those of writers and relays."""
-    with postgres.database() as url:
-        made = create_engine(url, pool_pre_ping=True, connect_args={"application_name": OWN})
-        yield made
-        made.dispose()
-
-
-@pytest.fixture
-def place(embedded_place: EmbeddedPlace) -> EmbeddedPlace:
-    return embedded_place
-
-
-@pytest.fixture
-def relays(outbox: Outbox, place: EmbeddedPlace, tmp_path: Path) -> Iterator[Relays]:
-    running = Relays(outbox, "http://127.0.0.1:9", tmp_path)
-    running.give(**place.environment, **RELAYS)
-    yield running
-    running.end()
-
-
-@pytest.fixture
-def writers(outbox: Outbox, chance: random.Random) -> Writers:
-    return Writers(outbox, random.Random(chance.random()))
 
 
 def disturb_over_and_over(relays: Relays, writers: Writers, disturb: Callable[[], None], chance: random.Random) -> None:
@@ -71,9 +41,7 @@ def disturb_over_and_over(relays: Relays, writers: Writers, disturb: Callable[[]
         finally:
             writers.stop.set()
         writing.result()
-    for at, process in enumerate(running):
-        process.terminate()
-        assert process.wait(LIMIT_S) == 0, relays.log(at)
+    relays.stop()
 
 
 def test_relays_that_are_killed_lose_and_overtake_nothing(
@@ -88,7 +56,7 @@ def test_sessions_that_are_ended_at_random_cost_no_row_and_no_relay(
 ) -> None:
     def end_one() -> None:
         with outbox.engine.connect() as connection:
-            others = f"datname = current_database() AND application_name <> '{OWN}'"
+            others = "datname = current_database() AND application_name <> current_setting('application_name')"
             pids = list(connection.scalars(text(f"SELECT pid FROM pg_stat_activity WHERE {others} ORDER BY pid")))
             connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": chance.choice(pids)})
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine
 
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
@@ -18,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def primary(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+def server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
     """A server of its own: what it had last is lost."""
     request.getfixturevalue("postgres")  # skips, or fails, where none can be had
     running = Postgres()
@@ -26,37 +24,16 @@ def primary(request: pytest.FixtureRequest) -> Iterator[Postgres]:
     running.close()
 
 
-@pytest.fixture
-def engine(primary: Postgres) -> Iterator[Engine]:
-    with primary.database() as url:
-        made = create_engine(url, pool_pre_ping=True)
-        yield made
-        made.dispose()
-
-
-@pytest.fixture
-def place(embedded_place: EmbeddedPlace) -> EmbeddedPlace:
-    return embedded_place
-
-
-@pytest.fixture
-def relays(outbox: Outbox, place: EmbeddedPlace, tmp_path: Path) -> Iterator[Relays]:
-    running = Relays(outbox, "http://127.0.0.1:9", tmp_path)
-    running.give(**place.environment)
-    yield running
-    running.end()
-
-
 def test_relay_ends_after_a_failover_and_none_starts_before_the_epoch_is_advanced(
-    primary: Postgres, outbox: Outbox, relays: Relays, place: EmbeddedPlace
+    server: Postgres, outbox: Outbox, relays: Relays, place: EmbeddedPlace
 ) -> None:
     outbox.index("contacts", "c1", {"name": "Ada"})
     relay = relays.start()
     until(lambda: outbox.counts()["done"] == 1, "the first row is delivered")
-    primary.copy()
+    server.copy()
     outbox.index("contacts", "c2", {"name": "lost"})
     until(lambda: outbox.counts()["done"] == 2, "what the standby lacks is delivered")
-    primary.fail_over()
+    server.fail_over()
 
     outbox.index("contacts", "c2", {"name": "Grace"})
     assert relay.wait(LIMIT_S) == 2
