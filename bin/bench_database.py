@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 import demo_database
 from bench_load import INDEX, console, documents
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.orm import Session
 
 from outbox import OutboxRepository, schema, sqlite
@@ -55,6 +55,13 @@ def databases(*settings: str, postgres: bool) -> Iterator[Callable[[], Engine]]:
 def url_of(engine: Engine) -> str:
     """For OUTBOX_DATABASE_URL."""
     return engine.url.render_as_string(hide_password=False)
+
+
+def number_of(connection: Connection, sql: str, **given: int) -> int:
+    """What a SELECT of one number says now."""
+    found: int = connection.execute(text(sql), given).scalar_one()
+    connection.rollback()
+    return found
 
 
 def made(engine: Engine, *, finished: int, waiting: int) -> Engine:

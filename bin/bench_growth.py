@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import tempfile
 import time
 
 import click
-from bench_database import databases, made, on_postgres, url_of
+from bench_database import databases, made, number_of, on_postgres, url_of
 from bench_load import COMMAND, console
 from bench_report import as_json, medians_of, report
 from instant import instant
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from outbox.store.models import now_ms
 
@@ -43,12 +44,7 @@ def drained(engine: Engine, url: str, rows: int) -> float:
     """Rows a second from the first claim of a new relay until it has finished so many."""
     environment = os.environ | {"OUTBOX_DATABASE_URL": url_of(engine), "OUTBOX_ELASTICSEARCH_URL": url}
     with tempfile.TemporaryFile("w") as log, engine.connect() as connection:
-
-        def number(sql: str, **given: int) -> int:
-            found: int = connection.execute(text(sql), given).scalar_one()
-            connection.rollback()
-            return found
-
+        number = functools.partial(number_of, connection)
         relays = number("SELECT coalesce(max(id), 0) FROM outbox_relays")
         process = subprocess.Popen([COMMAND, "run"], env=environment, stderr=log)
         while number("SELECT coalesce(max(id), 0) FROM outbox_relays") == relays:

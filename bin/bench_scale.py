@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from bench_database import databases, made, url_of
+from bench_database import databases, made, number_of, url_of
 from bench_live import SETTLED_AFTER_S, cpu_seconds
 from bench_load import console
 from bench_report import as_json, report
 from instant import instant
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from outbox.cli import main
 from outbox.store import claims, pauses
@@ -67,12 +67,7 @@ def drained(engine: Engine, servers: Sequence[str], rows: int) -> dict[str, floa
             )
             for file, server in zip(files, servers, strict=True)
         ]
-
-        def number(sql: str) -> int:
-            found: int = connection.execute(text(sql)).scalar_one()
-            connection.rollback()
-            return found
-
+        number = functools.partial(number_of, connection)
         while number("SELECT count(*) FROM outbox_relays") < len(relays):
             time.sleep(0.1)
         time.sleep(SETTLED_AFTER_S)

@@ -12,13 +12,13 @@ import threading
 import time
 
 import click
-from bench_database import databases, url_of
+from bench_database import databases, number_of, url_of
 from bench_live import cpu_seconds, relay_of
 from bench_load import INDEX, console, documents
 from bench_report import as_json, medians_of, report
 from bench_write import Base, Contact
 from instant import instant
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session
 
 from outbox import OutboxRepository
@@ -83,10 +83,7 @@ def done(engine: Engine, number: int, seconds: int, what: str) -> tuple[int, tup
 
 def waiting(engine: Engine) -> int:
     with engine.connect() as connection:
-        found: int = connection.execute(
-            text("SELECT count(*) FROM outbox_events WHERE finished_at IS NULL")
-        ).scalar_one()
-    return found
+        return number_of(connection, "SELECT count(*) FROM outbox_events WHERE finished_at IS NULL")
 
 
 def write(engine: Engine, until: float, *, with_outbox: bool, counted: list[int]) -> None:
