@@ -110,6 +110,9 @@ class Dialect(Protocol):
     def prepared(self, sql: str, parameters: Mapping[str, Any]) -> tuple[str, Any]:
         """A statement with `:name` parameters as the driver takes it. A list is one parameter: see `among`, `table`."""
 
+    def cursor(self, driver: Any, parameters: Any) -> Any:
+        """What carries out one such statement over a connection of the driver."""
+
     def among(self, name: str) -> str:
         """`id {among("ids")}`: whether a value is in the list of numbers or texts `:ids`."""
 
@@ -123,7 +126,7 @@ class Dialect(Protocol):
         """After a table and its alias: read it by `ix_outbox_events_{index}`."""
 
     def of_each(self, alias: str, ids: str) -> str:
-        """`FROM lanes {of_each("f", "SELECT id … LIMIT 9")}`: with each of them, the rows that its own SELECT names."""
+        """`FROM lanes {of_each("f", "SELECT id … LIMIT 9")}`: with each of them `f.id`, what its own SELECT finds."""
 
     def looked_up(self, alias: str, id_: str) -> str:
         """`FROM heads {looked_up("h", "heads.id")}`: with each of them the row that it names, and no other is read."""

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from outbox.store import late
 from outbox.store.floor import Floor
 from outbox.store.malformed import NUMBER, NUMBER_OR_NULL, TEXT, TEXT_OR_NULL, well_formed
-from outbox.store.models import POISON, RELAY_DIED, UNANSWERED, Action, Event, fresh, tenant, unfinished, waiting
+from outbox.store.models import POISON, RELAY_DIED, UNANSWERED, Action, Event, fresh, tenant, waiting
 from outbox.store.pauses import Pause
 from outbox.store.shares import Shares
 from outbox.store.store import Store
@@ -17,7 +17,7 @@ from outbox.store.store import Store
 _CLAIMED = ", ".join("c.deliveries + 1" if name == "deliveries" else f"c.{name}" for name in Event._fields)
 _ACTION, _INDEX, _TENANT = map(Event._fields.index, ("action", "index_name", "tenant_id"))
 _WIDTH = len(Event._fields)
-_ERROR, _, _BYTES, _BEHIND, _OVERTAKEN = range(_WIDTH, _WIDTH + 5)  # after the fields of an Event, see `_due`
+_ERROR, _, _BYTES, _AWAITED = range(_WIDTH, _WIDTH + 4)  # after the fields of an Event, see `_due`
 REFRESH: Final = Action.REFRESH  # to look it up in its class costs ten times as much, at each row
 _TYPES = (NUMBER, *3 * (TEXT,), *2 * (TEXT_OR_NULL,), *3 * (NUMBER,), NUMBER_OR_NULL)  # of the fields of an Event
 
@@ -161,7 +161,7 @@ def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int, since: in
     )
     for index_name, tenant_id, id_ in store.run(
         f"""
-        SELECT f.index_name, {tenant("f")}, f.id
+        SELECT lane.index_name, lane.tenant, f.id
         FROM {store.dialect.table("lanes", index_name="TEXT", tenant="TEXT")} AS lane
         {store.dialect.of_each("f", first)}
         """,
@@ -176,7 +176,7 @@ def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int, since: in
 def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]], since: int) -> Sequence[Any]:
     """Candidates in the order of their ids: each as it is once claimed, with what `choose` has to know of it.
 
-    `behind` is the nearest earlier unfinished row of its document; `overtaken`: see `late.overtaken`.
+    `awaited`: see `late.awaited`.
     """
     dialect, rows = store.dialect, request.rows
     retries = _retries(store, request)
@@ -194,10 +194,7 @@ def _due(store: Store, request: ClaimRequest, lanes: Sequence[tuple[str, str]], 
                         (SELECT length({dialect.as_bytes("d.document")}) FROM outbox_documents d
                          WHERE d.event_id = c.id),
                         0) AS bytes,
-               (SELECT max(h.id) FROM outbox_events AS h {dialect.indexed("held")}
-                WHERE ({unfinished("h")})
-                AND h.index_name = c.index_name AND h.document_id = c.document_id AND h.id < c.id) AS behind,
-               {late.overtaken(store, "c")} AS overtaken
+               {late.awaited(store, "c")} AS awaited
         FROM outbox_events AS c WHERE c.id {dialect.among("ids")} ORDER BY c.id
         """,
         ids=first + retries[: rows - len(first)],
@@ -237,7 +234,7 @@ def choose(candidates: Sequence[Any], request: ClaimRequest) -> Found:
     """What to do with candidates, in the order of their ids."""
     sizes = [request.expected.get(row[_INDEX], 0) if row[_ACTION] == REFRESH else row[_BYTES] for row in candidates]
     shares = Shares([(row[_INDEX], row[_TENANT]) for row in candidates], sizes, request.bytes_, request.most)
-    in_order = all(row[_BEHIND] is None and row[_ERROR] is None and not row[_OVERTAKEN] for row in candidates)
+    in_order = all(row[_AWAITED] is None and row[_ERROR] is None for row in candidates)
     if in_order and not shares.limited:
         return Found([tuple.__new__(Event, row[:_WIDTH]) for row in candidates], ())  # as nearly always
     chosen: list[Event] = []
@@ -248,11 +245,11 @@ def choose(candidates: Sequence[Any], request: ClaimRequest) -> Found:
     passed_over: set[tuple[str, str]] = set()  # documents for which there is no room
     for at, row in enumerate(candidates):
         event = Event._make(row[:_WIDTH])
-        error_type, available_at, _, behind, overtaken = row[_WIDTH:]
+        error_type, available_at, _, awaited = row[_WIDTH:]
         document = (event.index_name, event.document_id)
         if document in passed_over:
             continue
-        if document in blocked_documents or overtaken or (behind is not None and behind not in taken):
+        if document in blocked_documents or (awaited is not None and awaited not in taken):
             blocked_documents.add(document)
             blocked.append(event.id)
             continue

@@ -26,16 +26,19 @@ def waits_for(store: Store, other: str, row: str) -> str:
     return earlier if store.dialect.ids_follow_commits else f"({earlier} OR {other}.state = 'claimed')"
 
 
-def overtaken(store: Store, row: str) -> str:
-    """Whether a claim holds a later row of the document of which this one is the first: `row` is its table."""
-    if store.dialect.ids_follow_commits:
-        return "0"
-    others = (
-        f"SELECT 1 FROM outbox_events AS o {store.dialect.indexed('held')} WHERE ({unfinished('o')})"
-        f" AND o.index_name = {row}.index_name AND o.document_id = {row}.document_id"
-    )
-    return (
-        f"NOT EXISTS ({others} AND o.id < {row}.id)"  # else the earlier one is asked, and this one waits for it
-        # Not by its state: PostgreSQL would go through all claimed rows for each, if there were few at its last look.
-        f" AND EXISTS ({others} AND o.id > {row}.id AND o.claim_token IS NOT NULL)"
-    )
+def awaited(store: Store, row: str) -> str:
+    """The id of the unfinished row of its document that a row waits for: the nearest earlier one, or if there is none a
+    later one that is claimed; else NULL. `row` is its table."""
+    dialect = store.dialect
+
+    def others(of: str) -> str:
+        return (
+            f"FROM outbox_events AS {of} {dialect.indexed('held')} WHERE ({unfinished(of)})"
+            f" AND {of}.index_name = {row}.index_name AND {of}.document_id = {row}.document_id"
+        )
+
+    earlier = f"(SELECT max(h.id) {others('h')} AND h.id < {row}.id)"
+    if dialect.ids_follow_commits:
+        return earlier
+    # Not by its state: PostgreSQL would go through all claimed rows for each, if there were few at its last look.
+    return f"coalesce({earlier}, (SELECT o.id {others('o')} AND o.id > {row}.id AND o.claim_token IS NOT NULL LIMIT 1))"

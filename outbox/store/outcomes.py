@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Final
 
 from outbox.store import failures
@@ -31,25 +31,18 @@ def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: i
         same[transition[1:]].append(transition)
     counts = _counts(transitions, (), now)  # not under the lock
     with store.write(durable=False, alone=True):  # a claim beside it would park rows behind those that end here
-        lost = _lost(store, claim.token, [transition.event.id for transition in transitions])
+        kept = set[int]()
         for group in same.values():
             of_failures = () if group[0].state is _DONE else group  # as nearly all are
             if failed := [transition.event.id for transition in of_failures if transition.is_failure]:
                 _note_failure(store, claim.token, group[0], failed, now)
-            _move(store, claim.token, group, now)
+            kept.update(_move(store, claim.token, group, now))
         _release_followers(store, transitions, now)
-        _add(store, _counts(transitions, lost, now) if lost else counts, now)
-    return [transition for transition in transitions if transition.event.id in lost] if lost else []
-
-
-def _lost(store: Store, token: str, ids: Sequence[int]) -> set[int]:
-    """Those of the rows that are no longer this claim's. The others stay so: whoever gives rows of others back is
-    alone as well."""
-    kept = f"SELECT id FROM outbox_events WHERE id {store.dialect.among('ids')} AND claim_token = :token"
-    number: int = store.run(f"SELECT count(*) FROM ({kept}) AS kept", ids=ids, token=token).scalar_one()
-    if number == len(ids):
-        return set()
-    return set(ids) - {row[0] for row in store.run(kept, ids=ids, token=token)}
+        lost = [transition for transition in transitions if transition.event.id not in kept]
+        if lost:
+            counts = _counts(transitions, {transition.event.id for transition in lost}, now)
+        _add(store, counts, now)
+    return lost
 
 
 def _note_failure(store: Store, token: str, to: Transition, ids: Sequence[int], now: int) -> None:
@@ -65,7 +58,8 @@ def _note_failure(store: Store, token: str, to: Transition, ids: Sequence[int], 
     )
 
 
-def _move(store: Store, token: str, group: Sequence[Transition], now: int) -> None:
+def _move(store: Store, token: str, group: Sequence[Transition], now: int) -> Iterator[int]:
+    """Returns the ids of those rows that were still this claim's."""
     to = group[0]
     finished = to.state in (State.DONE, State.DEAD)
     parameters = {
@@ -84,15 +78,16 @@ def _move(store: Store, token: str, group: Sequence[Transition], now: int) -> No
     }
     said = ", error_type = :error_type, error = coalesce(:error, error), error_field = :error_field"
     sent = "version = coalesce(:version, version), deliveries = deliveries - :unsent" if finished else GIVEN_BACK
-    store.run(
+    moved = store.run(
         f"""
         UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
                available_at = :available_at, finished_at = :finished_at, claim_token = NULL, claimed_by = NULL,
                lease_expires_at = NULL, {sent}{said if to.error_type else ""}
-        WHERE id {store.dialect.among("ids")} AND claim_token = :token
+        WHERE id {store.dialect.among("ids")} AND claim_token = :token RETURNING id
         """,
         parameters,
     )
+    return (row[0] for row in moved)
 
 
 def _release_followers(store: Store, transitions: Sequence[Transition], now: int) -> None:

@@ -392,7 +392,7 @@ def _carried_out(dialect: Dialect, connection: Connection, sql: str, given: Mapp
     driver: Any = connection.connection
     known: Any = connection.dialect
     try:
-        with closing(driver.cursor()) as cursor:
+        with closing(dialect.cursor(driver, parameters)) as cursor:
             cursor.execute(statement, parameters or ())
             columns = cursor.description or ()
             return Found(cursor.fetchall() if columns else (), columns, cursor.rowcount)

@@ -85,6 +85,10 @@ class PostgreSQL:
     def prepared(self, sql: str, parameters: Mapping[str, Any]) -> tuple[str, Any]:
         return statements.prepared(sql, parameters)
 
+    def cursor(self, driver: Any, parameters: Any) -> Any:
+        """Documents come as they are, and not in hexadecimal; not for several statements at once, which are text."""
+        return driver.cursor(binary=bool(parameters))
+
     def among(self, name: str) -> str:
         return f"= ANY (:{name})"
 
@@ -100,7 +104,7 @@ class PostgreSQL:
         return ""
 
     def of_each(self, alias: str, ids: str) -> str:
-        return f"CROSS JOIN LATERAL ({ids}) AS {alias}_id {self.looked_up(alias, f'{alias}_id.id')}"
+        return f"CROSS JOIN LATERAL ({ids}) AS {alias}"
 
     def looked_up(self, alias: str, id_: str) -> str:
         """A join could be planned as one that reads the whole table, when that was small or while its statistics are of

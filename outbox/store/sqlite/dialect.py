@@ -54,6 +54,9 @@ class SQLite:
         }
         return sql, given or None
 
+    def cursor(self, driver: Any, parameters: Any) -> Any:  # noqa: ARG002
+        return driver.cursor()
+
     def among(self, name: str) -> str:
         return f"IN (SELECT value FROM json_each(:{name}))"
 
