@@ -40,15 +40,14 @@ def candidates() -> st.SearchStrategy[list[tuple[Any, ...]]]:
             "deliveries": st.sampled_from([1, 1, 1, 12]),
             "error": st.sampled_from([None, None, None, "unanswered", "mapper"]),
             "bytes": st.sampled_from([0, 1, 90, 600]),
-            "behind": st.sampled_from([None, None, None, None, 1, 2]),
-            "overtaken": st.sampled_from([0, 0, 0, 1]),
+            "awaited": st.sampled_from([None, None, None, None, 1, 2, 9]),
         }
     )
     return st.lists(row, max_size=8).map(
         lambda rows: [
             (
                 *(id_, row["action"], row["index"], row["document"], row["tenant"], None, 0, row["deliveries"]),
-                *(NOW, None, row["error"], 0, row["bytes"], row["behind"], row["overtaken"]),
+                *(NOW, None, row["error"], 0, row["bytes"], row["awaited"]),
             )
             for id_, row in enumerate(rows, 1)
         ]
