@@ -120,7 +120,10 @@ class Dialect(Protocol):
         """`id {outside("ids")}`: whether it is not."""
 
     def table(self, name: str, /, **columns: str) -> str:
-        """`FROM {table("pairs", index_name="TEXT", id="BIGINT")} AS p`: the list of tuples `:pairs` as rows."""
+        """`FROM {table("pairs", index_name="TEXT", id="BIGINT")} AS p`: the list of tuples `:pairs` as rows.
+
+        `p.place`: the place of each in the list, from 1 on.
+        """
 
     def indexed(self, index: str) -> str:
         """After a table and its alias: read it by `ix_outbox_events_{index}`."""

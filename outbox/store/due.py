@@ -159,9 +159,9 @@ def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int, since: in
         f"SELECT n.id FROM outbox_events AS n {store.dialect.indexed('fresh')} WHERE {_fresh_since('n')}"
         f" AND n.index_name = lane.index_name AND {tenant('n')} = lane.tenant ORDER BY n.id LIMIT :share"
     )
-    for index_name, tenant_id, id_ in store.run(
+    for place, id_ in store.run(
         f"""
-        SELECT lane.index_name, lane.tenant, f.id
+        SELECT lane.place, f.id
         FROM {store.dialect.table("lanes", index_name="TEXT", tenant="TEXT")} AS lane
         {store.dialect.of_each("f", first)}
         """,
@@ -169,7 +169,7 @@ def _heads(store: Store, lanes: Sequence[tuple[str, str]], share: int, since: in
         share=share,
         since=since,
     ):
-        found.setdefault((index_name, tenant_id), []).append(id_)
+        found.setdefault(lanes[place - 1], []).append(id_)
     return found
 
 

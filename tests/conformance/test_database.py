@@ -74,8 +74,8 @@ def test_text_of_any_kind_is_found_among_texts(database: Database, store: Store)
 def test_list_of_tuples_is_a_table(store: Store) -> None:
     given = [(each, at + 10**12, None) for at, each in enumerate(ODD_TEXTS)]
     pairs = store.dialect.table("pairs", name="TEXT", number="BIGINT", absent="TEXT")
-    found = store.run(f"SELECT name, number, absent FROM {pairs} AS p ORDER BY number", pairs=given)
-    assert [tuple(row) for row in found] == given
+    found = store.run(f"SELECT name, number, absent, p.place FROM {pairs} AS p ORDER BY number", pairs=given)
+    assert [tuple(row) for row in found] == [(*each, place) for place, each in enumerate(given, 1)]
     assert store.run(f"SELECT count(*) FROM {pairs} AS p", pairs=[]).scalar_one() == 0
 
 

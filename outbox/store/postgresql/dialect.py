@@ -97,7 +97,7 @@ class PostgreSQL:
 
     def table(self, name: str, /, **columns: str) -> str:
         arrays = ", ".join(statements.column(name, at, kind) for at, kind in enumerate(columns.values()))
-        return f"(SELECT * FROM unnest({arrays}) AS given ({', '.join(columns)}))"
+        return f"(SELECT * FROM unnest({arrays}) WITH ORDINALITY AS given ({', '.join(columns)}, place))"
 
     def indexed(self, index: str) -> str:  # noqa: ARG002
         """It finds the index by the condition, which is that of the index to the letter."""

@@ -65,7 +65,7 @@ class SQLite:
 
     def table(self, name: str, /, **columns: str) -> str:
         parts = ", ".join(f"json_extract(value, '$[{at}]') AS {column}" for at, column in enumerate(columns))
-        return f"(SELECT {parts} FROM json_each(:{name}))"
+        return f"(SELECT {parts}, key + 1 AS place FROM json_each(:{name}))"
 
     def indexed(self, index: str) -> str:
         return f"INDEXED BY ix_outbox_events_{index}"
