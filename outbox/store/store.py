@@ -104,7 +104,6 @@ class Store:
         self.dialect = dialect_of(engine)
         self._connection = _connected(engine)
         self._in_transaction = False
-        self._turn: tuple[float, float] | None = None  # when it asked for the lock and when it had it, if it has
         self._pinned: tuple[int, str | None] | None = None
         self.lock_times = LockTimes()
 
@@ -146,7 +145,7 @@ class Store:
             return
         asked = time.monotonic()
         self.dialect.begin(self.run, self._connection, alone=alone, last=self.lock_times.last)
-        self._turn = (asked, time.monotonic()) if alone or self.dialect.ids_follow_commits else None
+        began = time.monotonic()
         self._in_transaction = True
         try:
             yield
@@ -157,17 +156,9 @@ class Store:
             raise
         finally:
             self._in_transaction = False
-            if self._turn:
-                self.lock_times.add(*self._turn, time.monotonic())
+            self.lock_times.add(asked, began, time.monotonic())
         if durable:
             self.flush()
-
-    def take_turn(self) -> None:
-        """Within `write`: from here on it is `alone`, too. Nobody who is may wait for what it has locked before."""
-        if not self._turn:
-            asked = time.monotonic()
-            self.dialect.take_turn(self.run)
-            self._turn = (asked, time.monotonic())
 
     def in_steps(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:
         """Rows for one write transaction after another, each short enough for the applications that wait for it."""

@@ -61,19 +61,16 @@ def filled_indexes(store: Store) -> dict[str, str]:
 
 
 def raise_epoch(store: Store, above: int, now: int) -> int:
-    """Make the epoch one above `above` and the current one, and release every claim. Inside `write`, which is alone
-    from here on."""
-    release = (
-        "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
-        " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'"
-    )
-    store.run(release, now=now)  # waits for relays that are recording, and these wait for whoever is alone
-    store.take_turn()
-    store.run(release, now=now)  # what was claimed in between
+    """Make the epoch one above `above` and the current one, and release every claim. Inside `write`, alone."""
     store.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
     epoch = max(store.control().epoch, above) + 1
     store.run("UPDATE outbox_control SET epoch = :epoch", epoch=epoch)
     store.run("UPDATE outbox_indexes SET found = 0 WHERE found <> 0")  # what others have filled is older from now on
+    store.run(
+        "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
+        " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'",
+        now=now,
+    )
     return epoch
 
 
