@@ -250,8 +250,17 @@ class Store:
                 others[name] = (*others.get(name, ()), target)
         return targets, others
 
+    def index_names(self) -> set[str]:
+        """Every index that rows name, also those that no relay has looked up so far (or that a restore forgot)."""
+        found = self.run("SELECT index_name FROM outbox_indexes UNION SELECT index_name FROM outbox_events")
+        return {row[0] for row in found}
+
+    def found_indexes(self) -> set[str]:
+        """Indexes that others may have filled before any row was sent to them, and no epoch has been begun since."""
+        return {row[0] for row in self.run("SELECT index_name FROM outbox_indexes WHERE found <> 0 AND role = 'live'")}
+
     def register_index(self, name: str, target: str, *, found: bool = False) -> None:
-        """Note where the rows of an index go; the first to say so decides. `found`: others may have filled it."""
+        """Note where the rows of an index go; the first to say so decides. `found`: as `found_indexes` has it."""
         with self.write(durable=True, alone=True):
             self.run(
                 "INSERT INTO outbox_indexes (index_name, physical_index, found) SELECT :name, :target, :found"
