@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from outbox.cli import main
 from outbox.destinations.base import Operation
+from outbox.store import conflicts
 from outbox.store.models import EPOCH_STEP, now_ms
 from tests.reindex.world import SECOND, World
 from tests.support.outbox import Outbox
@@ -128,7 +129,7 @@ def test_reindex_of_an_entity_mends_it_too_and_leaves_nothing_of_the_others(outb
     world.relay = world.another_relay()
     world.assert_in_step()
     assert place.indexes() == [SECOND]
-    assert world.store.found_indexes() == set()
+    assert conflicts.filled_by_others(world.store) == set()
     world.store.close()
 
 

@@ -18,14 +18,14 @@ from outbox import OutboxRepository, schema
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import ConfigurationError, DatabaseUnavailable
 from outbox.maintenance.scheduler import Maintenance
-from outbox.store import claims, due, outcomes, versions
+from outbox.store import claims, due, outcomes, upkeep, versions
 from outbox.store.dialect import Finding
 from outbox.store.models import metadata, now_ms
 from outbox.store.postgresql import dialect as postgresql
 from outbox.store.postgresql import findings
 from outbox.store.store import Store, dialect_of
 from outbox.testing import OutboxTester
-from tests.conformance.database import applied, claim, claimed
+from tests.conformance.database import LEASE_MS, NOW, applied, claim, claimed
 from tests.support import LIMIT_S
 from tests.support.outbox import Outbox, settings
 from tests.support.postgres import Postgres
@@ -394,6 +394,41 @@ def test_claim_comes_back_to_a_store_whose_connection_was_lost(migrated: Engine)
         with store.write(durable=True, alone=alone):  # nobody was using it
             versions.raise_epoch(store, 0, 1)
     assert store.control().epoch == 4
+    outbox.close()
+
+
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+
+def test_rows_that_a_relay_is_just_recording_are_not_given_back(migrated: Engine) -> None:
+    outbox = Outbox(migrated)
+    recording, other = outbox.store(), outbox.store()
+    outbox.index("contacts", "c1", {"a": 1})
+    found = claimed(recording)
+    with ThreadPoolExecutor(1) as pool:
+        with other.write(durable=False, alone=True):
+            recorded = pool.submit(outcomes.record, recording, found, applied(found), NOW)
+            until(lambda: other.run(WAITING).scalar_one(), "the relay waits")
+            assert upkeep.reap(other, NOW + 10 * LEASE_MS, LEASE_MS) == upkeep.Reaped(0, 0)
+        assert recorded.result(LIMIT_S) == []
+    assert outbox.counts() == {"pending": 0, "claimed": 0, "done": 1, "dead": 0}
+    outbox.close()
+
+
+def test_epoch_is_raised_while_a_relay_records(migrated: Engine) -> None:
+    outbox = Outbox(migrated)
+    recording, other = outbox.store(), outbox.store()
+    outbox.index("contacts", "c1", {"a": 1})
+    outbox.index("contacts", "c2", {"a": 1})
+    found, kept = claimed(recording, rows=1), claimed(other, rows=1)
+    with ThreadPoolExecutor(1) as pool:
+        with other.write(durable=False, alone=True):
+            recorded = pool.submit(outcomes.record, recording, found, applied(found), NOW)
+            until(lambda: other.run(WAITING).scalar_one(), "the relay waits")
+            assert versions.raise_epoch(other, 0, NOW) == 2
+        assert recorded.result(LIMIT_S) == []
+    assert outcomes.record(other, kept, applied(kept), NOW) == applied(kept)  # nobody has a claim any more
+    assert outbox.counts() == {"pending": 1, "claimed": 0, "done": 1, "dead": 0}
     outbox.close()
 
 

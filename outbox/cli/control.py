@@ -16,7 +16,7 @@ from outbox.destinations import destination_of
 from outbox.destinations.base import Destination, remembered
 from outbox.documents import check_index_name
 from outbox.errors import InvalidName
-from outbox.store import audit, conflicts, operators
+from outbox.store import audit, by_index, conflicts, operators
 from outbox.store.models import EPOCH_STEP, now_ms
 from outbox.store.operators import Move
 from outbox.store.store import Store
@@ -118,7 +118,7 @@ def _indexes(store: Store, destination: Destination) -> tuple[set[str], list[Mov
     targets, copies = store.routes()
     found: set[str] = set()
     moves: list[Move] = []
-    for name in store.index_names():
+    for name in by_index.names(store):
         try:
             check_index_name(name)
         except InvalidName:

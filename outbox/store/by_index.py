@@ -1,6 +1,6 @@
 """What operators look at of one index: its rows, where they go, and what became of them by time.
 
-None walks through finished rows.
+None but `names` walks through finished rows.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ class Target:
     role: str
     since: int
     refused: int
+
+
+def names(store: Store) -> set[str]:
+    """Every index that rows name, also those that no relay has looked up so far (or that a restore forgot)."""
+    found = store.run("SELECT index_name FROM outbox_indexes UNION SELECT index_name FROM outbox_events")
+    return {row[0] for row in found}
 
 
 def waiting(store: Store, now: int) -> dict[str, Waiting]:

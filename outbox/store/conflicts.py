@@ -33,7 +33,7 @@ def explain(store: Store, conflicts: Sequence[Conflict]) -> dict[int, Facts]:
     facts = {event.id: Facts() for event, _ in conflicts}
     versions = {event: version for event, version in conflicts if version is not None}
     if versions:
-        highest, found = store.highest_version(), store.found_indexes()
+        highest, found = store.highest_version(), filled_by_others(store)
         for event, version in versions.items():
             facts[event.id] = Facts(drawn=version <= highest, of_others=event.index_name in found)
     for row in _removed_since(store, [event.id for event, version in conflicts if version is None]):
@@ -65,9 +65,14 @@ class Held:
     reason: str  # what the last one met, and what to do
 
 
+def filled_by_others(store: Store) -> set[str]:
+    """Indexes that others may have filled before any row was sent to them, and no epoch has been begun since."""
+    return {row[0] for row in store.run("SELECT index_name FROM outbox_indexes WHERE found <> 0 AND role = 'live'")}
+
+
 def held_by_others(store: Store) -> list[Held]:
     """The indexes that others have filled with versions that hold rows up, which `epoch advance` ends."""
-    if not (found := store.found_indexes()):
+    if not (found := filled_by_others(store)):
         return []
     rows = store.run(
         f"SELECT index_name, count(*), max(error) FROM outbox_events {store.dialect.indexed('waiting')}"

@@ -103,7 +103,11 @@ class Dialect(Protocol):
     """One kind of database. Has no state: one object serves every store."""
 
     ids_follow_commits: bool
-    """Whether no row is committed after one with a higher id."""
+    """Whether no row is committed after one with a higher id: one transaction writes at a time."""
+
+    unless_locked: str
+    """After a SELECT of rows that are to be changed: without those that another transaction is changing. The others are
+    left to this one."""
 
     # -- a statement ----------------------------------------------------------------------------------------------
 
@@ -165,6 +169,9 @@ class Dialect(Protocol):
     def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:
         """Begin a write transaction, once no application waits to write. `alone`: beside no other transaction that asks
         for it. `last`: the one before it, of this connection."""
+
+    def take_turn(self, run: Run) -> None:
+        """Have a write transaction run beside no other one that asks for it, from here on."""
 
     def step_rows(self, connection: Connection) -> int:
         """How many rows one write transaction may change: few where applications have to wait for it."""

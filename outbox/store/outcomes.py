@@ -29,14 +29,17 @@ def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: i
     same: dict[tuple[Any, ...], list[Transition]] = defaultdict(list)
     for transition in transitions:
         same[transition[1:]].append(transition)
-    counts = _counts(transitions, (), now)  # not under the lock
-    with store.write(durable=False, alone=True):  # a claim beside it would park rows behind those that end here
-        kept = set[int]()
-        for group in same.values():
-            of_failures = () if group[0].state is _DONE else group  # as nearly all are
-            if failed := [transition.event.id for transition in of_failures if transition.is_failure]:
-                _note_failure(store, claim.token, group[0], failed, now)
-            kept.update(_move(store, claim.token, group, now))
+    counts, kept = _counts(transitions, (), now), set[int]()
+    with store.write(durable=False):
+        for to, group in same.items():  # nearly all; no claim has to wait for these
+            if to[0] is _DONE:
+                kept.update(_move(store, claim.token, group, now))
+        store.take_turn()  # a claim beside it would park rows behind those that end here
+        for to, group in same.items():
+            if to[0] is not _DONE:
+                if failed := [transition.event.id for transition in group if transition.is_failure]:
+                    _note_failure(store, claim.token, group[0], failed, now)
+                kept.update(_move(store, claim.token, group, now))
         _release_followers(store, transitions, now)
         lost = [transition for transition in transitions if transition.event.id not in kept]
         if lost:

@@ -104,6 +104,7 @@ class Store:
         self.dialect = dialect_of(engine)
         self._connection = _connected(engine)
         self._in_transaction = False
+        self._turn: tuple[float, float] | None = None  # when it asked for the lock and when it had it, if it has
         self._pinned: tuple[int, str | None] | None = None
         self.lock_times = LockTimes()
 
@@ -145,7 +146,7 @@ class Store:
             return
         asked = time.monotonic()
         self.dialect.begin(self.run, self._connection, alone=alone, last=self.lock_times.last)
-        began = time.monotonic()
+        self._turn = (asked, time.monotonic()) if alone or self.dialect.ids_follow_commits else None
         self._in_transaction = True
         try:
             yield
@@ -156,9 +157,17 @@ class Store:
             raise
         finally:
             self._in_transaction = False
-            self.lock_times.add(asked, began, time.monotonic())
+            if self._turn:
+                self.lock_times.add(*self._turn, time.monotonic())
         if durable:
             self.flush()
+
+    def take_turn(self) -> None:
+        """Within `write`: from here on it is `alone`, too. Nobody who is may wait for what it has locked before."""
+        if not self._turn:
+            asked = time.monotonic()
+            self.dialect.take_turn(self.run)
+            self._turn = (asked, time.monotonic())
 
     def in_steps(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:
         """Rows for one write transaction after another, each short enough for the applications that wait for it."""
@@ -250,17 +259,8 @@ class Store:
                 others[name] = (*others.get(name, ()), target)
         return targets, others
 
-    def index_names(self) -> set[str]:
-        """Every index that rows name, also those that no relay has looked up so far (or that a restore forgot)."""
-        found = self.run("SELECT index_name FROM outbox_indexes UNION SELECT index_name FROM outbox_events")
-        return {row[0] for row in found}
-
-    def found_indexes(self) -> set[str]:
-        """Indexes that others may have filled before any row was sent to them, and no epoch has been begun since."""
-        return {row[0] for row in self.run("SELECT index_name FROM outbox_indexes WHERE found <> 0 AND role = 'live'")}
-
     def register_index(self, name: str, target: str, *, found: bool = False) -> None:
-        """Note where the rows of an index go; the first to say so decides. `found`: as `found_indexes` has it."""
+        """Note where the rows of an index go; the first to say so decides. `found`: others may have filled it."""
         with self.write(durable=True, alone=True):
             self.run(
                 "INSERT INTO outbox_indexes (index_name, physical_index, found) SELECT :name, :target, :found"

@@ -26,6 +26,7 @@ from outbox.entities.registry import EntityRegistry
 from outbox.entities.spelling import is_known, some_tenants, tenant_texts, unknown
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
 from outbox.store import verifications
+from outbox.store.by_index import names as index_names
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from outbox.verify import repair
@@ -200,7 +201,7 @@ class Verification:
 
     def _index_names(self) -> Iterator[str]:
         """Where documents of the entities are, or may have been when there were some."""
-        known = {*self._indexes, *self._store.index_names(), *(entity.index for entity in self._entities)}
+        known = {*self._indexes, *index_names(self._store), *(entity.index for entity in self._entities)}
         for name in sorted(known):
             if any(_may_be_in(entity, name, self._tenants) for entity in self._entities) and self._is_there(name):
                 yield name

@@ -46,6 +46,8 @@ _TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 # the commit see `flush`.
 _BEGIN: Final = "BEGIN; SET LOCAL synchronous_commit = off; SET LOCAL plan_cache_mode = force_generic_plan"
 
+_TAKE_TURN: Final = f"SELECT pg_advisory_xact_lock({ALONE})"
+
 # Who has the table open for writing. A prepared transaction has no process, but a lock on its own number.
 _WRITERS: Final = (
     "SELECT l.virtualtransaction, coalesce('process ' || l.pid, 'prepared as ' || quote_literal((SELECT x.gid"
@@ -79,6 +81,7 @@ class PostgreSQL:
     """See `outbox.store.dialect.Dialect` for what each of these promises."""
 
     ids_follow_commits = False
+    unless_locked = "FOR UPDATE SKIP LOCKED"
 
     # -- a statement ----------------------------------------------------------------------------------------------
 
@@ -143,7 +146,7 @@ class PostgreSQL:
 
     def begin(self, run: Run, connection: Connection, *, alone: bool, last: Hold) -> None:  # noqa: ARG002
         """The lock is a statement of its own: what comes after it sees what its holders before have committed."""
-        begin = f"{_BEGIN}; SELECT pg_advisory_xact_lock({ALONE})" if alone else _BEGIN
+        begin = f"{_BEGIN}; {_TAKE_TURN}" if alone else _BEGIN
         try:
             run(begin)
         except DatabaseUnavailable:
@@ -153,6 +156,9 @@ class PostgreSQL:
             if not ended:
                 raise
             run(begin)  # its session was ended while nobody used it: nothing is done so far
+
+    def take_turn(self, run: Run) -> None:
+        run(_TAKE_TURN)
 
     def step_rows(self, connection: Connection) -> int:  # noqa: ARG002
         """No application waits for rows that relays change."""

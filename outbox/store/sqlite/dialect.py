@@ -43,6 +43,7 @@ class SQLite:
     """See `outbox.store.dialect.Dialect` for what each of these promises."""
 
     ids_follow_commits = True
+    unless_locked = ""
 
     # -- a statement ----------------------------------------------------------------------------------------------
 
@@ -108,6 +109,9 @@ class SQLite:
         lock.rest(_file_of(connection), last)
         lock.leave_to_writers(_file_of(connection))
         run("BEGIN IMMEDIATE")
+
+    def take_turn(self, run: Run) -> None:
+        """None runs beside it."""
 
     def step_rows(self, connection: Connection) -> int:
         return STEP_ROWS_BESIDE_WRITERS if lock.is_busy(_file_of(connection)) else STEP_ROWS
