@@ -106,7 +106,7 @@ def applied(claim: Claim) -> list[Transition]:
     return [Transition(event, State.DONE, Result.APPLIED) for event in claim.events]
 
 
-def in_threads(*calls: tuple[Callable[..., None], Any]) -> None:
+def in_threads(*calls: tuple[Callable[..., None], Any], limit_s: float = LIMIT_S) -> None:
     """Run them side by side, and raise what one of them raised."""
     raised: list[BaseException] = []
 
@@ -120,6 +120,6 @@ def in_threads(*calls: tuple[Callable[..., None], Any]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(LIMIT_S)
+        thread.join(limit_s)
     assert raised == []
     assert not any(thread.is_alive() for thread in threads), "some do not end"

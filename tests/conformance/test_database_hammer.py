@@ -15,7 +15,7 @@ from outbox.store import claims, outcomes, upkeep
 from outbox.store.models import now_ms
 from outbox.store.store import dialect_of
 from tests.conformance.database import LEASE_MS, Database, applied, claim, in_threads
-from tests.support import FACTOR
+from tests.support import FACTOR, LIMIT_S
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +99,7 @@ def test_hammer_of_claimers_keeps_each_document_in_one_claim_and_in_order(databa
     in_threads(
         *((write, seeds.randrange(10**6) * WRITERS + number) for number in range(WRITERS)),
         *((deliver, seeds.randrange(10**6) * 100 + number) for number in range(CLAIMERS)),
+        limit_s=LIMIT_S * max(1, ROWS / 20_000),
     )
     assert violations(held) == []
     assert sum(len(each.ids) for each in held if each.delivered) == ROWS
