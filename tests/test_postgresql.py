@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -386,13 +387,13 @@ def test_claim_comes_back_to_a_store_whose_connection_was_lost(migrated: Engine)
         end()
         versions.raise_epoch(store, 0, 1)
     assert claims.any_unfinished(store, "contacts")
-    with store.write(durable=True, alone=True):
+    with store.write(durable=True):
         versions.raise_epoch(store, 0, 1)
     assert store.control().epoch == 2
     for alone in (True, False):
         end()
         with store.write(durable=True, alone=alone):  # nobody was using it
-            versions.raise_epoch(store, 0, 1)
+            store.run("UPDATE outbox_control SET epoch = epoch + 1")
     assert store.control().epoch == 4
     outbox.close()
 
@@ -400,35 +401,46 @@ def test_claim_comes_back_to_a_store_whose_connection_was_lost(migrated: Engine)
 WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 
-def test_rows_that_a_relay_is_just_recording_are_not_given_back(migrated: Engine) -> None:
+def _give_back(store: Store) -> None:
+    assert upkeep.reap(store, NOW + 10 * LEASE_MS, LEASE_MS).dead == 0
+
+
+def _raise_epoch(store: Store) -> None:
+    with store.write(durable=True):
+        assert versions.raise_epoch(store, 0, NOW) == 2
+
+
+def _migrate(store: Store) -> None:
+    with store.connection.engine.begin() as connection:
+        dialect_of(connection).migrating(connection)
+        connection.execute(text("LOCK TABLE outbox_events IN ACCESS EXCLUSIVE MODE"))
+
+
+@pytest.mark.parametrize("recorded_first", [True, False])
+@pytest.mark.parametrize("change", [_give_back, _raise_epoch, _migrate])
+def test_who_changes_claims_of_others_or_the_tables_and_who_records_wait_for_each_other(
+    migrated: Engine, change: Callable[[Store], None], recorded_first: bool
+) -> None:
     outbox = Outbox(migrated)
-    recording, other = outbox.store(), outbox.store()
+    recording, changing, claiming = outbox.store(), outbox.store(), outbox.store()
     outbox.index("contacts", "c1", {"a": 1})
     found = claimed(recording)
-    with ThreadPoolExecutor(1) as pool:
-        with other.write(durable=False, alone=True):
-            recorded = pool.submit(outcomes.record, recording, found, applied(found), NOW)
-            until(lambda: other.run(WAITING).scalar_one(), "the relay waits")
-            assert upkeep.reap(other, NOW + 10 * LEASE_MS, LEASE_MS) == upkeep.Reaped(0, 0)
-        assert recorded.result(LIMIT_S) == []
-    assert outbox.counts() == {"pending": 0, "claimed": 0, "done": 1, "dead": 0}
-    outbox.close()
 
+    def waiting(number: int) -> bool:
+        return claiming.run("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar_one() == number
 
-def test_epoch_is_raised_while_a_relay_records(migrated: Engine) -> None:
-    outbox = Outbox(migrated)
-    recording, other = outbox.store(), outbox.store()
-    outbox.index("contacts", "c1", {"a": 1})
-    outbox.index("contacts", "c2", {"a": 1})
-    found, kept = claimed(recording, rows=1), claimed(other, rows=1)
-    with ThreadPoolExecutor(1) as pool:
-        with other.write(durable=False, alone=True):
-            recorded = pool.submit(outcomes.record, recording, found, applied(found), NOW)
-            until(lambda: other.run(WAITING).scalar_one(), "the relay waits")
-            assert versions.raise_epoch(other, 0, NOW) == 2
-        assert recorded.result(LIMIT_S) == []
-    assert outcomes.record(other, kept, applied(kept), NOW) == applied(kept)  # nobody has a claim any more
-    assert outbox.counts() == {"pending": 1, "claimed": 0, "done": 1, "dead": 0}
+    with ThreadPoolExecutor(2) as pool:
+        with claiming.write(durable=False, alone=True):
+            for number, records in enumerate((recorded_first, not recorded_first), start=1):
+                if records:
+                    recorded = pool.submit(outcomes.record, recording, found, applied(found), NOW)
+                else:
+                    changed = pool.submit(change, changing)
+                until(partial(waiting, number), "it waits")
+        changed.result(LIMIT_S)
+        lost = recorded.result(LIMIT_S)
+    assert lost == ([] if recorded_first or change is _migrate else applied(found))
+    assert outbox.counts() == {"pending": len(lost), "claimed": 0, "done": 1 - len(lost), "dead": 0}
     outbox.close()
 
 

@@ -105,10 +105,6 @@ class Dialect(Protocol):
     ids_follow_commits: bool
     """Whether no row is committed after one with a higher id: one transaction writes at a time."""
 
-    unless_locked: str
-    """After a SELECT of rows that are to be changed: without those that another transaction is changing. The others are
-    left to this one."""
-
     # -- a statement ----------------------------------------------------------------------------------------------
 
     def prepared(self, sql: str, parameters: Mapping[str, Any]) -> tuple[str, Any]:
@@ -170,8 +166,12 @@ class Dialect(Protocol):
         """Begin a write transaction, once no application waits to write. `alone`: beside no other transaction that asks
         for it. `last`: the one before it, of this connection."""
 
-    def take_turn(self, run: Run) -> None:
-        """Have a write transaction run beside no other one that asks for it, from here on."""
+    def recording(self, run: Run) -> None:
+        """Note of a write transaction that it changes rows of a claim before it takes its turn."""
+
+    def take_turn(self, run: Run, *, settled: bool) -> None:
+        """Have a write transaction run beside no other one that asks for it, from here on. `settled`: nor beside one
+        that is `recording`; it has changed nothing so far."""
 
     def step_rows(self, connection: Connection) -> int:
         """How many rows one write transaction may change: few where applications have to wait for it."""
@@ -258,7 +258,7 @@ class Dialect(Protocol):
     # -- in the transaction of an application, through its own connection, and as cheap as can be ----------------
 
     def migrating(self, connection: Connection) -> None:
-        """Until the transaction ends no other one migrates the tables, and none writes `alone`."""
+        """Until the transaction ends no other one migrates the tables, none writes `alone`, and none is `recording`."""
 
     def engine_within(self, connection: Connection) -> Engine:
         """An engine over this connection, whose transactions are savepoints where it has one open."""

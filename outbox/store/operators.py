@@ -53,7 +53,7 @@ def advance_epoch(store: Store, above: int, now: int, moves: Iterable[Move] = ()
     Every claim is released. Open reindex jobs fail, and nothing is removed for them: they may have come to their
     end after the backup, so that readers have what they would drop. `moves`: where rows go instead.
     """
-    with store.write(durable=True, alone=True):
+    with store.write(durable=True):
         epoch = versions.raise_epoch(store, above, now)
         store.run("UPDATE outbox_control SET timeline = NULL")  # the next relay notes which it is
         for name, old, new in moves:

@@ -31,6 +31,7 @@ def record(store: Store, claim: Claim, transitions: Sequence[Transition], now: i
         same[transition[1:]].append(transition)
     counts, kept = _counts(transitions, (), now), set[int]()
     with store.write(durable=False):
+        store.dialect.recording(store.run)
         for to, group in same.items():  # nearly all; no claim has to wait for these
             if to[0] is _DONE:
                 kept.update(_move(store, claim.token, group, now))

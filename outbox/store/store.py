@@ -162,11 +162,11 @@ class Store:
         if durable:
             self.flush()
 
-    def take_turn(self) -> None:
-        """Within `write`: from here on it is `alone`, too. Nobody who is may wait for what it has locked before."""
+    def take_turn(self, *, settled: bool = False) -> None:
+        """Within `write`: it is `alone` from here on. `settled`: beside nobody who records, either."""
         if not self._turn:
             asked = time.monotonic()
-            self.dialect.take_turn(self.run)
+            self.dialect.take_turn(self.run, settled=settled)
             self._turn = (asked, time.monotonic())
 
     def in_steps(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -65,12 +65,9 @@ def reap(
     }
     if not _anything_to_reap(store, of_dead, given):
         return Reaped(0, 0)
-    with store.write(durable=False, alone=True):
-        # Not what is just being recorded: who does that has its rows locked, and waits for us to end.
-        forsaken = f"SELECT id FROM outbox_events WHERE {_forsaken(of_dead)} {store.dialect.unless_locked}"
-        given["ids"] = [row[0] for row in store.run(forsaken, given)]
-        ours = f"id {store.dialect.among('ids')}"
-        kills = f"e.{ours} AND e.{of_dead} AND e.error_type = :died AND e.deliveries >= :lone + 2"
+    with store.write(durable=False):
+        store.take_turn(settled=True)  # what is just being recorded is not forsaken
+        kills = f"e.state = 'claimed' AND e.{of_dead} AND e.error_type = :died AND e.deliveries >= :lone + 2"
         failures.record(store, kills, given, became=State.DEAD, error_type=POISON, error=KILLS_ITS_RELAY, now=now)
         poison = store.run(
             "UPDATE outbox_events AS e SET state = 'dead', claim_token = NULL, claimed_by = NULL,"
@@ -84,7 +81,7 @@ def reap(
             "  error_type IN (:unanswered, :died, :poison)) THEN :died ELSE :unanswered END, error_field = NULL,"
             " claimed_by = NULL, lease_expires_at = NULL,"
             " error = 'its relay did not finish it in time, or was killed'"
-            f" WHERE {ours} AND state = 'claimed'",
+            f" WHERE {_forsaken(of_dead)}",
             given,
         ).rowcount
     return Reaped(given_back, poison)

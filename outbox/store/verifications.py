@@ -66,7 +66,7 @@ def raise_above(store: Store, found: int, now: int) -> int | None:
     if epoch < store.control().epoch:
         return None
     if epoch > store.control().epoch or token > EPOCH_STEP // 2:
-        with store.write(durable=True, alone=True):
+        with store.write(durable=True):
             return versions.raise_epoch(store, epoch, now)
     with store.write(durable=True):
         store.dialect.raise_tokens(store.run, token)

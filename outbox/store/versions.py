@@ -61,18 +61,15 @@ def filled_indexes(store: Store) -> dict[str, str]:
 
 
 def raise_epoch(store: Store, above: int, now: int) -> int:
-    """Make the epoch one above `above` and the current one, and release every claim. Inside `write`, alone.
-
-    But for rows that are just being recorded as done: they are, and who records them waits for us to end.
-    """
+    """Make the epoch one above `above` and the current one, and release every claim. Begins what `write` is around."""
+    store.take_turn(settled=True)
     store.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
     epoch = max(store.control().epoch, above) + 1
     store.run("UPDATE outbox_control SET epoch = :epoch", epoch=epoch)
     store.run("UPDATE outbox_indexes SET found = 0 WHERE found <> 0")  # what others have filled is older from now on
     store.run(
         "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"
-        " claimed_by = NULL, lease_expires_at = NULL WHERE id IN"
-        f" (SELECT id FROM outbox_events WHERE state = 'claimed' {store.dialect.unless_locked})",
+        " claimed_by = NULL, lease_expires_at = NULL WHERE state = 'claimed'",
         now=now,
     )
     return epoch

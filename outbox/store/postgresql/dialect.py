@@ -27,6 +27,10 @@ ALONE: Final = 0x6F7574626F78  # "outbox"
 ENDING: Final = ALONE + 1
 """Applications share it for the last moments of a transaction; nobody takes it alone, so that nobody waits."""
 
+RECORDING: Final = ALONE + 2
+"""Shared by those that change rows of their claim and take `ALONE` then. Who changes rows that others have claimed, or
+the tables, takes it before `ALONE`, so that neither has what the other waits for."""
+
 ENDING_WITHIN_S: Final = 5.0
 ENDING_LOOK_S: Final = 0.002
 
@@ -47,6 +51,7 @@ _TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 _BEGIN: Final = "BEGIN; SET LOCAL synchronous_commit = off; SET LOCAL plan_cache_mode = force_generic_plan"
 
 _TAKE_TURN: Final = f"SELECT pg_advisory_xact_lock({ALONE})"
+_TAKE_TURN_SETTLED: Final = f"SELECT pg_advisory_xact_lock({RECORDING}); {_TAKE_TURN}"
 
 # Who has the table open for writing. A prepared transaction has no process, but a lock on its own number.
 _WRITERS: Final = (
@@ -81,7 +86,6 @@ class PostgreSQL:
     """See `outbox.store.dialect.Dialect` for what each of these promises."""
 
     ids_follow_commits = False
-    unless_locked = "FOR UPDATE SKIP LOCKED"
 
     # -- a statement ----------------------------------------------------------------------------------------------
 
@@ -157,8 +161,11 @@ class PostgreSQL:
                 raise
             run(begin)  # its session was ended while nobody used it: nothing is done so far
 
-    def take_turn(self, run: Run) -> None:
-        run(_TAKE_TURN)
+    def recording(self, run: Run) -> None:
+        run(f"SELECT pg_advisory_xact_lock_shared({RECORDING})")
+
+    def take_turn(self, run: Run, *, settled: bool) -> None:
+        run(_TAKE_TURN_SETTLED if settled else _TAKE_TURN)
 
     def step_rows(self, connection: Connection) -> int:  # noqa: ARG002
         """No application waits for rows that relays change."""
@@ -290,7 +297,7 @@ class PostgreSQL:
     # -- in the transaction of an application ---------------------------------------------------------------------
 
     def migrating(self, connection: Connection) -> None:
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ALONE})")
+        connection.exec_driver_sql(_TAKE_TURN_SETTLED)
 
     def engine_within(self, connection: Connection) -> Engine:
         return nested.engine_within(connection)

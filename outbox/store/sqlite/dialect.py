@@ -43,7 +43,6 @@ class SQLite:
     """See `outbox.store.dialect.Dialect` for what each of these promises."""
 
     ids_follow_commits = True
-    unless_locked = ""
 
     # -- a statement ----------------------------------------------------------------------------------------------
 
@@ -110,7 +109,10 @@ class SQLite:
         lock.leave_to_writers(_file_of(connection))
         run("BEGIN IMMEDIATE")
 
-    def take_turn(self, run: Run) -> None:
+    def recording(self, run: Run) -> None:
+        """None runs beside it."""
+
+    def take_turn(self, run: Run, *, settled: bool) -> None:
         """None runs beside it."""
 
     def step_rows(self, connection: Connection) -> int:
