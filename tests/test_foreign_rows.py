@@ -41,6 +41,7 @@ def test_payloads_that_cannot_be_sent_die_alone(outbox: Outbox, place: Place) ->
 LATIN_1 = "CAST(x'4dfc' AS TEXT)"
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     ("column", "text"),
     [
@@ -65,6 +66,7 @@ def test_row_that_names_its_document_by_no_text_dies_alone(
     destination.close()
 
 
+@pytest.mark.sqlite
 def test_rows_without_text_are_found_however_many_are_pending(
     outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +79,7 @@ def test_rows_without_text_are_found_however_many_are_pending(
     destination.close()
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("form", ["TEXT", "BLOB"])
 def test_document_in_latin_1_dies_alone_and_can_be_looked_at(outbox: Outbox, place: Place, form: str) -> None:
     good, bad = outbox.index("contacts", "good", {"n": 1}), outbox.put_raw("contacts", "bad", "{}")
@@ -88,6 +91,7 @@ def test_document_in_latin_1_dies_alone_and_can_be_looked_at(outbox: Outbox, pla
     assert [row["id"] for row in outbox.store().events()] == [good, bad]
 
 
+@pytest.mark.sqlite
 def test_row_whose_time_or_size_is_no_number_is_delivered(outbox: Outbox, place: Place) -> None:
     values = ["created_at = CURRENT_TIMESTAMP", "created_at = 1.5", "attempts = 'none'", "deliveries = 1.5"]
     values += ["deliveries = 'few'", "document_bytes = 'many'", "available_at = 'now'"]

@@ -6,8 +6,21 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import Computed, Engine, ForeignKey, Text, bindparam, delete, event, func, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import (
+    Computed,
+    Engine,
+    ForeignKey,
+    Identity,
+    Text,
+    bindparam,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 from outbox import EntityRegistry, InvalidName, OutboxRepository
@@ -28,8 +41,8 @@ class Author(Base):
 
 class Page(Base):
     __tablename__ = "pages"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    slug: Mapped[str] = mapped_column(Text(collation="NOCASE"), unique=True)
+    id: Mapped[int] = mapped_column(Identity(start=100), primary_key=True)
+    slug: Mapped[str] = mapped_column(Text(collation="NOCASE").with_variant(Text(), "postgresql"), unique=True)
     title: Mapped[str]
     hidden: Mapped[str] = mapped_column(default="")
     tenant: Mapped[str] = mapped_column(default="t1")
@@ -154,6 +167,12 @@ def _orphan(session: Session) -> None:
     session.flush()
 
 
+def _upsert(session: Session) -> None:
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    inserted = dialect.insert(Page).values(id=7, slug="a", title="new")
+    session.execute(inserted.on_conflict_do_update(index_elements=["slug"], set_={"title": "newer"}))
+
+
 CHANGES: dict[str, Callable[[Session], object]] = {
     "set": lambda session: _set(session, 1, slug="new"),
     "set in another case": lambda session: _set(session, 1, slug="A"),
@@ -181,11 +200,7 @@ CHANGES: dict[str, Callable[[Session], object]] = {
     ),
     "update the path": lambda session: session.execute(update(Author).values(name=Author.name + "!")),
     "delete all": lambda session: session.execute(delete(Page)),
-    "upsert": lambda session: session.execute(
-        upsert(Page)
-        .values(id=7, slug="a", title="new")
-        .on_conflict_do_update(index_elements=["slug"], set_={"title": "newer"})
-    ),
+    "upsert": _upsert,
 }
 
 

@@ -162,3 +162,6 @@ DERIVED: Final[dict[str, tuple[dict[str, Any], list[Any]]]] = {
     "words": (TEXT, []),
 }
 """Each field: its derived mapping, and values that are delivered with it."""
+
+ON_POSTGRESQL: Final[dict[str, list[Any]]] = {"small": [-(2**15), 2**15 - 1], "whole": [-(2**30), 2**30 - 1]}
+"""The values of fields whose columns hold less there."""

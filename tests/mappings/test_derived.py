@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.orm import sessionmaker
 
 from outbox import ConfigurationError, DerivedMappings, EntityRegistry, check
-from tests.mappings.models import DERIVED, KEYWORD, TEXT, Base, Cat, Dog, Owner, Part, Thing
+from tests.mappings.models import DERIVED, KEYWORD, ON_POSTGRESQL, TEXT, Base, Cat, Dog, Owner, Part, Thing
 from tests.support.outbox import Outbox
 from tests.support.places import Place
 
@@ -106,6 +106,8 @@ def test_every_value_that_the_database_takes_is_delivered(outbox: Outbox, place:
     registry.add(Thing, index="things", fields=fields, tenant="tenant", mappings="derived")
     sessions = registry.capture(sessionmaker(outbox.engine))
     columns = {name: values for name, (_, values) in DERIVED.items() if values}
+    if outbox.engine.dialect.name == "postgresql":
+        columns |= ON_POSTGRESQL
     rows = [
         {name: value for name, value in zip(columns, row, strict=True) if value is not None}
         for row in zip_longest(*columns.values())
