@@ -175,6 +175,8 @@ class Rebuilt(RuleBasedStateMachine):
         self.reading.then = [partial(self._change_between, *each) for each in between]
         job = self.job
         chosen = Selection("contacts", (), in_place=in_place, keep_old=keep_old and not in_place)
+        if job is None and jobs.kept_index(self.world.store, "contacts"):
+            self._all_awake()  # whoever removes an index waits for claims that knew it
         reindexer = self.world.reindexer()
         self.steps = reindexer.resume(job) if job else reindexer.run(reindexed(self.world, chosen))
         self.reindex_takes_steps(1)
@@ -197,7 +199,7 @@ class Rebuilt(RuleBasedStateMachine):
             if self.steps is None:
                 return
             if (job := self.job) is not None and job.state != "running":
-                self._all_awake()  # whoever removes an index waits for claims that knew it
+                self._all_awake()  # as above
             try:
                 next(self.steps)
             except StopIteration:
