@@ -188,7 +188,8 @@ def _delete(doing: Doing) -> None:
 
 
 def _change_key(doing: Doing) -> None:
-    if (found := doing.found) is not None:
+    """Not of a row with a part in another table: without a cascade in the database that part stays behind."""
+    if (found := doing.found) is not None and not doing.model.in_parts:
         for name, part in doing.key(doing.step.to).items():
             setattr(found, name, part)
         doing.session.flush()
