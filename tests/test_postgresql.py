@@ -427,7 +427,7 @@ def test_who_changes_claims_of_others_or_the_tables_and_who_records_wait_for_eac
     found = claimed(recording)
 
     def waiting(number: int) -> bool:
-        return claiming.run("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar_one() == number
+        return claiming.run(WAITING).scalar_one() == number
 
     with ThreadPoolExecutor(2) as pool:
         with claiming.write(durable=False, alone=True):
