@@ -20,9 +20,13 @@ HERE = Path(__file__).parent
 
 @contextlib.contextmanager
 def node(console: Console, product: str = "elasticsearch", *, own_core: bool = False) -> Iterator[str]:
-    """The address of the given node, or of one that `bin/PRODUCT` runs meanwhile (`own_core`: on the last core)."""
+    """The address of the given node, or of one that `bin/PRODUCT` runs meanwhile.
+
+    `own_core`: always one that runs meanwhile, on the last core.
+    """
     names = [f"OUTBOX_{product.upper()}_URL", *(["ELASTICSEARCH_URL"] if product == "elasticsearch" else [])]
-    if given := next(filter(None, map(os.environ.get, names)), None):
+    given = next(filter(None, map(os.environ.get, names)), None)
+    if given and not own_core:
         yield given
         return
     port = free_port()
