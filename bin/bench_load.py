@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from outbox.store.models import EPOCH_STEP
 
 BATCH = 1_000
+AGAIN: dict[str, Any] = {"max_retries": 10, "retry_on_status": (429,)}
 INDEX = "bench"
 COMMAND = Path(sys.executable).with_name("outbox-relay")
 console = Console()
@@ -51,12 +52,12 @@ def documents(number: int, seed: int = 7) -> list[tuple[str, dict[str, Any]]]:
 
 
 def client_of(url: str, product: str = "elasticsearch", connections: int = 10) -> Any:
-    """The product's official client."""
+    """The product's official client, which sends again what a node takes no more of at the moment."""
     if product == "opensearch":
         from opensearchpy import OpenSearch  # not above: an extra
 
-        return OpenSearch([url], pool_maxsize=connections, max_retries=0, timeout=60)
-    return Elasticsearch(url, connections_per_node=connections, max_retries=0, request_timeout=60)
+        return OpenSearch([url], pool_maxsize=connections, timeout=60, **AGAIN)
+    return Elasticsearch(url, connections_per_node=connections, request_timeout=60, **AGAIN)
 
 
 def fresh_index(url: str, name: str = INDEX, product: str = "elasticsearch", **settings: Any) -> None:
@@ -93,12 +94,10 @@ def raw(url: str, bodies: list[bytes], connections: int, product: str = "elastic
                 return
             client.bulk(body=body, filter_path="errors")
 
-    threads = [threading.Thread(target=send) for _ in range(connections)]
     start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(connections) as threads:
+        for each in [threads.submit(send) for _ in range(connections)]:
+            each.result()
     took = time.perf_counter() - start
     client.close()
     return took
