@@ -35,7 +35,7 @@ RELAYS = (1, 2, 4, 8)
 
 
 @click.command()
-@click.option("--rows", default=100_000, show_default=True, help="How many are drained each time.")
+@click.option("--rows", default=400_000, show_default=True, help="How many are drained each time.")
 @click.option("--finished", default=0, show_default=True, help="Rows that were finished before.")
 @click.option("--rounds", default=3, show_default=True)
 @as_json
