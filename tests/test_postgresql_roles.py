@@ -14,7 +14,7 @@ from sqlalchemy import URL, Engine, create_engine, insert, update
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import EntityRegistry, OutboxRepository, schema
+from outbox import EntityRegistry, OutboxRepository, schema, triggers
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store.models import VERSION_TABLE, metadata
 from outbox.store.postgresql.ddl import PRESENCE, TOKENS
@@ -127,6 +127,32 @@ def test_application_writes_what_the_relay_delivers_and_operators_look_after(
     with closing(EmbeddedDestination(tmp_path / "search.db")) as destination:
         assert destination.read("contacts", ["1", "3"])["3"].source == {"name": "Grace", "tenantId": "t1"}
         assert set(destination.read("notes", ["n1", "n2", "n3"])) == {"n1", "n2"}
+
+
+@pytest.mark.slow
+def test_application_writes_and_the_relay_looks_after_triggers_that_the_owner_has_installed(
+    application: Engine, url: URL, tmp_path: Path
+) -> None:
+    owner = create_engine(url)
+    with owner.begin() as connection:
+        triggers.install(connection, registry)
+    with Sessions(bind=application) as session:
+        session.add(Contact(id=1, tenant_id="t1", name="Ada"))
+        session.flush()
+        session.execute(insert(Contact), [{"id": 2, "tenant_id": "t1", "name": "Grace"}])
+        session.commit()
+    run(url, tmp_path, "run", "--drain")
+    assert "as the registry says" in run(url, tmp_path, "check")
+    with owner.begin() as connection:
+        triggers.remove(connection)
+        triggers.install(connection, registry)
+    owner.dispose()
+    with application.begin() as connection:  # by any program
+        connection.exec_driver_sql("UPDATE contacts SET name = 'Hopper' WHERE id = 2")
+    run(url, tmp_path, "run", "--drain")
+    with closing(EmbeddedDestination(tmp_path / "search.db")) as destination:
+        found = destination.read("contacts", ["1", "2"])
+    assert {id_: each.source["name"] for id_, each in found.items() if each.source} == {"1": "Ada", "2": "Hopper"}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from outbox.entities.entity import Entity
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, in_one_line
 from outbox.triggers import postgresql, sqlite
-from outbox.triggers.trigger import VIEW, Language, Stored, Trigger, lines_of, view
+from outbox.triggers.trigger import VIEW, Language, Stored, Trigger, lines_of
 
 _LANGUAGES: Final[dict[str, Language]] = {"sqlite": sqlite, "postgresql": postgresql}
 
@@ -49,7 +49,8 @@ class Executes(Protocol):
 def create_sql(registry: EntityRegistry, dialect: str = "sqlite") -> list[str]:
     """The statements that make all triggers of a registry anew, whether or not they are there. `dialect`: "sqlite" or
     "postgresql"."""
-    return _create_sql(_language(dialect).triggers_of(registry, None))
+    language = _language(dialect)
+    return _create_sql(language, language.triggers_of(registry, None))
 
 
 def drop_sql(registry: EntityRegistry, dialect: str = "sqlite") -> list[str]:
@@ -60,7 +61,8 @@ def drop_sql(registry: EntityRegistry, dialect: str = "sqlite") -> list[str]:
 def create(target: Executes, registry: EntityRegistry) -> None:
     """Make all triggers of a registry anew, through a connection or Alembic's `op` (offline: into its script)."""
     dialect, connection = _reached_by(target)
-    _execute(target, _create_sql(_language(dialect).triggers_of(registry, connection)))
+    language = _language(dialect)
+    _execute(target, _create_sql(language, language.triggers_of(registry, connection)))
 
 
 def drop(target: Executes, registry: EntityRegistry) -> None:
@@ -68,8 +70,8 @@ def drop(target: Executes, registry: EntityRegistry) -> None:
     _execute(target, drop_sql(registry, _reached_by(target)[0]))
 
 
-def _create_sql(made: Sequence[Trigger]) -> list[str]:
-    return [*_drop_sql(made), *(statement for each in made for statement in each.create), view(made)]
+def _create_sql(language: Language, made: Sequence[Trigger]) -> list[str]:
+    return [*_drop_sql(made), *(statement for each in made for statement in each.create), *language.view(made)]
 
 
 def _drop_sql(made: Sequence[Trigger]) -> list[str]:
@@ -127,7 +129,7 @@ def install(connection: Connection, registry: EntityRegistry) -> list[Standing]:
         )
         _execute(connection, (step for each in lacking for step in each.create))
         if language.listed(connection) != lines_of(made):
-            _execute(connection, [f"DROP VIEW IF EXISTS {VIEW}", view(made)])
+            _execute(connection, [f"DROP VIEW IF EXISTS {VIEW}", *language.view(made)])
     except DBAPIError as error:
         remedy = "create the tables of the application first"
         if "on view" in str(error.orig) or "is a view" in str(error.orig):

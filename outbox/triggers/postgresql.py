@@ -40,6 +40,7 @@ from outbox.triggers.trigger import (
     statements_of,
     text_literal,
     unused,
+    view_of,
 )
 
 MARK: Final = "outbox-relay "
@@ -360,6 +361,14 @@ def listed(connection: Connection, /) -> list[Listed] | None:
         return None
     found = connection.exec_driver_sql(f"SELECT name, table_name, entity FROM {VIEW}")
     return [(name, table, entity) for name, table, entity in found]
+
+
+def view(made: Sequence[Trigger], /) -> list[str]:
+    """See `Language.view`. Captured sessions read it as the application's role, and `check` as the relay's.
+
+    What it says stands in `pg_trigger` as well, which everybody may read.
+    """
+    return [view_of(made), f"GRANT SELECT ON {VIEW} TO PUBLIC"]
 
 
 def leftovers(connection: Connection, /) -> list[str]:

@@ -34,6 +34,7 @@ from outbox.triggers.trigger import (
     statements_of,
     text_literal,
     unused,
+    view_of,
 )
 
 MARK: Final = "/* outbox-relay "
@@ -161,6 +162,11 @@ def listed(connection: Connection, /) -> list[Listed] | None:
     if VIEW not in [name for name, _, _ in _named_like_ours(connection, "view")]:
         return None
     return [tuple(line) for line in connection.exec_driver_sql(f"SELECT name, table_name, entity FROM {VIEW}")]
+
+
+def view(made: Sequence[Trigger], /) -> list[str]:
+    """See `Language.view`."""
+    return [view_of(made)]
 
 
 def leftovers(_connection: Connection, /) -> list[str]:

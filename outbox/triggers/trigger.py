@@ -60,6 +60,9 @@ class Language(Protocol):
     def listed(self, connection: Connection, /) -> list[Listed] | None:
         """What the view lists; None: there is no view."""
 
+    def view(self, made: Sequence[Trigger], /) -> list[str]:
+        """Statements that make the view which lists what was installed, where there is none. Every role may read it."""
+
     def leftovers(self, connection: Connection, /) -> list[str]:
         """Statements that remove what triggers of ours have left behind, once these are gone."""
 
@@ -174,7 +177,7 @@ def lines_of(made: Sequence[Trigger]) -> list[Listed]:
     return [(each.name, each.table, each.entity) for each in made]
 
 
-def view(made: Sequence[Trigger]) -> str:
+def view_of(made: Sequence[Trigger]) -> str:
     """The statement that makes the view which lists what was installed."""
     lines = [f"({', '.join(map(text_literal, line))})" for line in lines_of(made)]
     values = f"VALUES {', '.join(lines)}" if lines else "SELECT NULL, NULL, NULL WHERE 1 = 0"
