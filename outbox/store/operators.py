@@ -53,9 +53,10 @@ def advance_epoch(store: Store, above: int, now: int, moves: Iterable[Move] = ()
     Every claim is released. Open reindex jobs fail, and nothing is removed for them: they may have come to their
     end after the backup, so that readers have what they would drop. `moves`: where rows go instead.
     """
+    timeline = store.dialect.timeline(store.run)
     with store.write(durable=True):
         epoch = versions.raise_epoch(store, above, now)
-        store.run("UPDATE outbox_control SET timeline = NULL")  # the next relay notes which it is
+        store.run("UPDATE outbox_control SET timeline = :timeline", timeline=timeline)
         for name, old, new in moves:
             given = {"name": name, "old": old, "new": new}
             store.run("DELETE FROM outbox_indexes WHERE index_name = :name AND physical_index = :new", given)

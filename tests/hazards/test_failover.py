@@ -53,3 +53,20 @@ def test_relay_ends_after_a_failover_and_none_starts_before_the_epoch_is_advance
     assert relays.call("run", "--drain").stderr.endswith("1 done, 0 dead\n")
     assert place.documents("contacts") == {"c1": {"name": "Ada"}, "c2": {"name": "Grace"}}
     assert "failover" not in relays.call("check").stdout
+
+
+def test_second_failover_is_noticed_although_no_relay_has_started_since_the_first(
+    server: Postgres, outbox: Outbox, relays: Relays, place: EmbeddedPlace
+) -> None:
+    outbox.index("contacts", "c1", {"name": "Ada"})
+    assert relays.call("run", "--drain").returncode == 0
+    server.copy()
+    server.fail_over()
+    assert relays.call("epoch", "advance", "--yes").returncode == 0
+    server.copy()
+    server.fail_over()
+    outbox.index("contacts", "c1", {"name": "Grace"})
+    refused = relays.call("run", "--drain")
+    assert refused.returncode == 2
+    assert "the server is on timeline 00000003 now, versions were drawn on 00000002" in refused.stderr
+    assert place.get("contacts", "c1") == {"name": "Ada"}
