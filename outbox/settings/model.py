@@ -170,7 +170,7 @@ class Settings(WriteSettings):
         5_000_000, ge=0, le=10**12, description="rows in outbox_events, finished ones too, at which it warns; 0: never"
     )
     warn_wal_bytes: int = Field(
-        500_000_000, ge=0, le=10**15, description="bytes of the database's write-ahead log at which it warns; 0: never"
+        500_000_000, ge=0, le=10**15, description="bytes of SQLite's write-ahead log at which it warns; 0: never"
     )
 
     # Reindex
