@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from outbox import OutboxRepository, schema
@@ -51,6 +53,19 @@ def engine(url: URL) -> Iterator[Engine]:
 def migrated(engine: Engine) -> Engine:
     assert schema.upgrade(engine) == (None, schema.head())
     return engine
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_application_with_async_sessions_migrates_at_each_of_its_starts(url: URL, driver: str) -> None:
+    async def start() -> tuple[str | None, str]:
+        engine = create_async_engine(url.set(drivername=f"postgresql+{driver}"))
+        async with engine.connect() as connection:
+            made = await connection.run_sync(lambda sync: schema.upgrade(sync.engine))
+        await engine.dispose()
+        return made
+
+    assert asyncio.run(start()) == (None, schema.head())
+    assert asyncio.run(start()) == (schema.head(), schema.head())
 
 
 class Commands:

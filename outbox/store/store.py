@@ -359,8 +359,7 @@ def revision_of(connection: Connection) -> str | None:
     """The revision that the tables are at; None where there are none, or other migrations made them."""
     if not connection.dialect.has_table(connection, VERSION_TABLE):
         return None
-    asked = f"SELECT version_num FROM {VERSION_TABLE}"
-    revision: str | None = _carried_out(dialect_of(connection), connection, asked, {}).scalar_one_or_none()
+    revision: str | None = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar_one_or_none()
     return revision
 
 

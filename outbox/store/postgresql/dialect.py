@@ -297,7 +297,8 @@ class PostgreSQL:
     # -- in the transaction of an application ---------------------------------------------------------------------
 
     def migrating(self, connection: Connection) -> None:
-        connection.exec_driver_sql(_TAKE_TURN_SETTLED)
+        for lock in (RECORDING, ALONE):  # one by one: asyncpg takes no two statements at once
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
 
     def engine_within(self, connection: Connection) -> Engine:
         return nested.engine_within(connection)
