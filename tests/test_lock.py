@@ -257,6 +257,14 @@ def test_lock_of_a_session_with_changes_is_refused(engine: Engine) -> None:
             sqlite.lock(session)
 
 
+def test_lock_of_a_session_of_another_database_is_refused_with_what_to_do_there() -> None:
+    with (
+        Session(create_engine("postgresql+psycopg://nowhere/shop")) as session,
+        pytest.raises(ConfigurationError, match=r"speaks postgresql: read the rows .*with_for_update\(\)"),
+    ):
+        sqlite.lock(session)
+
+
 def test_asyncio_takes_the_lock_at_the_first_write(path: Path, other: sqlite3.Connection) -> None:
     async def work() -> None:
         async_engine = create_async_engine(f"sqlite+aiosqlite:///{path}")

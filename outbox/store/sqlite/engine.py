@@ -143,12 +143,17 @@ def lock(session: Session | scoped_session[Any]) -> None:
 
     What is read from here on stays as it is until the transaction ends. For documents that are built by hand from rows:
     what was read before the lock can be older than the row that is written. Waits as long as `prepare` said.
-    Raises `ConfigurationError` if the session has changes that are not flushed: what they were based on may be old;
-    `InvalidInput` for what is no session.
+    Raises `ConfigurationError` if the session has changes that are not flushed: what they were based on may be old; and
+    for a session of another database. `InvalidInput` for what is no session.
     """
     require_session(session, "sqlite.lock", "sqlite.lock(session)")
     if isinstance(session, scoped_session):
         session = session()
+    if (name := session.get_bind().dialect.name) != "sqlite":
+        raise ConfigurationError(
+            f"sqlite.lock(session) takes the write lock of SQLite, and this session speaks {name}: read the rows that "
+            "it decides by with select(…).with_for_update()"
+        )
     if session.new or session.dirty or session.deleted:
         raise ConfigurationError(
             "sqlite.lock(session) forgets what the session has read, and it has changes that are not flushed: call it "
