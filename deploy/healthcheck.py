@@ -12,7 +12,7 @@ MOST_SILENT_S = 60.0  # at least
 answer = subprocess.run(["outbox-relay", "status", "--json"], capture_output=True, text=True, check=False)
 if answer.returncode:
     sys.exit(answer.stderr.strip() or "outbox-relay status failed")
-most_silent = max(MOST_SILENT_S, MISSED * float(os.environ.get("OUTBOX_HEARTBEAT_INTERVAL", 5)))
+most_silent = max(MOST_SILENT_S, MISSED * float(os.environ.get("OUTBOX_HEARTBEAT_INTERVAL") or 5))
 here = [relay for relay in json.loads(answer.stdout)["relays"] if relay["host"] == socket.gethostname()]
 silent = min((relay["silent_seconds"] for relay in here), default=None)
 if silent is None or silent > most_silent:
