@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     ColumnElement,
     Enum,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     not_,
     or_,
     tuple_,
+    type_coerce,
 )
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.compiler import compiles
@@ -289,11 +291,17 @@ def id_text_of(tenancy: Tenancy, document_id: str) -> str | None:
 
 def among(columns: Sequence[Any], wanted: Sequence[tuple[Any, ...]]) -> ColumnElement[bool]:
     """Rows with one of these keys, in SQL."""
-    if len(columns) == 1:
-        condition: ColumnElement[bool] = columns[0].in_([identity[0] for identity in wanted])
+    compared = [wide(column) for column in columns]
+    if len(compared) == 1:
+        condition: ColumnElement[bool] = compared[0].in_([identity[0] for identity in wanted])
     else:
-        condition = tuple_(*columns).in_(wanted)
+        condition = tuple_(*compared).in_(wanted)
     return condition
+
+
+def wide(column: Any) -> ColumnElement[Any]:
+    """A column to be compared with integers of any size: PostgreSQL refuses those that are too large for its type."""
+    return type_coerce(column, BigInteger) if isinstance(column.type, Integer) else column
 
 
 def portions(

@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Final
 
@@ -100,7 +100,10 @@ class Reindexer:
         presence = self._store.presence.hold("reindex", taken.lease_token or "")
         to_relays = False
         try:
-            yield from _run(work)
+            with closing(_run(work)) as steps:
+                for progress in steps:
+                    presence.keep()
+                    yield progress
         except (LeftToRelays, DatabaseUnavailable, SchemaError):  # not given up on purpose
             to_relays = True
             raise
@@ -206,7 +209,7 @@ class Reindexer:
                 return candidate
 
 
-def _run(work: Work) -> Iterator[Progress]:
+def _run(work: Work) -> Generator[Progress, None, None]:
     """Step after step, until the job has ended. Raises `ReindexFailed` if it fails or was cancelled."""
     try:
         while work.job.state == JobState.RUNNING:

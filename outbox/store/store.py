@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError, in_one_line
 from outbox.store.dialect import Dialect, Hold, Presence, Sizes
@@ -402,7 +402,8 @@ def _carried_out(dialect: Dialect, connection: Connection, sql: str, given: Mapp
         failed = DBAPIError.instance(
             statement, parameters, error, known.loaded_dbapi.Error, hide_parameters=hidden, dialect=known
         )
-        if (lost or isinstance(failed, OperationalError)) and not dialect.is_row_fault(error):
+        # Internal to PostgreSQL is e.g. that a server takes no writes at present: a full disk, a standby.
+        if (lost or isinstance(failed, OperationalError | InternalError)) and not dialect.is_row_fault(error):
             dialect.explain(failed, connection)
             raise DatabaseUnavailable(f"database: {in_one_line(failed.orig)}") from failed
         raise failed from error

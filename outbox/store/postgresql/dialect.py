@@ -51,7 +51,12 @@ _TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 _BEGIN: Final = "BEGIN; SET LOCAL synchronous_commit = off; SET LOCAL plan_cache_mode = force_generic_plan"
 
 _TAKE_TURN: Final = f"SELECT pg_advisory_xact_lock({ALONE})"
-_TAKE_TURN_SETTLED: Final = f"SELECT pg_advisory_xact_lock({RECORDING}); {_TAKE_TURN}"
+_SETTLED: Final = f"SELECT pg_advisory_xact_lock({RECORDING})"
+_TAKE_TURN_SETTLED: Final = f"{_SETTLED}; {_TAKE_TURN}"
+
+# One by one: asyncpg takes no several at once. The first for engines of applications: with a snapshot of its own, one
+# that has waited would not see the tables that another has just made.
+_MIGRATING: Final = ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", _SETTLED, _TAKE_TURN)
 
 # Who has the table open for writing. A prepared transaction has no process, but a lock on its own number.
 _WRITERS: Final = (
@@ -285,8 +290,9 @@ class PostgreSQL:
     def mend_numbers(self, run: Run, now: int) -> None:
         """None needs it."""
 
-    def is_row_fault(self, error: BaseException | None) -> bool:  # noqa: ARG002
-        return False
+    def is_row_fault(self, error: BaseException | None) -> bool:
+        """A value that server, driver or an expression cannot deal with."""
+        return any(each.__name__ == "DataError" for each in type(error).__mro__)  # of whichever driver
 
     def explain(self, error: DBAPIError, connection: Connection) -> None:
         """The server's own words say it."""
@@ -297,8 +303,8 @@ class PostgreSQL:
     # -- in the transaction of an application ---------------------------------------------------------------------
 
     def migrating(self, connection: Connection) -> None:
-        for lock in (RECORDING, ALONE):  # one by one: asyncpg takes no two statements at once
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
+        for statement in _MIGRATING:
+            connection.exec_driver_sql(statement)
 
     def engine_within(self, connection: Connection) -> Engine:
         return nested.engine_within(connection)

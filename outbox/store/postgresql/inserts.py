@@ -59,11 +59,7 @@ def insert(connection: Connection, rows: Sequence[Row], contents: Sequence[str] 
     if not rows:
         return range(0)
     with _running(connection) as run:
-        if _commits_each_statement(connection):
-            raise ConfigurationError(
-                "the session is in AUTOCOMMIT: each statement is committed by itself, so that a change and its outbox "
-                "row are not written together; use a session with transactions"
-            )
+        _refuse_autocommit(connection)
         if len(rows) == 1:
             ((id_,),) = run(_ONE_WITH_DOCUMENT if contents else _ONE, (*rows[0], *contents))
             return (id_,)
@@ -75,6 +71,7 @@ def insert(connection: Connection, rows: Sequence[Row], contents: Sequence[str] 
 
 def insert_selected(connection: Connection, statement: Insert, parameters: Mapping[str, Any]) -> Sequence[int]:
     """See `Dialect.insert_selected`."""
+    _refuse_autocommit(connection)
     return sorted(connection.execute(statement.returning(models.events.c.id), parameters).scalars())
 
 
@@ -131,10 +128,16 @@ def _numbered(sql: str) -> str:
     return first + "".join(f"${number}{other}" for number, other in enumerate(others, start=1))
 
 
-def _commits_each_statement(connection: Connection) -> bool:
-    """Whether the driver begins no transaction, and the session has begun none by itself."""
+def _refuse_autocommit(connection: Connection) -> None:
+    """Raises `ConfigurationError` where the driver begins no transaction, and the session has begun none by itself."""
     driver: Any = connection.connection.driver_connection
     if connection.dialect.driver == "asyncpg":
         adapted: Any = connection.connection.dbapi_connection
-        return adapted.isolation_level == "autocommit" and not driver.is_in_transaction()
-    return bool(driver.autocommit) and driver.info.transaction_status.name == "IDLE"
+        alone = adapted.isolation_level == "autocommit" and not driver.is_in_transaction()
+    else:
+        alone = driver.autocommit and driver.info.transaction_status.name == "IDLE"
+    if alone:
+        raise ConfigurationError(
+            "the session is in AUTOCOMMIT: each statement is committed by itself, so that a change and its outbox "
+            "row are not written together; use a session with transactions"
+        )

@@ -22,8 +22,9 @@ from outbox.errors import DatabaseUnavailable, in_one_line
 from outbox.store.dialect import Name
 from outbox.store.postgresql.ddl import PRESENCE
 
-# Of a process, within a schema: applications may have locks of their own.
-_KEY: Final = "hashtextextended(format('outbox-relay %s %s %s', current_schema(), CAST(:kind AS TEXT), {name}), 0)"
+# Of a process, for these tables, whatever the role of a session calls them: applications may have locks of their own.
+_TABLES: Final = f"(SELECT relnamespace FROM pg_class WHERE oid = CAST('{PRESENCE}' AS regclass))"
+_KEY: Final = f"hashtextextended(format('outbox-relay %s %s %s', {_TABLES}, CAST(:kind AS TEXT), {{name}}), 0)"
 _LOCKS: Final = (
     "SELECT 1 FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted"
     " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
