@@ -103,6 +103,16 @@ AWAY = [
         {"type": "security_exception", "reason": "current license is non-compliant for [inference]"},
         id="license",
     ),
+    pytest.param(
+        409,
+        {"type": "status_exception", "reason": "Trained model deployment [my-elser] is not allocated to any nodes"},
+        id="deployment without a node",
+    ),
+    pytest.param(
+        409,
+        {"type": "status_exception", "reason": "Model [my-elser] must be deployed to use. Please deploy with …"},
+        id="deployment stopped",
+    ),
 ]
 
 
@@ -143,6 +153,31 @@ def test_inference_that_takes_no_more_at_present_pauses_its_index_alone(
     relay.run_once(now)
     assert (outbox.state(row), outbox.row(row)["attempts"]) == ("pending", 0)
     assert [(breaker["scope"], breaker["index"]) for breaker in relay.breakers()] == [("index", "articles")]
+
+
+def test_conflict_that_is_none_of_versions_is_tried_again(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    row = outbox.index("articles", "a1", {"body": "one"})
+    why = "the model is being moved"
+    proxy.on(bulk, answering(409, {"type": "status_exception", "reason": why}))
+    relay, now = outbox.relay(destination, max_retries=0), now_ms()
+    relay.run_once(now)
+    assert (outbox.state(row), outbox.row(row)["attempts"]) == ("pending", 0)
+    proxy.clear()
+    while relay.run_once(now + MINUTE):
+        pass
+    assert node.documents("articles") == {"a1": {"body": "one"}}
+
+
+def test_refused_document_that_speaks_of_an_alias_is_its_own_fault(
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
+) -> None:
+    row = outbox.index("articles", "a1", {"aliases": 40_000 * "a"})
+    why = 'Document contains at least one immense term in field="aliases" (whose UTF8 encoding is longer …'
+    proxy.on(bulk, answering(400, {"type": "illegal_argument_exception", "reason": why}))
+    outbox.drain(destination)
+    assert (outbox.state(row), outbox.row(row)["error_type"]) == ("dead", "illegal_argument_exception")
 
 
 def test_document_whose_text_is_no_text_is_its_own_fault(

@@ -124,7 +124,7 @@ class ClusterDestination:
                 return None
             readers = self._cluster.request("GET", path_to(name, "_alias"), accept=(404,))
         except FAILURES as error:
-            return outcomes.unavailable(error)
+            return outcomes.not_looked_up(error)
         leads_to = sorted(readers.body) if readers.status != 404 else ()
         return misled.outcome(name, target, exists=found.status != 404, readers=leads_to)
 
@@ -181,14 +181,16 @@ class ClusterDestination:
         with failing_as(what):
             status = self._status()
             # Not `GET /`: a node of the core alone has no such page.
-            nodes = self._cluster.request("GET", "/_nodes/_local", filter_path="nodes.*.version").body
+            nodes = self._cluster.request("GET", "/_nodes/_local", accept=(403,), filter_path="nodes.*.version").body
         if not isinstance(status, dict) or not isinstance(nodes, dict):
             raise DestinationError(f"{what}: {shortened(status)} is not an answer of {product.title}")
         versions = [node.get("version", "?") for node in nodes.get("nodes", {}).values()]
         return Health(product.name, versions[0] if versions else "?", status.get("status", "?"))
 
     def _status(self) -> Any:
-        return self._cluster.request("GET", "/_cluster/health", filter_path="status").body
+        """A user without the right `monitor` is answered, too."""
+        answer = self._cluster.request("GET", "/_cluster/health", accept=(403,), filter_path="status")
+        return {} if answer.status == 403 and isinstance(answer.body, dict) else answer.body
 
     def inspect_index(self, name: str, target: str) -> IndexFacts:
         return indexes.inspect(self._cluster, name, target)

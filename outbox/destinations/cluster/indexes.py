@@ -111,16 +111,23 @@ def refresh(cluster: Cluster, name: str) -> None:
 
 
 def swap(cluster: Cluster, name: str, old: str | None, new: str, *, adopt: bool) -> None:
-    """Lead `name` to `new` instead of `old`, in one step; `adopt`: remove the index `old` in it."""
+    """Lead `name`, and all other aliases of `old` as they are, to `new` instead, in one step; `adopt`: remove the index
+    `old` in it."""
     what = f"alias {name} cannot be moved from {old or 'nothing'} to {new}"
-    added: dict[str, Any] = {"add": {"index": new, "alias": name}}
-    removed: dict[str, Any] = {"remove": {"index": old, "alias": name, "must_exist": True}}
-    if adopt:
-        removed = {"remove_index": {"index": old}}
+    aliases: dict[str, Mapping[str, Any]] = {name: {}}
     with failing_as(what):
-        if old is None and (leads_to := _find(cluster, name)):
-            raise DestinationError(f"{what}: it leads to {leads_to}")
-        cluster.request("POST", "/_aliases", {"actions": [added] if old is None else [removed, added]})
+        if old is None:
+            if leads_to := _find(cluster, name):
+                raise DestinationError(f"{what}: it leads to {leads_to}")
+        else:
+            found = cluster.request("GET", path_to(old, "_alias"), accept=(404,)).body
+            aliases |= found.get(old, {}).get("aliases", {})
+        actions: list[dict[str, Any]] = [{"remove_index": {"index": old}}] if adopt else []
+        for alias, given in aliases.items():
+            if old and not adopt:
+                actions.append({"remove": {"index": old, "alias": alias, "must_exist": True}})
+            actions.append({"add": {**given, "index": new, "alias": alias}})
+        cluster.request("POST", "/_aliases", {"actions": actions})
 
 
 def drop(cluster: Cluster, target: str) -> None:

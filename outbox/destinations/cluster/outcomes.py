@@ -59,19 +59,22 @@ _AWAY = re.compile(
     r"(Exception when running|Error loading inference for) inference id \["
     r"|Inference (id|service) \[[^]]*\] not found for field \["
     r"|pipeline with id \[[^]]*\] does not exist"
-    r"|Pipeline processor configured for non-existent pipeline \[",
+    r"|Pipeline processor configured for non-existent pipeline \["
+    r"|(Trained )?model (deployment )?\[[^]]*\] (is not allocated|is \[?STOPPING|must be deployed)",
     re.IGNORECASE,
 )
 
 TOO_MANY: Final = 429  # more than there is memory for, or threads; smaller requests may pass
-_NOT_NOW = frozenset({TOO_MANY, 502, 503, 504})
+_NOT_NOW = frozenset({409, TOO_MANY, 502, 503, 504})
 _TOO_LARGE_OR_MALFORMED = frozenset({400, 413})
 
 # One error type for many faults: only its text tells a document's from an index's.
 _VAGUE = "illegal_argument_exception"
-_OF_AN_INDEX = re.compile(r"\b(alias|write index|index \[)", re.IGNORECASE)
+# How it begins: what a document says may be quoted later.
+_OF_AN_INDEX = re.compile(r"(no write index|alias \[|index \[)", re.IGNORECASE)
 _OF_A_DOCUMENT = re.compile(r"\b(field|fields|mapper|mapping|_id|term|object|malformed content)\b", re.IGNORECASE)
 
+_VERSION_CONFLICT = "version_conflict_engine_exception"  # what a pipeline calls a conflict is none of versions
 _CURRENT_VERSION = re.compile(r".*\bcurrent version \[(\d+)\]", re.DOTALL)  # the last one: the _id comes before it
 
 APPLIED: Final = Outcome(OutcomeKind.APPLIED)
@@ -104,7 +107,7 @@ def of_item(operation: Operation, item: Any) -> Outcome:
     if error is None and (status in (200, 201) or (status == 404 and operation.document is None)):
         return APPLIED
     error_type, reason = type_and_reason(error if isinstance(error, dict) else {"type": f"http_{status}"})
-    if status == 409:
+    if error_type == _VERSION_CONFLICT:
         current = _CURRENT_VERSION.search(reason)
         return Outcome(OutcomeKind.CONFLICT, error_type, reason, int(current[1]) if current else None)
     return Outcome(_kind(status, error_type, reason), error_type, reason)
@@ -119,7 +122,7 @@ def _kind(status: Any, error_type: str, reason: str) -> OutcomeKind:
     if error_type == _INFERENCE or _AWAY.match(reason):  # 429 too: it says nothing about the cluster
         return OutcomeKind.BLOCKED
     if status == 400 and error_type == _VAGUE:
-        if _OF_AN_INDEX.search(reason):
+        if _OF_AN_INDEX.match(reason):
             return OutcomeKind.BLOCKED
         if _OF_A_DOCUMENT.search(reason):
             return OutcomeKind.REJECTED
@@ -146,6 +149,13 @@ def unavailable(error: Exception) -> Outcome:
         return Outcome(refused, f"http_{error.status}", describe(error))
     kind = error.kind if isinstance(error, Unanswered) else type(error).__name__
     return Outcome(OutcomeKind.UNAVAILABLE, kind, describe(error))
+
+
+def not_looked_up(error: Exception) -> Outcome:
+    """What a failed look at one index means for its rows: a right that is missing there says nothing of others."""
+    found = unavailable(error)
+    refused = isinstance(error, Refused) and error.status == 403
+    return found._replace(kind=OutcomeKind.BLOCKED) if refused else found
 
 
 def patched(operation: Operation, found: Any, kept: Kept) -> Operation | Outcome:
