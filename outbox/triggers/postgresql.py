@@ -237,8 +237,8 @@ def _for_each_statement(table: Table, operation: str, statements: Sequence[State
     lines = []
     for each in statements:
         row = NEW if isinstance(each, Refused) else each.row
-        # `IS NOT NULL` would be true of no row with an empty column.
-        there = [f"NOT ({row} IS NULL)", _changed(each.columns)] if each.columns is not None else []
+        # `IS NOT NULL` would be true of no row with an empty column; a bare `new` may be the name of one.
+        there = [f"NOT ({row}.* IS NULL)", _changed(each.columns)] if each.columns is not None else []
         where = f"\nWHERE {' AND '.join(there)}" if there else ""
         if isinstance(each, Refused):
             refused = f"CROSS JOIN LATERAL (\n{compiled(_refused_rows(each))}\n) AS refused"

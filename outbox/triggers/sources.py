@@ -232,7 +232,7 @@ def _linked(link: Link, mapper: Mapper[Any], table: Table, compiled: Compiled) -
 
     def by_path(row: str) -> Select[Any]:
         draft = compiled(_through(link, mapper, table, equated, row, list(table.c)))
-        used = [column for column in table.c if f"{REPLACED}.{quoted(column.name)}" in draft]
+        used = [column for column in table.c if any(f"{REPLACED}.{name}" in draft for name in _spellings(column))]
         return _through(link, mapper, table, equated, row, used)
 
     return Source(
@@ -242,6 +242,11 @@ def _linked(link: Link, mapper: Mapper[Any], table: Table, compiled: Compiled) -
         _in_order(table, places),
         by_path if link.path else by_columns,
     )
+
+
+def _spellings(column: Column[Any]) -> tuple[str, str]:
+    """Which of them a database takes depends on the words that it knows."""
+    return column.name, sqlite.dialect().identifier_preparer.quote_identifier(column.name)
 
 
 def _through(

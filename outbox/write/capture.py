@@ -22,7 +22,7 @@ from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, Result, event
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import InstanceState, ORMExecuteState, Session, UOWTransaction
+from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, UOWTransaction
 from sqlalchemy.orm.attributes import instance_state
 
 from outbox.entities.entity import Entity
@@ -211,13 +211,23 @@ class Flush:
                     moving.setdefault(own.entity, []).append(state.key[1])
                 for link in plan.links:
                     linked.setdefault(link, []).append(state.key[1])
+        self._lock(moving, linked)
         for entity, identities in moving.items():
-            lock_rows(self._session, entity.mapper, identities)
             self.places += places_of(self._session, entity, identities)
             self.looked.update((entity, identity) for identity in identities)
         for link, identities in linked.items():
-            lock_rows(self._session, link.target, identities)
             self.places += dependents_of(self._session, link, identities)
+
+    def _lock(self, moving: Mapping[Entity, list[Identity]], linked: Mapping[Link, list[Identity]]) -> None:
+        """Rows of all tables in one order: sessions that lock each other's rows would end in a deadlock otherwise."""
+        rows: dict[Mapper[Any], list[Identity]] = {}
+        for mapper, identities in (
+            *((entity.mapper, each) for entity, each in moving.items()),
+            *((link.target, each) for link, each in linked.items()),
+        ):
+            rows.setdefault(mapper, []).extend(identities)
+        for mapper in sorted(rows, key=lambda mapper: (str(mapper.base_mapper.local_table), str(mapper.local_table))):
+            lock_rows(self._session, mapper, rows[mapper])
 
     def note(self, context: UOWTransaction) -> None:
         """After it, a row for each document that is another one now."""

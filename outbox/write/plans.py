@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sqlalchemy import Insert, Text, bindparam, insert, inspect, literal, select, tuple_
+from sqlalchemy import BigInteger, Insert, Text, bindparam, insert, inspect, literal, select, tuple_
 from sqlalchemy.orm import Mapper, RelationshipProperty
 
 from outbox.entities.entity import Entity
@@ -194,7 +194,7 @@ def _insert_of(link: Link) -> Insert:
         "action": literal(Action.REFRESH.value, Text),
         "entity": literal(link.entity.name, Text),
         "document_bytes": literal(0),
-        "created_at": bindparam("created_at"),
+        "created_at": bindparam("created_at", type_=BigInteger),  # what has no type is text behind DISTINCT
     }
     noted = select(models.events.c.index_name, models.events.c.document_id).where(
         models.events.c.id >= bindparam("since"), models.events.c.entity == link.entity.name, IsOwn()

@@ -19,6 +19,42 @@ from tests.triggers.world import ADA, Account, Contact, Person, World, World_, r
 pytestmark = pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 
 
+# -- names ------------------------------------------------------------------------------------------------------
+
+
+class Names(DeclarativeBase):
+    pass
+
+
+class Translation(Names):
+    __tablename__ = "translations"
+    key: Mapped[str] = mapped_column(primary_key=True)  # a word that SQLite has a use for, and PostgreSQL has not
+    text: Mapped[str]
+
+
+class Product(Names):
+    __tablename__ = "products"
+    user: Mapped[int] = mapped_column(primary_key=True)  # and one the other way round
+    new: Mapped[bool]
+    old: Mapped[bool | None]
+    title_key: Mapped[str | None] = mapped_column(ForeignKey("translations.key"))
+    title: Mapped[Translation | None] = relationship()
+
+
+def test_columns_with_the_names_of_something_else_are_followed(engine: Engine) -> None:
+    Names.metadata.create_all(engine)
+    registry = EntityRegistry()
+    registry.add(Product, index="products", fields=["new", "old", "title.text"])
+    made = World(engine, registry)
+    made.run("INSERT INTO translations VALUES ('t1', 'Lamp')")
+    product = ("products", "1")
+    assert made.run("""INSERT INTO products ("user", new, title_key) VALUES (1, true, 't1')""") == [product]
+    assert made.run("UPDATE products SET new = false, old = true") == [product]
+    assert made.run("UPDATE products SET new = false") == []
+    assert made.run("UPDATE translations SET text = 'Lantern'") == [product]
+    assert made.run("DELETE FROM products") == [product]
+
+
 # -- statements -------------------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,26 @@ def test_capture_learns_of_triggers_that_come_and_go(database: Engine) -> None:
             assert rows_of_one_contact(session) == 1
 
 
+def test_table_that_takes_the_place_of_the_one_with_triggers_is_noticed_by_the_next_flush(database: Engine) -> None:
+    if not on_postgresql(database):
+        pytest.skip("SQLite counts each change of its schema")
+    registry = registered(Contact)
+    sessions = registry.capture(sessionmaker(database))
+    with database.begin() as connection:
+        triggers.install(connection, registry)
+        connection.execute(text("CREATE TABLE contacts_new (LIKE contacts INCLUDING ALL)"))
+    number = select(func.count()).select_from(text("outbox_events"))
+    with sessions.begin() as session:
+        session.add(Contact(id=1, name="Ada"))
+    with database.begin() as connection:
+        connection.execute(text("ALTER TABLE contacts RENAME TO contacts_old"))
+        connection.execute(text("ALTER TABLE contacts_new RENAME TO contacts"))
+    with sessions.begin() as session:
+        session.add(Contact(id=2, name="Grace"))
+    with sessions() as session:
+        assert session.scalar(number) == 2
+
+
 def test_triggers_that_others_install_and_remove_are_noticed_by_the_next_flush(database: Engine) -> None:
     registry = registered(Contact)
     sessions = registry.capture(sessionmaker(database))

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from outbox import EntityRegistry, OutboxRepository
 from outbox.errors import ConfigurationError
 from outbox.store.store import Store
-from tests.write.models import Base, Contact
+from tests.write.models import Account, Base, Contact
 
 Work = Callable[[AsyncEngine, async_sessionmaker[AsyncSession]], Awaitable[None]]
 
@@ -26,7 +26,7 @@ def engine(postgresql_engine: Engine) -> Engine:
 def written_by(engine: Engine, work: Work) -> list[str]:
     """The rows that come in while it works with such an engine, and captured sessions of it, as `action index/_id`."""
     registry = EntityRegistry()
-    registry.add(Contact, index="contacts", fields=["name"])
+    registry.add(Contact, index="contacts", fields=["name", "account.name"])
 
     async def working() -> None:
         made = create_async_engine(engine.url.set(drivername="postgresql+asyncpg"))
@@ -82,6 +82,19 @@ def test_what_a_session_changes_is_noted_objects_statements_and_savepoints_alike
 
     ids = [1, 2, 1, 3, 4, 3, 4, 2]
     assert written_by(engine, write) == [f"refresh contacts/{id_}" for id_ in ids]
+
+
+def test_change_of_what_documents_are_made_of_is_noted_for_each_of_them(engine: Engine) -> None:
+    async def write(_engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession]) -> None:
+        async with sessions.begin() as session:
+            account = Account(id=1, name="Acme")
+            session.add_all(Contact(id=n, name="Ada", account=account) for n in (1, 2))
+        async with sessions.begin() as session:
+            (await session.get_one(Account, 1)).name = "Acme Ltd"
+        async with sessions.begin() as session:
+            await session.execute(update(Account).values(name="Acme"))
+
+    assert written_by(engine, write) == [f"refresh contacts/{id_}" for id_ in (1, 2, 1, 2, 1, 2)]
 
 
 def test_session_that_commits_each_statement_by_itself_is_refused(engine: Engine) -> None:

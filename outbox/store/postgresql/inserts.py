@@ -43,7 +43,9 @@ SCHEMA: Final = (
     " (SELECT max(oid)::bigint FROM pg_class),"
     # One within the other, so that each is found by its index, whatever PostgreSQL knows of their numbers.
     " (SELECT coalesce(sum(p.xmin::text::bigint"
-    " + (SELECT coalesce(sum((SELECT t.xmin::text::bigint FROM pg_trigger AS t WHERE t.oid = d.objid)), 0)"
+    " + (SELECT coalesce(sum((SELECT t.xmin::text::bigint"
+    " + (SELECT c.xmin::text::bigint FROM pg_class AS c WHERE c.oid = t.tgrelid)"  # its table may have another name now
+    " FROM pg_trigger AS t WHERE t.oid = d.objid)), 0)"
     " FROM pg_depend AS d WHERE d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid"
     " AND d.classid = 'pg_trigger'::regclass)), 0)"
     " FROM pg_proc AS p WHERE p.proname LIKE 'outbox\\_%')"
