@@ -121,6 +121,8 @@ def swap(cluster: Cluster, name: str, old: str | None, new: str, *, adopt: bool)
                 raise DestinationError(f"{what}: it leads to {leads_to}")
         else:
             found = cluster.request("GET", path_to(old, "_alias"), accept=(404,)).body
+            if not isinstance(found, dict):
+                raise DestinationError(f"{what}: {cluster.product.title} does not answer {shortened(found)}")
             aliases |= found.get(old, {}).get("aliases", {})
         actions: list[dict[str, Any]] = [{"remove_index": {"index": old}}] if adopt else []
         for alias, given in aliases.items():
