@@ -84,20 +84,10 @@ def prepared(contents: list[tuple[str, dict[str, Any]]], name: str = INDEX) -> l
 def raw(url: str, bodies: list[bytes], connections: int, product: str = "elasticsearch") -> float:
     """Seconds that prepared `_bulk` requests take over so many connections."""
     client = client_of(url, product, connections)
-    waiting = list(reversed(bodies))
-
-    def send() -> None:
-        while True:
-            try:
-                body = waiting.pop()
-            except IndexError:
-                return
-            client.bulk(body=body, filter_path="errors")
-
     start = time.perf_counter()
     with ThreadPoolExecutor(connections) as threads:
-        for each in [threads.submit(send) for _ in range(connections)]:
-            each.result()
+        for _ in threads.map(lambda body: client.bulk(body=body, filter_path="errors"), bodies):
+            pass
     took = time.perf_counter() - start
     client.close()
     return took

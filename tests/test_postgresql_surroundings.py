@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, Engine, ForeignKey, create_engine, make_url, text
+from sqlalchemy import URL, Engine, ForeignKey, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 from sqlalchemy.pool import NullPool
 
@@ -53,21 +53,15 @@ registry.capture(Sessions)
 
 
 @pytest.fixture
-def url(postgres: Postgres) -> Iterator[URL]:
-    """A database with the tables of outbox and application."""
-    with postgres.database() as made:
-        owner = create_engine(made)
-        Base.metadata.create_all(owner)
-        owner.dispose()
-        yield made
+def engine(postgresql_engine: Engine) -> Engine:
+    """That of an application."""
+    Base.metadata.create_all(postgresql_engine)
+    return postgresql_engine
 
 
 @pytest.fixture
-def engine(url: URL) -> Iterator[Engine]:
-    """That of an application."""
-    made = create_engine(url)
-    yield made
-    made.dispose()
+def url(engine: Engine) -> URL:
+    return engine.url
 
 
 @pytest.fixture
@@ -251,7 +245,7 @@ def test_column_of_another_type_blocks_no_relay_that_has_read_it_before(
 
 def test_process_is_alive_for_roles_that_have_other_search_paths(url: URL) -> None:
     administer(url, "CREATE SCHEMA other")
-    one, other = prepared(url), prepared(make_url(str(url)).set(query={"options": "-c search_path=other,public"}))
+    one, other = prepared(url), prepared(url.set(query={"options": "-c search_path=other,public"}))
     held = dialect_of(one).presence(one).hold("relay", 7)
     try:
         assert dialect_of(other).presence(other).live("relay", [7]) == [7]

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, func, select, tuple_
-from sqlalchemy.exc import DBAPIError, NotSupportedError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from outbox.entities.entity import Entity
@@ -99,7 +99,7 @@ def load_places(
 
 def count(connection: Connection, entity: Entity, part: Part) -> int:
     """How many rows an entity has, also those that have no document. Raises `DatabaseUnavailable`."""
-    with _or_unavailable(connection, entity):
+    with _or_unavailable(entity):
         return int(connection.execute(part.of(entity, entity.rows(select(func.count())))).scalar_one())
 
 
@@ -109,7 +109,7 @@ def tenants(connection: Connection, entity: Entity, limit: int | None = None) ->
     if tenant is None:
         return []
     statement = entity.rows(select(tenant)).where(tenant.is_not(None)).distinct().order_by(tenant)
-    with _or_unavailable(connection, entity):
+    with _or_unavailable(entity):
         return [row[0] for row in connection.execute(statement.limit(limit))]
 
 
@@ -121,7 +121,7 @@ def identities(
     One short read for each page: a long one would keep the write-ahead log from being taken up.
     """
     statement = _after(entity, entity.rows(select(*entity.id_columns)), after)
-    with _or_unavailable(connection, entity):
+    with _or_unavailable(entity):
         return [tuple(row) for row in connection.execute(part.of(entity, statement).limit(limit))]
 
 
@@ -214,7 +214,7 @@ def _tenants_of(
     width = len(entity.id_key)
     columns = [*entity.id_columns, *([entity.column(entity.tenant)] if entity.tenant else [])]
     for part in portions(wanted, len(entity.id_key)):
-        with _or_unavailable(connection, entity):
+        with _or_unavailable(entity):
             rows = connection.execute(entity.rows(select(*columns)).where(among(entity.id_columns, part))).all()
         for row in rows:
             found[row[:width]] = entity.tenant_text(row[width]) if entity.tenant else None
@@ -288,21 +288,19 @@ def _at(place: tuple[str, str], found: Found | None) -> Loaded:
     return found.document
 
 
-def _unavailable(connection: Connection, entity: Entity, error: DBAPIError) -> DatabaseUnavailable:
-    if isinstance(error, NotSupportedError):  # PostgreSQL refuses the plan that a session has, once a column is altered
-        connection.invalidate(error)
+def _unavailable(entity: Entity, error: DBAPIError) -> DatabaseUnavailable:
     return DatabaseUnavailable(f"entity {entity.name!r} cannot be loaded: {error.orig}")
 
 
 def _refuse_if_unavailable(connection: Connection, entity: Entity, error: Exception) -> None:
     """Raises `DatabaseUnavailable` for a failure of the database: one of a row is that row's alone."""
     if isinstance(error, DBAPIError) and not dialect_of(connection).is_row_fault(error.orig):
-        raise _unavailable(connection, entity, error) from error
+        raise _unavailable(entity, error) from error
 
 
 @contextmanager
-def _or_unavailable(connection: Connection, entity: Entity) -> Iterator[None]:
+def _or_unavailable(entity: Entity) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise _unavailable(connection, entity, error) from error
+        raise _unavailable(entity, error) from error

@@ -49,8 +49,7 @@ class Executes(Protocol):
 def create_sql(registry: EntityRegistry, dialect: str = "sqlite") -> list[str]:
     """The statements that make all triggers of a registry anew, whether or not they are there. `dialect`: "sqlite" or
     "postgresql"."""
-    language = _language(dialect)
-    return _create_sql(language, language.triggers_of(registry, None))
+    return _create_sql(dialect, registry, None)
 
 
 def drop_sql(registry: EntityRegistry, dialect: str = "sqlite") -> list[str]:
@@ -61,8 +60,7 @@ def drop_sql(registry: EntityRegistry, dialect: str = "sqlite") -> list[str]:
 def create(target: Executes, registry: EntityRegistry) -> None:
     """Make all triggers of a registry anew, through a connection or Alembic's `op` (offline: into its script)."""
     dialect, connection = _reached_by(target)
-    language = _language(dialect)
-    _execute(target, _create_sql(language, language.triggers_of(registry, connection)))
+    _execute(target, _create_sql(dialect, registry, connection))
 
 
 def drop(target: Executes, registry: EntityRegistry) -> None:
@@ -70,7 +68,9 @@ def drop(target: Executes, registry: EntityRegistry) -> None:
     _execute(target, drop_sql(registry, _reached_by(target)[0]))
 
 
-def _create_sql(language: Language, made: Sequence[Trigger]) -> list[str]:
+def _create_sql(dialect: str, registry: EntityRegistry, connection: Connection | None) -> list[str]:
+    language = _language(dialect)
+    made = language.triggers_of(registry, connection)
     return [*_drop_sql(made), *(statement for each in made for statement in each.create), *language.view(made)]
 
 

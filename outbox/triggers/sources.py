@@ -41,7 +41,8 @@ NEW, OLD, REPLACED = "NEW", "OLD", "standing"
 """The row of a table that a statement is about: as it is now, as it was, or one that REPLACE is about to remove."""
 
 # As SQLite has it; PostgreSQL takes any word behind the name of a row.
-quoted: Final = sqlite.dialect().identifier_preparer.quote
+_PREPARER: Final = sqlite.dialect().identifier_preparer
+quoted: Final = _PREPARER.quote
 
 Compiled = Callable[[Any], str]
 """What writes a statement in the SQL of a database, its values in it."""
@@ -246,7 +247,7 @@ def _linked(link: Link, mapper: Mapper[Any], table: Table, compiled: Compiled) -
 
 def _spellings(column: Column[Any]) -> tuple[str, str]:
     """Which of them a database takes depends on the words that it knows."""
-    return column.name, sqlite.dialect().identifier_preparer.quote_identifier(column.name)
+    return column.name, _PREPARER.quote_identifier(column.name)
 
 
 def _through(

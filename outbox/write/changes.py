@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Connection, Engine, Insert, Table, inspect, select
+from sqlalchemy import ColumnElement, Connection, Engine, Insert, Table, inspect, select
 from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, Session
 
 from outbox.entities.entity import Entity
@@ -211,9 +211,11 @@ def dependents_of(session: Session, link: Link, identities: Sequence[Identity]) 
     ]
 
 
-def key_names(mapper: Mapper[Any]) -> list[str]:
-    """The attributes of the primary key."""
-    return [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+def key_names(mapper: Mapper[Any], columns: Iterable[ColumnElement[Any]] | None = None) -> list[str]:
+    """The attributes of the primary key, or of `columns` that are one."""
+    return [
+        mapper.get_property_by_column(column).key for column in (mapper.primary_key if columns is None else columns)
+    ]
 
 
 def _portions(mapper: Mapper[Any], identities: Sequence[Identity]) -> Iterable[Sequence[Identity]]:

@@ -198,11 +198,9 @@ def _targets(state: ORMExecuteState, mapper: Mapper[Any], connection: Connection
 def _with_keys(state: ORMExecuteState, mapper: Mapper[Any]) -> tuple[list[Identity], Result[Any]]:
     """Carry out an `insert()` or `update()` that returns the primary keys too; its caller sees nothing of them."""
     statement: Any = state.statement
-    columns = mapper.primary_key
-    if state.is_update and mapper.local_table is not mapper.base_mapper.local_table:
-        # It returns columns of its own table alone, which may call the key otherwise than the base does.
-        columns = tuple(mapper.local_table.primary_key)
-    names = [mapper.get_property_by_column(column).key for column in columns]
+    # An update returns columns of its own table alone, which may call the key otherwise than the base does.
+    is_of_a_part = state.is_update and mapper.local_table is not mapper.base_mapper.local_table
+    names = key_names(mapper, mapper.local_table.primary_key if is_of_a_part else None)
     keys = [getattr(mapper.class_, name).label(f"outbox_key_{at}") for at, name in enumerate(names)]
     result = state.invoke_statement(statement=statement.returning(*keys))
     own = len(result.keys()) - len(keys)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, ExceptionContext, event
 
 from outbox.store.postgresql import pooler
 
@@ -38,6 +38,9 @@ CONNECTING: Final = {
 """A server that is gone is noticed within half a minute, too. What the URL says goes first."""
 
 
+_FEATURE_NOT_SUPPORTED: Final = "0A000"
+
+
 def prepare(engine: Engine, address: str) -> None:
     """See `outbox.store.dialect.Dialect.prepare`. `address`: of the database, for people."""
 
@@ -56,3 +59,9 @@ def prepare(engine: Engine, address: str) -> None:
             connected.close()
             raise pooler.refusal(address)
         return connected
+
+    @event.listens_for(engine, "handle_error")
+    def on_error(context: ExceptionContext) -> None:
+        """A session's plan of a statement is refused once a column has another type: a new session makes another."""
+        if getattr(context.original_exception, "sqlstate", None) == _FEATURE_NOT_SUPPORTED:
+            context.is_disconnect = True
