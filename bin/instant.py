@@ -25,7 +25,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = self.path.partition("?")[0].strip("/").split("/")
-        answer = {parts[0]: {"aliases": {parts[0].rpartition("-")[0]: {}}}} if parts[1:] == ["_alias"] else {}
+        index = {"aliases": {parts[0].rpartition("-")[0]: {}}, "settings": {"index": {"gc_deletes": "24h"}}}
+        answer = {parts[0]: index} if parts[1:] in ([], ["_alias"]) else {}
         self._answer(json.dumps(answer).encode())
 
     def do_PUT(self) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from outbox.cli import main
 from outbox.destinations.cluster.destination import ClusterDestination
 from outbox.store import operators
 from outbox.store.models import now_ms
-from tests.support.node import Node, destination_to
+from tests.support.node import TESTED, Node, destination_to
 from tests.support.outbox import Outbox
 from tests.support.proxy import FaultProxy, Request, hold
 from tests.support.relays import Relays, until
@@ -254,6 +256,44 @@ def test_missing_index_is_not_created_anew_behind_its_alias(
     fresh.close()
     assert [outbox.state(row) for row in [*rows, flowing]] == ["pending", "pending", "done"]
     assert node.indexes() == ["deals-000001"]
+
+
+def test_index_that_the_cluster_made_anew_is_as_good_as_missing(
+    outbox: Outbox, proxy: FaultProxy, node: Node, destination: ClusterDestination
+) -> None:
+    node.request("PUT", "/contacts", {"mappings": {"properties": {"name": {"type": "keyword"}}}})
+    outbox.index("contacts", "c1", {"name": "Ada"})
+    outbox.drain(destination)
+    node.request("DELETE", "/contacts")
+    unseen = outbox.index("contacts", "c2", {"name": "Ada"})  # before the relay looks again
+    outbox.drain(destination)
+    assert outbox.state(unseen) == "done"
+    fresh = destination_to(proxy.url, request_timeout=30)
+    row, flowing = outbox.index("contacts", "c3", {"name": "Ada"}), outbox.index("deals", "d1", {})
+    relay = outbox.relay(fresh)
+    while relay.run_once():
+        pass
+    assert (outbox.state(row), outbox.state(flowing)) == ("pending", "done")
+    (breaker,) = relay.breakers()
+    assert "contacts has no setting index.gc_deletes: it was deleted, and made anew" in breaker["reason"]
+    fresh.close()
+
+
+def test_index_that_somebody_made_in_place_of_a_lost_one_is_prepared_when_rows_are_sent_there(
+    outbox: Outbox, node: Node, destination: ClusterDestination
+) -> None:
+    outbox.index("contacts", "c1", {})
+    outbox.drain(destination)
+    node.request("DELETE", "/contacts-000001")
+    node.request("PUT", "/contacts-by-hand", {"aliases": {"contacts": {}}})
+    row = outbox.index("contacts", "c2", {})
+    told = CliRunner().invoke(
+        main, ["epoch", "advance", "--yes", "--database-url", outbox.url], env=TESTED.settings(node.url)
+    )
+    assert "rows of index contacts go to contacts-by-hand now" in told.stdout
+    outbox.drain(destination)
+    assert outbox.state(row) == "done"
+    assert set(node.documents("contacts")) == {"c2"}
 
 
 def test_alias_on_two_indexes_is_blocked_and_said(outbox: Outbox, destination: ClusterDestination, node: Node) -> None:

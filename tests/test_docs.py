@@ -22,7 +22,14 @@ from outbox.admin.screens import api as screens
 from outbox.cli import main
 from outbox.cli.look import default_text
 from outbox.destinations import destination_of
-from outbox.destinations.base import DOCUMENT_MISSING, FAILURE_STORE, ILLEGAL_DOCUMENT, SOURCE_MISSING, OutcomeKind
+from outbox.destinations.base import (
+    DOCUMENT_MISSING,
+    FAILURE_STORE,
+    ILLEGAL_DOCUMENT,
+    NOT_IN_THE_INDEX,
+    SOURCE_MISSING,
+    OutcomeKind,
+)
 from outbox.relay.load import UNKNOWN_ENTITY
 from outbox.settings import Settings, load, variable
 from outbox.store import models
@@ -162,7 +169,8 @@ def test_outcome_without_documentation(kind: OutcomeKind) -> None:
 
 ERROR_TYPES = {
     *(models.UNANSWERED, models.RELAY_DIED, models.POISON, models.OVERTAKEN, models.UNEXPLAINED),
-    *(models.ILLEGAL_TEXT, DOCUMENT_MISSING, SOURCE_MISSING, ILLEGAL_DOCUMENT, FAILURE_STORE, UNKNOWN_ENTITY),
+    *(models.ILLEGAL_TEXT, DOCUMENT_MISSING, SOURCE_MISSING, ILLEGAL_DOCUMENT, FAILURE_STORE, NOT_IN_THE_INDEX),
+    UNKNOWN_ENTITY,
     *re.findall(r'LoadFailed\("(\w+)"', "".join(SOURCES.values())),
     *re.findall(r'OutcomeKind\.\w+,\s+"(\w+)"', SOURCES["relay/load.py"]),
 }

@@ -49,3 +49,31 @@ def test_index_that_the_user_may_not_see_holds_up_no_other(
     assert (outbox.state(earlier), outbox.state(row), outbox.state(neighbour)) == ("done", "pending", "done")
     assert [(breaker["scope"], breaker["index"]) for breaker in relay.breakers()] == [("index", "secrets")]
     assert node.documents("contacts") == {"c1": {"name": "Ada"}}
+
+
+def test_user_who_may_not_read_holds_up_nothing_but_partial_updates(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    for index in ("contacts", "secrets"):
+        outbox.index(index, "1", {"name": "Ada"})
+    outbox.drain(destination)
+    proxy.on(lambda request: request.path.startswith("/_mget"), reply(403, UNAUTHORIZED))
+    row, neighbour = outbox.update("secrets", "1", {"name": "Grace"}), outbox.index("contacts", "1", {"name": "Grace"})
+    relay = outbox.relay(destination)
+    while relay.run_once():
+        pass
+    assert (outbox.state(row), outbox.state(neighbour)) == ("pending", "done")
+    assert [(breaker["scope"], breaker["index"]) for breaker in relay.breakers()] == [("index", "secrets")]
+
+
+def test_index_that_cannot_be_looked_at_holds_up_no_partial_update_of_another(
+    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+) -> None:
+    for index in ("contacts", "secrets"):
+        outbox.index(index, "1", {"name": "Ada"})
+    outbox.drain(destination)
+    proxy.on(lambda request: request.path.startswith("/secrets-000001?include_defaults"), reply(403, UNAUTHORIZED))
+    row, neighbour = (outbox.update(index, "1", {"name": "Grace"}) for index in ("secrets", "contacts"))
+    outbox.drain(destination)
+    assert (outbox.state(row), outbox.state(neighbour)) == ("pending", "done")
+    assert node.documents("contacts") == {"1": {"name": "Grace"}}

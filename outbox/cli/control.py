@@ -93,6 +93,8 @@ def advance(yes: bool, database_url: str | None) -> None:
         try:
             destination.health()  # fails if it is away, even when there is no index to ask for
             found, moves = _indexes(store, destination)
+            for move in moves:
+                destination.ensure_index(move.name)  # else rows would wait: somebody else has made it
             met = [
                 version
                 for name, ids in conflicts.unexplained_documents(store, MOST_MET).items()

@@ -66,6 +66,9 @@ SOURCE_MISSING: Final = "source_missing"
 FAILURE_STORE: Final = "failure_store"
 """Error type of a document that a data stream has put aside instead of taking it."""
 
+NOT_IN_THE_INDEX: Final = "not_in_the_index"
+"""Error type of a document that a pipeline of the index dropped, or made another one of."""
+
 MAX_ID_BYTES: Final = 512
 
 _LF, _CR = b"\n\r"  # as numbers, which are found by memchr: in 20 times less time than as bytes

@@ -27,3 +27,13 @@ def outcome(name: str, target: str, *, exists: bool, readers: Sequence[str]) -> 
         return Outcome(OutcomeKind.BLOCKED, "index_not_found_exception", f"index {target} is missing: {what}")
     why = f"alias {name} does not point to index {target}: {what}"
     return Outcome(OutcomeKind.BLOCKED, "alias_not_found_exception", why)
+
+
+def made_anew(target: str, gc_deletes: str) -> Outcome:
+    """What becomes of rows of an index that has not got the setting that every index gets when it is prepared."""
+    why = (
+        f"index {target} has no setting index.gc_deletes: it was deleted, and made anew by the cluster without its "
+        f"mappings; {REBUILD}. If only the setting was removed, put it back: "
+        f'PUT {target}/_settings {{"index.gc_deletes": "{gc_deletes}"}}'
+    )
+    return Outcome(OutcomeKind.BLOCKED, "index_not_found_exception", why)

@@ -58,6 +58,12 @@ OUR_OWN: Final = (
         "that, then retry",
     ),
     Remedy(
+        ("not_in_the_index",),
+        "tried again, then dead",
+        "a pipeline of the index dropped the document, or put it into another index or under another id: correct the "
+        "pipeline, then retry; what an index is not to hold, the `when` of its entity says",
+    ),
+    Remedy(
         ("http_400", "http_413"),
         "dead",
         "refused as a request of its own, e.g. larger than the cluster takes: make the document smaller, then discard "

@@ -47,7 +47,8 @@ class MemoryCluster(FaultProxy):
         if request.method == "PUT" and len(parts) == 1:
             self._aliases[parts[0]] = next(iter(body.get("aliases", {parts[0]: {}})))
         if request.method == "GET" and parts[0] in self._aliases and len(parts) == 1:
-            return 200, {parts[0]: {"mappings": {}}}
+            settings = {"index": {"gc_deletes": "24h"}}
+            return 200, {parts[0]: {"aliases": {self._aliases[parts[0]]: {}}, "mappings": {}, "settings": settings}}
         return 200, {"status": "green", "acknowledged": True}
 
     def _found(self, index: str, document_id: str) -> dict[str, Any]:

@@ -6,12 +6,12 @@ conflict and the 404 of a delete as errors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 
-from outbox.destinations.base import Operation, Outcome, fitting, weight
+from outbox.destinations.base import Operation, Outcome, OutcomeKind, fitting, weight
 from outbox.destinations.cluster import outcomes, reading
 from outbox.destinations.cluster.failures import describe
 from outbox.destinations.cluster.wire import FAILURES, Cluster, Refused
@@ -21,6 +21,7 @@ FIRST_READ: Final = 20
 """So many documents are read of an index of which no size is known yet."""
 
 _ANSWERED_FIELDS: Final = "errors,items.*._id,items.*.status,items.*.error,items.*.failure_store"
+_WHERE: Final = ",items.*._index,items.*.result"
 
 
 class Merger:
@@ -42,15 +43,16 @@ class Merger:
         waiting = [position for position, operation in operations.items() if operation.patches]
         if not waiting:
             return {}
-        settled: dict[int, Outcome] = {}
+        keeps, settled = self._look(operations, waiting)
+        waiting = [position for position in waiting if position not in settled]
         room = self._most_bytes - sum(weight(each) for each in operations.values() if not each.patches)
         while waiting and room > 0:
             some = self._portion(operations, waiting, room)
             waiting = waiting[len(some) :]
             try:
-                settled |= self._merge(operations, some)
+                settled |= self._merge(operations, some, keeps)
             except FAILURES as error:
-                return settled | dict.fromkeys((*some, *waiting), outcomes.unavailable(error))
+                return settled | dict.fromkeys((*some, *waiting), outcomes.not_looked_up(error))
             room -= sum(weight(operations[position]) for position in some if position not in settled)
         return settled | dict.fromkeys(waiting, outcomes.REQUEST_FULL)
 
@@ -58,11 +60,28 @@ class Merger:
         """The next to read: as many as there is room for, by the sizes that are known."""
         return fitting(waiting, lambda position: self._sizes.get(operations[position].target), room, FIRST_READ)
 
-    def _merge(self, operations: dict[int, Operation], positions: Sequence[int]) -> dict[int, Outcome]:
+    def _look(
+        self, operations: Mapping[int, Operation], waiting: Sequence[int]
+    ) -> tuple[dict[str, Kept], dict[int, Outcome]]:
+        """What the indexes give back; and the outcomes of those operations whose index cannot be looked at."""
+        keeps: dict[str, Kept] = {}
+        refused: dict[str, Outcome] = {}
+        targets = {position: operations[position].target for position in waiting}
+        for target in dict.fromkeys(targets.values()):
+            try:
+                keeps[target] = self._keeps(target)
+            except FAILURES as error:
+                refused[target] = found = outcomes.not_looked_up(error)
+                if found.kind is OutcomeKind.UNAVAILABLE:  # asking for each would cost as many timeouts
+                    return keeps, dict.fromkeys(waiting, found)
+        return keeps, {at: refused[target] for at, target in targets.items() if target in refused}
+
+    def _merge(
+        self, operations: dict[int, Operation], positions: Sequence[int], keeps: Mapping[str, Kept]
+    ) -> dict[int, Outcome]:
         patched = [operations[position] for position in positions]
         wanted = [{"_index": each.target, "_id": each.document_id} for each in patched]
-        keeps = {target: self._keeps(target) for target in {each.target for each in patched}}
-        more = reading.vectors_of(any(each.asks_for_vectors for each in keeps.values()))
+        more = reading.vectors_of(any(keeps[each.target].asks_for_vectors for each in patched))
         found = self._cluster.request("POST", "/_mget", {"docs": wanted}, as_written=True, **more)
         try:
             documents = found.body["docs"]
@@ -86,13 +105,15 @@ def send(
     cluster: Cluster,
     operations: Sequence[Operation],
     *,
+    piped: Collection[str],
     timeout: str,
     asked: dict[str, str],
     answers_others: Callable[[], bool],
 ) -> list[Outcome]:
     """The outcome of each operation, all sent in one request to the first node that gives a connection.
 
-    `timeout` is how long the cluster may wait for shards, in its words; `answers_others` is asked when it refuses the
+    `piped`: the physical indexes whose pipelines can drop a document or send it elsewhere; it is asked what became of
+    theirs. `timeout` is how long the cluster may wait for shards, in its words; `answers_others` is asked when it refuses the
     request as a whole. `asked`: parameters that only newer versions know; they are removed if this one does not.
     """
     targets = {target: orjson.dumps(target) for target in {operation.target for operation in operations}}
@@ -102,10 +123,11 @@ def send(
         if operation.document is not None:
             lines += (operation.document, b"\n")
     body = b"".join(lines)  # the one copy of the documents
+    fields = _ANSWERED_FIELDS if targets.keys().isdisjoint(piped) else _ANSWERED_FIELDS + _WHERE
     try:
         # Once: what a node may have seen is not repeated behind the outbox's back. The second one would find the
         # versions that the first has brought, and the rows would come again for nothing.
-        answer = _answer(cluster, body, timeout, asked)
+        answer = _answer(cluster, body, {"timeout": timeout, "filter_path": fields}, asked)
     except FAILURES as error:
         refused = outcomes.of_refused_request(error, single=len(operations) == 1, answers_others=answers_others)
         return [refused] * len(operations)
@@ -117,8 +139,7 @@ def send(
     ]
 
 
-def _answer(cluster: Cluster, body: bytes, timeout: str, asked: dict[str, str]) -> Any:
-    named: dict[str, Any] = {"timeout": timeout, "filter_path": _ANSWERED_FIELDS}
+def _answer(cluster: Cluster, body: bytes, named: dict[str, str], asked: dict[str, str]) -> Any:
     try:
         return cluster.request("POST", "/_bulk", body, once=True, **{**named, **asked}).body
     except Refused as error:  # before anything of it was carried out

@@ -53,6 +53,7 @@ class ClusterDestination:
         self._asked = dict(cluster.product.asked_of_bulk)
         self._gc_deletes = gc_deletes
         self._checked: dict[str, float] = {}  # by physical index: until when it need not be looked up again
+        self._piped: set[str] = set()  # physical indexes that can put a document elsewhere, as they were looked up last
         self._kept: dict[str, tuple[float, Kept]] = {}  # the same, with what it gives back
 
     def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
@@ -101,6 +102,7 @@ class ClusterDestination:
         return bulk.send(
             self._cluster,
             operations,
+            piped=self._piped,
             timeout=self._bulk_timeout,
             asked=self._asked,
             answers_others=lambda: self.ping() is None,
@@ -110,16 +112,21 @@ class ClusterDestination:
         """None if the physical index is there and readers reach it by its name; else why its rows must wait.
 
         Looked up again every few seconds: writing to an index that was deleted meanwhile would create it anew, without
-        mappings and without its alias (deletes do so even with `require_alias`).
+        mappings and without its alias (deletes do so even with `require_alias`). Where that has happened in between,
+        the index has not got the setting that each index gets here.
         """
         if self._checked.get(target, 0.0) > time.monotonic():
             return None
         try:
-            found = self._cluster.request("GET", path_to(target, "_alias"), accept=(404,))
+            found = self._cluster.request("GET", path_to(target), accept=(404,), filter_path=indexes.LOOKED_AT)
             if not isinstance(found.body, dict):
                 return outcomes.foreign(self._cluster.product)
-            aliases = found.body.get(target, {}).get("aliases", {})
-            if found.status != 404 and (target == name or name in aliases):
+            index = found.body.get(target, {})
+            if found.status != 404 and (target == name or name in index.get("aliases", {})):
+                settings = index.get("settings", {}).get("index", {})
+                if "gc_deletes" not in settings:
+                    return misled.made_anew(target, self._gc_deletes)
+                (self._piped.add if keeping.pipelines(settings) else self._piped.discard)(target)
                 self._checked[target] = time.monotonic() + CHECK_INDEX_EVERY_S
                 return None
             readers = self._cluster.request("GET", path_to(name, "_alias"), accept=(404,))

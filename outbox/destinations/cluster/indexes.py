@@ -11,6 +11,11 @@ from outbox.destinations.cluster.wire import Cluster, Refused, path_to
 from outbox.destinations.differences import flat_settings
 from outbox.errors import DestinationError, shortened
 
+LOOKED_AT: Final = ",".join(
+    ("*.aliases", *(f"*.settings.index.{each}" for each in ("gc_deletes", "default_pipeline", "final_pipeline")))
+)
+"""What is asked of a physical index before rows are sent to it."""
+
 _HELD_BACK: Final = ("index.refresh_interval", "index.number_of_replicas")
 """What a new index gets only when it is filled."""
 
@@ -90,18 +95,36 @@ def create(
             cause = cause_of(error)
             why = describe(error) if cause is None else ": ".join(type_and_reason(cause))
             raise DestinationError(f"{what}: {why}") from error
-    if not created.get("shards_acknowledged", True):
-        drop(cluster, target)
-        raise DestinationError(f"{what}: no node takes its primary shards")
+        if not created.get("shards_acknowledged", True):
+            drop(cluster, target)
+            raise DestinationError(f"{what}: no node takes its primary shards")
+        _hide(cluster, target)
+
+
+def _hide(cluster: Cluster, target: str) -> None:
+    """Take the aliases away that templates of the cluster have given a new index: readers would get it unfilled."""
+    found = cluster.request("GET", path_to(target, "_alias")).body.get(target, {}).get("aliases", {})
+    if found:
+        actions = [{"remove": {"index": target, "alias": alias}} for alias in found]
+        cluster.request("POST", "/_aliases", {"actions": actions})
 
 
 def finish(cluster: Cluster, target: str, settings: Mapping[str, Any]) -> None:
     """Give a filled index what was held back, and make all of its documents visible."""
     given = flat_settings(settings)
     with failing_as(f"index {target} cannot get its settings"):
+        by_template = flat_settings(_template_of(cluster, target).get("settings", {}))
         # null: the default of the cluster
-        _put_settings(cluster, target, {name: given.get(name) for name in _HELD_BACK})
+        _put_settings(cluster, target, {name: given.get(name, by_template.get(name)) for name in _HELD_BACK})
     refresh(cluster, target)
+
+
+def _template_of(cluster: Cluster, target: str) -> Mapping[str, Any]:
+    """What an index of this name gets from the templates of the cluster; nothing if the user may not see them."""
+    path = path_to("_index_template", "_simulate_index", target)
+    found = cluster.request("POST", path, accept=(400, 403, 404, 405)).body
+    template = found.get("template") if isinstance(found, dict) else None
+    return template if isinstance(template, dict) else {}
 
 
 def refresh(cluster: Cluster, name: str) -> None:
@@ -119,6 +142,7 @@ def swap(cluster: Cluster, name: str, old: str | None, new: str, *, adopt: bool)
         if old is None:
             if leads_to := _find(cluster, name):
                 raise DestinationError(f"{what}: it leads to {leads_to}")
+            aliases |= _template_of(cluster, new).get("aliases", {})
         else:
             found = cluster.request("GET", path_to(old, "_alias"), accept=(404,)).body
             if not isinstance(found, dict):

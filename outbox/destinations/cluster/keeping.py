@@ -43,7 +43,6 @@ def of_index(index: Mapping[str, Any]) -> Kept:
     # Only an index that says so is asked for its vectors: a cluster that cannot hide them refuses the question.
     hides = str({**defaults, **given}.get("exclude_source_vectors", False)).lower() == "true"
     legacy = str(given.get("semantic_text", {}).get("use_legacy_format", False)).lower() == "true"
-    pipelines = (settings.get(f"{when}_pipeline", "_none") for when in ("default", "final"))
     return Kept(
         includes=tuple(source.get("includes", ())),
         excludes=tuple(source.get("excludes", ())),
@@ -52,8 +51,14 @@ def of_index(index: Mapping[str, Any]) -> Kept:
         embedded_texts=frozenset(path for path, rule in fields.items() if legacy and rule.get("type") == _TEXT),
         stores_none=mode == "disabled" or str(source.get("enabled", True)).lower() == "false",
         synthetic=mode == "synthetic",
-        pipelines=tuple(each for each in pipelines if each != "_none"),
+        pipelines=pipelines(settings),
     )
+
+
+def pipelines(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """What every document of an index passes first, by its settings under `index`."""
+    named = (settings.get(f"{when}_pipeline", "_none") for when in ("default", "final"))
+    return tuple(each for each in named if each != "_none")
 
 
 _TEXT: Final = "semantic_text"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from outbox.destinations.base import (
     DOCUMENT_MISSING,
     FAILURE_STORE,
     ILLEGAL_DOCUMENT,
+    NOT_IN_THE_INDEX,
     SOURCE_MISSING,
     Operation,
     Outcome,
@@ -78,7 +79,7 @@ _VERSION_CONFLICT = "version_conflict_engine_exception"  # what a pipeline calls
 _CURRENT_VERSION = re.compile(r".*\bcurrent version \[(\d+)\]", re.DOTALL)  # the last one: the _id comes before it
 
 APPLIED: Final = Outcome(OutcomeKind.APPLIED)
-NOT_IN_THE_INDEX: Final = Outcome(
+PUT_ASIDE: Final = Outcome(
     OutcomeKind.FAILED,
     FAILURE_STORE,
     "the index did not take the document, it went to the failure store of its data stream, which says why",
@@ -99,11 +100,13 @@ def of_item(operation: Operation, item: Any) -> Outcome:
     """
     verb = "delete" if operation.document is None else "index"
     result = item.get(verb) if isinstance(item, dict) else None
+    if isinstance(result, dict) and "result" in result and (why := _elsewhere(operation, result)):
+        return Outcome(OutcomeKind.FAILED, NOT_IN_THE_INDEX, why)
     if not isinstance(result, dict) or result.get("_id") != operation.document_id:
         return UNANSWERED
     status, error = result.get("status"), result.get("error")
     if result.get("failure_store") == "used":
-        return NOT_IN_THE_INDEX
+        return PUT_ASIDE
     if error is None and (status in (200, 201) or (status == 404 and operation.document is None)):
         return APPLIED
     error_type, reason = type_and_reason(error if isinstance(error, dict) else {"type": f"http_{status}"})
@@ -111,6 +114,21 @@ def of_item(operation: Operation, item: Any) -> Outcome:
         current = _CURRENT_VERSION.search(reason)
         return Outcome(OutcomeKind.CONFLICT, error_type, reason, int(current[1]) if current else None)
     return Outcome(_kind(status, error_type, reason), error_type, reason)
+
+
+def _elsewhere(operation: Operation, result: Mapping[str, Any]) -> str | None:
+    """What a pipeline did with a document instead of having the index take it, if it did.
+
+    The `result` is answered only where an index has a pipeline, and only of what went well.
+    """
+    if operation.document is None:
+        return None
+    if result["result"] == "noop":
+        return "a pipeline of the index dropped the document"
+    place = result.get("_index"), result.get("_id")
+    if place == (operation.target, operation.document_id):
+        return None
+    return f"a pipeline of the index made the document {place[0]}/{place[1]} instead"
 
 
 def _kind(status: Any, error_type: str, reason: str) -> OutcomeKind:
