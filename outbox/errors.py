@@ -6,14 +6,15 @@
     │   └── InvalidName         … the document id, index name or tenant id
     ├── ConfigurationError      a setting is missing or wrong, or the database is of another kind
     │   ├── SchemaError         the outbox tables are missing or at another revision
+    │   ├── FailedOver          the database server goes on from an earlier moment: `outbox-relay epoch advance`
     │   └── UnknownTenant       no row and no document is of the tenant that was asked for
     ├── SyncFailed              `wait_until_synced`: a row is dead, or there is no committed transaction to wait for
     │   └── SyncTimeout         … or not delivered in time
-    ├── ReindexFailed           an index was not rebuilt, and is as it was; or another process rebuilds it
+    ├── ReindexFailed           a reindex did not end as it was asked to; the text says what readers get
     ├── DatabaseUnavailable     the database cannot be opened, is locked for too long or is full
     └── DestinationError        the search engine refused or did not answer a search or an administrative call
         ├── IndexMissing        … a search: there is no such index (yet)
-        └── DestinationUnanswered   … it did not answer in time: what was asked may be done all the same
+        └── DestinationUnanswered   … it did not answer in time, or not now: what was asked may be done all the same
 
 The text of each says what happened, names the value (shortened) and ends with what to do. A destination that
 does not answer, or that refuses a document, raises nothing: that is an `Outcome` (see `outbox.destinations.base`).
@@ -64,7 +65,7 @@ class UnknownTenant(ConfigurationError):
 
 
 class ReindexFailed(OutboxError):
-    """An index was not rebuilt: readers get what they got before, and rows go where they went."""
+    """A reindex did not end as it was asked to. The text says what readers get: nearly always what they got before."""
 
 
 class DatabaseUnavailable(OutboxError):
@@ -90,7 +91,7 @@ class IndexMissing(DestinationError):
 
 
 class DestinationUnanswered(DestinationError):
-    """An administrative call to the search engine got no answer in time; it may be carried out all the same."""
+    """A call to the search engine got no answer in time, or "not now" as one: it may be carried out all the same."""
 
 
 def shortened(value: object, limit: int = 60) -> str:

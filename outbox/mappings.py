@@ -111,6 +111,7 @@ class DriftWatch:
         try:
             found = drift(store, self._destination, self._registry)
         except DestinationError:
+            self._next = time.monotonic() + EVERY_S
             return self.found
         self.found = [each for each in found if each.differences]
         now = time.monotonic()

@@ -78,7 +78,8 @@ def drop(store: Store, destination: Destination, held: Holdings, tenant: str, *,
     Documents in shared indexes are removed by `delete` rows, in the order of all rows, so that no document of the
     tenant that a relay is just delivering comes back. An index of its own is removed as soon as no relay delivers to
     it. The application must have stopped writing for the tenant.
-    Raises `OutboxError` if a relay still delivers to such an index after `timeout` seconds.
+    Raises `OutboxError` if a relay still delivers to such an index after `timeout` seconds, and `DestinationError` if
+    one cannot be removed; what is left is found again then.
     """
     operators.remove_rows_of_tenant(store, held.tenants)
     written = 0
@@ -87,13 +88,14 @@ def drop(store: Store, destination: Destination, held: Holdings, tenant: str, *,
             written += operators.write_deletes(store, name, ids[start : start + PAGE], tenant, now_ms())
     deadline = time.monotonic() + timeout
     for name in held.own_indexes:
-        while (forgotten := operators.forget_index(store, name)) is None:
+        while (targets := operators.targets_at_rest(store, name)) is None:
             if time.monotonic() > deadline:
                 raise OutboxError(
                     f"index {name} was not removed: a relay still delivers rows to it after {timeout:g} s; see "
                     "'outbox-relay status' and run the command again"
                 )
             time.sleep(LOOK_EVERY_S)
-        for target in forgotten:
-            destination.drop_index(target)
+        for target in targets:
+            destination.drop_index(target)  # before it is forgotten: if it fails, the next run finds it again
+        operators.forget_index(store, name)
     return written

@@ -11,6 +11,7 @@ import pytest
 from outbox import logs
 from outbox.destinations.base import Operation
 from outbox.destinations.elasticsearch.destination import ElasticsearchDestination
+from outbox.errors import DestinationUnanswered
 from outbox.reindex.writer import Writer
 from outbox.relay.intake import SMALL_BYTES, Intake
 from outbox.store.models import now_ms
@@ -149,3 +150,13 @@ def test_what_takes_long_gets_smaller_and_what_is_quick_grows_up_to_the_limit() 
     for _ in range(100):
         intake.taken(intake.bytes_, 60_000, now=0)
     assert SMALL_BYTES < intake.bytes_ < 1_000_000  # no slower than that: others are not behind it for long
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_call_of_a_rebuild_that_is_answered_with_not_now_is_no_refusal(
+    destination: ElasticsearchDestination, cluster: MemoryCluster, status: int
+) -> None:
+    target = destination.ensure_index("contacts")
+    cluster.on(lambda request: request.path.startswith(f"/{target}/_count"), reply(status))
+    with pytest.raises(DestinationUnanswered):  # a rebuild waits and asks again
+        destination.count(target)

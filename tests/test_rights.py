@@ -52,7 +52,7 @@ def test_index_that_the_user_may_not_see_holds_up_no_other(
 
 
 def test_user_who_may_not_read_holds_up_nothing_but_partial_updates(
-    outbox: Outbox, destination: ElasticsearchDestination, node: Node, proxy: FaultProxy
+    outbox: Outbox, destination: ElasticsearchDestination, proxy: FaultProxy
 ) -> None:
     for index in ("contacts", "secrets"):
         outbox.index(index, "1", {"name": "Ada"})

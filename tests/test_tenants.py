@@ -9,6 +9,7 @@ import pytest
 
 from outbox import EntityRegistry, InvalidName, OutboxError, OutboxRepository, tenants
 from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.errors import DestinationError
 from outbox.store import claims
 from outbox.store.models import now_ms
 from tests.support.models import Base, Contact
@@ -69,6 +70,27 @@ def test_index_of_its_own_goes_and_that_of_another_with_its_name_in_front_stays(
     tenants.drop(outbox.store(), embedded, held, "acme")
     assert found(embedded, "acme_contacts", "acme-2_contacts") == ["3"]
     assert list(outbox.store().targets()) == ["acme-2_contacts"]
+
+
+def test_index_that_cannot_be_removed_is_found_by_the_next_run(
+    outbox: Outbox, embedded: EmbeddedDestination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = registered("index")
+    write(outbox, registry)
+    deliver(outbox, embedded, registry)
+    with monkeypatch.context() as patched:
+
+        def refused(target: str) -> None:
+            raise DestinationError(f"index {target} is being snapshotted")
+
+        patched.setattr(embedded, "drop_index", refused)
+        held = tenants.holdings(outbox.store(), embedded, registry, "acme")
+        with pytest.raises(DestinationError):
+            tenants.drop(outbox.store(), embedded, held, "acme")
+    held = tenants.holdings(outbox.store(), embedded, registry, "acme")
+    assert held.own_indexes == ["acme_contacts"]
+    tenants.drop(outbox.store(), embedded, held, "acme")
+    assert found(embedded, "acme_contacts", "acme-2_contacts") == ["3"]
 
 
 def test_index_that_a_relay_delivers_to_is_not_removed_under_it(outbox: Outbox, embedded: EmbeddedDestination) -> None:

@@ -80,5 +80,11 @@ class Poller:
                     "depth of the queue not recorded until the database answers: {error}", error=logs.safe(str(error))
                 )
             self._recorded = False
+        except Exception:  # of what answers in the destination's place, say
+            if self._recorded:
+                logger.opt(exception=True).error("a look failed unexpectedly, and is repeated")
+            self._recorded = False
         else:
+            if not self._recorded:
+                logger.info("depth of the queue recorded again")
             self._recorded = True

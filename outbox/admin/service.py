@@ -151,10 +151,6 @@ class AdminService:
         Raises `ConfigurationError` for what does not exist, `ReindexFailed` if it cannot begin, and `DestinationError`
         if the destination does not answer in time: nothing has begun then, and nothing will.
         """
-        with self._noted(by, "reindex", entity=entity, tenant=tenant, since=since, keep_old=keep_old):
-            return self._begun(by, entity, tenant, since, keep_old)
-
-    def _begun(self, by: str, entity: str, tenant: str | None, since: str | None, keep_old: bool) -> Started:
         registry = self._required_registry()
         with self._database.store() as store:
             chosen = select(store, registry, entities=[entity], tenant=tenant, since=since, keep_old=keep_old)
@@ -163,7 +159,19 @@ class AdminService:
                 if (job := jobs.open_job(store, each.index)) and not jobs.is_abandoned(store, job, now_ms()):
                     raise ReindexFailed(f"{job} is running already, at step '{job.phase}'")
         start = _StartReport()
-        self._background.start(lambda: self._rebuild(registry, chosen, start), f"reindex of {entity}, begun by {by}")
+
+        def work() -> None:
+            told = {"entity": entity, "tenant": tenant, "since": since, "keep_old": keep_old}
+            try:
+                with self._noted(by, "reindex", **told) as (store, _):
+                    self._rebuild(store, registry, chosen, start)
+            except OutboxError as error:
+                if not start.report(0, error) or start.job:
+                    raise
+            finally:
+                start.report(0)
+
+        self._background.start(work, f"reindex of {entity}, begun by {by}")
         if not start.wait(LONGEST_START_S):
             raise DestinationError(
                 f"the destination has not answered within {LONGEST_START_S:g} s: the reindex of {entity} does not "
@@ -178,26 +186,20 @@ class AdminService:
             raise NotFound(f"nothing of {entity} has an index so far: there is nothing to rebuild")
         return Started(job, estimated)
 
-    def _rebuild(self, registry: EntityRegistry, chosen: Sequence[Selection], start: _StartReport) -> None:
-        try:
-            with self._database.store() as store:
-                store.pin()
-                reindexer = self._reindexer(store, registry)
-                for each in chosen:
-                    number = 0
-                    with closing(reindexer.run(each)) as steps:
-                        for step in steps:
-                            number = step.job
-                            if not start.report(number):
-                                break
-                    if start.given_up and number:
-                        logger.warning("{outcome}", outcome=logs.safe(reindexer.cancel(number)), job=number)
-                        return
-        except OutboxError as error:
-            if not start.report(0, error) or start.job:
-                raise
-        finally:
-            start.report(0)
+    def _rebuild(
+        self, store: Store, registry: EntityRegistry, chosen: Sequence[Selection], start: _StartReport
+    ) -> None:
+        store.pin()
+        reindexer = self._reindexer(store, registry)
+        for each in chosen:
+            number = 0
+            with closing(reindexer.run(each)) as steps:
+                for step in steps:
+                    number = step.job
+                    if not start.report(number):
+                        break
+            if start.given_up and number:
+                raise ReindexFailed(f"{reindexer.cancel(number)}: the destination did not answer in time")
 
     def cancel(self, by: str, number: int) -> Job:
         """Have a reindex stopped and its new index removed. Raises `NotFound`, or `ReindexFailed` if it is too late."""
@@ -209,7 +211,7 @@ class AdminService:
             raise ReindexFailed(f"{job} has ended already: {job.state}")
 
         def work() -> None:
-            with self._database.store() as store:
+            with self._noted(by, "reindex", cancel=number) as (store, _):
                 self._reindexer(store, self._registry or EntityRegistry()).cancel(number)
 
         logger.warning(
@@ -219,8 +221,7 @@ class AdminService:
             job=job.id,
             index=job.index_name,
         )
-        with self._noted(by, "reindex", cancel=number):
-            self._background.start(work, f"cancelling of {job}")
+        self._background.start(work, f"cancelling of {job}")
         return job
 
     def _reindexer(self, store: Store, registry: EntityRegistry) -> Reindexer:
@@ -263,13 +264,12 @@ class AdminService:
             verification(store)  # raises for what does not exist, before the request is answered
 
         def work() -> None:
-            with self._database.store() as store:
+            with self._noted(by, "verify", entity=entity, tenant=tenant, repair=repair) as (store, _):
                 self.followed.follow(verification(store), by, stopping=lambda: self._background.stopping)
 
         compared = entity or "all entities"
         logger.info("verification of {entity} begun by {by}", entity=logs.safe(compared), by=logs.safe(by))
-        with self._noted(by, "verify", entity=entity, tenant=tenant, repair=repair):
-            self._background.start(work, f"verification begun by {by}")
+        self._background.start(work, f"verification begun by {by}")
 
     @contextmanager
     def _noted(self, by: str, action: str, **told: object) -> Iterator[tuple[Store, Note]]:

@@ -117,7 +117,7 @@ def _indexes(store: Store, destination: Destination) -> tuple[set[str], list[Mov
 
     Also where rows have to go because theirs is missing, and readers get exactly one that is there.
     """
-    targets, copies = store.routes()
+    targets, dual_writes = store.routes()
     found: set[str] = set()
     moves: list[Move] = []
     for name in by_index.names(store):
@@ -127,7 +127,7 @@ def _indexes(store: Store, destination: Destination) -> tuple[set[str], list[Mov
             continue  # written past the repository; no such index can exist
         facts = destination.inspect_index(name, targets.get(name, name))
         found |= {*facts.readers, *([targets[name]] if facts.exists and name in targets else [])}
-        found |= {each for each in copies.get(name, ()) if destination.inspect_index(each, each).exists}
+        found |= {each for each in dual_writes.get(name, ()) if destination.inspect_index(each, each).exists}
         if name in targets and not facts.exists and len(facts.readers) == 1:
             moves.append(Move(name, targets[name], facts.readers[0]))
     return found, moves

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from outbox.destinations import merge
+from outbox.destinations.kept import Kept
 
 
 def canonical(value: Any) -> bytes:
@@ -37,3 +38,15 @@ def is_held(document: bytes, held: Mapping[str, Any]) -> bool:
         return canonical(held) == canonical(merge.parsed(document))
     except (TypeError, ValueError):
         return False
+
+
+def is_same(document: bytes, source: Mapping[str, Any], kept: Kept) -> bool:
+    """Whether the document is what an index gives back as `source`, as far as `kept` lets that be compared.
+
+    >>> is_same(b'{"a": true, "n": 1.0}', {"n": 1.0, "a": True}, Kept())
+    True
+    >>> is_same(b'{"a": true}', {"a": 1}, Kept())
+    False
+    """
+    expected, held = kept.comparable(json.loads(document), source)
+    return canonical(expected) == canonical(held)

@@ -246,6 +246,8 @@ class Maintenance:
         try:
             with closing(Store(self._engine)) as store:
                 task(store)
+            if name in self._failing:
+                logger.info("{task} runs again", task=name)
             self._failing.discard(name)
         except OutboxError as error:
             if name not in self._failing:

@@ -120,7 +120,10 @@ class Reindexer:
         return tuple(entity for entity in of_index if job.tenant_id is None or entity.tenant)
 
     def cancel(self, number: int) -> str:
-        """Stop a job, and remove its new index. Says what became of it. Raises `ReindexFailed` if it is too late."""
+        """Stop a job, and remove its new index. Says what became of it.
+
+        Raises `ReindexFailed` if it is too late, or if the index cannot be removed at present.
+        """
         job = jobs.find(self._store, number)
         if job is None:
             raise ReindexFailed(f"there is no reindex {number}; see 'outbox-relay reindex --list'")
@@ -136,9 +139,14 @@ class Reindexer:
         # A process that works on it notices, and removes its index; if there is none, this one does.
         while (job := jobs.reread(self._store, job)).is_open:
             if jobs.is_abandoned(self._store, job, now_ms()):
-                with suppress(ReindexFailed):
+                try:
                     for _ in self.resume(job):
                         pass
+                except ReindexFailed:
+                    left = jobs.reread(self._store, job)
+                    if left.is_open and jobs.is_abandoned(self._store, left, now_ms()):
+                        raise  # its index cannot be removed at present
+            self._resources.interrupt()
             time.sleep(LOOK_EVERY_S)
         return f"{job} is {job.state}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from outbox.destinations.base import Destination
-from outbox.errors import ReindexFailed
+from outbox.errors import DestinationError, ReindexFailed
 from outbox.reindex.work import until_claims_end
 from outbox.store import jobs
 from outbox.store.store import Store
@@ -27,12 +27,18 @@ def roll_back(store: Store, destination: Destination, index: str) -> tuple[str, 
 
 
 def drop_old(store: Store, destination: Destination, index: str) -> str:
-    """Remove the kept old index. Returns its name. Raises `ReindexFailed` if none is kept."""
+    """Remove the kept old index. Returns its name. Raises `ReindexFailed` if none is kept, or it cannot be removed."""
     old, _ = _kept(store, index)
+    destination.health()  # before rows no longer go there: then it could not be kept any more
     jobs.drop_kept(store, index, old)
     for _ in until_claims_end(store, index):
         pass
-    destination.drop_index(old)
+    try:
+        destination.drop_index(old)
+    except DestinationError as error:
+        raise ReindexFailed(
+            f"index {old} gets no rows any more, but is not removed ({error}): remove it in the destination"
+        ) from error
     return old
 
 

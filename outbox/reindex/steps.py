@@ -27,6 +27,7 @@ from loguru import logger
 
 from outbox.destinations.base import Stored
 from outbox.destinations.kept import Kept
+from outbox.destinations.same import is_same
 from outbox.entities import loader, neighbours
 from outbox.entities.entity import Entity
 from outbox.entities.loader import Row
@@ -160,9 +161,10 @@ def sweep(work: Work) -> Iterator[Progress]:
     if work.job.new_index is None and not _readers(work):
         raise DestinationError(f"index {work.job.old_index} is lost, or its alias {work.job.index_name}")
     yield work.progress()
-    tenant, removed, listed = work.selection.tenant, work.job.removed, 0
+    tenant, removed = work.selection.tenant, work.job.removed
     tenants = None if tenant is None else tenant_texts(tenant, work.registry.of_index(work.job.index_name))
     while True:
+        listed = 0
         try:
             # The index first, then the database: what comes into both meanwhile is not taken for superfluous.
             for page in _ahead(work.destination.pages(work.job.target, LISTED_ROWS, tenants=tenants is not None)):
@@ -255,8 +257,7 @@ def _differing(work: Work) -> list[str]:
 def _same(document: bytes | None, stored: Stored | None, kept: Kept) -> bool:
     if document is None or stored is None:
         return document is None and stored is None
-    expected, held = kept.comparable(json.loads(document), stored.source)
-    return bool(expected == held)
+    return is_same(document, stored.source, kept)
 
 
 def _made(work: Work, document_ids: Sequence[str]) -> Mapping[str, bytes | LoadFailed | None]:

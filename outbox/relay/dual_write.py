@@ -23,36 +23,36 @@ class Refusal(NamedTuple):
 
 
 def apply(
-    destination: Destination, operations: Sequence[Operation], copies: Mapping[str, Sequence[str]]
+    destination: Destination, operations: Sequence[Operation], dual_writes: Mapping[str, Sequence[str]]
 ) -> tuple[list[Outcome], list[Refusal]]:
-    """Carry out the operations in the live index, then in the others. `copies`: the others by index name.
+    """Carry out the operations in the live index, then in the others. `dual_writes`: the others by index name.
 
     The outcome of an operation is that of the live index. Only where another one could not be asked, or has no time, it
     is that: the row comes again then, and the live index knows it already.
     """
-    if not copies:
+    if not dual_writes:
         return destination.apply(operations), []
     # The readers' name moves on while relays still hold claims from before: no matter where it leads, a claim's
     # physical index gets its rows.
     outcomes = destination.apply(
         [
-            replace(operation, index=operation.target) if operation.index in copies else operation
+            replace(operation, index=operation.target) if operation.index in dual_writes else operation
             for operation in operations
         ]
     )
-    copied = [
+    second = [
         (at, replace(operation, index=target, target=target))
         for at, operation in enumerate(operations)
         # Patches that the live index did not take would bring the others their version without what they say.
         if outcomes[at].kind in (_TOOK if operation.patches else _SETTLED)
-        for target in copies.get(operation.index, ())
+        for target in dual_writes.get(operation.index, ())
     ]
     refusals: list[Refusal] = []
-    sendable = _merged(destination, operations, outcomes, copied)
+    sendable = _merged(destination, operations, outcomes, second)
     for target in sorted({operation.target for _, operation in sendable}):  # each as large as the live one's
         of_target = [each for each in sendable if each[1].target == target]
-        copied_outcomes = apply_halved(destination, [operation for _, operation in of_target])
-        for (at, _), outcome in zip(of_target, copied_outcomes, strict=True):
+        second_outcomes = apply_halved(destination, [operation for _, operation in of_target])
+        for (at, _), outcome in zip(of_target, second_outcomes, strict=True):
             if outcome.kind in _AGAIN:
                 outcomes[at] = outcome
             elif outcome.kind not in _TOOK and outcomes[at].kind in _TOOK:
@@ -64,12 +64,12 @@ def _merged(
     destination: Destination,
     operations: Sequence[Operation],
     outcomes: list[Outcome],
-    copied: list[tuple[int, Operation]],
+    second: list[tuple[int, Operation]],
 ) -> list[tuple[int, Operation]]:
     """Instead of patches, the document that came of them in the live index: the others may not have it yet."""
-    patched = sorted({at for at, operation in copied if operation.patches})
+    patched = sorted({at for at, operation in second if operation.patches})
     if not patched:
-        return copied
+        return second
     found: dict[tuple[str, str], bytes] = {}
     try:
         for target in {operations[at].target for at in patched}:
@@ -79,7 +79,7 @@ def _merged(
     except DestinationError as error:
         for at in patched:
             outcomes[at] = Outcome(OutcomeKind.UNAVAILABLE, "unavailable", str(error))
-        return [each for each in copied if each[0] not in patched]
+        return [each for each in second if each[0] not in patched]
     return [
         (
             at,
@@ -89,5 +89,5 @@ def _merged(
         )
         if operation.patches
         else (at, operation)
-        for at, operation in copied
+        for at, operation in second
     ]

@@ -43,7 +43,7 @@ class Action(enum.StrEnum):
 
 
 class State(enum.StrEnum):
-    """Where a row is on its way; the README draws the transitions."""
+    """Where a row is on its way; docs/reference/rows.md draws the transitions."""
 
     PENDING = "pending"  # waits for a relay, or for its next attempt (`available_at`)
     CLAIMED = "claimed"  # a relay delivers it, until `lease_expires_at`

@@ -302,14 +302,18 @@ def write_deletes(store: Store, index: str, document_ids: Sequence[str], tenant:
         ).rowcount
 
 
-def forget_index(store: Store, index: str) -> list[str] | None:
-    """Send no more rows to where an index is. Returns its physical indexes; None while a relay delivers to it."""
+def targets_at_rest(store: Store, index: str) -> list[str] | None:
+    """The physical indexes that rows of an index go to; None while a relay delivers to it."""
+    claimed = store.run(
+        "SELECT EXISTS (SELECT 1 FROM outbox_events WHERE state = 'claimed' AND index_name = :index)", index=index
+    ).scalar_one()
+    if claimed:
+        return None
+    targets = store.run("SELECT physical_index FROM outbox_indexes WHERE index_name = :index", index=index)
+    return [row[0] for row in targets]
+
+
+def forget_index(store: Store, index: str) -> None:
+    """Send no more rows to where an index was."""
     with store.write(durable=True):
-        if store.run(
-            "SELECT EXISTS (SELECT 1 FROM outbox_events WHERE state = 'claimed' AND index_name = :index)", index=index
-        ).scalar_one():
-            return None
-        targets = store.run(
-            "DELETE FROM outbox_indexes WHERE index_name = :index RETURNING physical_index", index=index
-        )
-        return [row[0] for row in targets]
+        store.run("DELETE FROM outbox_indexes WHERE index_name = :index", index=index)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from outbox.destinations.base import TENANT_FIELD, Stored
 from outbox.destinations.kept import Kept
-from outbox.destinations.same import canonical
+from outbox.destinations.same import canonical, is_same
 from outbox.entities.entity import Entity
 from outbox.entities.keys import tenant_of
 from outbox.entities.maker import Loaded, LoadFailed
@@ -60,7 +60,7 @@ def judge(
     tenant_id = tenant_named(entity, index, document_id, expected.get(TENANT_FIELD))
     if stored is None:
         return Drift(Kind.MISSING, entity.name, index, document_id, tenant_id)
-    if not same(document, stored.source, kept):
+    if not is_same(document, stored.source, kept):
         fields = tuple(differing(*kept.comparable(expected, stored.source)))[:MOST_FIELDS]
         return Drift(Kind.DIFFERENT, entity.name, index, document_id, tenant_id, held, fields)
     if stored.version > issued:
@@ -83,12 +83,6 @@ def tenant_named(entity: Entity, index: str, document_id: str, named: Any) -> st
         return None
     placed = tenant_of(entity.tenancy, entity.index, index, document_id)
     return placed if placed is not None else named if isinstance(named, str) else None
-
-
-def same(document: bytes, source: Mapping[str, Any], kept: Kept) -> bool:
-    """Whether the document is what the index holds, as far as `kept` lets that be compared."""
-    expected, held = kept.comparable(json.loads(document), source)
-    return canonical(expected) == canonical(held)
 
 
 def differing(expected: Any, actual: Any, path: str = "") -> Iterator[str]:

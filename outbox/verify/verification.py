@@ -17,6 +17,7 @@ from loguru import logger
 
 from outbox.destinations.base import Destination, Listed, Stored
 from outbox.destinations.kept import Kept
+from outbox.destinations.same import is_same
 from outbox.entities import loader
 from outbox.entities.entity import Entity
 from outbox.entities.keys import Tenancy, is_tenant_index
@@ -30,7 +31,7 @@ from outbox.store.by_index import names as index_names
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from outbox.verify import repair
-from outbox.verify.drift import Drift, Kind, Place, by_index, judge, same, tenant_named, without_place
+from outbox.verify.drift import Drift, Kind, Place, by_index, judge, tenant_named, without_place
 
 PAGE = 1_000
 MOST_KEYS_AT_ONCE = 20_000
@@ -192,7 +193,7 @@ class Verification:
                 held, kept, issued = self._read(index, list(part)), self._kept(index), self._store.highest_version()
                 for document_id, document in part.items():
                     stored = held.get(document_id)
-                    if stored is None or stored.version > issued or not same(document, stored.source, kept):
+                    if stored is None or stored.version > issued or not is_same(document, stored.source, kept):
                         suspects[index, document_id] = entity
             self.totals.documents += len(wanted)
         yield from self._settle(suspects)

@@ -61,6 +61,7 @@ class Capture:
         self._coverage = Coverage(registry)
         self._flush = object()  # the key of what a session remembers from before a flush until after it
         self._sessions: WeakSet[Any] = WeakSet()  # what was captured
+        self._made: WeakSet[Any] = WeakSet()  # the classes of sessions that were made for it
 
     def listen(self, sessions: Any) -> None:
         """Note what these sessions change from now on; see `EntityRegistry.capture`. Again changes nothing."""
@@ -70,9 +71,11 @@ class Capture:
         if _is_async_sessionmaker(sessions):
             # Their events are those of the session inside, of which each maker gets a class of its own.
             inside = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
-            own = type(f"Captured{inside.__name__}", (inside,), {})
-            sessions.configure(sync_session_class=own)
-            sessions = own
+            if inside not in self._made:
+                inside = type(f"Captured{inside.__name__}", (inside,), {})
+                self._made.add(inside)
+                sessions.configure(sync_session_class=inside)
+            sessions = inside
         target = getattr(sessions, "sync_session", sessions)
         for name, listener in (
             ("after_begin", self.after_begin),

@@ -36,6 +36,11 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "LONGEST_START_S", LIMIT_S)
 
 
+def rebuilds(world: World) -> list[dict[str, Any]]:
+    """What the audit says of rebuilds, the newest first."""
+    return [each for each in world.get("/audit") if each["action"] == "reindex"]
+
+
 def test_reindex_rebuilds_an_index_under_traffic(world: World, place: Place) -> None:
     world.save(*(Contact(id=at, name=f"Ada {at}") for at in range(30)))
     world.delivered()
@@ -132,8 +137,14 @@ def test_cancelled_reindex_leaves_the_index_as_it_was(world: World, place: Place
     world.post("/pause", {"reason": "so that the reindex waits for a row"})
     world.save(Contact(id=2, name="Grace"))
     number = world.post("/reindex", {"entity": "Contact"}, 202)["jobId"]
+    (begun,) = rebuilds(world)
+    assert (begun["about"], begun["endedAt"]) == ("entity=Contact", None)  # it goes on
     assert world.post(f"/reindex/{number}/cancel", expected=202)["jobId"] == number
     world.job(number, "cancelled")
+    until(lambda: all(each["endedAt"] for each in rebuilds(world)), "the audit says that both have ended")
+    cancelled, ended = rebuilds(world)
+    assert (cancelled["about"], cancelled["error"]) == (f"cancel={number}", None)
+    assert "cancelled by" in ended["error"]
     assert "has ended already: cancelled" in world.post(f"/reindex/{number}/cancel", expected=409)["detail"]
     world.post("/resume")
     world.delivered()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from outbox import EntityRegistry
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.mappings import DriftWatch
@@ -54,7 +56,9 @@ def test_destination_is_asked_now_and_then(outbox: Outbox, tmp_path: Path) -> No
     destination.close()
 
 
-def test_what_was_found_stays_while_the_destination_is_away(outbox: Outbox, tmp_path: Path) -> None:
+def test_what_was_found_stays_while_the_destination_is_away(
+    outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     destination, registry = drifted(outbox, tmp_path)
     watch = DriftWatch(destination, registry)
     watch.look(outbox.store())
@@ -64,3 +68,5 @@ def test_what_was_found_stays_while_the_destination_is_away(outbox: Outbox, tmp_
     away.found = watch.found
     away.look(outbox.store())
     assert away.found == watch.found != []
+    monkeypatch.setattr(EmbeddedDestination, "inspect_index", None)
+    assert away.look(outbox.store()) == watch.found  # it did not answer a moment ago: it is not asked each time

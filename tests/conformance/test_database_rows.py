@@ -380,7 +380,9 @@ def test_tenant_is_removed_with_a_delete_of_each_document(database: Database, st
     assert operators.rows_of_tenant(store, ("acme",)) == 2
     store.register_index("contacts", "contacts-1")
     store.register_index("contacts", "contacts-2")
-    assert operators.forget_index(store, "contacts") == ["contacts-1"]
+    assert operators.targets_at_rest(store, "contacts") == ["contacts-1"]
+    operators.forget_index(store, "contacts")
+    assert store.targets() == {}
 
 
 def test_row_that_got_no_answer_time_and_again_is_claimed_alone_before_the_others_or_after_them(

@@ -60,6 +60,29 @@ def test_cancelled_job_leaves_the_index_as_it_was(world: World) -> None:
     world.assert_in_step("contacts-000003")
 
 
+def test_index_that_cannot_be_removed_ends_the_cancelling_which_can_be_finished(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.filled(3)
+    steps = world.steps({})
+    while next(steps).phase != "sweep":
+        pass
+    steps.close()
+    with monkeypatch.context() as patched:
+
+        def refused(target: str) -> None:
+            raise DestinationError(f"index {target} is being snapshotted")
+
+        patched.setattr(world.place.destination, "drop_index", refused)
+        with pytest.raises(ReindexFailed, match=r"contacts-000002 is still to be removed .*snapshotted.*--resume"):
+            world.reindexer().cancel(world.job.id)
+    assert world.job.state == "cancelling"
+    with pytest.raises(ReindexFailed, match=r"cancelled by .*; the index is as it was"):
+        list(world.reindexer().resume(world.job))
+    assert (world.job.state, world.place.indexes()) == ("cancelled", [FIRST])
+    world.assert_in_step(FIRST)
+
+
 def test_job_that_is_cancelled_while_somebody_works_on_it_is_cleaned_up_by_them(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,3 +76,24 @@ def test_old_index_that_cannot_be_removed_is_removed_later(world: World, monkeyp
     assert world.job.id == 1
     world.assert_in_step()
     assert world.place.indexes() == [SECOND]
+
+
+def test_kept_index_that_cannot_be_removed_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.filled(2)
+    world.rebuild(keep_old=True)
+    destination = world.place.destination
+
+    def away(*_: str) -> None:
+        raise DestinationError("Connection refused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(destination, "health", away)
+        with pytest.raises(DestinationError):
+            drop_old(world.store, destination, "contacts")
+    assert jobs.kept_index(world.store, "contacts") == (FIRST, 0)  # nothing is done where nothing can be
+    with monkeypatch.context() as patched:
+        patched.setattr(destination, "drop_index", away)
+        with pytest.raises(ReindexFailed, match="contacts-000001 gets no rows any more, but is not removed"):
+            drop_old(world.store, destination, "contacts")
+    world.save(1, "after")
+    world.assert_in_step()

@@ -127,3 +127,13 @@ def test_async_scoped_session_is_captured_and_served(engine: Engine) -> None:
     store = Store(engine)
     assert {row["index_name"] for row in store.events()} == {"contacts", "notes"}
     store.close()
+
+
+def test_async_sessions_that_are_captured_again_are_captured_once(engine: Engine) -> None:
+    registry = EntityRegistry()
+    registry.add(Contact, index="contacts", fields=["name"])
+    sessions = async_sessionmaker(create_async_engine(f"sqlite+aiosqlite:///{engine.url.database}"))
+    registry.capture(sessions)
+    inside = sessions.kw["sync_session_class"]
+    assert registry.capture(sessions) is sessions
+    assert sessions.kw["sync_session_class"] is inside

@@ -112,9 +112,10 @@ def send(
 ) -> list[Outcome]:
     """The outcome of each operation, all sent in one request to the first node that gives a connection.
 
-    `piped`: the physical indexes whose pipelines can drop a document or send it elsewhere; it is asked what became of
-    theirs. `timeout` is how long the cluster may wait for shards, in its words; `answers_others` is asked when it refuses the
-    request as a whole. `asked`: parameters that only newer versions know; they are removed if this one does not.
+    `piped`: the physical indexes whose pipelines can drop a document or send it elsewhere; the answer is to say what
+    became of theirs. `timeout` is how long the cluster may wait for shards, in its words; `answers_others` is asked
+    when it refuses the request as a whole. `asked`: parameters that only newer versions know; they are removed if this
+    one does not.
     """
     targets = {target: orjson.dumps(target) for target in {operation.target for operation in operations}}
     lines: list[bytes] = []
@@ -139,7 +140,7 @@ def send(
     ]
 
 
-def _answer(cluster: Cluster, body: bytes, named: dict[str, str], asked: dict[str, str]) -> Any:
+def _answer(cluster: Cluster, body: bytes, named: dict[str, Any], asked: dict[str, str]) -> Any:
     try:
         return cluster.request("POST", "/_bulk", body, once=True, **{**named, **asked}).body
     except Refused as error:  # before anything of it was carried out

@@ -13,6 +13,8 @@ from outbox.errors import DestinationError, DestinationUnanswered, shortened
 TIMEOUT: Final = "timeout"
 """`Unanswered.kind` of a request whose answer did not come in time."""
 
+_NOT_NOW: Final = frozenset({429, 502, 503, 504})
+
 _NO_SHARD = frozenset({"search_phase_execution_exception", "no_shard_available_action_exception"})
 """With 503; with 400 a query is at fault."""
 
@@ -22,11 +24,13 @@ _DOCUMENT = re.compile(r"\s*at \[Source: .*; line: [-\d]+, column: [-\d]+\]", re
 
 @contextmanager
 def failing_as(what: str) -> Iterator[None]:
-    """Raise a failed request as `DestinationError`, `what` in front; as `DestinationUnanswered` if no answer came."""
+    """Raise a failed request as `DestinationError`, `what` in front; as `DestinationUnanswered` if no answer came, or
+    one that says "not now"."""
     try:
         yield
     except FAILURES as error:
-        kind = DestinationUnanswered if isinstance(error, Unanswered) else DestinationError
+        not_now = isinstance(error, Unanswered) or error.status in _NOT_NOW
+        kind = DestinationUnanswered if not_now else DestinationError
         raise kind(f"{what}: {describe(error)}") from error
 
 
