@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -272,20 +273,20 @@ def indexes(engine: Engine, to: Destination, gc_deletes: str, registry: EntityRe
         store = Store(engine)
         try:
             targets = store.targets()
-            kept = {name: old[0] for name in targets if (old := jobs.kept_index(store, name))}
+            kept = {name: old for name in targets if (old := jobs.kept_index(store, name))}
+            shared = {name: others for name in targets if (others := store.sharing(name))}
             held = {each.index: each for each in conflicts.held_by_others(store)}
             newer = _newer(store, to)
         finally:
             store.close()
     except (ConfigurationError, DatabaseUnavailable):
         return []
-    of_none = [name for name in targets if registry is not None and not registry.of_index(name)]
+    chosen = {name: _chosen(registry, name) for name in targets}
     found = [
-        _held(held[name])
-        if name in held
-        else _index(to, name, target, gc_deletes, kept.get(name), of_entity=name not in of_none)
+        _held(held[name]) if name in held else _index(to, name, target, gc_deletes, kept.get(name), chosen[name])
         for name, target in sorted(targets.items())
     ]
+    found += [_shared(name, targets[name], others) for name, others in sorted(shared.items())]
     for name, target in sorted(targets.items()):
         found += _gives_back(to, name, target)
         if registry is not None and any(entity.skip_unchanged for entity in registry.of_index(name)):
@@ -311,7 +312,24 @@ def _held(by_others: conflicts.Held) -> Finding:
     return Finding(f"index {by_others.index}", "fail", f"{waiting}: {what}", remedy)
 
 
-def _index(to: Destination, name: str, target: str, gc_deletes: str, kept: str | None, *, of_entity: bool) -> Finding:
+def _shared(name: str, target: str, others: Sequence[str]) -> Finding:
+    """A rebuild or a repair of one name would remove the documents of the other."""
+    found = f"its rows go to {target}, as those of {', '.join(others)} do: neither can be rebuilt without the other's"
+    remedy = f"make an index for {name} alone, move its alias there, and run 'outbox-relay epoch advance'"
+    return Finding(f"index {name}", "fail", found, f"{remedy}, then 'outbox-relay reindex --all'")
+
+
+def _chosen(registry: EntityRegistry | None, name: str) -> str | None:
+    """The option of `reindex` that chooses an index; None where it has no entity."""
+    if registry is None:
+        return "--all"
+    entities = registry.of_index(name)
+    return f"--entity {shlex.quote(entities[0].name)}" if entities else None
+
+
+def _index(
+    to: Destination, name: str, target: str, gc_deletes: str, kept: tuple[str, int] | None, chosen: str | None
+) -> Finding:
     title = f"index {name}"
     try:
         facts = to.inspect_index(name, target)
@@ -321,10 +339,11 @@ def _index(to: Destination, name: str, target: str, gc_deletes: str, kept: str |
         others = ", ".join(facts.readers) or "nothing"
         wrong = f"its readers get {others}" if facts.exists else "which is missing"
         remedy = misled.remedy(name, target, exists=facts.exists, readers=facts.readers)
-        if not facts.readers and not of_entity:
+        if not facts.readers and chosen is None:
             remedy = f"restore it from a snapshot, or create it with alias {name}: it has no registered entity"
-        elif not facts.readers and kept and to.inspect_index(name, kept).exists:
-            remedy = f"run 'outbox-relay reindex --all --rollback': {kept}, which was kept, has missed nothing"
+        elif kept and facts.readers in ((), kept[:1]) and to.inspect_index(name, kept[0]).exists:
+            missed = f"refused {logs.rows(kept[1])}" if kept[1] else "missed nothing"
+            remedy = f"run 'outbox-relay reindex {chosen} --rollback': {kept[0]}, which was kept, has {missed}"
         return Finding(title, "fail", f"its rows go to {target}, {wrong}", f"{remedy}; its rows wait until then")
     if _milliseconds(facts.gc_deletes) < _milliseconds(gc_deletes):
         return Finding(

@@ -109,13 +109,13 @@ def advance(yes: bool, database_url: str | None) -> None:
             advanced = operators.advance_epoch(store, highest // EPOCH_STEP, now_ms(), moves)
         click.echo(f"the epoch is {advanced} now")
     for move in moves:
-        click.echo(f"rows of index {move.name} go to {move.new} now, as its readers do: {move.old} is missing")
+        click.echo(f"rows of index {move.name} go to {move.new} now, as its readers do, no longer to {move.old}")
 
 
 def _indexes(store: Store, destination: Destination) -> tuple[set[str], list[Move]]:
     """The physical indexes that rows go to and that readers get: after a restore these may be others.
 
-    Also where rows have to go because theirs is missing, and readers get exactly one that is there.
+    Also where rows have to go because readers get exactly one, and it is another.
     """
     targets, dual_writes = store.routes()
     found: set[str] = set()
@@ -128,7 +128,7 @@ def _indexes(store: Store, destination: Destination) -> tuple[set[str], list[Mov
         facts = destination.inspect_index(name, targets.get(name, name))
         found |= {*facts.readers, *([targets[name]] if facts.exists and name in targets else [])}
         found |= {each for each in dual_writes.get(name, ()) if destination.inspect_index(each, each).exists}
-        if name in targets and not facts.exists and len(facts.readers) == 1:
+        if name in targets and len(facts.readers) == 1 and facts.readers != (targets[name],):
             moves.append(Move(name, targets[name], facts.readers[0]))
     return found, moves
 

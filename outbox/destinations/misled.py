@@ -15,8 +15,9 @@ def remedy(name: str, target: str, *, exists: bool, readers: Sequence[str]) -> s
     if not readers:
         again = f", or make alias {name} point to {target} again (POST _aliases)" if exists else ""
         return REBUILD + again
-    if not exists and len(readers) == 1:
-        return f"run 'outbox-relay epoch advance': rows go to {readers[0]} then, as its readers do"
+    if len(readers) == 1:
+        back = f"; or make alias {name} point to {target} again (POST _aliases)" if exists else ""
+        return f"run 'outbox-relay epoch advance': rows go to {readers[0]} then, as its readers do{back}"
     return f"make alias {name} point to {target if exists else 'one index'} and to nothing else (POST _aliases)"
 
 

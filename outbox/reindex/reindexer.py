@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Final
 
 from outbox.destinations import misled
-from outbox.destinations.base import Destination, IndexFacts, ensured
+from outbox.destinations.base import Destination, ensured
 from outbox.entities.entity import Entity
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, ReindexFailed, SchemaError
@@ -113,7 +113,7 @@ class Reindexer:
 
     def knows(self, job: Job) -> bool:
         """Whether the entities of a job are registered here, or it needs none to come to its end."""
-        return job.state != JobState.RUNNING or bool(self._entities(job))
+        return job.state != JobState.RUNNING or job.phase in ("swap", "drop") or bool(self._entities(job))
 
     def _entities(self, job: Job) -> tuple[Entity, ...]:
         of_index = self._registry.of_index(job.index_name)
@@ -163,8 +163,9 @@ class Reindexer:
             target, found = ensured(self._destination, name, *options)
             store.register_index(name, target, found=found)
             old = store.targets()[name]
+        self._refuse_kept(name)
+        self._refuse_shared(name, old)
         facts = self._destination.inspect_index(name, old)
-        self._refuse_kept(name, facts)
         if facts.readers not in ((), (old,)):
             raise ReindexFailed(
                 f"rows of index {name} go to {old}, its readers get {', '.join(facts.readers)}; "
@@ -196,15 +197,23 @@ class Reindexer:
             lease_ms=self._resources.lease_ms,
         )
 
-    def _refuse_kept(self, name: str, facts: IndexFacts) -> None:
-        """An index that `--keep-old` has kept must be given up first, unless it is lost with the live one."""
+    def _refuse_kept(self, name: str) -> None:
+        """An index that `--keep-old` has kept must be given up first, unless it is lost."""
         if not (kept := jobs.kept_index(self._store, name)):
             return
-        if facts.readers or self._destination.inspect_index(name, kept[0]).exists:
+        if self._destination.inspect_index(name, kept[0]).exists:
             raise ReindexFailed(
                 f"index {name} still keeps {kept[0]}; run 'outbox-relay reindex --drop-old' or '--rollback' first"
             )
         jobs.drop_kept(self._store, name, kept[0])
+
+    def _refuse_shared(self, name: str, target: str) -> None:
+        """The documents of another name would be taken for superfluous."""
+        if others := self._store.sharing(name):
+            raise ReindexFailed(
+                f"index {target} takes the rows of {', '.join(others)} too, whose documents a rebuild of {name} would "
+                "remove; 'outbox-relay check' says what to do"
+            )
 
     def _new_name(self, name: str) -> str:
         numbers = [re.fullmatch(rf"{re.escape(name)}-(\d{{6}})", used) for used in jobs.names_used(self._store, name)]

@@ -16,6 +16,8 @@ def roll_back(store: Store, destination: Destination, index: str) -> tuple[str, 
     """
     old, refused = _kept(store, index)
     live = store.targets()[index]
+    if not destination.inspect_index(index, old).exists:
+        raise ReindexFailed(f"{old}, which was kept, is lost: there is no way back; --drop-old forgets it")
     facts = destination.inspect_index(index, live)
     if facts.readers != (old,):  # unless a rollback was killed in between
         destination.refresh(old)
@@ -29,7 +31,11 @@ def roll_back(store: Store, destination: Destination, index: str) -> tuple[str, 
 def drop_old(store: Store, destination: Destination, index: str) -> str:
     """Remove the kept old index. Returns its name. Raises `ReindexFailed` if none is kept, or it cannot be removed."""
     old, _ = _kept(store, index)
-    destination.health()  # before rows no longer go there: then it could not be kept any more
+    if destination.inspect_index(index, old).readers == (old,):
+        raise ReindexFailed(
+            f"readers of {index} get {old}, since a rollback was interrupted: end it first, with 'outbox-relay reindex "
+            "--rollback'"
+        )
     jobs.drop_kept(store, index, old)
     for _ in until_claims_end(store, index):
         pass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
-from sqlalchemy import Date, DateTime, Integer
+from sqlalchemy import Date, DateTime, Integer, TypeDecorator
 
 from outbox.entities import loader
 from outbox.entities.checks import listed
@@ -153,10 +153,15 @@ def _check_tenant(store: Store, chosen: Sequence[Entity], tenant: str) -> None:
 
 
 def instant(entity: Entity, since: str) -> Any:
-    """A date as it compares with the `changed_at` of an entity. Raises `ConfigurationError`."""
+    """A date as it compares with the `changed_at` of an entity. Raises `ConfigurationError`.
+
+    An application's own type over one of SQLAlchemy's is asked with an instant that has a time zone, UTC by default.
+    """
     if entity.changed_at is None:
         raise ConfigurationError(f"entity {entity.name!r} has no changed_at, which --from-date needs: register it")
     column = getattr(entity.column(entity.changed_at), "type", None)
+    if own := isinstance(column, TypeDecorator):
+        column = column.impl_instance
     try:
         if isinstance(column, Integer):
             return int(since)
@@ -165,7 +170,10 @@ def instant(entity: Entity, since: str) -> Any:
         what = "a whole number" if isinstance(column, Integer) else "a date, e.g. 2026-11-01 or 2026-11-01T12:00:00"
         raise ConfigurationError(f"--from-date {shortened(since)} is not {what}") from None
     if isinstance(column, DateTime):
-        return parsed.astimezone(UTC).replace(tzinfo=None) if parsed.tzinfo and not column.timezone else parsed
+        if parsed.tzinfo is None:
+            return parsed.replace(tzinfo=UTC) if own else parsed
+        # In UTC in any case: SQLite keeps no time zone, and drops it.
+        return parsed.astimezone(UTC) if own or column.timezone else parsed.astimezone(UTC).replace(tzinfo=None)
     if isinstance(column, Date):
         return date(parsed.year, parsed.month, parsed.day)
     return since

@@ -14,11 +14,19 @@ from outbox.verify.drift import Drift, Kind, by_index
 def repair(store: Store, destination: Destination, drifts: Sequence[Drift]) -> tuple[int, int | None]:
     """Write a `refresh` row for each document that can be made. Returns how many, and the new epoch if one was needed.
 
-    None for an index that is `lost`, where they would wait.
+    None for an index that is `lost`, where they would wait; none that removes a document of an index that others share,
+    whose it may be.
     First see to it that the index takes them: versions there may be higher than any that the outbox has given.
     """
     gone = lost(store, destination, {drift.index for drift in drifts})
-    repairable = [drift for drift in drifts if drift.kind is not Kind.FAILED and drift.index not in gone]
+    shared = {name for name in {drift.index for drift in drifts} if store.sharing(name)}
+    repairable = [
+        drift
+        for drift in drifts
+        if drift.kind is not Kind.FAILED
+        and drift.index not in gone
+        and not (drift.kind is Kind.EXTRA and drift.index in shared)
+    ]
     if not repairable:
         return 0, None
     now = now_ms()

@@ -90,7 +90,8 @@ def test_readers_get_what_is_scanned_before_rows_are_delivered(world: World) -> 
         if progress.phase in ("create", "scan", "sweep", "check"):
             assert world.readers() == ()
     assert_in_step(world)
-    assert world.outbox.outcome(update) == "coalesced", "into what is loaded after the scan"
+    # Into what is loaded after the scan; or by itself before, as the one row with which a relay tries the index again.
+    assert world.outbox.outcome(update) in ("coalesced", "applied")
 
 
 @pytest.mark.slow

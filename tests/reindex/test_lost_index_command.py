@@ -102,6 +102,18 @@ def test_kept_index_is_named_where_the_live_one_is_lost(command: Command, world:
     command("reindex", "--all", "--keep-old")
     world.place.destination.drop_index("contacts-000002")
     told = command("check").stdout
-    assert "run 'outbox-relay reindex --all --rollback': contacts-000001, which was kept" in told
-    assert "contacts-000001 again" in command("reindex", "--all", "--rollback").stdout
+    assert "run 'outbox-relay reindex --entity contacts --rollback': contacts-000001, which was kept" in told
+    assert "contacts-000001 again" in command("reindex", "--entity", "contacts", "--rollback").stdout
     assert command("check").exit_code == 0
+
+
+def test_rollback_that_was_interrupted_is_finished_by_the_command_that_check_names(
+    command: Command, world: World
+) -> None:
+    command("reindex", "--all", "--keep-old")
+    world.place.destination.swap("contacts", "contacts-000002", "contacts-000001")  # and here it was killed
+    told = command("check").stdout
+    assert "run 'outbox-relay reindex --entity contacts --rollback': contacts-000001, which was kept" in told
+    assert command("reindex", "--entity", "contacts", "--rollback").exit_code == 0
+    assert command("check").exit_code == 0
+    world.assert_in_step("contacts-000001")

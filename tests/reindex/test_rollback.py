@@ -46,6 +46,27 @@ def test_rollback_that_was_killed_in_the_middle_is_finished_by_the_next(world: W
     world.assert_in_step(FIRST)
 
 
+def test_kept_index_that_readers_get_since_a_rollback_was_killed_is_not_removed(world: World) -> None:
+    world.filled(2)
+    world.rebuild(keep_old=True)
+    world.place.destination.swap("contacts", SECOND, FIRST)  # and here it was killed
+    with pytest.raises(ReindexFailed, match=r"readers of contacts get contacts-000001.*--rollback'"):
+        drop_old(world.store, world.place.destination, "contacts")
+    roll_back(world.store, world.place.destination, "contacts")
+    assert drop_old(world.store, world.place.destination, "contacts") == SECOND
+    world.assert_in_step(FIRST)
+
+
+def test_kept_index_that_is_lost_is_no_way_back_and_in_the_way_of_no_rebuild(world: World) -> None:
+    world.filled(2)
+    world.rebuild(keep_old=True)
+    world.place.destination.drop_index(FIRST)
+    with pytest.raises(ReindexFailed, match=r"contacts-000001, which was kept, is lost.*--drop-old"):
+        roll_back(world.store, world.place.destination, "contacts")
+    world.rebuild()
+    world.assert_in_step("contacts-000003")
+
+
 def test_what_a_kept_old_index_refuses_is_counted_and_nobodys_fault(world: World) -> None:
     world.filled(2)
     world.registry = world.registered(tenancy="prefixed", mappings={"properties": {"name": {"type": "keyword"}}})
@@ -87,7 +108,7 @@ def test_kept_index_that_cannot_be_removed_is_named(world: World, monkeypatch: p
         raise DestinationError("Connection refused")
 
     with monkeypatch.context() as patched:
-        patched.setattr(destination, "health", away)
+        patched.setattr(destination, "inspect_index", away)
         with pytest.raises(DestinationError):
             drop_old(world.store, destination, "contacts")
     assert jobs.kept_index(world.store, "contacts") == (FIRST, 0)  # nothing is done where nothing can be
