@@ -192,7 +192,7 @@ def test_unsupported_version_fails(version: str) -> None:
         (
             IndexFacts(True, ("c-2",), "24h"),
             "fail",
-            "run 'outbox-relay epoch advance': rows go to c-2 then, as its readers do; or make alias contacts point to c-1",
+            "run 'outbox-relay epoch advance': rows go to c-2 then, as its readers do; or make alias contacts point",
         ),
         (IndexFacts(True, ("c-1", "c-2"), "24h"), "fail", "make alias contacts point to c-1"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import CHAR, String, TypeDecorator, Uuid
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from outbox import EntityRegistry, tenants
@@ -21,16 +22,21 @@ OTHER = uuid.UUID(int=7)
 
 
 class GUID(TypeDecorator[uuid.UUID]):
-    """As in SQLAlchemy's documentation: 32 hexadecimal digits."""
+    """As in SQLAlchemy's documentation: 32 hexadecimal digits, where the database has no type for it."""
 
     impl = CHAR(32)
     cache_ok = True
 
-    def process_bind_param(self, value: Any, _dialect: Any) -> str | None:
-        return None if value is None else (value if isinstance(value, uuid.UUID) else uuid.UUID(value)).hex
+    def load_dialect_impl(self, dialect: Any) -> Any:
+        return dialect.type_descriptor(postgresql.UUID() if dialect.name == "postgresql" else CHAR(32))
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return (value if isinstance(value, uuid.UUID) else uuid.UUID(value)).hex
 
     def process_result_value(self, value: Any, _dialect: Any) -> uuid.UUID | None:
-        return None if value is None else uuid.UUID(value)
+        return value if value is None or isinstance(value, uuid.UUID) else uuid.UUID(value)
 
 
 class Wrapped(TypeDecorator[uuid.UUID]):

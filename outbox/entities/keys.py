@@ -34,6 +34,8 @@ from sqlalchemy import (
     tuple_,
     type_coerce,
 )
+from sqlalchemy.dialects import registry
+from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -76,6 +78,9 @@ class DocumentKey(NamedTuple):
     tenant_id: str | None
 
 
+_SOME_UUID: Final = UUID(int=10)
+
+
 @dataclass(frozen=True, slots=True)
 class TextForm:
     """One column's values as text, and back. `sql` makes the same text of a column in the database."""
@@ -101,7 +106,7 @@ def text_form(type_: TypeEngine[Any], what: str) -> TextForm:
         read = UUID if type_.as_uuid else _uuid_text
         return TextForm(_uuid_text, read, _uuid_sql, short=True, characters=_UUID)
     if isinstance(type_, String):
-        return TextForm(str, str, _text_sql)
+        return TextForm(_string_text, str, _text_sql)
     raise _unsupported(type_, what)
 
 
@@ -125,7 +130,7 @@ def _stored_text(form: TextForm, value: object) -> Any:
 
 
 def _value(form: TextForm, value: object) -> Any:
-    return documents.tenant_text(value) if form.to_text is str else value
+    return documents.tenant_text(value) if form.from_text is str else value
 
 
 def _member(form: TextForm, value: object) -> Any:
@@ -153,12 +158,31 @@ def _as_stored(type_: TypeEngine[Any], impl: TypeEngine[Any]) -> TextForm:
             raise ValueError(str(error)) from None
 
     members = type_.enum_class if isinstance(type_, Enum) else None
-    sql = _digits_sql if isinstance(impl, Uuid) else _text_sql
-    return TextForm(lambda value: str(write(value)), from_text, sql, members=members)
+    sql = _digits_sql if isinstance(impl, Uuid) or _is_native_uuid_of_digits(type_, write) else _text_sql
+    return TextForm(lambda value: _string_text(write(value)), from_text, sql, members=members)
+
+
+def _is_native_uuid_of_digits(type_: TypeEngine[Any], write: Callable[[Any], Any]) -> bool:
+    """Of a type that writes UUIDs without dashes, and to PostgreSQL native ones, which are read with dashes: as in the
+    recipe of SQLAlchemy's documentation ("Backend-agnostic GUID Type")."""
+    if not isinstance(type_, TypeDecorator):
+        return False
+    native: type[Dialect] = registry.load("postgresql")  # only now: it takes memory that few need
+    if not isinstance(type_.load_dialect_impl(native()), Uuid):
+        return False
+    try:
+        return bool(write(_SOME_UUID) == _SOME_UUID.hex)
+    except Exception:  # whatever a type of the application raises for what is none of its values
+        return False
 
 
 def _unchanged(value: Any) -> Any:
     return value
+
+
+def _string_text(value: Any) -> str:
+    # As drivers write it: an enum that is a text as well has another one for `str`.
+    return value if type(value) is str else str.__str__(value) if isinstance(value, str) else str(value)
 
 
 def _int_text(value: Any) -> str:

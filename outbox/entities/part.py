@@ -31,7 +31,7 @@ def _is_tenant(entity: Entity, attribute: str, tenant: str) -> ColumnElement[boo
     column, form, meant = entity.column(attribute), entity.tenant_form, entity.tenant_meant(tenant)
     if form is None or meant is None:  # no tenant of this type
         return false()
-    if form.to_text is str:
+    if form.from_text is str:
         found: ColumnElement[bool] = column.in_(documents.tenant_spellings(tenant))
         return found
     same: ColumnElement[bool] = column == form.from_text(meant)

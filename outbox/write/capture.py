@@ -16,11 +16,11 @@ the database: what the session remembers may be older.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, Result, event
+from sqlalchemy import ClauseElement, Connection, Engine, Result, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, UOWTransaction
 from sqlalchemy.orm.attributes import instance_state
@@ -127,6 +127,7 @@ class Capture:
         if not write_settings().enabled:
             return
         flush = session.info[self._flush] = Flush(self._coverage, known, session)
+        flush.remember()
         if session.bind is not None:  # else the flush may have nothing to do with the database of the outbox
             flush.ask()
         if known.looks_before:
@@ -157,11 +158,12 @@ def _is_async_sessionmaker(sessions: Any) -> bool:
 class Flush:
     """What one flush means. Which triggers its database has is asked once, at the latest where it matters."""
 
-    __slots__ = ("_coverage", "_known", "_plans", "_session", "looked", "places")
+    __slots__ = ("_coverage", "_known", "_plans", "_session", "_written_over", "looked", "places")
 
     def __init__(self, coverage: Coverage, known: Known, session: Session) -> None:
         self._coverage, self._known, self._session = coverage, known, session
         self._plans: Memo | None = None
+        self._written_over: dict[InstanceState[Any], _WrittenOver] = {}
         self.places: list[Place] = []  # that it takes documents away from, as the database knew them before …
         self.looked: set[tuple[Entity, Identity]] = set()  # … and of which rows
 
@@ -184,6 +186,23 @@ class Flush:
         """The same, if it has to look before the flush."""
         plan = self._known.plans[class_]
         return self.plan(class_) if plan and plan.looks_before else None
+
+    def remember(self) -> None:
+        """What a flush makes objects forget: that an attribute was set to an SQL expression, whose value the database
+        alone knows."""
+        for instance in self._session.dirty:
+            state = instance_state(instance)
+            if self._known.plans[state.class_]:
+                values = state.dict
+                expressions = [name for name in state.committed_state if _is_expression(values.get(name))]
+                self._written_over[state] = _WrittenOver(expressions, frozenset(state.expired_attributes))
+
+    def _forgotten(self, state: InstanceState[Any]) -> set[str]:
+        """The attributes that the flush has changed, and that the object says nothing of any more."""
+        remembered = self._written_over.get(state)
+        if remembered is None:
+            return set()
+        return (state.expired_attributes - remembered.expired).union(remembered.expressions)
 
     def look(self) -> None:
         """Before the flush, read where documents are that move or go."""
@@ -250,7 +269,7 @@ class Flush:
                     else:
                         unknown.setdefault(entity, []).append(identity)
                 if any(values.get(name) != plan.kind for name in plan.kinds):
-                    _note_relatives(plan, values, unknown)
+                    _note_relatives(instance_state(instance), plan, unknown)
                 for link in plan.links:
                     identity = current_identity(values, link.key)
                     touched.setdefault(link, []).append(identity)
@@ -259,20 +278,21 @@ class Flush:
         for state, (is_deleted, _) in context.states.items():
             if not state.key or not (plan := plan_of(state.class_)):
                 continue
-            changed = state.committed_state
+            changed, forgotten = state.committed_state, self._forgotten(state)
             if is_deleted:
                 for own in plan.own:
                     places += self._deleted_place(state, own)
-            elif changed:
+            elif changed or forgotten:
+                names = changed.keys() | forgotten
                 for own in plan.own:
-                    if _counts(state, own.counts, changed, plan):
-                        self._note_change(state, own, changed, unknown)
-                _note_relatives(plan, state.dict, unknown)
+                    if _is_made_anew(state, own.counts, forgotten, plan):
+                        self._note_change(state, own, names, unknown)
+                _note_relatives(state, plan, unknown)
                 for link in plan.links:
-                    if _counts(state, link.counts, changed, plan):
-                        identity = current_identity(state.dict, link.key)
+                    if _is_made_anew(state, link.counts, forgotten, plan):
+                        identity = _identity(state, link.key)
                         touched.setdefault(link, []).append(identity)
-                        if link.linking is None or not link.linking.isdisjoint(changed):
+                        if link.linking is None or not link.linking.isdisjoint(names):
                             moved.setdefault(link, []).append(identity)
         refused: list[InvalidName] = []
         for entity, identities in unknown.items():
@@ -287,13 +307,13 @@ class Flush:
         self,
         state: InstanceState[Any],
         own: Own,
-        changed: Mapping[str, Any],
+        changed: Collection[str],
         unknown: dict[Entity, list[Identity]],
     ) -> None:
         """A changed object's document; and where it was, if it moved."""
         entity, values = own.entity, state.dict
-        current, former = current_identity(values, entity.key), former_identity(state)
-        if not own.may_move:
+        current, former = _identity(state, entity.key), former_identity(state)
+        if not own.may_move and (entity.tenant is None or entity.tenant in values or current != former):
             tenant = tenant_of(entity, values)
             self.places.append((entity, entity.key_of(current, tenant)))
             if former != current:
@@ -313,15 +333,38 @@ class Flush:
         return [] if (entity, former_identity(state)) in self.looked else remembered_places(state, entity)
 
 
-def _note_relatives(plan: Plan, values: Mapping[str, Any], unknown: dict[Entity, list[Identity]]) -> None:
+class _WrittenOver(NamedTuple):
+    """Of an object before a flush."""
+
+    expressions: Collection[str]  # attributes that are set to one
+    expired: frozenset[str]  # those that the object knew nothing of before
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
+
+
+def _identity(state: InstanceState[Any], key: Sequence[str]) -> Identity:
+    """The primary key that an object has now; the one that it had, where it has forgotten it since."""
+    values = state.dict
+    if state.key and not all(name in values for name in key):
+        return former_identity(state)
+    return current_identity(values, key)
+
+
+def _note_relatives(state: InstanceState[Any], plan: Plan, unknown: dict[Entity, list[Identity]]) -> None:
     """A row that the database may know as one of another kind than the object is, or will from now on."""
     for own in plan.relatives:
-        unknown.setdefault(own.entity, []).append(current_identity(values, own.entity.key))
+        unknown.setdefault(own.entity, []).append(_identity(state, own.entity.key))
 
 
-def _counts(state: InstanceState[Any], counts: frozenset[str] | None, changed: Mapping[str, Any], plan: Plan) -> bool:
-    """Whether an attribute that counts has another value now."""
-    values = state.dict
+def _is_made_anew(
+    state: InstanceState[Any], counts: frozenset[str] | None, forgotten: Collection[str], plan: Plan
+) -> bool:
+    """Whether an attribute that counts has another value now, as far as the object can tell."""
+    if forgotten and intersects(counts, forgotten):
+        return True
+    changed, values = state.committed_state, state.dict
     for name in changed if counts is None else counts.intersection(changed):
         equal = plan.equal.get(name)
         if equal and name in values:  # as get_history() would tell, at a tenth of the cost
