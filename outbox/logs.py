@@ -135,6 +135,12 @@ class Rows(int):
         return rows(int(self), one, many)
 
 
+def span(seconds: float) -> str:
+    """`38 s`, `2 min 38 s`, `90 min 0 s`: whole seconds, and no unit above minutes."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def without_operations() -> None:
     """Leave the `[ES] …` lines out: a progress bar is shown in their place."""
     _Output.operations = False

@@ -251,13 +251,8 @@ def _line(at: Progress) -> str:
     if at.rate:
         text += f", {at.rate:,.0f}/s"
     if at.eta is not None:
-        text += f", {_span(at.eta)} left"
+        text += f", {logs.span(at.eta)} left"
     return logs.safe(text + (f" ({at.note})" if at.note else ""))
-
-
-def _span(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _with_bar(steps: Iterator[Progress]) -> Progress | None:
@@ -277,7 +272,7 @@ def _with_bar(steps: Iterator[Progress]) -> Progress | None:
         for last in steps:
             rate = f"{last.rate:,.0f}/s" if last.rate else last.note
             if last.eta is not None:
-                rate += f", {_span(last.eta)} left"
+                rate += f", {logs.span(last.eta)} left"
             described = f"{last.index} {last.phase}"
             bar.update(task, description=described, completed=last.rows, total=last.total, rate=rate)
     return last

@@ -122,7 +122,7 @@ class Health:
             logger.info(
                 "index {index} takes rows again after {duration}",
                 index=index,
-                duration=_duration(open_for),
+                duration=logs.span(open_for / 1000),
                 open_for_ms=open_for,
             )
         elif breaker and outcomes.keys() <= _SETTLING:
@@ -156,7 +156,7 @@ class Health:
         if open_for is not None:
             logger.info(
                 "destination answers again after {duration}, resuming with {rows}",
-                duration=_duration(open_for),
+                duration=logs.span(open_for / 1000),
                 open_for_ms=open_for,
                 rows=logs.Rows(self._unfinished()),
             )
@@ -201,8 +201,3 @@ def _by_index(answered: Answered) -> dict[str, dict[OutcomeKind, Outcome]]:
         if outcome.kind not in kinds:
             kinds[outcome.kind] = outcome
     return found
-
-
-def _duration(milliseconds: int) -> str:
-    minutes, seconds = divmod(round(milliseconds / 1000), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
