@@ -21,7 +21,8 @@ from outbox.mappings import IndexDrift, drift
 from outbox.store import conflicts, jobs, pauses, verifications, versions
 from outbox.store.dialect import Finding as Finding
 from outbox.store.dialect import finding
-from outbox.store.models import DRIFT, now_ms
+from outbox.store.drift import DriftKind
+from outbox.store.models import now_ms
 from outbox.store.pauses import Pause
 from outbox.store.store import Store, database_name, dialect_of
 from outbox.triggers import installer as database_triggers
@@ -133,7 +134,7 @@ def _verification(last: dict[str, Any] | None, now: int) -> Finding:
         return Finding(
             "verification", "warn", f"the last, {when}, did not finish: {last['error']}", "run 'outbox-relay verify'"
         )
-    drift = {kind: last[kind] for kind in DRIFT if last[kind]}
+    drift = {kind: last[kind] for kind in DriftKind if last[kind]}
     whole = "" if last["sample"] == 1 and last["tenant_id"] is None else ", of a part"
     found = ", ".join(f"{number:,} {kind}" for kind, number in drift.items()) or "no drift"
     repaired = f", {logs.rows(last['repaired'])} written to repair it" if last["repaired"] else ""

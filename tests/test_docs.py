@@ -33,6 +33,7 @@ from outbox.destinations.base import (
 from outbox.relay.load import UNKNOWN_ENTITY
 from outbox.settings import Settings, load, variable
 from outbox.store import models
+from outbox.store.drift import DriftKind
 from outbox.store.models import Action, Result, State
 from tests.entities.constructs import CONSTRUCTS
 from tests.support.outbox import Outbox
@@ -229,7 +230,7 @@ def test_alerts_are_all_in_the_table_and_no_others() -> None:
 
 def test_kinds_of_drift_are_all_in_the_table_and_no_others() -> None:
     table = PAGES["how-to/incidents/drift.md"].split("| kind | ")[1].split("\n\n")[0]
-    assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == list(models.DRIFT)
+    assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == list(DriftKind)
 
 
 def test_route_without_documentation() -> None:

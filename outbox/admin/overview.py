@@ -14,11 +14,11 @@ from outbox.admin.shapes import moment
 from outbox.admin.statistics import Counts, IndexAction, Statistics, StatisticsCache
 from outbox.mappings import IndexDrift
 from outbox.store import causes, figures, jobs, pauses, verifications
+from outbox.store.drift import DriftKind
 from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Backlog, Outcomes
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
-from outbox.verify import Kind
 
 HISTORY_MS: Final = 3 * HOUR_MS
 FRESH_FOR_MS: Final = 1_000
@@ -218,7 +218,7 @@ def _history(store: Store, statistics: Statistics, now: int) -> list[shapes.Minu
 
 def verified(row: dict[str, Any]) -> shapes.Verified:
     """A verification that is over."""
-    kinds = {str(kind): row[kind] for kind in Kind}
+    kinds = {str(kind): row[kind] for kind in DriftKind}
     return shapes.Verified(
         finished_at=moment(row["finished_at"]),
         by=row["started_by"],

@@ -18,10 +18,10 @@ from outbox.errors import OutboxError
 from outbox.maintenance.growth import Limits, Sizes, growth
 from outbox.settings import Settings, variable
 from outbox.store import conflicts, history, jobs, pauses, verifications
+from outbox.store.drift import DriftKind
 from outbox.store.history import Step
 from outbox.store.models import now_ms
 from outbox.store.store import Store
-from outbox.verify import Kind
 
 
 @click.command()
@@ -131,7 +131,7 @@ def verified(row: dict[str, Any] | None) -> dict[str, Any] | None:
     """A verification as people and programs read it."""
     if row is None:
         return None
-    kinds = {str(kind): row[kind] for kind in Kind}
+    kinds = {str(kind): row[kind] for kind in DriftKind}
     return {
         "finished": iso(row["finished_at"]),
         "seconds": (row["finished_at"] - row["started_at"]) / 1000,
@@ -157,7 +157,7 @@ def _verification_line(facts: dict[str, Any]) -> str:
     took = f"{facts['documents']:,} documents in {facts['seconds']:,.1f} s"
     if not facts["drift"]:
         return f"verified {what}: {took}, no drift"
-    found = ", ".join(f"{facts[kind]:,} {kind}" for kind in Kind if facts[kind])
+    found = ", ".join(f"{facts[kind]:,} {kind}" for kind in DriftKind if facts[kind])
     after = f", {logs.rows(facts['repaired'])} written to repair it" if facts["repaired"] else ""
     return f"DRIFT in {what}: {found} ({took}){after}" + ("" if after else "  → outbox-relay verify --repair")
 

@@ -19,7 +19,8 @@ from outbox.cli.options import database_option, json_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
 from outbox.store import audit
-from outbox.verify import MOST_SHARES, Checked, Drift, Kind, Totals, Verification, lost
+from outbox.store.drift import DriftKind
+from outbox.verify import MOST_SHARES, Checked, Drift, Totals, Verification, lost
 
 LINE_EVERY_S = 5.0
 
@@ -120,7 +121,7 @@ def _line(drift: Drift) -> str:
         parts.append(f"tenant {drift.tenant_id}")
     if drift.fields:
         parts.append(f"differs in {', '.join(drift.fields)}")
-    if drift.kind is Kind.VERSION:
+    if drift.kind is DriftKind.VERSION:
         parts.append(f"version {drift.version} is above any of the outbox")
     if drift.error:
         parts.append(drift.error)
@@ -129,7 +130,7 @@ def _line(drift: Drift) -> str:
 
 def _summary(totals: Totals, took: float, repair: bool, gone: Sequence[str]) -> Iterator[str]:
     looked = f"{totals.documents:,} documents of the database and {totals.listed:,} of the index in {took:,.1f} s"
-    found = ", ".join(f"{totals.found[kind]:,} {kind}" for kind in Kind if totals.found[kind])
+    found = ", ".join(f"{totals.found[kind]:,} {kind}" for kind in DriftKind if totals.found[kind])
     yield f"{looked}: {found or ('no drift in what could be judged' if totals.in_flight else 'no drift')}"
     if totals.in_flight:
         yield f"{totals.in_flight:,} not judged: rows of theirs are on their way"

@@ -10,7 +10,8 @@ from outbox.maintenance.growth import Growth
 from outbox.maintenance.notifier import Kind, Notifier
 from outbox.mappings import IndexDrift
 from outbox.store import upkeep, verifications
-from outbox.store.models import DRIFT, now_ms
+from outbox.store.drift import DriftKind
+from outbox.store.models import now_ms
 from outbox.store.store import Store
 
 _Breakers = dict[str | None, Mapping[str, Any]]  # by index; None: of the destination
@@ -107,7 +108,7 @@ class Notices:
             of_relay = each["started_by"] == f"relay {self._relay}"
             of_another = each["started_by"].startswith("relay ") and not of_relay
             if of_relay or (not of_another and self._speaks_for_all(store)):
-                kinds = {kind: each[kind] for kind in DRIFT}
+                kinds = {str(kind): each[kind] for kind in DriftKind}
                 wrong = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)
                 self._notifier.add(
                     Kind.DRIFT,

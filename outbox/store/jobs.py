@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from outbox.errors import ReindexFailed
 from outbox.store import versions
-from outbox.store.models import OPEN_JOBS, JobState, unfinished
+from outbox.store.models import OPEN_JOBS, OPEN_STATES, JobState, unfinished
 from outbox.store.store import Store, printable
 
 
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def is_open(self) -> bool:
-        return self.state in (JobState.RUNNING, JobState.FAILING, JobState.CANCELLING)
+        return self.state in OPEN_STATES
 
     @property
     def target(self) -> str:

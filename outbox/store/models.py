@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 
 from outbox.store.ddl import KEPT_BY_KEY, NEVER_REUSED, Now, complete, some_rows
+from outbox.store.drift import DriftKind
 
 VERSION_TABLE: Final = "outbox_alembic_version"
 """Not Alembic's default name: two sets of migrations in one database must not share it."""
@@ -71,7 +72,7 @@ class Role(enum.StrEnum):
 
 
 class JobState(enum.StrEnum):
-    """Where a reindex is. All but the last three are open: there is one open job of an index at most."""
+    """Where a reindex is; there is one of an index at most that is open, see `OPEN_STATES`."""
 
     RUNNING = "running"
     FAILING = "failing"  # its new index is still to be removed
@@ -81,7 +82,8 @@ class JobState(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-OPEN_JOBS = "state = 'running' OR state = 'failing' OR state = 'cancelling'"
+OPEN_STATES: Final = (JobState.RUNNING, JobState.FAILING, JobState.CANCELLING)
+OPEN_JOBS: Final = " OR ".join(f"state = '{state}'" for state in OPEN_STATES)
 
 metadata = MetaData()
 
@@ -362,10 +364,7 @@ depths = Table(
     comment="how full the outbox was, by minute, as relays and the admin server saw it",
 )
 
-DRIFT: Final = ("missing", "different", "extra", "version", "failed")
-"""What can be wrong with a document: the kinds of `outbox.verify`."""
-
-FOUND: Final = ("documents", "listed", *DRIFT, "in_flight", "repaired")
+FOUND: Final = ("documents", "listed", *(kind.value for kind in DriftKind), "in_flight", "repaired")
 """What a verification counts, see `outbox.verify`."""
 
 verifications = Table(

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from outbox.store import versions
-from outbox.store.models import DRIFT, EPOCH_STEP, FOUND, unfinished
+from outbox.store.drift import DriftKind
+from outbox.store.models import EPOCH_STEP, FOUND, unfinished
 from outbox.store.store import Store, printable
 
 
@@ -131,7 +132,7 @@ def finish(store: Store, id_: int, found: Mapping[str, int], error: str | None, 
 
 def with_drift(store: Store) -> list[dict[str, Any]]:
     """Those of the newest hundred that are over and found documents that are wrong."""
-    return _select(store, f"WHERE finished_at IS NOT NULL AND {' + '.join(DRIFT)} > 0 ORDER BY id")
+    return _select(store, f"WHERE finished_at IS NOT NULL AND {' + '.join(DriftKind)} > 0 ORDER BY id")
 
 
 def last(store: Store) -> dict[str, Any] | None:

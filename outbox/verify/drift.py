@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from outbox.destinations.same import canonical, is_same
 from outbox.entities.entity import Entity
 from outbox.entities.keys import tenant_of
 from outbox.entities.maker import Loaded, LoadFailed
+from outbox.store.drift import DriftKind
 
 MOST_FIELDS: Final = 3
 
@@ -21,21 +21,11 @@ Place = tuple[str, str]
 """Where a document is: index name and `_id`."""
 
 
-class Kind(enum.StrEnum):
-    """What can be wrong with a document."""
-
-    MISSING = "missing"  # the database has it, the index has not
-    DIFFERENT = "different"
-    EXTRA = "extra"  # the index has it, and no row of the database makes it
-    VERSION = "version"  # the same in both, but of a version above any that the outbox has given: it takes no change
-    FAILED = "failed"  # the database's own document cannot be made, so that there is nothing to compare
-
-
 @dataclass(frozen=True, slots=True)
 class Drift:
     """One document that is not as it should be."""
 
-    kind: Kind
+    kind: DriftKind
     entity: str
     index: str
     document_id: str
@@ -54,23 +44,23 @@ def judge(
     if not isinstance(document, bytes):
         tenant_id = tenant_named(entity, index, document_id, stored and stored.source.get(TENANT_FIELD))
         if document is not None:
-            return Drift(Kind.FAILED, entity.name, index, document_id, tenant_id, held, error=_said(document))
-        return None if stored is None else Drift(Kind.EXTRA, entity.name, index, document_id, tenant_id, held)
+            return Drift(DriftKind.FAILED, entity.name, index, document_id, tenant_id, held, error=_said(document))
+        return None if stored is None else Drift(DriftKind.EXTRA, entity.name, index, document_id, tenant_id, held)
     expected = json.loads(document)
     tenant_id = tenant_named(entity, index, document_id, expected.get(TENANT_FIELD))
     if stored is None:
-        return Drift(Kind.MISSING, entity.name, index, document_id, tenant_id)
+        return Drift(DriftKind.MISSING, entity.name, index, document_id, tenant_id)
     if not is_same(document, stored.source, kept):
         fields = tuple(differing(*kept.comparable(expected, stored.source)))[:MOST_FIELDS]
-        return Drift(Kind.DIFFERENT, entity.name, index, document_id, tenant_id, held, fields)
+        return Drift(DriftKind.DIFFERENT, entity.name, index, document_id, tenant_id, held, fields)
     if stored.version > issued:
-        return Drift(Kind.VERSION, entity.name, index, document_id, tenant_id, held)
+        return Drift(DriftKind.VERSION, entity.name, index, document_id, tenant_id, held)
     return None
 
 
 def without_place(entity: Entity, identity: Sequence[Any], failure: LoadFailed) -> Drift:
     """A row for whose document neither index nor id is known."""
-    return Drift(Kind.FAILED, entity.name, entity.index, "|".join(map(str, identity)), None, error=_said(failure))
+    return Drift(DriftKind.FAILED, entity.name, entity.index, "|".join(map(str, identity)), None, error=_said(failure))
 
 
 def _said(failure: LoadFailed) -> str:

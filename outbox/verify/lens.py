@@ -13,8 +13,9 @@ from outbox.entities import loader
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import DestinationError, InvalidInput
 from outbox.store import verifications
+from outbox.store.drift import DriftKind
 from outbox.store.store import Store
-from outbox.verify.drift import Drift, Kind, differing, judge, tenant_named
+from outbox.verify.drift import Drift, differing, judge, tenant_named
 from outbox.verify.repair import lost, repair
 
 
@@ -48,7 +49,7 @@ def look(store: Store, destination: Destination, registry: EntityRegistry | None
     drift = None if unknown or entity is None else judge(entity, place, document, stored, issued, kept)
     expected = json.loads(document) if isinstance(document, bytes) else None
     differs: Iterable[str] = ()
-    if drift is not None and drift.kind is Kind.DIFFERENT and expected is not None and stored is not None:
+    if drift is not None and drift.kind is DriftKind.DIFFERENT and expected is not None and stored is not None:
         differs = differing(*kept.comparable(expected, stored.source))
     return Look(
         index,
@@ -95,5 +96,5 @@ def deliver_again(
         )
     named = (found.expected or found.held or {}).get(TENANT_FIELD)
     tenant = tenant_named(registry[found.entity], index, document_id, named)
-    again = Drift(Kind.DIFFERENT, found.entity, index, document_id, tenant, found.version)
+    again = Drift(DriftKind.DIFFERENT, found.entity, index, document_id, tenant, found.version)
     repair(store, destination, [again])

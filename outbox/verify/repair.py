@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from outbox.destinations.base import Destination, remembered
 from outbox.store import verifications
+from outbox.store.drift import DriftKind
 from outbox.store.models import now_ms
 from outbox.store.store import Store
-from outbox.verify.drift import Drift, Kind, by_index
+from outbox.verify.drift import Drift, by_index
 
 
 def repair(store: Store, destination: Destination, drifts: Sequence[Drift]) -> tuple[int, int | None]:
@@ -23,9 +24,9 @@ def repair(store: Store, destination: Destination, drifts: Sequence[Drift]) -> t
     repairable = [
         drift
         for drift in drifts
-        if drift.kind is not Kind.FAILED
+        if drift.kind is not DriftKind.FAILED
         and drift.index not in gone
-        and not (drift.kind is Kind.EXTRA and drift.index in shared)
+        and not (drift.kind is DriftKind.EXTRA and drift.index in shared)
     ]
     if not repairable:
         return 0, None

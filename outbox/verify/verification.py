@@ -28,10 +28,11 @@ from outbox.entities.spelling import is_known, some_tenants, tenant_texts, unkno
 from outbox.errors import ConfigurationError, DestinationError, OutboxError
 from outbox.store import verifications
 from outbox.store.by_index import names as index_names
+from outbox.store.drift import DriftKind
 from outbox.store.models import now_ms
 from outbox.store.store import Store
 from outbox.verify import repair
-from outbox.verify.drift import Drift, Kind, Place, by_index, judge, tenant_named, without_place
+from outbox.verify.drift import Drift, Place, by_index, judge, tenant_named, without_place
 
 PAGE = 1_000
 MOST_KEYS_AT_ONCE = 20_000
@@ -66,7 +67,7 @@ class Totals:
 
     documents: int = 0  # of the database, compared with the index
     listed: int = 0  # of the index, looked up in the database
-    found: Counter[Kind] = field(default_factory=Counter)
+    found: Counter[DriftKind] = field(default_factory=Counter)
     in_flight: int = 0  # not compared: rows of theirs are on their way
     repaired: int = 0  # refresh rows that were written
     epoch: int | None = None  # the new one, if versions in the index made one necessary
@@ -78,7 +79,7 @@ class Totals:
     def as_found(self) -> dict[str, int]:
         """By the names of `outbox.models.FOUND`."""
         counted = {name: getattr(self, name) for name in ("documents", "listed", "in_flight", "repaired")}
-        return {**counted, **{str(kind): self.found[kind] for kind in Kind}}
+        return {**counted, **{str(kind): self.found[kind] for kind in DriftKind}}
 
 
 class Verification:

@@ -9,7 +9,8 @@ import pytest
 from outbox.errors import ReindexFailed
 from outbox.reindex import drop_old, roll_back
 from outbox.store import jobs
-from outbox.verify import Kind, Verification, lost
+from outbox.store.drift import DriftKind
+from outbox.verify import Verification, lost
 from tests.reindex.world import FIRST, PHASES, SECOND, World
 from tests.support.node import Node
 from tests.support.places import ClusterPlace
@@ -233,7 +234,7 @@ def test_verification_finds_every_document_missing_and_repairs_none_of_them(worl
     all_of_it(world)
     verification = Verification(world.store, world.place.destination, world.registry, repair=True)
     list(verification.run())
-    assert verification.totals.found == {Kind.MISSING: 5}
+    assert verification.totals.found == {DriftKind.MISSING: 5}
     assert lost(world.store, world.place.destination, ["contacts"]) == ["contacts"]
     assert world.outbox.counts()["pending"] == 0  # rows would wait until there is an index
     world.rebuild()

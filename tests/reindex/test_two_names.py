@@ -8,8 +8,8 @@ from outbox import EntityRegistry, check
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import ReindexFailed
 from outbox.reindex import Reindexer, select
+from outbox.store.drift import DriftKind
 from outbox.verify import Verification
-from outbox.verify.drift import Kind
 from tests.support.models import Base, Company, Contact
 from tests.support.outbox import Outbox
 
@@ -38,7 +38,7 @@ def test_neither_name_is_rebuilt_or_repaired_at_the_cost_of_the_other(
             list(Reindexer(store, embedded, registry).run(each))
     verification = Verification(store, embedded, registry, entities=["contacts"], repair=True)
     list(verification.run())
-    assert (verification.totals.found, verification.totals.repaired) == ({Kind.EXTRA: 1}, 0)
+    assert (verification.totals.found, verification.totals.repaired) == ({DriftKind.EXTRA: 1}, 0)
     outbox.drain(embedded, registry=registry)
     assert set(embedded.read(target, ["company-1|1"])) == {"company-1|1"}
     found = [each for each in check.indexes(outbox.engine, embedded, "24h", registry) if "as those of" in each.found]

@@ -16,7 +16,7 @@ from outbox.admin.followed import Followed
 from outbox.admin.hidden import without_value
 from outbox.admin.shapes import Comparison, Model, moment
 from outbox.store import audit, verifications
-from outbox.store.models import DRIFT
+from outbox.store.drift import DriftKind
 from outbox.verify import Drift
 
 MOST: Final = 50
@@ -110,7 +110,7 @@ def _run(row: dict[str, Any], followed: Followed | None, hide: Collection[str]) 
         **(same | instants | counted),
         status=("failed" if row["error"] else "done") if ended else "running" if followed else "unknown",
         by=row["started_by"],
-        drift=sum(row[kind] for kind in DRIFT) if ended else len(wrong or ()),
+        drift=sum(row[kind] for kind in DriftKind) if ended else len(wrong or ()),
         progress=_progress(followed),
         wrong=wrong,
     )
