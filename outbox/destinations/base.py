@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, Unpack, overload
 
@@ -317,6 +317,21 @@ def fitting(items: Sequence[T], size_of: Callable[[T], int | None], room: int, u
             return items[:end]
         room -= size or 0
     return items
+
+
+def portions(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """All of them, in order, in parts of at most so many bytes; what is larger by itself is a part of its own."""
+    portion: list[T] = []
+    filled = 0
+    for item in items:
+        size = size_of(item)
+        if portion and filled + size > most:
+            yield portion
+            portion, filled = [], 0
+        portion.append(item)
+        filled += size
+    if portion:
+        yield portion
 
 
 def weight(operation: Operation) -> int:

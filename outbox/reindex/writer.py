@@ -11,7 +11,7 @@ from math import inf
 from types import TracebackType
 from typing import Final, Generic, TypeVar
 
-from outbox.destinations.base import Destination, Operation, Outcome, OutcomeKind, apply_halved, weight
+from outbox.destinations.base import Destination, Operation, Outcome, OutcomeKind, apply_halved, portions, weight
 from outbox.errors import DestinationError, shortened
 
 FIRST_PAUSE_S: Final = 0.05
@@ -86,7 +86,7 @@ class Writer(Generic[M]):
     def send(self, operations: Sequence[Operation], mark: M) -> None:
         """Send a page as soon as there is room for it. Raises `DestinationError` if the index takes nothing at all."""
         page = Page(mark, len(operations))
-        requests = [_Request(page, batch) for batch in _batches(operations, self._request_bytes)]
+        requests = [_Request(page, batch) for batch in portions(operations, weight, self._request_bytes)]
         page.open = len(requests)
         self._pages.append(page)
         self._waiting += requests
@@ -159,19 +159,6 @@ class Writer(Generic[M]):
         if self._pause and request.sent_at >= self._not_before:
             self._pause = 0.0
             self._report(None)
-
-
-def _batches(operations: Sequence[Operation], most_bytes: int) -> Iterator[Sequence[Operation]]:
-    batch: list[Operation] = []
-    size = 0
-    for operation in operations:
-        if batch and size + weight(operation) > most_bytes:
-            yield batch
-            batch, size = [], 0
-        batch.append(operation)
-        size += weight(operation)
-    if batch:
-        yield batch
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from outbox.destinations.base import Outcome, weight
+from outbox.destinations.base import Outcome, portions, weight
 from outbox.entities.registry import EntityRegistry
 from outbox.relay import load, plan, unchanged
 from outbox.relay.dual_write import Refusal
@@ -109,22 +109,13 @@ def cut(claim: Claim, folds: Sequence[Fold], intakes: Intakes) -> Iterator[Reque
         by_index[fold.operation.index].append(fold)
     heavy = {name for name, some in by_index.items() if name in most or Request(claim, some).size >= HEAVY_BYTES}
     light = [fold for fold in folds if fold.operation.index not in heavy]
-    yield from (Request(claim, some) for some in _cut(light, intakes.full))
+    yield from (Request(claim, some) for some in portions(light, _weight, intakes.full))
     for name in sorted(heavy):
-        yield from (Request(claim, some) for some in _cut(by_index[name], most.get(name, intakes.full)))
+        yield from (Request(claim, some) for some in portions(by_index[name], _weight, most.get(name, intakes.full)))
 
 
-def _cut(folds: Sequence[Fold], most: int) -> Iterator[Sequence[Fold]]:
-    some: list[Fold] = []
-    left = most
-    for fold in folds:
-        left -= (size := weight(fold.operation))
-        if left < 0 and some:
-            yield some
-            some, left = [], most - size
-        some.append(fold)
-    if some:
-        yield some
+def _weight(fold: Fold) -> int:
+    return weight(fold.operation)
 
 
 def one_by_one(store: Store, registry: EntityRegistry | None, claim: Claim, fold: Fold) -> Request:

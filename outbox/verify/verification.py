@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from loguru import logger
 
-from outbox.destinations.base import Destination, Listed, Stored
+from outbox.destinations.base import Destination, Listed, Stored, portions
 from outbox.destinations.kept import Kept
 from outbox.destinations.same import is_same
 from outbox.entities import loader
@@ -49,6 +49,7 @@ PATIENCE_S = 2.0
 PAUSE_S = 0.2
 
 _LARGEST_READ = 5_000_000
+"""Bytes of documents that are compared at a time: the index answers with about as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +191,10 @@ class Verification:
     def _compare(self, entity: Entity, documents: Mapping[str, Mapping[str, bytes]]) -> Iterator[Drift]:
         suspects: dict[Place, Entity] = {}
         for index, wanted in documents.items():
-            for part in _parts(wanted):
-                held, kept, issued = self._read(index, list(part)), self._kept(index), self._store.highest_version()
-                for document_id, document in part.items():
+            for part in portions(wanted.items(), lambda item: len(item[1]), _LARGEST_READ):
+                ids = [document_id for document_id, _ in part]
+                held, kept, issued = self._read(index, ids), self._kept(index), self._store.highest_version()
+                for document_id, document in part:
                     stored = held.get(document_id)
                     if stored is None or stored.version > issued or not is_same(document, stored.source, kept):
                         suspects[index, document_id] = entity
@@ -357,17 +359,3 @@ def _owner(of_index: Sequence[Entity], chosen: Sequence[Entity], document_id: st
     one rather than others; if there is none, a chosen one."""
     likely = [entity for entity in of_index if entity.identity_of(document_id) is not None] or of_index
     return next((entity for entity in likely if entity in chosen), likely[0])
-
-
-def _parts(documents: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:
-    """In parts of a few megabytes: the index answers with about as much."""
-    part: dict[str, bytes] = {}
-    size = 0
-    for document_id, document in documents.items():
-        if part and size + len(document) > _LARGEST_READ:
-            yield part
-            part, size = {}, 0
-        part[document_id] = document
-        size += len(document)
-    if part:
-        yield part
