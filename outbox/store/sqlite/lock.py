@@ -200,10 +200,10 @@ def rest(database: Path | None, last: Hold) -> None:
         time.sleep(min(resting, LONGEST_YIELD_S))
 
 
-def leave_to_writers(database: Path | None) -> float:
-    """Wait until no writer waits for the lock, at most `LONGEST_YIELD_S`. Returns the seconds that it took."""
+def leave_to_writers(database: Path | None) -> None:
+    """Wait until no writer waits for the lock, at most `LONGEST_YIELD_S`."""
     if database is None:
-        return 0.0
+        return
     began = time.monotonic()
     with contextlib.suppress(OSError), _mark(database).open("rb") as file:  # no file: no application ever had to wait
         while True:
@@ -214,4 +214,3 @@ def leave_to_writers(database: Path | None) -> float:
                 if time.monotonic() - began > LONGEST_YIELD_S:
                     break
                 time.sleep(STEP_S)
-    return time.monotonic() - began
