@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
@@ -35,6 +35,28 @@ from outbox.store.models import now_ms
 from outbox.store.store import Store
 
 LINE_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """What the command was told, by the names that the audit has."""
+
+    entities: tuple[str, ...]
+    everything: bool
+    tenant: str | None
+    since: str | None
+    in_place: bool
+    keep_old: bool
+    adopt: bool
+    rate: float | None
+    dry_run: bool
+    resume: bool
+    cancel: int | None
+    rollback: bool
+    drop_old: bool
+    list: bool
+    as_json: bool
+    database_url: str | None
 
 
 @click.command(name="reindex")
@@ -78,116 +100,144 @@ def command(**given: Any) -> None:
       outbox-relay reindex --cancel 3
       outbox-relay reindex --list
     """
-    chosen = bool(given["entities"] or given["everything"])
-    if not (chosen or given["resume"] or given["list"] or given["cancel"] is not None):
-        context = click.get_current_context()
-        click.echo(context.get_help(), err=True)
-        context.exit(2)
-    ends = [name for name in ("resume", "cancel", "rollback", "drop_old", "list", "dry_run") if given[name]]
-    if len(ends) > 1:
-        raise click.UsageError(f"{' and '.join('--' + name.replace('_', '-') for name in ends)} do not go together")
-    if given["entities"] and given["everything"]:
-        raise click.UsageError("--entity and --all do not go together")
-    loaded = load_settings(database_url=given["database_url"])
+    options = _Options(**given)
+    _check(options)
+    loaded = load_settings(database_url=options.database_url)
     with open_store(loaded) as store:
-        if given["list"]:
-            _list(store, given["as_json"])
+        if options.list:
+            _list(store, options.as_json)
             return
-        if given["cancel"] is None:
+        if options.cancel is None:
             registry = required_registry(loaded, "no registry of entities")
         else:
             registry = registry_of(loaded) or EntityRegistry()
         with closing(destination_of(loaded)) as destination, unwound_on_sigterm(), tuned():
-            _act(store, destination, registry, loaded, given)
+            reindexer = _reindexer(store, destination, registry, loaded, options.rate)
+            if options.cancel is not None:
+                _cancel(store, reindexer, options.cancel, options)
+            elif options.resume:
+                _resume(store, reindexer, registry, options)
+            else:
+                selections = _selected(store, registry, options)
+                if options.dry_run:
+                    _dry_run(store, selections, options.as_json)
+                elif options.rollback or options.drop_old:
+                    _use_old_index(store, destination, selections, options)
+                else:
+                    _rebuild(store, reindexer, selections, options)
 
 
-def _act(
-    store: Store, destination: Destination, registry: EntityRegistry, loaded: Settings, given: dict[str, Any]
-) -> None:
-    reindexer = Reindexer(
+def _check(options: _Options) -> None:
+    """Show the help where nothing is asked for, and raise where two things are."""
+    chosen = bool(options.entities or options.everything)
+    if not (chosen or options.resume or options.list or options.cancel is not None):
+        context = click.get_current_context()
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+    ends = [name for name in ("resume", "cancel", "rollback", "drop_old", "list", "dry_run") if getattr(options, name)]
+    if len(ends) > 1:
+        raise click.UsageError(f"{' and '.join('--' + name.replace('_', '-') for name in ends)} do not go together")
+    if options.entities and options.everything:
+        raise click.UsageError("--entity and --all do not go together")
+
+
+def _reindexer(
+    store: Store, destination: Destination, registry: EntityRegistry, loaded: Settings, rate: float | None
+) -> Reindexer:
+    return Reindexer(
         store,
         destination,
         registry,
-        rate=given["rate"],
+        rate=rate,
         requests=loaded.concurrency,
         request_bytes=loaded.batch_bytes,
         lease_s=loaded.lease,
         request_timeout_s=loaded.request_timeout,
     )
-    if given["cancel"] is not None:
-        with _noted(store, given):
-            outcome = reindexer.cancel(given["cancel"])
-        cancelled = jobs.find(store, given["cancel"])
-        click.echo(json.dumps(job_facts(store, cancelled)) if given["as_json"] and cancelled else outcome)
-        return
-    if given["resume"]:
-        with _noted(store, given):
-            _resume(store, reindexer, registry, given)
-        return
-    selections = select(
+
+
+def _selected(store: Store, registry: EntityRegistry, options: _Options) -> list[Selection]:
+    found = select(
         store,
         registry,
-        **{
-            name: given[name] for name in ("entities", "everything", "tenant", "since", "in_place", "keep_old", "adopt")
-        },
+        entities=options.entities,
+        everything=options.everything,
+        tenant=options.tenant,
+        since=options.since,
+        in_place=options.in_place,
+        keep_old=options.keep_old,
+        adopt=options.adopt,
     )
-    if given["everything"]:
+    if options.everything:
         warn_of_unregistered(store, registry, "stays as it is")
-    if given["dry_run"]:
-        _dry_run(store, selections, given["as_json"])
-        return
-    with _noted(store, given):
-        if given["rollback"] or given["drop_old"]:
-            _use_old_index(store, destination, selections, given)
-            return
-        for selection in selections:
-            _follow(store, reindexer.run(selection), selection.index, given["as_json"])
+    return found
 
 
-def _noted(store: Store, given: dict[str, Any]) -> AbstractContextManager[Note]:
-    told = {name: value for name, value in given.items() if name not in ("as_json", "database_url")}
+def _noted(store: Store, options: _Options) -> AbstractContextManager[Note]:
+    told = {name: value for name, value in asdict(options).items() if name not in ("as_json", "database_url")}
     return audit.noted(store, operator_name(), "reindex", audit.described(told))
 
 
-def _resume(store: Store, reindexer: Reindexer, registry: EntityRegistry, given: dict[str, Any]) -> None:
-    wanted = {index for name in given["entities"] for index in _indexes_of(store, registry, name)}
-    unfinished = [
-        job
-        for job in jobs.open_jobs(store)
-        if jobs.is_abandoned(store, job, now_ms()) and (not wanted or job.index_name in wanted)
-    ]
-    if not unfinished:
-        running = len(jobs.open_jobs(store))
-        others = f"; {running} running: see 'outbox-relay reindex --list'" if running else ""
-        click.echo(f"nothing to resume{others}", err=given["as_json"])
-    for job in unfinished:
-        _follow(store, reindexer.resume(job), job.index_name, given["as_json"])
+def _rebuild(store: Store, reindexer: Reindexer, selections: Iterable[Selection], options: _Options) -> None:
+    with _noted(store, options):
+        for each in selections:
+            _follow(store, reindexer.run(each), each.index, options.as_json)
+
+
+def _cancel(store: Store, reindexer: Reindexer, job: int, options: _Options) -> None:
+    with _noted(store, options):
+        outcome = reindexer.cancel(job)
+    cancelled = jobs.find(store, job)
+    click.echo(json.dumps(job_facts(store, cancelled)) if options.as_json and cancelled else outcome)
+
+
+def _resume(store: Store, reindexer: Reindexer, registry: EntityRegistry, options: _Options) -> None:
+    with _noted(store, options):
+        wanted = {index for name in options.entities for index in _indexes_of(store, registry, name)}
+        unfinished = [
+            job
+            for job in jobs.open_jobs(store)
+            if jobs.is_abandoned(store, job, now_ms()) and (not wanted or job.index_name in wanted)
+        ]
+        if not unfinished:
+            running = len(jobs.open_jobs(store))
+            others = f"; {running} running: see 'outbox-relay reindex --list'" if running else ""
+            click.echo(f"nothing to resume{others}", err=options.as_json)
+        for job in unfinished:
+            _follow(store, reindexer.resume(job), job.index_name, options.as_json)
 
 
 def _indexes_of(store: Store, registry: EntityRegistry, name: str) -> list[str]:
     return [registry[name].index, *(index for index in store.targets() if registry[name].index_names(index))]
 
 
-def _use_old_index(
-    store: Store, destination: Destination, selections: Iterable[Selection], given: dict[str, Any]
-) -> None:
-    for each in selections:
-        if given["everything"] and not jobs.kept_index(store, each.index):
-            continue
-        if given["drop_old"]:
-            removed = drop_old(store, destination, each.index)
-            answer = {"index": each.index, "removed": removed}
-            _show(given["as_json"], answer, f"index {each.index}: {removed} is removed")
-            continue
-        live, refused = roll_back(store, destination, each.index)
-        restored = {"index": each.index, "live": live, "refused": refused}
-        _show(given["as_json"], restored, f"index {each.index}: readers and rows have {live} again")
-        if refused:
-            click.echo(
-                f"it had refused {logs.rows(refused)} since the reindex: "
-                f"'outbox-relay reindex --entity {each.entities[0].name}' brings them in",
-                err=True,
-            )
+def _use_old_index(store: Store, destination: Destination, selections: Iterable[Selection], options: _Options) -> None:
+    """Lead readers back to the indexes that are kept, or remove these."""
+    with _noted(store, options):
+        for each in selections:
+            if options.everything and not jobs.kept_index(store, each.index):
+                continue
+            if options.drop_old:
+                _drop_old(store, destination, each, options.as_json)
+            else:
+                _roll_back(store, destination, each, options.as_json)
+
+
+def _drop_old(store: Store, destination: Destination, each: Selection, as_json: bool) -> None:
+    removed = drop_old(store, destination, each.index)
+    _show(as_json, {"index": each.index, "removed": removed}, f"index {each.index}: {removed} is removed")
+
+
+def _roll_back(store: Store, destination: Destination, each: Selection, as_json: bool) -> None:
+    live, refused = roll_back(store, destination, each.index)
+    restored = {"index": each.index, "live": live, "refused": refused}
+    _show(as_json, restored, f"index {each.index}: readers and rows have {live} again")
+    if refused:
+        click.echo(
+            f"it had refused {logs.rows(refused)} since the reindex: "
+            f"'outbox-relay reindex --entity {each.entities[0].name}' brings them in",
+            err=True,
+        )
 
 
 def _dry_run(store: Store, selections: Iterable[Selection], as_json: bool) -> None:
