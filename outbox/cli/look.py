@@ -42,7 +42,14 @@ def status(as_json: bool, database_url: str | None) -> None:
     if as_json:
         click.echo(json.dumps(facts))
         return
-    for line in (*_of_rows(facts), *_of_what_holds_them(facts), *reindexes, *_of_relays(facts)):
+    for line in (
+        *_of_rows(facts),
+        *_of_what_holds_them(facts),
+        *reindexes,
+        *_of_relays(facts),
+        *_of_verification(facts),
+        *_of_no_relay(facts),
+    ):
         click.echo(line)
 
 
@@ -121,8 +128,14 @@ def _of_relays(facts: dict[str, Any]) -> Iterator[str]:
         where = logs.safe(f"relay {relay['id']} on {relay['host']}, pid {relay['pid']}")
         state = "" if relay["running"] else ": killed, or hangs"
         yield f"{where}, last sign of life {relay['silent_seconds']:.0f} s ago{state}"
+
+
+def _of_verification(facts: dict[str, Any]) -> Iterator[str]:
     if facts["verification"]:
         yield logs.safe(_verification_line(facts["verification"]))
+
+
+def _of_no_relay(facts: dict[str, Any]) -> Iterator[str]:
     if not any(relay["running"] for relay in facts["relays"]):
         yield "no relay runs  → outbox-relay run"
 
