@@ -16,7 +16,7 @@ from outbox.destinations import misled
 from outbox.destinations.base import FOREVER, Destination
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, FailedOver
-from outbox.maintenance.growth import DEFAULT, Limits, Sizes, growth
+from outbox.maintenance.growth import DEFAULT, Limits, Measured, growth
 from outbox.mappings import IndexDrift, drift
 from outbox.store import conflicts, jobs, pauses, verifications, versions
 from outbox.store.dialect import Finding as Finding
@@ -74,7 +74,7 @@ def _rows(engine: Engine, silent_ms: int, limits: Limits) -> list[Finding]:
     finally:
         store.close()
     age = 0.0 if oldest is None else max(0, now - oldest) / 1000
-    queue, rows, wal = growth(Sizes(age, sum(counts.values()), wal_bytes), limits)
+    queue, rows, wal = growth(Measured(age, sum(counts.values()), wal_bytes), limits)
     waiting = logs.rows(counts["pending"] + counts["claimed"], "waits", "wait")
     return [
         finding("rows", not rows.over, f"{rows.found}, {counts['done']:,} of them done", rows.remedy, "warn"),

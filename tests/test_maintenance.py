@@ -326,10 +326,10 @@ def test_growth_is_said_once_and_its_end_once(
 
 
 def test_value_that_stays_at_its_limit_makes_no_noise() -> None:
-    watch = growth.Watch()
+    watch = growth.LimitWatch()
     limits = growth.Limits(0, 1_000, 0)
     seen = [
-        [each.over for each in watch.changes(growth.growth(growth.Sizes(0, rows, 0), limits))]
+        [each.over for each in watch.changes(growth.growth(growth.Measured(0, rows, 0), limits))]
         for rows in (999, 1_000, 999, 1_001, 950, 1_000, 899, 950, 1_000)
     ]
     assert seen == [[], [True], [], [], [], [], [False], [], [True]]

@@ -15,7 +15,7 @@ from outbox.cli.jobs import job_facts, job_line
 from outbox.cli.options import NUMBER, database_option, json_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.errors import OutboxError
-from outbox.maintenance.growth import Limits, Sizes, growth
+from outbox.maintenance.growth import Limits, Measured, growth
 from outbox.settings import Settings, variable
 from outbox.store import conflicts, history, jobs, pauses, verifications
 from outbox.store.drift import DriftKind
@@ -59,7 +59,7 @@ def _facts(store: Store, loaded: Settings) -> dict[str, Any]:
     counts, relays = store.counts(), store.relays()
     age = None if oldest is None else max(0.0, (now - oldest) / 1000)
     used, free, wal = store.sizes()
-    grown = [each for each in growth(Sizes(age or 0, sum(counts.values()), wal), Limits.of(loaded)) if each.over]
+    grown = [each for each in growth(Measured(age or 0, sum(counts.values()), wal), Limits.of(loaded)) if each.over]
     return {
         **counts,
         "oldest_pending_seconds": age,

@@ -27,7 +27,7 @@ class Limits(NamedTuple):
 DEFAULT: Final = Limits.of(Settings.model_construct())
 
 
-class Sizes(NamedTuple):
+class Measured(NamedTuple):
     """Age of the oldest unfinished row, rows in `outbox_events`, size of the write-ahead log."""
 
     oldest_s: float
@@ -49,34 +49,34 @@ class Growth(NamedTuple):
         return 0 < self.limit <= self.value
 
 
-def growth(sizes: Sizes, limits: Limits) -> list[Growth]:
+def growth(measured: Measured, limits: Limits) -> list[Growth]:
     """Each thing that can grow, as it is now."""
     return [
         Growth(
             "oldest row",
-            sizes.oldest_s,
+            measured.oldest_s,
             limits.oldest_s,
-            f"the oldest row waits for {sizes.oldest_s:,.0f} s",
+            f"the oldest row waits for {measured.oldest_s:,.0f} s",
             "see 'outbox-relay status' for what it waits for",
         ),
         Growth(
             "rows",
-            sizes.rows,
+            measured.rows,
             limits.rows,
-            f"{logs.rows(sizes.rows)} in outbox_events",
+            f"{logs.rows(measured.rows)} in outbox_events",
             "a lower OUTBOX_RETENTION_HOURS removes finished ones sooner; dead ones stay until you decide",
         ),
         Growth(
             "write-ahead log",
-            sizes.wal_bytes,
+            measured.wal_bytes,
             limits.wal_bytes,
-            f"the write-ahead log has {sizes.wal_bytes / 1e6:,.0f} MB",
+            f"the write-ahead log has {measured.wal_bytes / 1e6:,.0f} MB",
             "a connection that reads in one transaction for long keeps it from being emptied: end that transaction",
         ),
     ]
 
 
-class Watch:
+class LimitWatch:
     """Tells once that something has grown too large, and once that it has shrunk again."""
 
     def __init__(self) -> None:

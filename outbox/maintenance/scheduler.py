@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 from outbox import __version__
 from outbox.errors import DatabaseUnavailable, OutboxError
 from outbox.maintenance.adopt import adopt_orphans
-from outbox.maintenance.growth import Limits, Sizes, Watch, growth
+from outbox.maintenance.growth import Limits, LimitWatch, Measured, growth
 from outbox.maintenance.notices import Notices
 from outbox.maintenance.pruner import prune_all
 from outbox.maintenance.reaper import reap
@@ -78,7 +78,7 @@ class Maintenance:
         self._identity = dialect_of(engine).identity(engine)
         self.replaced = False
         self._stopping = threading.Event()
-        self._watch = Watch()
+        self._watch = LimitWatch()
         self._failing: set[str] = set()
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # a late task is no news
         self._scheduler = BackgroundScheduler(
@@ -186,8 +186,8 @@ class Maintenance:
         """Warn once of what has grown too large, and say once that it has shrunk again."""
         oldest = store.oldest_unfinished()
         age = 0.0 if oldest is None else max(0, now_ms() - oldest) / 1000
-        sizes = Sizes(age, sum(store.counts().values()), store.sizes().log)
-        for each in self._watch.changes(growth(sizes, Limits.of(self._settings))):
+        measured = Measured(age, sum(store.counts().values()), store.sizes().log)
+        for each in self._watch.changes(growth(measured, Limits.of(self._settings))):
             size = {"name": each.name, "found": each.found, "value": each.value, "limit": each.limit}
             if each.over:
                 logger.warning("{found}: {remedy}", remedy=each.remedy, **size)
