@@ -18,7 +18,7 @@ from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationError, FailedOver
 from outbox.maintenance.growth import DEFAULT, Limits, Measured, growth
 from outbox.mappings import IndexDrift, drift
-from outbox.store import conflicts, jobs, pauses, verifications, versions
+from outbox.store import by_index, conflicts, jobs, pauses, verifications, versions
 from outbox.store.dialect import Finding as Finding
 from outbox.store.dialect import finding
 from outbox.store.drift import DriftKind
@@ -275,7 +275,7 @@ def indexes(engine: Engine, to: Destination, gc_deletes: str, registry: EntityRe
         try:
             targets = store.targets()
             kept = {name: old for name in targets if (old := jobs.kept_index(store, name))}
-            shared = {name: others for name in targets if (others := store.sharing(name))}
+            shared = {name: others for name in targets if (others := by_index.sharing(store, name))}
             held = {each.index: each for each in conflicts.held_by_others(store)}
             newer = _newer(store, to)
         finally:

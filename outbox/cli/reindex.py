@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
 from outbox.destinations.base import Destination
 from outbox.entities.registry import EntityRegistry
-from outbox.errors import ReindexFailed
+from outbox.errors import ConfigurationError, FailedOver, OutboxError, ReindexFailed, SchemaError
 from outbox.reindex.reindexer import Reindexer
 from outbox.reindex.rollback import drop_old, roll_back
 from outbox.reindex.selection import Selection, rows_of, select
@@ -31,7 +31,7 @@ from outbox.reindex.work import Progress
 from outbox.settings import Settings
 from outbox.store import audit, jobs
 from outbox.store.audit import Note
-from outbox.store.models import now_ms
+from outbox.store.models import JobState, now_ms
 from outbox.store.store import Store
 
 LINE_EVERY_S = 5.0
@@ -139,6 +139,8 @@ def _check(options: _Options) -> None:
         raise click.UsageError(f"{' and '.join('--' + name.replace('_', '-') for name in ends)} do not go together")
     if options.entities and options.everything:
         raise click.UsageError("--entity and --all do not go together")
+    if (options.rollback or options.drop_old) and (options.tenant or options.since):
+        raise click.UsageError("--rollback and --drop-old are about a whole index: leave --tenant and --from-date out")
 
 
 def _reindexer(
@@ -179,9 +181,47 @@ def _noted(store: Store, options: _Options) -> AbstractContextManager[Note]:
 
 
 def _rebuild(store: Store, reindexer: Reindexer, selections: Iterable[Selection], options: _Options) -> None:
-    with _noted(store, options):
+    with _noted(store, options), _all_of_them() as each_alone:
         for each in selections:
-            _follow(store, reindexer.run(each), each.index, options.as_json)
+            with each_alone(each.index):
+                _say_if_resumed(store, each.index)
+                _follow(store, reindexer.run(each), each.index, options.as_json)
+
+
+@contextmanager
+def _all_of_them() -> Iterator[Callable[[str], AbstractContextManager[None]]]:
+    """For what is done to several indexes: one that fails keeps no other from its turn. Raises `ReindexFailed` in the
+    end if any has."""
+    failed: dict[str, OutboxError] = {}
+
+    @contextmanager
+    def alone(index: str) -> Iterator[None]:
+        try:
+            yield
+        except (ReindexFailed, ConfigurationError) as error:
+            if isinstance(error, SchemaError | FailedOver):  # which is about all of them
+                raise
+            if failed:
+                click.echo(logs.safe(f"index {index}: {error}"), err=True)
+            failed[index] = error
+
+    yield alone
+    if len(failed) == 1:
+        raise next(iter(failed.values()))
+    if failed:
+        raise ReindexFailed(f"{len(failed)} indexes failed, the first: {next(iter(failed.values()))}")
+
+
+def _say_if_resumed(store: Store, index: str) -> None:
+    job = jobs.open_job(store, index)
+    if job is not None and job.state == JobState.RUNNING and jobs.is_abandoned(store, job, now_ms()):
+        click.echo(
+            logs.safe(
+                f"resumes {job} at step '{job.phase}', {job.documents:,} of {logs.rows(job.total)}: they are not read "
+                f"again; 'outbox-relay reindex --cancel {job.id}' first, to begin anew"
+            ),
+            err=True,
+        )
 
 
 def _cancel(store: Store, reindexer: Reindexer, job: int, options: _Options) -> None:
@@ -203,8 +243,10 @@ def _resume(store: Store, reindexer: Reindexer, registry: EntityRegistry, option
             running = len(jobs.open_jobs(store))
             others = f"; {running} running: see 'outbox-relay reindex --list'" if running else ""
             click.echo(f"nothing to resume{others}", err=options.as_json)
-        for job in unfinished:
-            _follow(store, reindexer.resume(job), job.index_name, options.as_json)
+        with _all_of_them() as each_alone:
+            for job in unfinished:
+                with each_alone(job.index_name):
+                    _follow(store, reindexer.resume(job), job.index_name, options.as_json)
 
 
 def _indexes_of(store: Store, registry: EntityRegistry, name: str) -> list[str]:
@@ -213,14 +255,12 @@ def _indexes_of(store: Store, registry: EntityRegistry, name: str) -> list[str]:
 
 def _use_old_index(store: Store, destination: Destination, selections: Iterable[Selection], options: _Options) -> None:
     """Lead readers back to the indexes that are kept, or remove these."""
-    with _noted(store, options):
+    act = _drop_old if options.drop_old else _roll_back
+    with _noted(store, options), _all_of_them() as each_alone:
         for each in selections:
-            if options.everything and not jobs.kept_index(store, each.index):
-                continue
-            if options.drop_old:
-                _drop_old(store, destination, each, options.as_json)
-            else:
-                _roll_back(store, destination, each, options.as_json)
+            if not options.everything or jobs.kept_index(store, each.index):
+                with each_alone(each.index):
+                    act(store, destination, each, options.as_json)
 
 
 def _drop_old(store: Store, destination: Destination, each: Selection, as_json: bool) -> None:
@@ -234,8 +274,8 @@ def _roll_back(store: Store, destination: Destination, each: Selection, as_json:
     _show(as_json, restored, f"index {each.index}: readers and rows have {live} again")
     if refused:
         click.echo(
-            f"it had refused {logs.rows(refused)} since the reindex: "
-            f"'outbox-relay reindex --entity {each.entities[0].name}' brings them in",
+            f"it had refused {logs.rows(refused)} since the reindex: 'outbox-relay reindex --entity "
+            f"{each.entities[0].name} --drop-old', and then the same without --drop-old, brings them in",
             err=True,
         )
 

@@ -22,7 +22,7 @@ from outbox.errors import ConfigurationError, DatabaseUnavailable, DestinationEr
 from outbox.reindex.selection import Selection, rows_of, select
 from outbox.reindex.steps import STEPS
 from outbox.reindex.work import LOOK_EVERY_S, LeftToRelays, Progress, Resources, Work, until_claims_end
-from outbox.store import jobs
+from outbox.store import by_index, jobs
 from outbox.store.jobs import Job, JobLost
 from outbox.store.models import JobState, now_ms
 from outbox.store.store import Store
@@ -209,7 +209,7 @@ class Reindexer:
 
     def _refuse_shared(self, name: str, target: str) -> None:
         """The documents of another name would be taken for superfluous."""
-        if others := self._store.sharing(name):
+        if others := by_index.sharing(self._store, name):
             raise ReindexFailed(
                 f"index {target} takes the rows of {', '.join(others)} too, whose documents a rebuild of {name} would "
                 "remove; 'outbox-relay check' says what to do"

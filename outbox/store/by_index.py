@@ -97,6 +97,12 @@ def statistics(store: Store, since: int, index: str) -> list[Statistic]:
     return [Statistic(row[0], index, "", "", tuple(row[1:])) for row in found]
 
 
+def sharing(store: Store, name: str) -> list[str]:
+    """The other indexes whose rows go to the same physical one: a mistake, for which see `outbox-relay check`."""
+    targets = store.targets()
+    return sorted(other for other, target in targets.items() if other != name and target == targets.get(name))
+
+
 def kept(store: Store) -> list[tuple[str, str, int]]:
     """(index, physical index, documents that it refused) of all that a rebuild has kept for a rollback."""
     found = store.run(

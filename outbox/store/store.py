@@ -259,11 +259,6 @@ class Store:
                 others[name] = (*others.get(name, ()), target)
         return targets, others
 
-    def sharing(self, name: str) -> list[str]:
-        """The other indexes whose rows go to the same physical index: a mistake, for which see `outbox-relay check`."""
-        targets = self.targets()
-        return sorted(other for other, target in targets.items() if other != name and target == targets.get(name))
-
     def register_index(self, name: str, target: str, *, found: bool = False) -> None:
         """Note where the rows of an index go; the first to say so decides. `found`: others may have filled it."""
         with self.write(durable=True, alone=True):

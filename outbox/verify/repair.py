@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from outbox.destinations.base import Destination, remembered
 from outbox.store import verifications
+from outbox.store.by_index import sharing
 from outbox.store.drift import DriftKind
 from outbox.store.models import now_ms
 from outbox.store.store import Store
@@ -20,7 +21,7 @@ def repair(store: Store, destination: Destination, drifts: Sequence[Drift]) -> t
     First see to it that the index takes them: versions there may be higher than any that the outbox has given.
     """
     gone = lost(store, destination, {drift.index for drift in drifts})
-    shared = {name for name in {drift.index for drift in drifts} if store.sharing(name)}
+    shared = {name for name in {drift.index for drift in drifts} if sharing(store, name)}
     repairable = [
         drift
         for drift in drifts

@@ -11,9 +11,12 @@ import pytest
 from outbox import check
 from outbox.store import jobs
 from tests.reindex.world import FIRST, SECOND, Backup, Command, World, command_of, in_a_file
+from tests.support.models import Company
 from tests.support.outbox import Outbox
 
 registry = World.registered(tenancy="prefixed")
+two = World.registered(tenancy="prefixed")
+two.add(Company, index="companies", fields=["name"])
 
 
 @pytest.fixture
@@ -54,6 +57,34 @@ def test_index_is_rebuilt_and_the_steps_are_told_line_by_line(command: Command, 
     lines = [json.loads(line) for line in as_json.stdout.splitlines()]
     assert (lines[-1]["state"], lines[-1]["documents"], lines[-1]["new_index"]) == ("done", 3, "contacts-000003")
     assert lines[0]["phase"] == "create"
+
+
+def test_index_that_cannot_be_rebuilt_keeps_no_other_from_its_turn(world: World) -> None:
+    command = command_of(world, f"{__name__}:two")
+    with world.sessions.begin() as session:
+        session.add(Company(code="Ltd", region=1, name="Analytical Engines"))
+    assert command("reindex", "--all", "--keep-old").exit_code == 0
+    world.place.destination.drop_index("contacts-000001")
+    world.place.destination.drop_index("contacts-000002")
+    told = command("reindex", "--all")
+    assert told.exit_code == 1
+    assert "index companies still keeps companies-000001" in told.stderr
+    assert "readers get contacts-000003" in told.stdout
+    world.assert_in_step("contacts-000003")
+    told = command("reindex", "--all", "--keep-old")
+    assert "index companies still keeps" in told.stderr
+    told = command("reindex", "--all")
+    assert (told.exit_code, "2 indexes failed, the first: index contacts still keeps" in told.stderr) == (1, True)
+    assert "index companies: index companies still keeps companies-000001" in told.stderr
+
+
+def test_reindex_that_is_resumed_says_that_it_is(command: Command, world: World) -> None:
+    left_at(world, "sweep")
+    told = command("reindex", "--entity", "contacts")
+    assert told.exit_code == 0
+    assert "resumes reindex 1 of contacts (into contacts-000002) at step 'sweep', 3 of 3 rows" in told.stderr
+    assert "'outbox-relay reindex --cancel 1' first, to begin anew" in told.stderr
+    assert "resumes" not in command("reindex", "--entity", "contacts").stderr
 
 
 def test_dry_run_counts_and_changes_nothing(command: Command, world: World) -> None:
@@ -173,6 +204,7 @@ def test_database_restored_from_before_a_reindex_that_kept_the_old_index_goes_on
         (["--entity", "contact"], "did you mean 'contacts'"),
         (["--entity", "contacts", "--from-date", "soon"], "is not a date"),
         (["--entity", "contacts", "--all"], "do not go together"),
+        (["--all", "--drop-old", "--tenant", "t1"], "leave --tenant and --from-date out"),
         (["--resume", "--list"], "--resume and --list do not go together"),
         (["--entity", "contacts", "--rate", "0"], "--rate"),
     ],
