@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from outbox.entities.entity import Entity
 from outbox.entities.keys import MOST_PARAMETERS, DocumentKey, Tenancy, among, portions, wide
@@ -23,6 +22,7 @@ from outbox.entities.maker import (
     needs_objects,
     options_of,
     said_of,
+    session_of_our_own,
 )
 from outbox.entities.part import Part as Part
 from outbox.errors import DatabaseUnavailable, InvalidName
@@ -252,7 +252,7 @@ def _read(connection: Connection, entity: Entity, part: Sequence[tuple[Any, ...]
 def _query(connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]], room: int) -> dict[Any, Found]:
     if needs_objects(entity):
         make = Maker(connection, entity)
-        with Session(connection, autoflush=False) as session:
+        with session_of_our_own(connection) as session:
             statement = entity.rows(select(entity.model)).where(among(entity.id_columns, wanted))
             objects = session.scalars(statement.options(*options_of(entity))).unique()
             return {tuple(getattr(each, name) for name in entity.id_key): make.of_object(each) for each in objects}

@@ -45,6 +45,31 @@ class Found(NamedTuple):
 NOWHERE = DocumentKey("", "", None)
 
 
+class _NoListeners:
+    """In place of the events of a session: each of them is empty."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _NOBODY
+
+
+class _Nobody(tuple[()]):
+    def __call__(self, *_: Any) -> None:
+        return None
+
+
+_NOBODY: Final = _Nobody()
+
+
+def session_of_our_own(connection: Connection) -> Session:
+    """One that reads rows as they are. What an application has on `sqlalchemy.orm.Session`, for all of its sessions, is
+    for its requests: criteria for the tenant of a request, say, would hide rows, whose documents were removed then."""
+    session = Session(connection, autoflush=False)
+    session.__dict__["dispatch"] = _NoListeners()
+    return session
+
+
 class Maker:
     """Makes documents of what was loaded; a failure is that document's alone."""
 
@@ -75,7 +100,7 @@ class Maker:
         """That of a row whose `when` asks for more than columns: from the next query on they are built at once."""
         _BUILT_FOR_WHEN.add(self._entity)
         if self._session is None:
-            self._session = Session(self._connection, autoflush=False)
+            self._session = session_of_our_own(self._connection)
         statement = self._entity.rows(select(self._entity.model)).where(among(self._entity.id_columns, [identity]))
         return self._session.scalars(statement).one_or_none()
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import ColumnElement, Connection, Engine, Insert, Table, inspect, select
+from sqlalchemy import ColumnElement, Connection, Engine, Insert, Table, inspect, select, update
 from sqlalchemy.orm import InstanceState, Mapper, PassiveFlag, Session
 
 from outbox.entities.entity import Entity
@@ -28,6 +28,7 @@ UNLOADED: Final = PassiveFlag.PASSIVE_NO_INITIALIZE
 _REFRESH: Final = Action.REFRESH.value
 _TOGETHER: Final = "outbox.entities_in_its_database"
 _LOOKED_AT: Final[WeakKeyDictionary[Engine, WeakSet[Entity]]] = WeakKeyDictionary()
+_WRITES: Final[WeakKeyDictionary[Mapper[Any], dict[str, Any]]] = WeakKeyDictionary()
 Identity = tuple[Any, ...]
 Place = tuple[Entity, DocumentKey]
 
@@ -91,7 +92,7 @@ def _require_one_database(session: Session, journal: Journal, entity: Entity) ->
     together = session.info.setdefault(_TOGETHER, set())
     if entity in together:
         return
-    engine, own = session.get_bind(mapper=entity.mapper).engine, journal.connection.engine
+    engine, own = session.get_bind(**where_written(entity.mapper)).engine, journal.connection.engine
     if engine.pool is not own.pool:
         raise ConfigurationError(
             f"entity {entity.name!r} is in the database {engine.url.database}, and the outbox tables of its session "
@@ -100,6 +101,15 @@ def _require_one_database(session: Session, journal: Journal, entity: Entity) ->
         )
     _check_view(journal.connection, entity)
     together.add(entity)
+
+
+def where_written(mapper: Mapper[Any]) -> dict[str, Any]:
+    """How to ask a session for the database where it writes objects of a class: it may read from another one."""
+    write = _WRITES.get(mapper)
+    if write is None:
+        table = mapper.local_table
+        write = _WRITES[mapper] = {"clause": update(table)} if isinstance(table, Table) else {}
+    return {"mapper": mapper, **write}
 
 
 def _check_view(connection: Connection, entity: Entity) -> None:
@@ -166,7 +176,7 @@ def places_of(
 
     `refused` gets the reasons why rows can have no place. Without it, the places are those that documents leave.
     """
-    connection = session.connection(bind_arguments={"mapper": entity.mapper})
+    connection = session.connection(bind_arguments=where_written(entity.mapper))
     tenant = [] if entity.tenant is None else [entity.column(entity.tenant)]
     key, width = [entity.column(name) for name in entity.key], len(entity.id_key)
     found: list[Place] = []
@@ -187,7 +197,7 @@ def places_of(
 def lock_rows(session: Session, mapper: Mapper[Any], identities: Sequence[Identity]) -> None:
     """Keep rows as they are until the transaction ends, where other writers could change them beside it: what is read
     of them from here on stays true. They are about to be written anyway."""
-    connection = session.connection(bind_arguments={"mapper": mapper})
+    connection = session.connection(bind_arguments=where_written(mapper))
     if is_locked_by_rows(connection, mapper):
         for part in _portions(mapper, identities):
             keys = mapper.primary_key
@@ -203,7 +213,7 @@ def is_locked_by_rows(connection: Connection, mapper: Mapper[Any]) -> bool:
 
 def dependents_of(session: Session, link: Link, identities: Sequence[Identity]) -> list[Place]:
     """The documents that are made of these rows."""
-    connection = session.connection(bind_arguments={"mapper": link.entity.mapper})
+    connection = session.connection(bind_arguments=where_written(link.entity.mapper))
     return [
         (link.entity, DocumentKey(*row))
         for part in _portions(link.target, identities)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Insert
+from sqlalchemy import Connection, Insert, insert
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session
 
@@ -16,7 +16,7 @@ from outbox.store.store import dialect_of, is_supported
 
 T = TypeVar("T")
 
-_BIND: Final = {"clause": models.events}
+_BIND: Final[dict[str, Any]] = {"clause": insert(models.events)}  # a session may read from another database
 _BEGUN: Final = "outbox.begun"
 _NOTHING_BEGUN: Final = (None, None)
 _OPEN: Final = "outbox.open"
@@ -137,7 +137,7 @@ def last_journal(session: Session) -> Journal | None:
 def bind_of(session: Session) -> Any:
     """The engine or connection that the outbox tables of a session are behind. Raises `ConfigurationError`."""
     try:
-        return session.get_bind(clause=models.events)
+        return session.get_bind(**_BIND)
     except UnboundExecutionError:
         raise ConfigurationError(
             "the session does not know in which database the outbox tables are; bind them to that of the entities: "

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Result, select
-from sqlalchemy.orm import Mapper, ORMExecuteState, Session
+from sqlalchemy import Connection, CursorResult, Result, select
+from sqlalchemy.orm import FromStatement, Mapper, ORMExecuteState, Session
+from sqlalchemy.orm.attributes import instance_state
 
 from outbox.entities.kinds import kind_attributes, same_hierarchy
 from outbox.entities.links import Link
-from outbox.errors import DatabaseUnavailable, InvalidName
+from outbox.errors import ConfigurationError, DatabaseUnavailable, InvalidName
 from outbox.write import journal
 from outbox.write.changes import (
     Identity,
@@ -137,6 +138,12 @@ def _note_rows(
         raise refused[0]  # what is not at fault is noted, should the application go on
 
 
+def _dml(state: ORMExecuteState) -> Any:
+    """The `insert()`, `update()` or `delete()`, also of a `select(…).from_statement(…)`."""
+    statement: Any = state.statement
+    return statement.element if isinstance(statement, FromStatement) else statement
+
+
 def _is_bulk(state: ORMExecuteState) -> bool:
     """One `update()` with many dicts, each with the primary key of its row."""
     return isinstance(state.parameters, list)
@@ -144,7 +151,7 @@ def _is_bulk(state: ORMExecuteState) -> bool:
 
 def _assigned(state: ORMExecuteState, mapper: Mapper[Any]) -> frozenset[str] | None:
     """The attributes that an `update()` sets; None if that cannot be told."""
-    statement: Any = state.statement
+    statement = _dml(state)
     given = [*(statement._values or ()), *(pair[0] for pair in getattr(statement, "_ordered_values", None) or ())]
     names = set()
     for each in given:
@@ -177,31 +184,40 @@ def _targets(state: ORMExecuteState, mapper: Mapper[Any], connection: Connection
     """The primary keys of the rows that an `update()` or `delete()` is about, asked with its own criteria; locked from
     now on, if that is asked for."""
     names = key_names(mapper)
-    if _is_bulk(state):
-        parameters: Any = state.parameters
-        identities = [tuple(each[name] for name in names) for each in parameters]
+    parameters: Any = state.parameters
+    by_criteria = state.execution_options.get("dml_strategy") == "core_only"
+    if _is_bulk(state) and not by_criteria:
+        keyed = [each for each in parameters if all(name in each for name in names)]  # SQLAlchemy refuses the others
+        identities = [tuple(each[name] for name in names) for each in keyed]
         if lock:
             lock_rows(state.session, mapper, identities)
         return identities
-    statement: Any = state.statement
-    keys = [getattr(mapper.class_, name) for name in names]
+    statement = _dml(state)
+    entity = statement.entity_description["entity"]  # of an aliased class, the alias
+    keys = [getattr(entity, name) for name in names]
     # As SQLAlchemy's own synchronize_session="fetch" does it; past the session, whose listeners may leave rows out.
-    targets = select(*keys).select_from(mapper).options(*statement._with_options)
+    targets = select(*keys).select_from(entity).options(*statement._with_options)
     if statement.whereclause is not None:
         targets = targets.where(statement.whereclause)
     if lock:
-        targets = targets.with_for_update(key_share=True, of=[*mapper.tables])
-    found = connection.execute(targets, state.parameters or {})
-    return list(dict.fromkeys(tuple(row) for row in found))
+        targets = targets.with_for_update(key_share=True, of=[*mapper.tables] if entity is mapper.class_ else [entity])
+    each_time = parameters if _is_bulk(state) else [parameters or {}]
+    return list(dict.fromkeys(tuple(row) for given in each_time for row in connection.execute(targets, given)))
 
 
 def _with_keys(state: ORMExecuteState, mapper: Mapper[Any]) -> tuple[list[Identity], Result[Any]]:
     """Carry out an `insert()` or `update()` that returns the primary keys too; its caller sees nothing of them."""
     statement: Any = state.statement
+    if isinstance(statement, FromStatement):
+        return _with_objects(state, mapper, statement)
+    if statement._return_defaults:
+        result: Any = state.invoke_statement()
+        return [tuple(row) for row in result.inserted_primary_key_rows], result
     # An update returns columns of its own table alone, which may call the key otherwise than the base does.
     is_of_a_part = state.is_update and mapper.local_table is not mapper.base_mapper.local_table
     names = key_names(mapper, mapper.local_table.primary_key if is_of_a_part else None)
-    keys = [getattr(mapper.class_, name).label(f"outbox_key_{at}") for at, name in enumerate(names)]
+    entity = statement.entity_description["entity"]
+    keys = [getattr(entity, name).label(f"outbox_key_{at}") for at, name in enumerate(names)]
     result = state.invoke_statement(statement=statement.returning(*keys))
     own = len(result.keys()) - len(keys)
     frozen = result.freeze()
@@ -210,9 +226,26 @@ def _with_keys(state: ORMExecuteState, mapper: Mapper[Any]) -> tuple[list[Identi
     if own:
         returned = frozen()
         return identities, returned.columns(*range(own))
-    said: Any = result  # it has no rows left, as if there had been none
-    said.rowcount = len(found)
-    if state.is_insert:
-        said.inserted_primary_key_rows = identities
-        said.inserted_primary_key = identities[0] if identities else None
+    result.rowcount = len(found)  # it has no rows left, as if there had been none
+    if state.is_insert and not isinstance(result, CursorResult):  # which is asked by nobody who inserts that way
+        result.returns_rows = False
+        result.inserted_primary_key_rows = identities
+        result.inserted_primary_key = identities[0] if identities else None
+        result.lastrowid = identities[-1][0] if identities and len(keys) == 1 else None
     return identities, result
+
+
+def _with_objects(
+    state: ORMExecuteState, mapper: Mapper[Any], statement: FromStatement[Any]
+) -> tuple[list[Identity], Result[Any]]:
+    """The same of `select(Model).from_statement(…)`, which returns objects. Raises `ConfigurationError` if they are of
+    another class."""
+    for at, each in enumerate(statement.column_descriptions):
+        if each["expr"] is each["entity"] and each["entity"] is mapper.class_:
+            frozen = state.invoke_statement().freeze()
+            states = [instance_state(row[at]) for row in frozen().all()]
+            return [each.key[1] for each in states if each.key], frozen()
+    raise ConfigurationError(
+        f"select(…).from_statement(…) returns no {mapper.class_.__name__}, by which the rows that it writes could be "
+        "noted: pass the insert() or update() itself to session.execute(), with its returning(…)"
+    )

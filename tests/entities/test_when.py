@@ -7,10 +7,18 @@ from functools import cached_property
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey
+from sqlalchemy import Engine, ForeignKey, event
 from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
 from sqlalchemy.ext.hybrid import hybrid_method, hybrid_property
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    ORMExecuteState,
+    Session,
+    mapped_column,
+    relationship,
+    with_loader_criteria,
+)
 
 from outbox import EntityRegistry
 from tests.entities.world import loaded, statements
@@ -95,6 +103,56 @@ def test_when_asks_the_model_whatever_it_likes(pages: Engine, when: Callable[[An
         with Session(pages) as session:
             documents = loaded(registry, session, entity, *"1234")
         assert documents == [{"title": "t"} if at in shown else None for at in "1234"]
+
+
+class Animal(Base):
+    __tablename__ = "animals"
+    __mapper_args__: dict[str, Any] = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}  # noqa: RUF012
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    kind: Mapped[str]
+
+
+class Dog(Animal):
+    __mapper_args__: dict[str, Any] = {"polymorphic_identity": "dog"}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("when", "shown"),
+    [
+        (lambda animal: isinstance(animal, Dog), "2"),
+        (lambda animal: not isinstance(animal, Dog), "1"),
+        (lambda animal: isinstance(animal, Animal), "12"),
+    ],
+)
+def test_class_that_when_asks_for_is_that_of_the_object(pages: Engine, when: Callable[[Any], bool], shown: str) -> None:
+    registry = EntityRegistry()
+    entity = registry.add(Animal, index="animals", fields=["name"], when=when)
+    with Session(pages) as session:
+        session.add_all([Animal(id=1, name="x"), Dog(id=2, name="x")])
+        session.flush()
+        for _ in range(2):  # objects are built one by one, or all at once
+            documents = loaded(registry, session, entity, *"12")
+            assert documents == [{"name": "x"} if at in shown else None for at in "12"]
+
+
+@pytest.mark.parametrize("fields", [["title"], ["title", "site.open"]])
+def test_criteria_that_an_application_has_on_all_its_sessions_hide_no_row(pages: Engine, fields: list[str]) -> None:
+    """Of the tenant of a request, say: no request goes on where a document is made."""
+    registry = EntityRegistry()
+    entity = registry.add(Page, index="pages", fields=fields, when=lambda page: page.is_public)
+
+    def nothing_of_others(state: ORMExecuteState) -> None:
+        state.statement = state.statement.options(with_loader_criteria(Page, Page.title == "mine"))
+
+    event.listen(Session, "do_orm_execute", nothing_of_others)
+    try:
+        for _ in range(2):
+            with Session(pages) as session:
+                documents = loaded(registry, session, entity, *"1234")
+            assert [document is not None for document in documents] == [True, True, True, False]
+    finally:
+        event.remove(Session, "do_orm_execute", nothing_of_others)
 
 
 def test_objects_that_when_asks_for_are_built_in_one_query_from_the_second_batch_on(pages: Engine) -> None:
