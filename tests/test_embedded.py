@@ -211,6 +211,23 @@ def test_file_that_was_removed_is_not_written_to_any_longer(destination: Embedde
     assert set(destination.read("contacts", ["c1", "c2"])) == {"c2"}
 
 
+@pytest.mark.parametrize(
+    "source", ['{"name":"Ada","n":1E+400}', f'{{"name":"Ada","n":{"[" * 990}{"]" * 990}}}'], ids=["number", "nesting"]
+)
+def test_document_that_cannot_be_read_and_was_taken_before_fails_no_search(
+    destination: EmbeddedDestination, path: Path, source: str
+) -> None:
+    destination.apply([put("c1", name="Ada"), put("c2", name="Ada")])
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE documents SET source = ? WHERE document_id = 'c1'", (source,))
+    connection.close()
+    assert [hit.document_id for hit in destination.search("contacts", "ada")] == ["c2"]
+    assert [hit.document_id for hit in destination.search("contacts", None, where={"name": "Ada"})] == ["c2"]
+    assert [len(destination.search("contacts", None)), len(destination.read("contacts-000001", ["c1", "c2"]))] == [2, 2]
+    assert destination.apply([put("c1", 2, name="Ada")])[0].kind is OutcomeKind.APPLIED
+    assert len(destination.search("contacts", "ada")) == 2
+
+
 # -- several at once ------------------------------------------------------------------------------------------------
 
 

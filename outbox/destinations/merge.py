@@ -68,8 +68,11 @@ def merged(document: bytes, patches: Iterable[bytes]) -> bytes:
 
 def merged_into(document: dict[str, Any], patches: Iterable[bytes]) -> bytes:
     """The same for a document that is parsed already, its numbers as `orjson.Fragment`; it is changed."""
-    for patch in patches:
-        _apply(document, parsed(patch))
+    try:
+        for patch in patches:
+            _apply(document, parsed(patch))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     return _written(document)
 
 

@@ -114,7 +114,12 @@ def _filter(path: str, wanted: Any) -> Filter:
 def _value(path: str, value: Any) -> Scalar:
     """A value as documents hold it."""
     written: Scalar | None
-    written = orjson.loads(documents.serialise({path: value}, max_bytes=_LONGEST_VALUE))[path]
+    try:
+        written = orjson.loads(documents.serialise({path: value}, max_bytes=_LONGEST_VALUE))[path]
+    except orjson.JSONDecodeError:
+        raise InvalidInput(
+            f"field {path!r} cannot be compared with {shortened(value)}: no field holds such a number"
+        ) from None
     if not isinstance(written, Scalar):
         raise InvalidInput(
             f"field {path!r} cannot be compared with {shortened(value)}; pass a value, or a list of them"

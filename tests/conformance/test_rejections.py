@@ -139,6 +139,25 @@ def test_content_that_is_no_object_on_one_line_is_rejected_and_its_neighbours_ar
         assert outcomes[1].error_type == "illegal_document"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b'{"n":1E+400}', id="number-beyond-double"),
+        pytest.param(b'{"n":%s1%s}' % (b"[" * 1_010, b"]" * 1_010), id="lists-nested-too-deeply"),
+        pytest.param(b'{"n":%s1%s}' % (b'{"n":' * 1_010, b"}" * 1_010), id="objects-nested-too-deeply"),
+    ],
+)
+def test_content_that_readers_could_not_read_is_rejected_and_searches_find_the_others(
+    index: Index, content: bytes
+) -> None:
+    index.one(index.put("c1", 1, {"name": "Ada"}))
+    new, patched = index.operation("bad", 2, content), index.operation("c1", 3, None, content)
+    assert kinds(index.apply(new, patched, index.put("c2", 4, {"name": "Ada"}))) == [REJECTED, REJECTED, APPLIED]
+    assert index.holds("c1", "c2", "bad") == {"c1": (1, {"name": "Ada"}), "c2": (4, {"name": "Ada"})}
+    index.destination.refresh(index.name)
+    assert sorted(index.found("ada")) == ["c1", "c2"]
+
+
 @pytest.mark.parametrize("patch", [b"", b"[1]", b"null", b'{"n":', b'{"n":NaN}', b'{"a":"\\ud800"}', b"{} {}"])
 def test_patch_that_is_no_object_is_rejected(index: Index, patch: bytes) -> None:
     index.one(index.put("c1", 1, {"n": 1}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -266,6 +267,7 @@ def test_nothing_is_highlighted_unless_asked_or_where_no_words_are(people: Index
         ({"where": {"age": {"gte": 1, "from": 2}}}, "is no range; use gt, gte, lt, lte"),
         ({"where": {"age": {}}}, "{} is no range; use gt, gte, lt, lte"),
         ({"where": {"age": float("nan")}}, "'age': is nan"),
+        ({"where": {"age": {"gt": Decimal("1E+400")}}}, "field 'age' cannot be compared with Decimal"),
         ({"where": {"na*": 1}}, r"'na\*' is no name of a field"),
         ({"where": {"_id": "ada"}}, "'_id' is no name of a field"),
         ({"sort": ["age", 1]}, "1 is no name of a field"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -38,6 +38,10 @@ ORDER BY document_id LIMIT :size
 """
 
 
+DEEPEST: Final = 250
+"""Levels of a document. orjson, which writes what partial updates make, ends after 254; Python's parser, and what walks
+through documents here, after some 990 less the calls above. Elasticsearch takes 1,000, an application's write 100."""
+
 _APPLIED = Outcome(OutcomeKind.APPLIED)
 _UNCHANGED = Outcome(OutcomeKind.UNCHANGED)
 
@@ -54,13 +58,29 @@ def parsed(operation: Operation) -> dict[str, Any] | Outcome | None:
     """The document as it is to be stored, parsed; None for deletes and patches; or why it cannot be stored."""
     if refused := unsendable(operation):
         return refused
-    if operation.document is None:
-        return None
+    return None if operation.document is None else _read(operation.document)
+
+
+def _read(document: bytes) -> dict[str, Any] | Outcome:
+    """A document that all readers of the file can read; or why it is none. JSON knows larger numbers than they do."""
     try:
-        content = orjson.loads(operation.document)
+        content = orjson.loads(document)
     except orjson.JSONDecodeError as error:
         return rejected("document_parsing_exception", f"failed to parse: {error}")
-    return content if isinstance(content, dict) else rejected(ILLEGAL_DOCUMENT, "the stored document is no JSON object")
+    if not isinstance(content, dict):
+        return rejected(ILLEGAL_DOCUMENT, "the stored document is no JSON object")
+    if document.count(b"{") + document.count(b"[") > DEEPEST and is_too_deep(content):
+        return rejected("document_parsing_exception", f"failed to parse: nested more than {DEEPEST} levels deep")
+    return content
+
+
+def is_too_deep(content: Any) -> bool:
+    """Whether a document has more than `DEEPEST` levels: one pass for each level, since a call for each could fail."""
+    level = [content]
+    for _ in range(DEEPEST):
+        inner = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+        level = [each for each in inner if isinstance(each, (dict, list))]
+    return bool(level)
 
 
 def apply(
@@ -119,16 +139,26 @@ def _decide(
             return rejected(ILLEGAL_DOCUMENT, f"the stored update is no JSON object: {error}")
         if document is None:
             return rejected(DOCUMENT_MISSING, "there is no document to update; write the full document")
-        content = orjson.loads(document) if mappings else None
+        merged = _read(document)
+        if isinstance(merged, Outcome):
+            return merged
+        content = merged
     if content and mappings and (fault := mapping.fault(mappings, content)):
         return rejected(*fault)
     if held and held.version >= operation.version + operation.or_equal:
         return Outcome(OutcomeKind.CONFLICT, "version_conflict", "the stored document is newer", held.version)
-    if document is not None and held and held.source is not None and operation.unless_held is not None:
-        known = held.source.encode()
-        if held.version >= operation.unless_held and (known == document or is_held(document, merge.parsed(known))):
+    if document is not None and held and operation.unless_held is not None and held.version >= operation.unless_held:
+        known = held.source
+        if known is not None and _is_held(document, known.encode()):
             return _UNCHANGED
     return _Source(None if document is None else document.decode())
+
+
+def _is_held(document: bytes, known: bytes) -> bool:
+    try:
+        return known == document or is_held(document, merge.parsed(known))
+    except ValueError:  # an earlier version took it
+        return False
 
 
 def _find_one(connection: sqlite3.Connection, index: str, document_id: str) -> Held | None:
@@ -147,10 +177,19 @@ def find(connection: sqlite3.Connection, index: str, document_ids: Sequence[str]
 def stored(found: Mapping[str, Held]) -> dict[str, Stored]:
     """The documents among what is held."""
     return {
-        document_id: Stored(each.version, json.loads(each.source))
+        document_id: Stored(each.version, content_of(each.source))
         for document_id, each in found.items()
         if each.source is not None
     }
+
+
+def content_of(source: str) -> dict[str, Any]:
+    """A document as it is stored; empty if it is nested too deeply, which earlier versions took."""
+    try:
+        content: dict[str, Any] = json.loads(source)
+    except RecursionError:
+        return {}
+    return content
 
 
 def texts(found: Mapping[str, Held]) -> dict[str, bytes]:

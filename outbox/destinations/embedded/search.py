@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from outbox.destinations.base import TENANT_FIELD, Found, Hit
+from outbox.destinations.embedded.documents import DEEPEST, content_of, is_too_deep
 from outbox.destinations.embedded.fields import Comparison
 from outbox.destinations.embedded.file import File
 from outbox.destinations.embedded.words import Marker, edits, errors_allowed, folded, words_of
@@ -62,9 +63,18 @@ def _take_up(connection: sqlite3.Connection) -> None:
     connection.executemany("DELETE FROM words WHERE rowid = ?", numbers)
     connection.executemany(
         "INSERT INTO words (rowid, text) VALUES (?, ?)",
-        [(number, "\n".join(_texts(orjson.loads(source)))) for number, source in due if source is not None],
+        [(number, "\n".join(_texts(_readable(source)))) for number, source in due if source is not None],
     )
     connection.executemany("DELETE FROM words_due WHERE document = ?", numbers)
+
+
+def _readable(source: str) -> dict[str, Any]:
+    """A document; empty if it cannot be read: earlier versions took some, and one must not fail all searches."""
+    try:
+        content: dict[str, Any] = orjson.loads(source)
+    except orjson.JSONDecodeError:
+        return {}
+    return {} if source.count("{") + source.count("[") > DEEPEST and is_too_deep(content) else content
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -107,7 +117,7 @@ def search(connection: sqlite3.Connection, index: str, asked: Query, mappings: M
     matching = [
         _Match(number, document_id, score, comparison.keys(document))
         for number, document_id, score, source in rows
-        if comparison.passes(document := orjson.loads(source) if source else {})
+        if comparison.passes(document := _readable(source) if source else {})
     ]
     page = comparison.sorted(matching)[asked.offset : asked.offset + asked.limit]
     marker = Marker(words or (), near)
@@ -123,7 +133,7 @@ class _Match(NamedTuple):
 
 def _hit(connection: sqlite3.Connection, match: _Match, asked: Query, marker: Marker) -> Hit:
     (source,) = connection.execute("SELECT source FROM documents WHERE number = ?", (match.number,)).fetchone()
-    document = json.loads(source)
+    document = content_of(source)
     marked = {path: [marker.marked(text) for text in _texts_at(document, path)] for path in asked.highlight}
     return Hit(
         match.document_id,
