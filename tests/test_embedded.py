@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import fcntl
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -209,6 +211,67 @@ def test_file_that_was_removed_is_not_written_to_any_longer(destination: Embedde
     destination.ensure_index("contacts")
     assert destination.apply([put("c2")])[0].kind is OutcomeKind.APPLIED
     assert set(destination.read("contacts", ["c1", "c2"])) == {"c2"}
+
+
+def _find_when_asked(path: Path, asked: Connection) -> None:
+    made = EmbeddedDestination(path)
+    while word := asked.recv():
+        asked.send(len(made.search("contacts", word)))
+    made.close()
+
+
+def test_file_that_is_removed_without_its_log_while_a_process_holds_it_is_made_anew_for_both(
+    destination: EmbeddedDestination, path: Path
+) -> None:
+    destination.apply([put(f"c{n}", name="Ada") for n in range(300)])
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    idle = context.Process(target=_find_when_asked, args=(path, there))
+    idle.start()
+    here.send("ada")
+    assert here.recv() == 10
+    destination.close()
+    path.unlink()
+    assert {each.name for each in path.parent.glob("search.db*")} == {"search.db-wal", "search.db-shm"}
+
+    destination.ensure_index("contacts")
+    assert destination.apply([put("c1", name="Ada"), put("c2", name="Ada")])[1].kind is OutcomeKind.APPLIED
+    assert len(destination.search("contacts", "ada")) == 2
+    here.send("ada")
+    assert here.recv() == 2
+    here.send(None)
+    idle.join()
+    assert destination.apply([put("c3", name="Ada")])[0].kind is OutcomeKind.APPLIED
+    other = EmbeddedDestination(path)
+    assert (other.health().status, len(other.search("contacts", "ada"))) == ("ok", 3)
+    other.close()
+
+
+def test_file_that_another_process_is_about_to_make_is_waited_for(path: Path) -> None:
+    log = path.with_name("search.db-wal")
+    log.touch()
+    made = EmbeddedDestination(path, timeout=0.2)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        with pytest.raises(DestinationError, match=r"other processes keep directory .* locked"):
+            made.ensure_index("contacts")
+        assert (path.exists(), log.exists()) == (False, True)
+    finally:
+        os.close(directory)
+    assert made.ensure_index("contacts") == "contacts-000001"
+    made.close()
+
+
+def test_malformed_file_is_said_by_health_with_what_to_do(destination: EmbeddedDestination, path: Path) -> None:
+    destination.apply([put(f"c{n}", name="Ada") for n in range(300)])
+    destination.close()
+    with path.open("r+b") as file:
+        file.seek(4_096)
+        file.write(b"\xff" * (path.stat().st_size - 4_096))
+    assert str(destination.ping()).startswith("it is malformed (")
+    with pytest.raises(DestinationError, match=r"search\.db cannot be used: .*malformed.*outbox-relay reindex --all"):
+        destination.health()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from outbox.destinations.base import (
 )
 from outbox.destinations.differences import differences
 from outbox.destinations.embedded import documents, indexes, search
-from outbox.destinations.embedded.file import MAKES_IT, File, FileMissing, describe
+from outbox.destinations.embedded.file import MAKES_IT, File, FileMissing, describe, probe
 from outbox.destinations.kept import Kept
 from outbox.destinations.query import Options, query
 from outbox.errors import ConfigurationError, DestinationError
@@ -140,8 +140,9 @@ class EmbeddedDestination:
 
     def ping(self) -> str | None:
         try:
-            with self._file.writing():  # a file that can be read may still be locked for all writers
-                return None
+            with self._file.writing() as connection:  # a file that can be read may still be locked for all writers
+                probe(connection)
+            return None
         except FileMissing:
             directory = self._file.path.parent
             return None if directory.is_dir() else f"directory {directory} does not exist"

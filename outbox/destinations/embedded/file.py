@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 import threading
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from outbox.errors import DestinationError, DestinationUnanswered, IndexMissing
-from outbox.files import make, reason_not_to_open
+from outbox.files import beside, make, reason_not_to_open
 
 APPLICATION_ID = 0x6F627872  # "obxr": marks the file as one of ours, so that no other database is taken for it
 
@@ -49,6 +50,14 @@ _TABLES = (
     """
     CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, 'row')""",
 )
+
+_ONE_OF_EACH = """
+SELECT (SELECT count(*) FROM indexes), (SELECT count(*) FROM aliases), (SELECT max(number) FROM documents),
+    (SELECT max(document) FROM words_due), (SELECT max(rowid) FROM words), (SELECT term FROM vocabulary LIMIT 1)
+"""
+
+_STEP_S = 0.005
+"""Pause between two looks whether another process has made the file."""
 
 
 class FileMissing(Exception):
@@ -91,8 +100,7 @@ class File:
             # A file that was replaced or removed must not be written to any longer.
             if self._connection is None or self._identity != self._found():
                 self._disconnect()
-                self._connection = self._connect(create)
-                self._identity = self._found()
+                self._connection = self._connect(create, deadline)
             left_ms = max(0, int((deadline - time.monotonic()) * 1000))
             self._connection.execute(f"PRAGMA busy_timeout = {left_ms}")  # for other processes
             try:
@@ -118,15 +126,21 @@ class File:
             return None
         return found.st_dev, found.st_ino
 
-    def _connect(self, create: bool) -> sqlite3.Connection:
+    def _connect(self, create: bool, deadline: float) -> sqlite3.Connection:
         if not create and self._found() is None:
             raise FileMissing
         if why := reason_not_to_open(self.path):
             raise PermissionError(why)
         if create:
-            make(self.path)
+            self._make(deadline)
+        self._identity = self._found()  # before it is opened: one that comes in its place meanwhile is another
         connection = sqlite3.connect(
-            self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False, cached_statements=64
+            f"{self.path.as_uri()}?mode=rw",  # never makes one
+            uri=True,
+            timeout=self._timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=64,
         )
         try:
             _prepare(connection, create=create)
@@ -134,6 +148,19 @@ class File:
             connection.close()
             raise
         return connection
+
+    def _make(self, deadline: float) -> None:
+        """An empty file, unless there is one.
+
+        The log of a removed file and its index would spoil it: while an idle process has them open, SQLite takes them
+        for those of the new file.
+        """
+        path = self.path.resolve()
+        with _alone_in(path.parent, deadline) as alone:
+            if alone and self._found() is None:
+                for suffix in ("-wal", "-shm"):
+                    beside(path, suffix).unlink(missing_ok=True)
+            make(self.path)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -163,8 +190,44 @@ class File:
             raise kind(f"{what}: file {self.path}: {describe(error)}") from error
 
 
+@contextmanager
+def _alone_in(directory: Path, deadline: float) -> Iterator[bool]:
+    """Nobody else makes a file in this directory meanwhile; False where it cannot be opened, of which SQLite says why.
+
+    The lock is on the directory itself: no file is left behind, and it ends with the process.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"other processes keep directory {directory} locked") from None
+                time.sleep(_STEP_S)
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def probe(connection: sqlite3.Connection) -> None:
+    """Read a little of each table: of a file that is malformed, SQLite says so at the first look."""
+    connection.execute(_ONE_OF_EACH).fetchone()
+
+
 def describe(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    said = str(error) or type(error).__name__
+    if getattr(error, "sqlite_errorname", "").startswith("SQLITE_CORRUPT"):
+        return (
+            f"it is malformed ({said}); remove it with what is beside it (-wal, -shm), and fill a new one with "
+            "'outbox-relay reindex --all'"
+        )
+    return said
 
 
 def _prepare(connection: sqlite3.Connection, *, create: bool) -> None:
