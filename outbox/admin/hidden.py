@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any, Final
 
 from outbox.documents import read_exactly
 
 HIDDEN: Final = "(hidden by OUTBOX_ADMIN_HIDE)"
-_VALUE = "Preview of field's value:"  # what Elasticsearch writes into its errors, and a cause after it
+
+# What is followed by a value, and by causes that quote it again.
+_QUOTES: Final = re.compile(
+    r"Preview of field's value:"  # Elasticsearch
+    r"|failed to parse field \[.*?\] of type \[\w+\]:"  # the embedded destination
+    r"|The prefix of the first immense term is:"  # Lucene, in numbers: the bytes of the text
+)
 
 
 def content(document: str | None, hide: Collection[str]) -> Any:
@@ -32,6 +39,5 @@ def without(value: Any, hide: Collection[str]) -> Any:
 
 
 def without_value(error: str | None, hide: Collection[str]) -> str | None:
-    if not error or not hide or _VALUE not in error:
-        return error
-    return f"{error.partition(_VALUE)[0]}{_VALUE} {HIDDEN}"
+    quoting = _QUOTES.search(error) if error and hide else None
+    return f"{quoting.string[: quoting.end()]} {HIDDEN}" if quoting else error

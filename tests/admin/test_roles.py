@@ -185,6 +185,33 @@ def test_hidden_fields_are_nowhere_in_what_the_server_answers(engine: Engine, ou
     }
 
 
+IMMENSE = (
+    'Document contains at least one immense term in field="email" (whose UTF8 encoding is longer than the max length '
+    "32766), all of which were skipped. Please correct the analyzer to not produce such terms. The prefix of the first "
+    "immense term is: '[115, 101, 99, 114, 101, 116]...', original message: bytes can be at most 32766 in length"
+)
+
+
+@pytest.mark.parametrize(("error", "value"), [(None, "secret"), (IMMENSE, "115, 101")], ids=["embedded", "immense"])
+def test_value_is_hidden_however_the_error_quotes_it(
+    error: str | None, value: str, engine: Engine, outbox: Outbox, tmp_path: Path
+) -> None:
+    destination = EmbeddedDestination(tmp_path / "search.db")
+    destination.ensure_index("contacts", {"properties": {"email": {"type": "long"}}})
+    row = outbox.index("contacts", "c1", {"email": "ada@secret.example"})
+    outbox.drain(destination, now_ms())
+    if error:
+        outbox.raw("UPDATE outbox_events SET error = :error", error=error)
+        outbox.raw("UPDATE outbox_failures SET error = :error", error=error)
+    assert value in outbox.row(row)["error"]
+    asked = ("/events", "/events/1", "/api/v1/admin/events", "/api/v1/admin/events/1")
+    with client_of(engine, destination, admin_hide="email") as client:
+        answers = [client.get(path, headers={"Accept": "text/html"}).text for path in asked]
+    destination.close()
+    assert [path for path, answer in zip(asked, answers, strict=True) if value in answer] == []
+    assert "hidden by OUTBOX_ADMIN_HIDE" in answers[-1]
+
+
 def test_value_that_a_rebuild_was_refused_with_is_hidden_too(engine: Engine, outbox: Outbox, tmp_path: Path) -> None:
     said = "index x would miss c1: Preview of field's value: 'SECRET'"
     outbox.raw(
