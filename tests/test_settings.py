@@ -147,6 +147,23 @@ def test_address_that_cannot_be_read_is_one_line_without_the_password(
     assert "\n" not in str(raised.value)
 
 
+def test_address_of_the_general_name_counts_only_where_the_setting_is_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OUTBOX_ELASTICSEARCH_URL", raising=False)
+    monkeypatch.setenv("ELASTICSEARCH_URL", "http://general:9200")
+    assert settings.load().elasticsearch_url == ("http://general:9200",)
+    (tmp_path / ".env").write_text("ELASTICSEARCH_URL=http://filed:9200\n")
+    assert settings.load().elasticsearch_url == ("http://general:9200",)
+    (tmp_path / ".env").write_text("OUTBOX_ELASTICSEARCH_URL=http://ours:9200\n")
+    assert settings.load().elasticsearch_url == ("http://ours:9200",)
+    monkeypatch.delenv("ELASTICSEARCH_URL")
+    (tmp_path / ".env").write_text("ELASTICSEARCH_URL=http://filed:9200\n")
+    assert settings.load().elasticsearch_url == ("http://filed:9200",)
+    monkeypatch.setenv("OUTBOX_ELASTICSEARCH_URL", "http://ours:9200")
+    assert settings.load().elasticsearch_url == ("http://ours:9200",)
+
+
 SUNDAY = datetime(2026, 11, 1, tzinfo=UTC)
 
 

@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from outbox.settings import tokens
 from outbox.settings.cron import Schedule
@@ -25,6 +32,8 @@ LEASE_MARGIN_S: Final = 5
 """How much longer than a request its lease must last."""
 LONGEST_LEASE_S: Final = 3_600
 HEARTBEATS_MISSED: Final = 6
+_GENERAL_NAME: Final = "elasticsearch_url"
+"""`ELASTICSEARCH_URL`, which other programs read, too, as the sources have it; and the setting that it is read for."""
 
 
 class WriteSettings(BaseSettings):
@@ -51,7 +60,19 @@ class WriteSettings(BaseSettings):
     )
 
 
-class Settings(WriteSettings):
+class _WithGeneralName(WriteSettings):
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Last of all `ELASTICSEARCH_URL`: as an alias, in the environment it would beat the setting in `.env`."""
+        own = (*sources, *named.values())
+        read = (each.env_vars.get(_GENERAL_NAME) for each in own if isinstance(each, EnvSettingsSource))
+        general = next(filter(None, read), None)
+        return (*own, InitSettingsSource(settings_cls, {_GENERAL_NAME: general} if general else {}))
+
+
+class Settings(_WithGeneralName):
     """Everything the relay and the command line read."""
 
     # Where from, where to
@@ -63,7 +84,6 @@ class Settings(WriteSettings):
     )
     elasticsearch_url: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        validation_alias=AliasChoices("OUTBOX_ELASTICSEARCH_URL", "ELASTICSEARCH_URL"),
         description="address of Elasticsearch, or of several nodes of one cluster, separated by commas",
     )
     elasticsearch_api_key: SecretStr | None = Field(None, description="API key (base64 form)")
