@@ -127,6 +127,23 @@ def test_settings_come_from_the_file_of_settings_too(printed: Printed, tmp_path:
     assert "add OUTBOX_EMBEDDED_PATH=/var/lib/outbox-relay/search.db to " in result.stderr
 
 
+def test_relay_that_posts_notifications_has_a_network(printed: Printed, tmp_path: Path) -> None:
+    offline = "OUTBOX_DESTINATION=embedded\nOUTBOX_EMBEDDED_PATH=search.db\n"
+    (tmp_path / "outbox-relay.env").write_text(f"{offline}OUTBOX_NOTIFY_URL=https://hooks.example/outbox\n")
+    unit = lines(printed().stdout)
+    assert ("PrivateNetwork" in unit, unit["RestrictAddressFamilies"]) == (False, ["AF_INET AF_INET6 AF_UNIX"])
+    assert unit["After"] == ["network-online.target"]
+
+
+def test_relay_whose_file_of_settings_cannot_be_read_here_has_a_network(
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outbox-relay.env").write_text("OUTBOX_NOTIFY_URL=https://hooks.example/outbox\n")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    unit = lines(printed(OUTBOX_DESTINATION="embedded", OUTBOX_EMBEDDED_PATH="search.db").stdout)
+    assert "PrivateNetwork" not in unit
+
+
 def test_file_of_settings_that_is_roots_alone_is_left_to_systemd(
     printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

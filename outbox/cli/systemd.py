@@ -142,7 +142,8 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
     if database is None and database_url:
         exported[settings.variable("database_url")] = database_url
     secret = [key for key, value in exported.items() if key in settings.SECRET or _has_password(value)]
-    offline = database is not None and loaded.destination == "embedded" and not admin
+    offline = database is not None and loaded.destination == "embedded" and not admin and loaded.notify_url is None
+    offline = offline and (bool(read) or not chosen.exists())  # what cannot be read may set one
     unit = TEMPLATE.format(
         version=__version__,
         unit=UNIT,
