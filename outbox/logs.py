@@ -1,8 +1,8 @@
 """Loguru, set up once; and the `[ES] …` lines, of which there is one for every operation that was answered.
 
 A line is a fixed text with fields, `logger.info("index {index} takes rows again", index=name)`: a person reads the
-sentence, and with `OUTBOX_LOG_FORMAT=json` a machine reads the fields. What comes from elsewhere (ids, errors, reasons)
-is a field, never part of the text, and goes through `safe`.
+sentence, and with `OUTBOX_LOG_FORMAT=json` a machine reads the fields. What comes from elsewhere (names, ids, errors,
+reasons) is a field, never part of the text, and goes through `safe`.
 """
 
 from __future__ import annotations
@@ -108,14 +108,14 @@ def _json_line(now: str, row: Row, error: str | None) -> str:
 
 
 def _text_line(now: str, row: Row, error: str | None) -> str:
-    document = f"{row.index_name}/{safe(row.document_id)}"
+    document = f"{safe(row.index_name)}/{safe(row.document_id)}"
     if error:
         return f"{now} ERROR   [ES] Error {row.action} {document}: {safe(error)}\n"
     return f"{now} INFO    [ES] {row.action.upper()} {document}\n"
 
 
 def safe(text: str) -> str:
-    """Ids and errors come from elsewhere: none of them may begin a line of its own or colour the terminal."""
+    """Names, ids and errors come from elsewhere: none of them may begin a line of its own or colour the terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ def test_braces_and_markup_of_foreign_text_stay_as_they_are(log: io.StringIO, lo
     (line,) = log.getvalue().splitlines()
     said = json.loads(line)["message"] if log_format == "json" else line
     assert said.endswith(r"index contacts takes no rows ({index} <red>{0}</red>\n21:14 INFO forged)")
+
+
+@pytest.mark.parametrize("forging", ["\n", "\r", "\x1b[2K", "\x85", "\x9b2K", "\u2028", "\u202e"])
+def test_index_name_that_another_program_wrote_forges_no_line(
+    outbox: Outbox, destination: Search, log: io.StringIO, forging: str
+) -> None:
+    logs.set_up(settings(), log)
+    outbox.put_raw(f"a{forging}21:14 forged", "c1", "{}")
+    outbox.put_raw(f"a{forging}21:14 forged", "c2", "{}", action="refresh")
+    outbox.put_raw(f"a{forging}forged", "c3", "{}", action="refresh")
+    outbox.relay(destination).run_once(now_ms())
+    lines = log.getvalue().split("\n")[:-1]
+    assert sum("forged" in line for line in lines) >= 2
+    assert [line for line in lines if not line.isprintable() or not re.match(r"\d{4}-\d\d-\d\d ", line)] == []
 
 
 @pytest.mark.parametrize("time", ["first", "once more"])

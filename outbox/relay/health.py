@@ -72,7 +72,7 @@ class Health:
     def nothing_waits(self, index: str) -> None:
         """Note that a paused index has no rows left."""
         del self._indexes[index]
-        logger.info("index {index} resumed: no rows waiting", index=index)
+        logger.info("index {index} resumed: no rows waiting", index=logs.safe(index))
 
     # -- what answers say ---------------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ class Health:
             del self._indexes[index]
             logger.info(
                 "index {index} takes rows again after {duration}",
-                index=index,
+                index=logs.safe(index),
                 duration=logs.span(open_for / 1000),
                 open_for_ms=open_for,
             )
@@ -142,12 +142,12 @@ class Health:
             rows, size = len(of_index), sum(of_index)
         if overload is None:
             if intake.taken(size, answer.took_ms, now):
-                logger.info("index {index} is no longer overloaded", index=index)
+                logger.info("index {index} is no longer overloaded", index=logs.safe(index))
         elif intake.refused(rows, size, now):
             logger.warning(
                 "index {index} is overloaded ({reason}), its requests are smaller and fewer for a while; "
                 "other indexes go on",
-                index=index,
+                index=logs.safe(index),
                 reason=logs.safe(f"{overload.error_type}: {overload.error}"),
             )
 
@@ -177,7 +177,7 @@ class Health:
             logger.warning(
                 "index {index} takes no rows ({reason}), pausing it; other indexes go on; "
                 "'outbox-relay check' says what to do",
-                index=index,
+                index=logs.safe(index),
                 reason=logs.safe(reason),
             )
 

@@ -119,7 +119,7 @@ class Settler:
             logger.critical(
                 "{rows:is/are} dead, first {index}/{id}: {error}",
                 rows=logs.Rows(len(unexplained)),
-                index=first.event.index_name,
+                index=logs.safe(first.event.index_name),
                 id=logs.safe(first.event.document_id),
                 error=first.error,
             )
