@@ -17,7 +17,7 @@ from outbox.destinations import destination_of
 from outbox.destinations.base import Found as Found
 from outbox.destinations.base import Hit as Hit
 from outbox.documents import check_index_name
-from outbox.settings import load
+from outbox.settings import LONGEST_LEASE_S, load
 
 
 class Search:
@@ -28,7 +28,9 @@ class Search:
     """
 
     def __init__(self, *, timeout: float = 3.0, concurrency: int = 10) -> None:
-        self._destination = destination_of(load(request_timeout=timeout, concurrency=concurrency))
+        # The lease is a relay's: what it allows must not decide about a timeout that no relay has.
+        given = load(request_timeout=timeout, concurrency=concurrency, lease=LONGEST_LEASE_S)
+        self._destination = destination_of(given)
         self._client: Any = None
         self._making = Lock()
 

@@ -193,3 +193,16 @@ def test_application_starts_while_the_search_engine_is_away(
         with pytest.raises(DestinationError, match="Connection timeout"):
             search("contacts", "ada")
         assert time.monotonic() - began < 18  # not the 20 s of a relay
+
+
+@pytest.mark.parametrize(("lease", "given"), [("7", {}), (None, {"timeout": 56}), ("7", {"timeout": 600})])
+def test_application_searches_whatever_the_lease_of_the_relay_allows(
+    lease: str | None, given: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_DESTINATION", "embedded")
+    monkeypatch.setenv("OUTBOX_EMBEDDED_PATH", "search.db")
+    if lease:
+        monkeypatch.setenv("OUTBOX_LEASE", lease)
+        monkeypatch.setenv("OUTBOX_REQUEST_TIMEOUT", "1")
+    with Search(**given) as search, pytest.raises(IndexMissing):  # type: ignore[arg-type]
+        search("contacts", "ada")
