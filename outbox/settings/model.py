@@ -285,8 +285,8 @@ class Settings(_WithGeneralName):
 
     @field_validator("admin_tokens")
     @classmethod
-    def _each_with_name_and_role(cls, value: SecretStr | None) -> SecretStr | None:
-        tokens.check(tokens.parsed(value))
+    def _each_with_name_and_role(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        tokens.check(tokens.parsed(value), info.data.get("admin_token"))
         return value
 
     @field_validator("entities")

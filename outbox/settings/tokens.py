@@ -53,8 +53,8 @@ def parsed(value: SecretStr | None) -> tuple[NamedToken, ...]:
     return tuple(NamedToken(*[*each.split(":", 2), "", ""][:3]) for each in entries if each)
 
 
-def check(tokens: Sequence[NamedToken]) -> None:
-    """Raises `ValueError`, which shows no token."""
+def check(tokens: Sequence[NamedToken], admin: SecretStr | None) -> None:
+    """Raises `ValueError`, which shows no token. `admin`: the one of `OUTBOX_ADMIN_TOKEN`."""
     for number, (name, role, token) in enumerate(tokens, 1):
         if not re.fullmatch(r"[\w.@-]{1,60}", name) or role not in ROLES:
             raise ValueError(
@@ -68,4 +68,8 @@ def check(tokens: Sequence[NamedToken]) -> None:
         raise ValueError(
             "two have the same name or the same token (admin is the name of OUTBOX_ADMIN_TOKEN): who did what could "
             "not be told"
+        )
+    if admin and (same := next((each.name for each in tokens if each.token == admin.get_secret_value()), None)):
+        raise ValueError(
+            f"the token of {same} is that of OUTBOX_ADMIN_TOKEN, too: what {same} may do could not be told"
         )

@@ -148,6 +148,16 @@ def test_tokens_that_do_not_say_who_may_what(given: str, said: str, monkeypatch:
     assert not any(token in str(error.value) for token in TOKENS.values())
 
 
+def test_token_of_a_name_that_is_the_one_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_ADMIN_TOKEN", f"{TOKENS['look']}\n")
+    monkeypatch.setenv("OUTBOX_ADMIN_TOKENS", f"ada:operate:{TOKENS['operate']},grafana:look:{TOKENS['look']}")
+    with pytest.raises(
+        ConfigurationError, match=r"^OUTBOX_ADMIN_TOKENS: the token of grafana is that of OUTBOX_"
+    ) as error:
+        load()
+    assert TOKENS["look"] not in str(error.value)
+
+
 # -- what is hidden ---------------------------------------------------------------------------------------------------
 
 DOCUMENT: dict[str, Any] = {
