@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import ssl
 import statistics
 import time
@@ -15,8 +16,11 @@ import httpx
 import pytest
 from sqlalchemy import Engine
 
+from outbox.admin import protocol
 from tests.admin.world import PAUSE, serving
 from tests.support import LIMIT_S
+from tests.support.pages import ROOT
+from tests.support.relays import until
 from tests.support.serving import TOKEN, Process, heard, status
 from tests.support.tls import needs_openssl, self_signed
 
@@ -34,6 +38,7 @@ def request(line: str, *headers: str, body: bytes = b"") -> bytes:
 
 
 HOST, AUTH, CLOSE = "Host: 127.0.0.1", f"Authorization: Bearer {TOKEN}", "Connection: close"
+JSON = "Content-Type: application/json"
 
 
 @pytest.mark.slow
@@ -138,6 +143,23 @@ def test_request_or_body_that_comes_too_slowly(hasty: Process) -> None:
     assert [status(heard(connection)) for connection in connections] == [0] * len(half)
     for connection in connections:
         connection.close()
+
+
+@pytest.mark.slow
+def test_act_that_outlasts_its_request_is_done_and_the_audit_says_so(tmp_path: Path) -> None:
+    limits = "from outbox.admin import protocol; protocol.REQUEST_WITHIN_S = 1.0; protocol.ANSWER_WITHIN_S = 0.5; "
+    running = serving(tmp_path, limits)
+    with closing(sqlite3.connect(tmp_path / "app.db", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")  # as many rows would, this keeps it from an end
+        body = b'{"reason": "upgrade"}'
+        paused = request(f"POST {PAUSE} HTTP/1.1", HOST, AUTH, JSON, f"Content-Length: {len(body)}", body=body)
+        assert running.say(paused) == b""
+        database.execute("ROLLBACK")
+        noted = "SELECT action, error FROM outbox_audit WHERE ended_at IS NOT NULL"
+        until(lambda: database.execute(noted).fetchall() == [("pause", None)], "the audit says that it is done")
+    assert running.end() == 0
+    told = (ROOT / "docs/reference/admin-api.md").read_text()
+    assert f"after {protocol.REQUEST_WITHIN_S:g} + {protocol.ANSWER_WITHIN_S:g} s the connection is cut" in told
 
 
 def test_requests_sent_without_waiting_are_answered_in_order(served: Process) -> None:
