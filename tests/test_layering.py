@@ -178,8 +178,8 @@ def test_nothing_needs_greenlet_which_only_asyncio_does() -> None:
 
 
 OF_ONE_DATABASE = re.compile(
-    r"json_each|json_extract|PRAGMA|pragma_|data_version|IMMEDIATE|sqlite_|INDEXED BY|INSERT OR|lastrowid(?! =)|(?<!last)rowid"
-    r"|julianday|AS BLOB|iif\("
+    r"json_each|json_extract|PRAGMA|pragma_|data_version|IMMEDIATE|sqlite_|INDEXED BY|INSERT OR"
+    r"|lastrowid(?! =)|(?<!last)rowid|julianday|AS BLOB|iif\("
 )
 POSITIONAL = re.compile(r"(?:[=<>(,+-]|\b(?:IS|NOT|LIMIT|OFFSET|SELECT|THEN|AND|LIKE))\s*\?(?![:<=!P])")
 BEHIND_THE_SEAM = (
