@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
 from sqlalchemy import ClauseElement, Connection, Engine, Result, event
@@ -50,6 +51,8 @@ from outbox.write.changes import (
 from outbox.write.coverage import Coverage
 from outbox.write.plans import Known, Memo, Own, Plan, intersects
 from outbox.write.statements import note_statement
+
+_PLAIN: Final = frozenset({str, int, float, bool, type(None), datetime})
 
 
 class Capture:
@@ -158,12 +161,13 @@ def _is_async_sessionmaker(sessions: Any) -> bool:
 class Flush:
     """What one flush means. Which triggers its database has is asked once, at the latest where it matters."""
 
-    __slots__ = ("_coverage", "_known", "_plans", "_session", "_written_over", "looked", "places")
+    __slots__ = ("_before", "_coverage", "_dirty", "_known", "_plans", "_session", "looked", "places")
 
     def __init__(self, coverage: Coverage, known: Known, session: Session) -> None:
         self._coverage, self._known, self._session = coverage, known, session
         self._plans: Memo | None = None
-        self._written_over: dict[InstanceState[Any], _WrittenOver] = {}
+        self._dirty: Collection[Any] = ()
+        self._before: dict[InstanceState[Any], _Before] = {}  # of those objects of which there is something to say
         self.places: list[Place] = []  # that it takes documents away from, as the database knew them before …
         self.looked: set[tuple[Entity, Identity]] = set()  # … and of which rows
 
@@ -190,26 +194,28 @@ class Flush:
     def remember(self) -> None:
         """What a flush makes objects forget: that an attribute was set to an SQL expression, whose value the database
         alone knows."""
-        for instance in self._session.dirty:
+        self._dirty = self._session.dirty
+        for instance in self._dirty:
             state = instance_state(instance)
             if self._known.plans[state.class_]:
                 values = state.dict
                 expressions = [name for name in state.committed_state if _is_expression(values.get(name))]
-                self._written_over[state] = _WrittenOver(expressions, frozenset(state.expired_attributes))
+                if expressions or state.expired_attributes:
+                    self._before[state] = _Before(expressions, frozenset(state.expired_attributes))
 
-    def _forgotten(self, state: InstanceState[Any]) -> set[str]:
+    def _forgotten(self, state: InstanceState[Any]) -> Collection[str]:
         """The attributes that the flush has changed, and that the object says nothing of any more."""
-        remembered = self._written_over.get(state)
-        if remembered is None:
-            return set()
-        return (state.expired_attributes - remembered.expired).union(remembered.expressions)
+        before, expired = self._before.get(state), state.expired_attributes
+        if before is not None:
+            return (expired - before.expired).union(before.expressions)
+        return expired if expired and state.obj() in self._dirty else ()
 
     def look(self) -> None:
         """Before the flush, read where documents are that move or go."""
         going: list[InstanceState[Any]] = [instance_state(each) for each in self._session.deleted]
         moving: dict[Entity, list[Identity]] = {}
         linked: dict[Link, list[Identity]] = {}
-        for instance in self._session.dirty:
+        for instance in self._dirty:
             state = instance_state(instance)
             if (plan := self.plan_before(state.class_)) and (changed := state.committed_state):
                 identity = former_identity(state)
@@ -283,7 +289,7 @@ class Flush:
                 for own in plan.own:
                     places += self._deleted_place(state, own)
             elif changed or forgotten:
-                names = changed.keys() | forgotten
+                names = changed.keys() | forgotten if forgotten else changed
                 for own in plan.own:
                     if _is_made_anew(state, own.counts, forgotten, plan):
                         self._note_change(state, own, names, unknown)
@@ -333,7 +339,7 @@ class Flush:
         return [] if (entity, former_identity(state)) in self.looked else remembered_places(state, entity)
 
 
-class _WrittenOver(NamedTuple):
+class _Before(NamedTuple):
     """Of an object before a flush."""
 
     expressions: Collection[str]  # attributes that are set to one
@@ -341,6 +347,8 @@ class _WrittenOver(NamedTuple):
 
 
 def _is_expression(value: Any) -> bool:
+    if type(value) in _PLAIN:  # as nearly always
+        return False
     return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
 
 
