@@ -59,7 +59,11 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
     linking = [link for link in touched if state.is_delete or intersects(link.linking, names)]
     connection = session.connection(bind_arguments=dict(state.bind_arguments))
     by_rows = is_locked_by_rows(connection, mapper)
-    lock = by_rows and bool(moving or linking)
+    # What an update of an alias returns, SQLAlchemy 2.0.30 writes as of the table: its rows are locked instead.
+    is_of_an_alias = _dml(state).entity_description["entity"] is not mapper.class_
+    lock = by_rows and bool(moving or linking or is_of_an_alias)
+    changes_keys = intersects(frozenset(key_names(mapper)), names)
+    returns_keys = state.is_update and not _is_bulk(state) and (changes_keys or (by_rows and not is_of_an_alias))
 
     def carry_out() -> _Change:
         identities = _targets(state, mapper, connection, lock=lock)
@@ -68,7 +72,7 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
             before += places_of(session, entity, identities)
         for link in linking:
             before += dependents_of(session, link, identities)
-        if state.is_update and not _is_bulk(state) and (by_rows or intersects(frozenset(key_names(mapper)), names)):
+        if returns_keys:
             identities, result = _with_keys(state, mapper)
             return _Change(identities, before, result, beyond=len(identities) > looked)
         result = state.invoke_statement()
