@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
+from outbox import EntityRegistry
 from outbox.destinations.base import Operation, Outcome, OutcomeKind
 from outbox.destinations.embedded.destination import EmbeddedDestination
-from outbox.store import upkeep
+from outbox.store import operators, upkeep
 from outbox.store.models import now_ms
 from tests.support.outbox import Outbox
 
 LEASE_MS = 60_000
 TYPED = {"properties": {"n": {"type": "long"}}}
+
+
+class Base(DeclarativeBase):
+    pass
 
 
 class Slow(EmbeddedDestination):
@@ -102,3 +109,64 @@ def test_rows_that_would_follow_wait_when_the_destination_is_away(
     outbox.relay(slow).run_once(slow.now)
     assert len(slow.requests) == 2  # the folds, and the first row; not one timeout for each document
     assert {(outbox.state(row), outbox.row(row)["attempts"]) for row in rows} == {("pending", 0)}
+
+
+class Claims(Base):
+    """An entity whose documents take long to make."""
+
+    __tablename__ = "claims"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+@pytest.mark.slow
+def test_rows_whose_documents_take_longer_to_make_than_a_lease_are_delivered_once(
+    outbox: Outbox, embedded: EmbeddedDestination
+) -> None:
+    Base.metadata.create_all(outbox.engine)
+
+    def slowly(row: Claims) -> dict[str, Any]:
+        time.sleep(0.06)  # another service is asked, say
+        return {"id": row.id}
+
+    registry = EntityRegistry()
+    registry.add(Claims, index="claims", to_document=slowly)
+    with registry.capture(sessionmaker(outbox.engine)).begin() as session:
+        session.add_all(Claims() for _ in range(120))  # seven seconds
+    store = outbox.store()
+    relay = outbox.relay(embedded, registry=registry, lease=6.1, request_timeout=1.0)
+    while relay.run_once():
+        upkeep.reap(store, now_ms(), 10 * LEASE_MS)
+    assert (relay.totals.done, relay.totals.lost_claims) == (120, 0)
+
+
+def test_answer_that_comes_after_its_claim_was_lost_writes_nothing_more(
+    outbox: Outbox, embedded: EmbeddedDestination
+) -> None:
+    """The rows of a refused fold would be sent one by one, with versions that are drawn then."""
+    embedded.ensure_index("contacts", TYPED)
+    outbox.index("contacts", "c1", {"n": "no number"})
+    outbox.index("contacts", "c1", {"n": 1})
+    outbox.update("contacts", "c1", {"n": "no number"})
+    sent: list[list[int]] = []
+
+    class Watched:
+        """The epoch is advanced while the first request is answered, and a newer row is delivered."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(embedded, name)
+
+        def apply(self, operations: Sequence[Operation]) -> list[Outcome]:
+            sent.append([operation.version for operation in operations])
+            answered = embedded.apply(operations)
+            if len(sent) == 1:
+                operators.advance_epoch(outbox.store(), 0, now_ms())
+                outbox.index("contacts", "c1", {"n": 2})
+                outbox.drain(embedded, relay_id=2)
+            return answered
+
+    relay: Any = outbox.relay(Watched(), registry=None)  # type: ignore[arg-type]
+    while relay.run_once():
+        pass
+    assert len(sent) == 1
+    assert embedded.read("contacts-000001", ["c1"])["c1"].source == {"n": 2}
+    assert outbox.counts() == {"pending": 0, "claimed": 0, "done": 4, "dead": 0}

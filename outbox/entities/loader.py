@@ -288,13 +288,15 @@ def _at(place: tuple[str, str], found: Found | None) -> Loaded:
     return found.document
 
 
-def _unavailable(entity: Entity, error: DBAPIError) -> DatabaseUnavailable:
-    return DatabaseUnavailable(f"entity {entity.name!r} cannot be loaded: {error.orig}")
+def _unavailable(entity: Entity, error: Exception) -> DatabaseUnavailable:
+    said = error.orig if isinstance(error, DBAPIError) else error
+    return DatabaseUnavailable(f"entity {entity.name!r} cannot be loaded: {said}")
 
 
 def _refuse_if_unavailable(connection: Connection, entity: Entity, error: Exception) -> None:
     """Raises `DatabaseUnavailable` for a failure of the database: one of a row is that row's alone."""
-    if isinstance(error, DBAPIError) and not dialect_of(connection).is_row_fault(error.orig):
+    of_the_database = isinstance(error, DBAPIError) and not dialect_of(connection).is_row_fault(error.orig)
+    if of_the_database or connection.invalidated:
         raise _unavailable(entity, error) from error
 
 

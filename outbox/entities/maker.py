@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Select, select
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.orm import ColumnProperty, Mapper, Session, joinedload, selectinload, undefer
 from sqlalchemy.orm.interfaces import ORMOption
 
@@ -134,6 +135,7 @@ class Maker:
             if entity.when is not None and not entity.when(row):
                 return Found(key, None)
         except Exception as error:
+            self._raise_if_unavailable(error)
             return Found(key, LoadFailed("when_failed", said_of(error)))
         try:
             if make is not None:
@@ -141,6 +143,7 @@ class Maker:
             if key.tenant_id is not None and isinstance(content, Mapping):
                 content = {**content, TENANT_FIELD: key.tenant_id}
         except Exception as error:
+            self._raise_if_unavailable(error)
             return Found(key, LoadFailed("to_document_failed", said_of(error)))
         try:
             return Found(key, documents.serialise(content, max_bytes=self._max_bytes))  # type: ignore[arg-type]
@@ -148,6 +151,11 @@ class Maker:
             return Found(key, LoadFailed("invalid_document", str(error)))
         except Exception as error:  # a mapping of the application's own that raises when it is read
             return Found(key, LoadFailed("invalid_document", said_of(error)))
+
+    def _raise_if_unavailable(self, error: Exception) -> None:
+        """Raise what is the database's trouble, met while a document was made: its row is not at fault."""
+        if isinstance(error, OperationalError | InterfaceError | InternalError) or self._connection.invalidated:
+            raise error
 
 
 def said_of(error: BaseException) -> str:

@@ -40,7 +40,9 @@ class Health:
         self.destination = self._new_breaker()
         self._indexes: dict[str, Breaker] = {}
         self._took_at = 0  # when the destination last took something, or said why not
-        self.intakes = Intakes(settings.batch_bytes, self._first_pause_ms, self._longest_pause_ms)
+        self.intakes = Intakes(
+            settings.batch_bytes, self._first_pause_ms, self._longest_pause_ms, longest_making_s=settings.lease / 3
+        )
         self.poison = PoisonDetector(just_ms=int(settings.lease * 1000) + 2 * int(settings.request_timeout * 1000))
         # Other rows come before the next one that is sent alone: the last such row got no answer. Or this relay has
         # just begun, perhaps because such a row killed the one before it: the others must not wait for the next death.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -40,7 +41,8 @@ def contents(
 ) -> tuple[dict[int, Content], list[Event]]:
     """The content of the claimed rows by their ids. A row that has none, and should, is missing.
 
-    With `intakes` no more documents are made than a request carries, or a few more; and the rows of the others.
+    With `intakes` no more documents are made than a request carries, or a few more, nor for longer than they allow; and
+    the rows of the others.
     Read after the claim has committed: what a `refresh` row speaks of is in the database then, or something
     newer, for which there is a later row.
     """
@@ -93,32 +95,44 @@ def _entities(
 def _portions(
     events: Sequence[Event], intakes: Intakes | None, made: Mapping[int, Content]
 ) -> Iterator[tuple[Sequence[Event], int | None]]:
-    """As many rows at a time as there is room for, by the sizes of those that were `made` before, and the room."""
+    """As many rows at a time as there is room and time for, by the sizes of those that were `made` before and by how
+    long they took; and the room."""
     if intakes is None:
         yield events, None
         return
-    at, room = 0, intakes.full
+    at, room, until = 0, intakes.full, time.monotonic() + intakes.longest_making_s
     while at < len(events) and room > 0:
-        some = _fitting(events[at:], intakes.expected(), room)
+        began = time.monotonic()
+        if at and began >= until:
+            return
+        some = _fitting(events[at:], intakes, room, until - began)
         yield some, room
+        each_s = (time.monotonic() - began) / len(some)
         sizes: dict[str, list[int]] = defaultdict(list)
         for event in some:
             if isinstance(content := made.get(event.id), bytes):
                 sizes[event.index_name].append(len(content))
         for index, each in sizes.items():
-            intakes.of(index).made(len(each), sum(each))
+            intakes.of(index).made(len(each), sum(each), each_s)
             room -= sum(each)
         at += len(some)
         if len(made) < at:
             return
 
 
-def _fitting(events: Sequence[Event], expected: Mapping[str, int], room: int) -> Sequence[Event]:
-    """The first of them that there is room for, as far as one can tell."""
+def _fitting(events: Sequence[Event], intakes: Intakes, room: int, left_s: float) -> Sequence[Event]:
+    """The first of them that there is room and time for, as far as one can tell: at least one."""
     counted = Counter([event.index_name for event in events])
-    if counted.keys() <= expected.keys() and sum(rows * expected[name] for name, rows in counted.items()) <= room:
+    bytes_, seconds = intakes.expected(), intakes.expected_s()
+    if counted.keys() > bytes_.keys() or sum(rows * bytes_.get(name, 0) for name, rows in counted.items()) > room:
+        events = fitting(events, lambda event: bytes_.get(event.index_name), room, FIRST_ROWS)
+    if sum(rows * seconds.get(name, 0.0) for name, rows in counted.items()) <= left_s:
         return events  # as nearly always
-    return fitting(events, lambda event: expected.get(event.index_name), room, FIRST_ROWS)
+    for end, event in enumerate(events):
+        left_s -= seconds.get(event.index_name, 0.0)
+        if end and left_s < 0:
+            return events[:end]
+    return events
 
 
 def from_database(

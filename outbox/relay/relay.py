@@ -96,10 +96,11 @@ class Relay:
         claim = self._claim(now)
         if not claim:
             return None
+        began = time.monotonic()
         (first, *rest), given_back = requests.planned(self._store, self._registry, claim, self._health.intakes, now)
         self._took_all = self._took_all and not given_back
         self._following += rest
-        return first
+        return self._leased(first, now + int((time.monotonic() - began) * 1000))
 
     def _claim(self, now: int) -> Claim | None:
         in_flight = self._in_flight.values()
@@ -142,6 +143,10 @@ class Relay:
         if self._health.destination.is_open:
             requests.release(self._store, request, now, sent=request.sent)
             return None
+        return self._leased(request, now)
+
+    def _leased(self, request: Request, now: int) -> Request | None:
+        """The request under a lease that outlasts its answer; None if that was lost."""
         needed_ms = int(self._settings.request_timeout * 1000) + 1000 * LEASE_MARGIN_S
         ready = requests.leased(self._store, request, now, needed_ms, int(self._settings.lease * 1000))
         if not ready:

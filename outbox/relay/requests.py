@@ -118,13 +118,16 @@ def _weight(fold: Fold) -> int:
     return weight(fold.operation)
 
 
-def one_by_one(store: Store, registry: EntityRegistry | None, claim: Claim, fold: Fold) -> Request:
-    """The rows of a fold that was sent, each by itself, in the order of their ids: only the guilty one may die."""
+def one_by_one(store: Store, registry: EntityRegistry | None, claim: Claim, fold: Fold) -> Request | None:
+    """The rows of a fold that was sent, each by itself, in the order of their ids: only the guilty one may die. None if
+    the claim has lost one of them."""
     # What failed may have been applied: each needs a version above that, and the first one may have made the document.
     first, *others = fold.events
     again = (first._replace(version=first.version or claim.version), *others)
     contents, _ = load.contents(store, registry, replace(claim, events=again))
-    versions = claims.versions_for(store, again)
+    versions = claims.versions_for(store, claim, again)
+    if versions is None:
+        return None
     alone = [
         each
         for event, version in zip(again, versions, strict=True)

@@ -66,9 +66,10 @@ class Settler:
         answer = replace(answer, outcomes=decision.outcomes)
         following = self._following(answer.request, decision, now)
         self.health.note(answer, now)
-        self.record(answer.request.claim, decision.transitions, now)
+        lost = self.record(answer.request.claim, decision.transitions, now)
         _log(answer)
-        return following
+        # The rest of a document's rows come after one that is another claim's by now.
+        return [] if lost and answer.request.rest else following
 
     def mark_poison(self, claim: Claim, now: int) -> None:
         """Record the end of a row that is poison; nothing is sent for it."""
@@ -89,8 +90,8 @@ class Settler:
                 rows=logs.Rows(dead),
             )
 
-    def record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> None:
-        """Write what became of rows, where the claim still holds, and count it."""
+    def record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> Sequence[Transition]:
+        """Write what became of rows, where the claim still holds, and count it. Returns those of which it does not."""
         lost: list[Transition] = []
         left = [each for each in transitions if each.event.id not in self.recorded] if self.recorded else transitions
         for step in self.store.in_steps(left):
@@ -104,6 +105,7 @@ class Settler:
                 "{rows:was/were} claimed by another relay meanwhile, which records their outcome",
                 rows=logs.Rows(len(lost)),
             )
+        return lost
 
     def _record(self, claim: Claim, transitions: Sequence[Transition], now: int) -> list[Transition]:
         lost = outcomes.record(self.store, claim, transitions, now)
@@ -156,7 +158,8 @@ class Settler:
     def _following(self, request: Request, decision: Decision, now: int) -> list[Request]:
         """The rows of folds that were refused, one by one; the halves of what was too large; the next row."""
         claim = request.claim
-        following = [requests.one_by_one(self.store, self.registry, claim, fold) for fold in decision.unfold]
+        unfolded = [requests.one_by_one(self.store, self.registry, claim, fold) for fold in decision.unfold]
+        following = [each for each in unfolded if each]
         following += requests.halves(claim, decision.split)
         if request.rest:
             if all(transition.state is not State.PENDING for transition in decision.transitions):

@@ -185,9 +185,15 @@ def _holds(store: Store, events: Sequence[Event], ids: Sequence[int], token: str
 # -- what is claimed --------------------------------------------------------------------------------------------
 
 
-def versions_for(store: Store, rows: Sequence[Event]) -> list[int]:
-    """A new version for each row of a claim, in their order: to be sent one by one, after they were sent together."""
+def versions_for(store: Store, claim: Claim, rows: Sequence[Event]) -> list[int] | None:
+    """A new version for each row of a claim, in their order: to be sent one by one, after they were sent together.
+
+    None if one of them is no longer this claim's: the version could be higher than that of a claim which has it since.
+    """
+    held = f"SELECT count(*) FROM outbox_events WHERE id {store.dialect.among('ids')} AND claim_token = :token"
     with store.write(durable=True, alone=True):
+        if store.run(held, ids=[row.id for row in rows], token=claim.token).scalar_one() < len(rows):
+            return None
         last = versions.draw(store, len(rows))
     return list(range(last - len(rows) + 1, last + 1))
 

@@ -254,7 +254,10 @@ def choose(candidates: Sequence[Any], request: ClaimRequest) -> Found:
             blocked.append(event.id)
             continue
         if event.deliveries > request.lone_after and error_type in (UNANSWERED, RELAY_DIED, POISON):
-            suspects.append((available_at, event))
+            if awaited is None:
+                suspects.append((available_at, event))
+            else:  # it would be claimed alone, before the row of its document that is about to be taken
+                passed_over.add(document)
             continue
         if not shares.take(at, first=not chosen):
             passed_over.add(document)

@@ -244,7 +244,7 @@ def _remove(store: Store, ids: Sequence[int], condition: str, **given: str) -> i
     """Delete those of the rows for which the condition holds when their turn comes. Returns their number."""
     removed = 0
     for step in _steps(store, ids):
-        with store.write(durable=True):
+        with store.write(durable=True, alone=True):  # nobody claims or retries one of them meanwhile
             among = store.dialect.among("ids")
             listed = store.run(f"SELECT id FROM outbox_events WHERE {condition} AND id {among}", ids=step, **given)
             removed += versions.remove(store, [row[0] for row in listed])

@@ -137,7 +137,7 @@ def died(store: Store, before: int) -> list[int]:
 
 def remove_died(store: Store, ids: Sequence[int], before: int) -> int:
     """Remove those of the rows that are still dead since before that instant. Returns their number."""
-    with store.write(durable=False):
+    with store.write(durable=False, alone=True):  # nobody retries one of them meanwhile
         still = f"SELECT id FROM outbox_events WHERE {_DIED} AND id {store.dialect.among('ids')}"
         return versions.remove(store, [row[0] for row in store.run(still, ids=ids, before=before)])
 

@@ -405,6 +405,36 @@ def test_row_that_got_no_answer_time_and_again_is_claimed_alone_before_the_other
     assert ids_of(claim(store, lone_after=1)) == [suspect]
 
 
+def test_row_that_got_no_answer_is_not_claimed_before_an_earlier_one_of_its_document(
+    database: Database, store: Store
+) -> None:
+    """The earlier one got an answer since, if only "not now"."""
+    earlier, suspect, *others = database.insert(("contacts", "c1"), ("contacts", "c1"), ("contacts", "c2"))
+    with store.write(durable=False):
+        store.run(
+            "UPDATE outbox_events SET deliveries = 2, error_type = :unanswered WHERE id = :id",
+            unanswered=UNANSWERED,
+            id=suspect,
+        )
+    first = claimed(store, lone_after=1)
+    assert (ids_of(first), first.lone) == ([earlier, *others], False)
+    assert claim(store, lone_after=1) is None
+    claims.release(store, first, [earlier, *others], NOW, undelivered=True)
+    assert ids_of(claim(store, lone_after=1)) == [earlier, *others]
+
+
+def test_claim_that_has_lost_a_row_draws_no_more_versions_for_it(database: Database, store: Store) -> None:
+    database.insert(("contacts", "c1"), ("contacts", "c1"))
+    before = claimed(store)
+    drawn = claims.versions_for(store, before, before.events)
+    assert drawn is not None
+    assert before.version < drawn[0] < drawn[1]
+    operators.advance_epoch(store, 0, NOW)  # which releases all claims
+    again = claimed(store)
+    assert claims.versions_for(store, before, before.events) is None
+    assert claims.versions_for(store, again, again.events) is not None
+
+
 def test_claim_says_whether_it_has_left_anything_that_is_due(database: Database, store: Store) -> None:
     database.insert(*(("contacts", f"c{n}") for n in range(3)))
     for given, taken, more in (

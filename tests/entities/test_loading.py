@@ -265,6 +265,29 @@ def test_table_that_is_missing_is_the_databases_failure_not_the_rows(registry: E
         from_database(connection, registry, refresh(entity, "1"))
 
 
+@pytest.mark.parametrize("asked", ["to_document", "when"])
+def test_failure_of_the_database_while_a_function_asks_it_is_not_the_rows(
+    registry: EntityRegistry, session: Session, database: Engine, asked: str
+) -> None:
+    """A lazy load that a timeout of statements ends, say."""
+
+    def name_of_account(contact: Contact) -> Any:
+        return {"name": contact.account.name}
+
+    given: Any = {"to_document": name_of_account} if asked == "to_document" else {"fields": ["name"]}
+    entity = registry.add(Contact, index="contacts", when=name_of_account if asked == "when" else None, **given)
+    session.add(Contact(id=1, name="Ada", account=Account(id=1, name="Acme")))
+    session.flush()
+
+    def end(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if "FROM accounts" in statement:
+            cursor.execute("SELECT ended_by_a_timeout")
+
+    event.listen(database, "before_cursor_execute", end)
+    with pytest.raises(DatabaseUnavailable, match=r"entity 'contacts' cannot be loaded: .*ended_by_a_timeout"):
+        loaded(registry, session, entity, "1")
+
+
 def test_subclass_in_the_same_table_is_told_from_its_siblings(registry: EntityRegistry, session: Session) -> None:
     guests = registry.add(Guest, index="guests", fields=["name", "room"], name="guests")
     people = registry.add(Person, index="people", fields=["name", "kind"])
