@@ -396,7 +396,11 @@ def _insert_returning(doing: Doing) -> None:
 
 
 def _insert_or_update(doing: Doing) -> None:
+    """Not of what says in which view a row is: an upsert that moves a linked row is none that is seen."""
     step, column = doing.step, doing.column
+    in_a_view = any(each.view and not each.secondary and each.of == doing.at for each in doing.world.relations)
+    if in_a_view and column == doing.model.columns[0]:
+        return
     statement = sqlite_insert(doing.class_).values(doing.values(step.row, step.to))
     key = [getattr(doing.class_, each.name) for each in doing.model.key]
     changed = {column.column: statement.excluded[column.column]}
