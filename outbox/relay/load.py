@@ -124,7 +124,7 @@ def _fitting(events: Sequence[Event], intakes: Intakes, room: int, left_s: float
     """The first of them that there is room and time for, as far as one can tell: at least one."""
     counted = Counter([event.index_name for event in events])
     bytes_, seconds = intakes.expected(), intakes.expected_s()
-    if counted.keys() > bytes_.keys() or sum(rows * bytes_.get(name, 0) for name, rows in counted.items()) > room:
+    if not counted.keys() <= bytes_.keys() or sum(rows * bytes_.get(name, 0) for name, rows in counted.items()) > room:
         events = fitting(events, lambda event: bytes_.get(event.index_name), room, FIRST_ROWS)
     if sum(rows * seconds.get(name, 0.0) for name, rows in counted.items()) <= left_s:
         return events  # as nearly always
