@@ -96,11 +96,10 @@ class Relay:
         claim = self._claim(now)
         if not claim:
             return None
-        began = time.monotonic()
         (first, *rest), given_back = requests.planned(self._store, self._registry, claim, self._health.intakes, now)
         self._took_all = self._took_all and not given_back
         self._following += rest
-        return self._leased(first, now + int((time.monotonic() - began) * 1000))
+        return self._leased(first, now + int((time.monotonic() - self.looked_at) * 1000))
 
     def _claim(self, now: int) -> Claim | None:
         in_flight = self._in_flight.values()
@@ -146,12 +145,8 @@ class Relay:
         return self._leased(request, now)
 
     def _leased(self, request: Request, now: int) -> Request | None:
-        """The request under a lease that outlasts its answer; None if that was lost."""
         needed_ms = int(self._settings.request_timeout * 1000) + 1000 * LEASE_MARGIN_S
-        ready = requests.leased(self._store, request, now, needed_ms, int(self._settings.lease * 1000))
-        if not ready:
-            logger.warning("a lease ended before its rows were sent; the relay that has them now delivers them")
-        return ready
+        return requests.leased(self._store, request, now, needed_ms, int(self._settings.lease * 1000))
 
     def _next(self, now: int) -> Request | None:
         """What follows answers, and what is claimed: by turns, so that neither waits for all of the other."""

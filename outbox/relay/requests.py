@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
+from loguru import logger
+
 from outbox.destinations.base import Outcome, portions, weight
 from outbox.entities.registry import EntityRegistry
 from outbox.relay import load, plan, unchanged
@@ -147,7 +149,10 @@ def leased(store: Store, request: Request, now: int, least_ms: int, lease_ms: in
     if request.claim.lease_expires_at - now >= least_ms:
         return request
     claim = claims.renew(store, request.claim, request.rows, now + lease_ms)
-    return replace(request, claim=claim) if claim else None
+    if not claim:
+        logger.warning("a lease ended before its rows were sent; the relay that has them now delivers them")
+        return None
+    return replace(request, claim=claim)
 
 
 def release(store: Store, request: Request, now: int, *, sent: bool) -> None:
