@@ -94,7 +94,7 @@ def advance(yes: bool, database_url: str | None) -> None:
             destination.health()  # fails if it is away, even when there is no index to ask for
             found, moves = _indexes(store, destination)
             for move in moves:
-                destination.ensure_index(move.name)  # else rows would wait: somebody else has made it
+                destination.ensure_index(move.name)  # somebody else may have made it: it has to remember deletes, too
             met = [
                 version
                 for name, ids in conflicts.unexplained_documents(store, MOST_MET).items()

@@ -113,7 +113,7 @@ class ClusterDestination:
 
         Looked up again every few seconds: writing to an index that was deleted meanwhile would create it anew, without
         mappings and without its alias (deletes do so even with `require_alias`). Where that has happened in between,
-        the index has not got the setting that each index gets here.
+        an index whose name is no alias has not got the setting that each index gets here.
         """
         if self._checked.get(target, 0.0) > time.monotonic():
             return None
@@ -124,7 +124,7 @@ class ClusterDestination:
             index = found.body.get(target, {})
             if found.status != 404 and (target == name or name in index.get("aliases", {})):
                 settings = index.get("settings", {}).get("index", {})
-                if "gc_deletes" not in settings:
+                if target == name and "gc_deletes" not in settings:  # else it would have no alias
                     return misled.made_anew(target, self._gc_deletes)
                 (self._piped.add if keeping.pipelines(settings) else self._piped.discard)(target)
                 self._checked[target] = time.monotonic() + CHECK_INDEX_EVERY_S
