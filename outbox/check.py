@@ -275,7 +275,6 @@ def indexes(engine: Engine, to: Destination, gc_deletes: str, registry: EntityRe
         try:
             targets = store.targets()
             kept = {name: old for name in targets if (old := jobs.kept_index(store, name))}
-            shared = {name: others for name in targets if (others := by_index.sharing(store, name))}
             held = {each.index: each for each in conflicts.held_by_others(store)}
             newer = _newer(store, to)
         finally:
@@ -287,7 +286,7 @@ def indexes(engine: Engine, to: Destination, gc_deletes: str, registry: EntityRe
         _held(held[name]) if name in held else _index(to, name, target, gc_deletes, kept.get(name), chosen[name])
         for name, target in sorted(targets.items())
     ]
-    found += [_shared(name, targets[name], others) for name, others in sorted(shared.items())]
+    found += [_shared(name, targets[name], others) for name, others in sorted(by_index.sharing(targets).items())]
     for name, target in sorted(targets.items()):
         found += _gives_back(to, name, target)
         if registry is not None and any(entity.skip_unchanged for entity in registry.of_index(name)):

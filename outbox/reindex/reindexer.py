@@ -209,7 +209,7 @@ class Reindexer:
 
     def _refuse_shared(self, name: str, target: str) -> None:
         """The documents of another name would be taken for superfluous."""
-        if others := by_index.sharing(self._store, name):
+        if others := by_index.sharing(self._store.targets()).get(name):
             raise ReindexFailed(
                 f"index {target} takes the rows of {', '.join(others)} too, whose documents a rebuild of {name} would "
                 "remove; 'outbox-relay check' says what to do"

@@ -5,6 +5,8 @@ None but `names` walks through finished rows.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,10 +99,17 @@ def statistics(store: Store, since: int, index: str) -> list[Statistic]:
     return [Statistic(row[0], index, "", "", tuple(row[1:])) for row in found]
 
 
-def sharing(store: Store, name: str) -> list[str]:
-    """The other indexes whose rows go to the same physical one: a mistake, for which see `outbox-relay check`."""
-    targets = store.targets()
-    return sorted(other for other, target in targets.items() if other != name and target == targets.get(name))
+def sharing(targets: Mapping[str, str]) -> dict[str, list[str]]:
+    """The indexes whose rows go to a physical one together, each with the others: a mistake, for which see
+    `outbox-relay check`. `targets`: as `Store.targets` has them."""
+    together: dict[str, list[str]] = defaultdict(list)
+    for name, target in sorted(targets.items()):
+        together[target].append(name)
+    return {
+        name: [other for other in together[target] if other != name]
+        for name, target in targets.items()
+        if len(together[target]) > 1
+    }
 
 
 def kept(store: Store) -> list[tuple[str, str, int]]:

@@ -21,7 +21,7 @@ def repair(store: Store, destination: Destination, drifts: Sequence[Drift]) -> t
     First see to it that the index takes them: versions there may be higher than any that the outbox has given.
     """
     gone = lost(store, destination, {drift.index for drift in drifts})
-    shared = {name for name in {drift.index for drift in drifts} if sharing(store, name)}
+    shared = sharing(store.targets())
     repairable = [
         drift
         for drift in drifts
