@@ -6,9 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -35,6 +35,8 @@ from outbox.store.models import JobState, now_ms
 from outbox.store.store import Store
 
 LINE_EVERY_S = 5.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,35 +183,31 @@ def _noted(store: Store, options: _Options) -> AbstractContextManager[Note]:
 
 
 def _rebuild(store: Store, reindexer: Reindexer, selections: Iterable[Selection], options: _Options) -> None:
-    with _noted(store, options), _all_of_them() as each_alone:
-        for each in selections:
-            with each_alone(each.index):
-                _say_if_resumed(store, each.index)
-                _follow(store, reindexer.run(each), each.index, options.as_json)
+    def rebuild(chosen: Selection) -> None:
+        _say_if_resumed(store, chosen.index)
+        _follow(store, reindexer.run(chosen), chosen.index, options.as_json)
+
+    with _noted(store, options):
+        _one_after_another([(each.index, each) for each in selections], rebuild)
 
 
-@contextmanager
-def _all_of_them() -> Iterator[Callable[[str], AbstractContextManager[None]]]:
-    """For what is done to several indexes: one that fails keeps no other from its turn. Raises `ReindexFailed` in the
-    end if any has."""
-    failed: dict[str, OutboxError] = {}
-
-    @contextmanager
-    def alone(index: str) -> Iterator[None]:
+def _one_after_another(indexes: Iterable[tuple[str, T]], act: Callable[[T], None]) -> None:
+    """Do something to several indexes, by their names: one that fails keeps no other from its turn. Raises
+    `ReindexFailed` or `ConfigurationError` in the end if any has."""
+    failed: list[OutboxError] = []
+    for index, each in indexes:
         try:
-            yield
+            act(each)
+        except (SchemaError, FailedOver):  # which are about all of them
+            raise
         except (ReindexFailed, ConfigurationError) as error:
-            if isinstance(error, SchemaError | FailedOver):  # which is about all of them
-                raise
             if failed:
                 click.echo(logs.safe(f"index {index}: {error}"), err=True)
-            failed[index] = error
-
-    yield alone
+            failed.append(error)
     if len(failed) == 1:
-        raise next(iter(failed.values()))
+        raise failed[0]
     if failed:
-        raise ReindexFailed(f"{len(failed)} indexes failed, the first: {next(iter(failed.values()))}")
+        raise ReindexFailed(f"{len(failed)} indexes failed, the first: {failed[0]}")
 
 
 def _say_if_resumed(store: Store, index: str) -> None:
@@ -243,10 +241,10 @@ def _resume(store: Store, reindexer: Reindexer, registry: EntityRegistry, option
             running = len(jobs.open_jobs(store))
             others = f"; {running} running: see 'outbox-relay reindex --list'" if running else ""
             click.echo(f"nothing to resume{others}", err=options.as_json)
-        with _all_of_them() as each_alone:
-            for job in unfinished:
-                with each_alone(job.index_name):
-                    _follow(store, reindexer.resume(job), job.index_name, options.as_json)
+        _one_after_another(
+            [(job.index_name, job) for job in unfinished],
+            lambda job: _follow(store, reindexer.resume(job), job.index_name, options.as_json),
+        )
 
 
 def _indexes_of(store: Store, registry: EntityRegistry, name: str) -> list[str]:
@@ -256,11 +254,11 @@ def _indexes_of(store: Store, registry: EntityRegistry, name: str) -> list[str]:
 def _use_old_index(store: Store, destination: Destination, selections: Iterable[Selection], options: _Options) -> None:
     """Lead readers back to the indexes that are kept, or remove these."""
     act = _drop_old if options.drop_old else _roll_back
-    with _noted(store, options), _all_of_them() as each_alone:
-        for each in selections:
-            if not options.everything or jobs.kept_index(store, each.index):
-                with each_alone(each.index):
-                    act(store, destination, each, options.as_json)
+    with _noted(store, options):
+        kept = [each for each in selections if not options.everything or jobs.kept_index(store, each.index)]
+        _one_after_another(
+            [(each.index, each) for each in kept], lambda each: act(store, destination, each, options.as_json)
+        )
 
 
 def _drop_old(store: Store, destination: Destination, each: Selection, as_json: bool) -> None:

@@ -150,6 +150,16 @@ def test_way_back_and_its_end(command: Command, world: World) -> None:
     assert (result.exit_code, "keeps no old one" in result.stderr) == (1, True)
 
 
+def assert_goes_on_after_a_restore(command: Command, world: World) -> None:
+    world.save(2, "after the restore")
+    assert command("run", "--drain").exit_code == 0
+    assert world.place.documents("contacts")["2:t1:2"]["name"] == "after the restore"
+    assert command("verify", "--repair").exit_code == 1  # what was changed after the backup
+    assert command("run", "--drain").exit_code == 0
+    assert command("verify").exit_code == 0
+    world.assert_in_step()
+
+
 @pytest.mark.sqlite
 def test_database_restored_from_before_the_last_reindex_finds_its_index_again(command: Command, world: World) -> None:
     backup = Backup(world.outbox)
@@ -164,13 +174,7 @@ def test_database_restored_from_before_the_last_reindex_finds_its_index_again(co
     assert f"rows of index contacts go to {SECOND} now, as its readers do, no longer to {FIRST}" in said
     (found,) = check.indexes(world.outbox.engine, world.place.destination, "24h")
     assert found.level == "ok"
-    world.save(2, "after the restore")
-    assert command("run", "--drain").exit_code == 0
-    assert world.place.documents("contacts")["2:t1:2"]["name"] == "after the restore"
-    assert command("verify", "--repair").exit_code == 1  # what was changed after the backup
-    assert command("run", "--drain").exit_code == 0
-    assert command("verify").exit_code == 0
-    world.assert_in_step()
+    assert_goes_on_after_a_restore(command, world)
     assert command("reindex", "--all").exit_code == 0
     world.assert_in_step("contacts-000003")
 
@@ -189,13 +193,7 @@ def test_database_restored_from_before_a_reindex_that_kept_the_old_index_goes_on
     assert (found.level, "run 'outbox-relay epoch advance'" in found.remedy) == ("fail", True)
     said = command("epoch", "advance", "--yes").stdout
     assert f"rows of index contacts go to {SECOND} now, as its readers do, no longer to {FIRST}" in said
-    world.save(2, "after the restore")
-    assert command("run", "--drain").exit_code == 0
-    assert world.place.documents("contacts")["2:t1:2"]["name"] == "after the restore"
-    assert command("verify", "--repair").exit_code == 1  # what was changed after the backup
-    assert command("run", "--drain").exit_code == 0
-    assert command("verify").exit_code == 0
-    world.assert_in_step()
+    assert_goes_on_after_a_restore(command, world)
 
 
 @pytest.mark.parametrize(
