@@ -100,9 +100,11 @@ def of_item(operation: Operation, item: Any) -> Outcome:
     """
     verb = "delete" if operation.document is None else "index"
     result = item.get(verb) if isinstance(item, dict) else None
-    if isinstance(result, dict) and "result" in result and (why := _elsewhere(operation, result)):
+    if not isinstance(result, dict):
+        return UNANSWERED
+    if "result" in result and (why := _elsewhere(operation, result)):
         return Outcome(OutcomeKind.FAILED, NOT_IN_THE_INDEX, why)
-    if not isinstance(result, dict) or result.get("_id") != operation.document_id:
+    if result.get("_id") != operation.document_id:
         return UNANSWERED
     status, error = result.get("status"), result.get("error")
     if result.get("failure_store") == "used":

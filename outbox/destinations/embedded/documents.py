@@ -69,13 +69,16 @@ def _read(document: bytes) -> dict[str, Any] | Outcome:
         return rejected("document_parsing_exception", f"failed to parse: {error}")
     if not isinstance(content, dict):
         return rejected(ILLEGAL_DOCUMENT, "the stored document is no JSON object")
-    if document.count(b"{") + document.count(b"[") > DEEPEST and is_too_deep(content):
+    if is_too_deep(document, content):
         return rejected("document_parsing_exception", f"failed to parse: nested more than {DEEPEST} levels deep")
     return content
 
 
-def is_too_deep(content: Any) -> bool:
-    """Whether a document has more than `DEEPEST` levels: one pass for each level, since a call for each could fail."""
+def is_too_deep(written: bytes, content: Any) -> bool:
+    """Whether a document, as it is written and parsed, has more than `DEEPEST` levels: one pass for each level, since a
+    call for each could fail."""
+    if written.count(b"{") + written.count(b"[") <= DEEPEST:  # as nearly always
+        return False
     level = [content]
     for _ in range(DEEPEST):
         inner = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from outbox.destinations.base import TENANT_FIELD, Found, Hit
-from outbox.destinations.embedded.documents import DEEPEST, content_of, is_too_deep
+from outbox.destinations.embedded.documents import content_of, is_too_deep
 from outbox.destinations.embedded.fields import Comparison
 from outbox.destinations.embedded.file import File
 from outbox.destinations.embedded.words import Marker, edits, errors_allowed, folded, words_of
@@ -70,11 +70,12 @@ def _take_up(connection: sqlite3.Connection) -> None:
 
 def _readable(source: str) -> dict[str, Any]:
     """A document; empty if it cannot be read: earlier versions took some, and one must not fail all searches."""
+    written = source.encode()
     try:
-        content: dict[str, Any] = orjson.loads(source)
+        content: dict[str, Any] = orjson.loads(written)
     except orjson.JSONDecodeError:
         return {}
-    return {} if source.count("{") + source.count("[") > DEEPEST and is_too_deep(content) else content
+    return {} if is_too_deep(written, content) else content
 
 
 def _texts(value: Any) -> Iterator[str]:
