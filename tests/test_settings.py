@@ -164,6 +164,12 @@ def test_address_of_the_general_name_counts_only_where_the_setting_is_nowhere(
     assert settings.load().elasticsearch_url == ("http://ours:9200",)
 
 
+def test_variable_of_another_program_in_the_file_is_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OUTBOX_DATABASE_URL", raising=False)
+    (tmp_path / ".env").write_text("DATABASE_URL=mysql://theirs/app\nBATCH_SIZE=theirs\n")
+    assert settings.load().database_url is None
+
+
 SUNDAY = datetime(2026, 11, 1, tzinfo=UTC)
 
 

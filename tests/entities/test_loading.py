@@ -279,11 +279,10 @@ def test_failure_of_the_database_while_a_function_asks_it_is_not_the_rows(
     session.add(Contact(id=1, name="Ada", account=Account(id=1, name="Acme")))
     session.flush()
 
-    def end(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        if "FROM accounts" in statement:
-            cursor.execute("SELECT ended_by_a_timeout")
+    def end(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+        return ("SELECT ended_by_a_timeout", ()) if "FROM accounts" in statement else (statement, parameters)
 
-    event.listen(database, "before_cursor_execute", end)
+    event.listen(database, "before_cursor_execute", end, retval=True)
     with pytest.raises(DatabaseUnavailable, match=r"entity 'contacts' cannot be loaded: .*ended_by_a_timeout"):
         loaded(registry, session, entity, "1")
 
