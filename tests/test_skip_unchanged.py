@@ -9,12 +9,13 @@ from sqlalchemy import QueuePool
 
 from outbox import OutboxRepository
 from outbox.destinations.base import Operation
-from outbox.store import operators, versions
-from outbox.store.models import now_ms
+from outbox.relay import decide
+from outbox.store import claims, operators, outcomes, upkeep, versions
+from outbox.store.models import RELAY_DIED, now_ms
 from tests.support.models import Contact
 from tests.support.outbox import Outbox
 from tests.support.places import Place
-from tests.support.touching import TARGET, Touched
+from tests.support.touching import LEASE_MS, RELAY, TARGET, Touched
 
 
 @pytest.fixture
@@ -94,6 +95,45 @@ def test_request_of_a_row_that_is_gone_does_not_come_between(app: Touched, how: 
     app.deliver()
     app.arrives(late)
     assert (app.ends(last), app.name_held()) == (["applied"], "A")
+
+
+def test_second_request_of_rows_that_are_gone_does_not_come_between(app: Touched) -> None:
+    gone = [app.wrote("B")]
+    first = app.relay_dies()
+    app.lease_ends()
+    gone.append(app.wrote("C"))
+    late = app.relay_dies()
+    app.lease_ends()
+    assert operators.purge(app.store, gone) == 2
+    app.arrives(first)
+    last = app.wrote("B")
+    app.deliver()
+    app.arrives(late)
+    assert (app.ends(last), app.name_held()) == (["applied"], "B")
+
+
+@pytest.mark.parametrize("kills", [False, True], ids=["gets no answer", "kills its relay"])
+def test_second_request_of_a_row_that_died_as_poison_does_not_come_between(app: Touched, kills: bool) -> None:
+    died = app.wrote("B")
+    first = app.relay_dies()
+    app.lease_ends()
+    app.outbox.raw("UPDATE contacts SET name = 'C'")
+    late = app.relay_dies()
+    if kills:
+        app.outbox.raw(
+            "UPDATE outbox_events SET error_type = :found, deliveries = 12 WHERE id = :id", found=RELAY_DIED, id=died
+        )
+        assert upkeep.reap(app.store, app.now, LEASE_MS, dead_relays=[RELAY]).dead == 1
+    else:
+        app.lease_ends()
+        claim = claims.claim(app.store, app.request())
+        assert claim
+        assert not outcomes.record(app.store, claim, [decide.poisoned(claim, 10)], app.now)
+    app.arrives(first)
+    last = app.wrote("B")
+    app.deliver()
+    app.arrives(late)
+    assert (app.outbox.row(died)["state"], app.ends(last), app.name_held()) == ("dead", ["applied"], "B")
 
 
 def test_row_whose_own_older_rows_were_pruned_is_skipped_still(app: Touched) -> None:

@@ -10,6 +10,7 @@ from outbox.destinations.base import DOCUMENT_MISSING, Operation, Outcome, Outco
 from outbox.destinations.faults import named_field
 from outbox.relay.plan import Fold
 from outbox.relay.requests import Answer
+from outbox.store.claims import Claim
 from outbox.store.conflicts import Conflict, Facts
 from outbox.store.models import (
     POISON,
@@ -196,14 +197,18 @@ def _done(event: Event, result: Result, version: int | None) -> Transition:
     return Transition(event, _DONE, result, None, event.attempts, None, None, False, None, version)
 
 
-def poisoned(event: Event, failures: int) -> Transition:
-    """The end of a row that gets no answer although its neighbours do; see `PoisonDetector`."""
+def poisoned(claim: Claim, failures: int) -> Transition:
+    """The end of a claim's one row, which gets no answer although its neighbours do; see `PoisonDetector`.
+
+    Its version is the claim's, for which nothing is sent: above all that the row was sent with before.
+    """
+    (event,) = claim.events
     error = (
         f"sent alone, it got no answer {failures} times, while other rows of index {event.index_name} were applied "
         f"just before and just after; see what the document does to the destination, then write it anew and run "
         f"'outbox-relay dead discard {event.id}', or 'outbox-relay dead retry {event.id}'"
     )
-    return Transition(event, State.DEAD, None, None, event.attempts, POISON, error, unsent=True)
+    return Transition(event, State.DEAD, None, None, event.attempts, POISON, error, unsent=True, version=claim.version)
 
 
 def _failed(event: Event, outcome: Outcome, policy: Policy, now: int, version: int | None) -> Transition:

@@ -73,11 +73,10 @@ class Settler:
 
     def mark_poison(self, claim: Claim, now: int) -> None:
         """Record the end of a row that is poison; nothing is sent for it."""
-        (event,) = claim.events
-        dead = decide.poisoned(event, LONE_FAILURES)
-        self.health.poison.forget(event.id)
+        dead = decide.poisoned(claim, LONE_FAILURES)
+        self.health.poison.forget(dead.event.id)
         self.record(claim, [dead], now)
-        logs.operations([(event, dead.error)])
+        logs.operations([(dead.event, dead.error)])
 
     def end_malformed(self, now: int) -> None:
         """Record the end of the pending rows of other programs that no relay can read."""

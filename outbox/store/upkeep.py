@@ -72,8 +72,8 @@ def reap(
         poison = store.run(
             "UPDATE outbox_events AS e SET state = 'dead', claim_token = NULL, claimed_by = NULL,"
             " lease_expires_at = NULL, available_at = NULL, finished_at = :now, error_type = :poison, error = :kills,"
-            f" error_field = NULL WHERE {kills}",
-            given,
+            f" error_field = NULL, version = :drawn WHERE {kills}",  # its last request's, or above that
+            {**given, "drawn": store.highest_version()},
         ).rowcount
         given_back = store.run(
             "UPDATE outbox_events SET state = 'pending', available_at = :now, claim_token = NULL,"

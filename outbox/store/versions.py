@@ -77,10 +77,17 @@ def raise_epoch(store: Store, above: int, now: int) -> int:
 
 def remove(store: Store, ids: Sequence[int]) -> int:
     """Delete rows, and remember the highest version that a request of one which is not done may still bring. Inside
-    `write`."""
+    `write`.
+
+    A dead row has that of its last request, a row that is not finished has that of its first: it may have been sent
+    since with any that was drawn.
+    """
     among = store.dialect.among("ids")
-    undone = f"SELECT max(version) FROM outbox_events WHERE state <> 'done' AND id {among}"
-    if highest := store.run(undone, ids=ids).scalar_one():
+    undone = (
+        "SELECT max(CASE WHEN state = 'dead' THEN version WHEN deliveries > 0 THEN :drawn END) FROM outbox_events"
+        f" WHERE state <> 'done' AND id {among}"
+    )
+    if highest := store.run(undone, ids=ids, drawn=store.highest_version()).scalar_one():
         store.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
         store.run(
             "UPDATE outbox_control SET highest_pruned_version ="

@@ -20,6 +20,8 @@ from tests.support.places import Place
 
 TARGET = "contacts-000001"
 LEASE_MS = 60_000
+RELAY = 3
+"""That which dies."""
 
 
 class Touched(World):
@@ -52,16 +54,19 @@ class Touched(World):
 
     def relay_dies(self) -> Sequence[Operation]:
         """A relay claims what is due and is killed. Returns what it has sent, which comes late or never."""
-        asked = due.ClaimRequest(
-            relay=3, now=self.now, lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=100, bytes_=10**6
-        )
         with closing(Store(self.outbox.engine)) as dying:  # the connection of a killed process is gone, too
-            claim = claims.claim(dying, asked)
+            claim = claims.claim(dying, self.request())
             if claim is None:
                 return ()
             contents, _ = load.contents(dying, self.registry, claim)
         folds = plan.fold(claim.events, contents, claim.targets, claim.version)
         return [fold.operation for fold in folds]
+
+    def request(self) -> due.ClaimRequest:
+        """For all that is due."""
+        return due.ClaimRequest(
+            relay=RELAY, now=self.now, lease_ms=LEASE_MS, longest_wait=LEASE_MS, rows=100, bytes_=10**6
+        )
 
     def lease_ends(self) -> None:
         self.now += LEASE_MS + 1
