@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -150,7 +151,7 @@ class OutboxRepository:
         if not ready:
             return []
         self._session.flush()
-        return list(journal_of(self._session).insert(ready, contents))
+        return self._store(ready, contents)
 
     def refresh(self, entity: object, key: object = None, *, tenant_id: object = None) -> list[int]:
         """Have the document of a row made anew of what the database says. Returns the ids of the outbox rows.
@@ -184,7 +185,7 @@ class OutboxRepository:
                 ) from None
         else:
             places = [(each, each.key_of_object(entity)) for each in self._entities_of(entity)]
-        return list(journal_of(self._session).insert(_refresh_rows(places)))
+        return self._store(_refresh_rows(places))
 
     def wait_until_synced(self, timeout: float = 10.0, *, searchable: bool = False) -> dict[int, str]:
         """Wait until the rows that the last transaction of this session wrote are delivered; call it after `commit`.
@@ -211,17 +212,28 @@ class OutboxRepository:
     def _refresh(self, entity: Entity, index: str, document_id: str, tenant_id: object) -> int:
         self._session.flush()
         tenant = _tenant_of(entity, tenant_id)
-        return self._store((Action.REFRESH.value, index, document_id, tenant, entity.name, 0, now_ms()))
+        return self._store([(Action.REFRESH.value, index, document_id, tenant, entity.name, 0, now_ms())])[0]
 
     def _insert(
         self, action: Action, index: str, document_id: str, tenant_id: str | None, content: bytes | None
     ) -> int:
         self._session.flush()
         text, size = (None, 0) if content is None else (content.decode(), len(content))
-        return self._store((action.value, index, document_id, tenant_id, None, size, now_ms()), text)
+        row = (action.value, index, document_id, tenant_id, None, size, now_ms())
+        return self._store([row], [] if text is None else [text])[0]
 
-    def _store(self, row: Row, content: str | None = None) -> int:
-        return journal_of(self._session).insert([row], [] if content is None else [content])[0]
+    def _store(self, rows: Sequence[Row], contents: Sequence[str] = ()) -> list[int]:
+        session = self._session
+        ids = journal_of(session).insert(rows, contents)
+        _have_it_committed(session)
+        return list(ids)
+
+
+def _have_it_committed(session: Session) -> None:
+    """zope.sqlalchemy rolls back a transaction that it has seen no write in, and rows of the outbox pass it by."""
+    zope = sys.modules.get("zope.sqlalchemy.datamanager")
+    if zope and session in zope._SESSION_STATE:  # else it would have a session that is none of its own join
+        zope.mark_changed(session)
 
 
 def _refresh_rows(places: Iterable[tuple[Entity, DocumentKey]]) -> list[Row]:

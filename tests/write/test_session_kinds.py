@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlmodel
+import transaction
+import zope.sqlalchemy
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Engine, create_engine
@@ -73,6 +76,34 @@ def test_session_is_taken_everywhere(engine: Engine, db: SQLAlchemy, kind: str) 
         assert set(repo.wait_until_synced(5.0).values()) == {"applied"}
         assert tester.document("contacts", "1") == {"name": "Ada"}
     session.close()
+
+
+WRITES: dict[str, Callable[[OutboxRepository], Any]] = {
+    "index": lambda repo: repo.index("notes", "1", {"text": "zebra"}),
+    "update": lambda repo: repo.update("notes", "1", {"text": "zebra"}),
+    "delete": lambda repo: repo.delete("notes", "1"),
+    "index_many": lambda repo: repo.index_many("notes", [("1", {"text": "zebra"})]),
+    "refresh": lambda repo: repo.refresh("contacts", 1),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_rows_that_are_all_a_transaction_of_zope_writes_are_committed(engine: Engine, write: str) -> None:
+    """Its manager commits what it has seen a session write, and rolls back what else there is."""
+    registry, manager = EntityRegistry(), transaction.TransactionManager(explicit=True)
+    registry.add(Contact, index="contacts", fields=["name"])
+    sessions = sessionmaker(engine)
+    zope.sqlalchemy.register(sessions, transaction_manager=manager)
+    registry.capture(sessions)
+    with manager:
+        WRITES[write](OutboxRepository(sessions(), registry))
+    manager.begin()
+    WRITES[write](OutboxRepository(sessions(), registry))
+    manager.abort()
+    with Session(engine) as beside:  # of no manager
+        WRITES[write](OutboxRepository(beside, registry))
+    with closing(Store(engine)) as store:
+        assert store.run("SELECT count(*) FROM outbox_events").scalar_one() == 1
 
 
 @pytest.mark.parametrize(
