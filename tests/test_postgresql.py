@@ -195,10 +195,26 @@ def test_several_that_migrate_at_once_do_it_once(run: Commands) -> None:
     assert [each.wait(LIMIT_S) for each in processes] == [0, 0, 0]
 
 
+LISTENER = """
+from sqlalchemy import Engine, event
+from outbox import EntityRegistry
+
+registry = EntityRegistry()
+
+@event.listens_for(Engine, "handle_error")
+def unwrap(context):
+    raise context.original_exception from context.sqlalchemy_exception
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("listens", [False, True], ids=["", "beside a listener to all engines"])
 def test_relay_goes_on_when_the_server_was_restarted(
-    postgres: Postgres, migrated: Engine, run: Commands, tmp_path: Path
+    postgres: Postgres, migrated: Engine, run: Commands, tmp_path: Path, listens: bool
 ) -> None:
+    if listens:
+        (tmp_path / "listener.py").write_text(LISTENER)
+        run.environment |= {"OUTBOX_ENTITIES": "listener:registry", "PYTHONPATH": str(tmp_path)}
     outbox, relay = Outbox(migrated), run.start("run")
     try:
         first = outbox.index("contacts", "c1", {"name": "Ada"})

@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError
 from outbox import logs, schema, settings
 from outbox.errors import ConfigurationError, install_command
 from outbox.settings import Settings
+from outbox.store import own_errors
 from outbox.store.sqlite.place import absolute, named_by
 from outbox.store.store import Store, dialect_of
 
@@ -49,6 +50,7 @@ def engine_of(loaded: Settings, *, create: bool = False, prepared: bool = True, 
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"the driver {error.name} is not installed: {install_command('postgres')}") from None
     dialect = dialect_of(engine)
+    own_errors.keep(engine, dialect)
     dialect.guard(engine, create=create)
     if prepared:
         dialect.prepare(engine)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, Insert
+from sqlalchemy import Connection, Engine, ExceptionContext, Insert
 from sqlalchemy.exc import DBAPIError
 
 from outbox.store.found import Found
@@ -246,6 +246,9 @@ class Dialect(Protocol):
 
     def is_row_fault(self, error: BaseException | None) -> bool:
         """Whether the driver failed by what a row holds, and not by the database."""
+
+    def on_error(self, context: ExceptionContext) -> None:
+        """What SQLAlchemy's event `handle_error` means to an engine that is `prepare`d. Raises nothing."""
 
     def explain(self, error: DBAPIError, connection: Connection) -> None:
         """Have an error of a connection say more, where the database knows more: who holds a lock, say."""

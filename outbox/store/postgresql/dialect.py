@@ -294,6 +294,8 @@ class PostgreSQL:
         """A value that server, driver or an expression cannot deal with."""
         return any(each.__name__ == "DataError" for each in type(error).__mro__)  # of whichever driver
 
+    on_error = staticmethod(engines.on_error)
+
     def explain(self, error: DBAPIError, connection: Connection) -> None:
         """The server's own words say it."""
 

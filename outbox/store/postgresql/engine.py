@@ -60,8 +60,11 @@ def prepare(engine: Engine, address: str) -> None:
             raise pooler.refusal(address)
         return connected
 
-    @event.listens_for(engine, "handle_error")
-    def on_error(context: ExceptionContext) -> None:
-        """A session's plan of a statement is refused once a column has another type: a new session makes another."""
-        if getattr(context.original_exception, "sqlstate", None) == _FEATURE_NOT_SUPPORTED:
-            context.is_disconnect = True
+    event.listen(engine, "handle_error", on_error)
+
+
+def on_error(context: ExceptionContext) -> None:
+    """See `outbox.store.dialect.Dialect.on_error`. A session's plan of a statement is refused once a column has another
+    type: a new session makes another."""
+    if getattr(context.original_exception, "sqlstate", None) == _FEATURE_NOT_SUPPORTED:
+        context.is_disconnect = True

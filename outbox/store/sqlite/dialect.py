@@ -237,6 +237,8 @@ class SQLite:
         # SQLite takes any bytes for text, also those of a program that does not write UTF-8.
         return str(error).startswith("Could not decode to UTF-8")
 
+    on_error = staticmethod(engines.on_error)
+
     def explain(self, error: DBAPIError, connection: Connection) -> None:
         name_holder(error, _file_of(connection))
 

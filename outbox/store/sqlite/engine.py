@@ -85,13 +85,15 @@ def prepare(engine: Engine | AsyncEngine, *, busy_timeout: float = BUSY_TIMEOUT_
         if write_lock.writes(statement):
             take_for(connection)
 
-    @event.listens_for(sync_engine, "handle_error")
-    def on_error(context: ExceptionContext) -> None:
-        connection, error = context.connection, context.sqlalchemy_exception
-        if connection is not None and isinstance(error, OperationalError) and not write_lock.is_trying(connection):
-            name_holder(error, connection.info.get(write_lock.FILE))
-
+    event.listen(sync_engine, "handle_error", on_error)
     _prepared.add(sync_engine.dialect)
+
+
+def on_error(context: ExceptionContext) -> None:
+    """See `outbox.store.dialect.Dialect.on_error`."""
+    connection, error = context.connection, context.sqlalchemy_exception
+    if connection is not None and isinstance(error, OperationalError) and not write_lock.is_trying(connection):
+        name_holder(error, connection.info.get(write_lock.FILE))
 
 
 def is_prepared_engine(engine: Engine) -> bool:
