@@ -215,10 +215,9 @@ class PostgreSQL:
         """The first part of the name of the file that is written to. Some services that only speak like PostgreSQL have
         no such files."""
         try:
-            found: str = run(f"SELECT {_TIMELINE}").scalar_one()
+            return str(run(f"SELECT {_TIMELINE}").scalar_one())
         except DBAPIError:
             return None
-        return found
 
     def highest_version(self, run: Run) -> int:
         drawn = "last_value - CASE WHEN is_called THEN 0 ELSE 1 END"
