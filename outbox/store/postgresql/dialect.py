@@ -91,6 +91,7 @@ class PostgreSQL:
     """See `outbox.store.dialect.Dialect` for what each of these promises."""
 
     ids_follow_commits = False
+    on_error = staticmethod(engines.on_error)
 
     # -- a statement ----------------------------------------------------------------------------------------------
 
@@ -292,8 +293,6 @@ class PostgreSQL:
     def is_row_fault(self, error: BaseException | None) -> bool:
         """A value that server, driver or an expression cannot deal with."""
         return any(each.__name__ == "DataError" for each in type(error).__mro__)  # of whichever driver
-
-    on_error = staticmethod(engines.on_error)
 
     def explain(self, error: DBAPIError, connection: Connection) -> None:
         """The server's own words say it."""
