@@ -103,7 +103,7 @@ def _resolved(mapper: Mapper[Any], name: str) -> str:
 def _leading_attributes(mapper: Mapper[Any], via: str | Sequence[str]) -> set[str]:
     """The attributes of a model that lead on: a relationship and its columns here, or the columns themselves."""
     if not isinstance(via, str):
-        return set(via)
+        return {name for each in via for name in _leading_attributes(mapper, each)}
     first = via.split(".")[0]
     prop = mapper.attrs.get(first)
     if not isinstance(prop, RelationshipProperty):
@@ -203,13 +203,25 @@ def _explicit(hops: _Hops, entity: Entity, target: Mapper[Any], dependency: Depe
         raise ConfigurationError(f"{where}: name the column or the relationships that lead there")
     if isinstance(entity.mapper.attrs.get(names[0]), ColumnProperty):
         return _by_columns(entity, target, names, counts, where)
+    for way in names:
+        _follow_way(hops, entity.mapper, way, target, counts, where)
+    return None
+
+
+def _follow_way(
+    hops: _Hops, mapper: Mapper[Any], way: str, target: Mapper[Any], counts: frozenset[str] | None, where: str
+) -> None:
     path: _Path = ()
-    mapper = entity.mapper
-    for name in names[0].split("."):
+    for name in way.split("."):
         prop = mapper.attrs.get(name)
         if name in mapper.synonyms:
             meant = _resolved(mapper, name)
             raise ConfigurationError(f"{where}: {mapper.class_.__name__}.{name} is a synonym; name {meant!r} itself")
+        if isinstance(prop, ColumnProperty):
+            raise ConfigurationError(
+                f"{where}: {mapper.class_.__name__}.{name} is a column; a way of relationships, as {way!r} is one, ends "
+                f"at the one that leads to {target.class_.__name__}"
+            )
         if not isinstance(prop, RelationshipProperty):
             raise ConfigurationError(
                 f"{where}: {mapper.class_.__name__} has no column or relationship {name!r}"
@@ -220,9 +232,8 @@ def _explicit(hops: _Hops, entity: Entity, target: Mapper[Any], dependency: Depe
         path = (*path, prop)
         mapper = prop.mapper
     if not (target.isa(mapper) or mapper.isa(target)):
-        raise ConfigurationError(f"{where}: {names[0]!r} leads to {mapper.class_.__name__}")
+        raise ConfigurationError(f"{where}: {way!r} leads to {mapper.class_.__name__}")
     hops.add(path, target, counts)
-    return None
 
 
 def _associations(entity: Entity, ways: Iterable[Link]) -> Iterator[Link]:

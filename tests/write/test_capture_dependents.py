@@ -246,6 +246,29 @@ def test_dependency_leads_through_a_column_or_a_relationship(
         assert new() == ["contacts/1"]
 
 
+def test_dependency_leads_along_each_of_several_ways(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows
+) -> None:
+    registry.add(
+        Contact, index="contacts", fields=["name"], watch=[], depends_on={Account: ["account", "account.parent"]}
+    )
+    with sessions() as session:
+        acme = Account(id=2, name="Acme", parent=Account(id=1, name="Holding"))
+        session.add_all([Contact(id=1, name="Ada", account=acme), Account(id=3, name="Other")])
+        session.commit()
+        new()
+        for change, of in (("name", 1), ("name", 2)):
+            setattr(session.get_one(Account, of), change, "Ltd")
+            session.commit()
+            assert new() == ["contacts/1"]
+        acme.parent_id = 3
+        session.commit()
+        assert new() == ["contacts/1"]
+        session.execute(update(Contact).values(account_id=3))
+        session.commit()
+        assert new() == ["contacts/1"]
+
+
 @pytest.mark.parametrize("way", ["object", "update"])
 def test_every_row_on_the_way_of_a_dependency_counts(
     registry: EntityRegistry, sessions: sessionmaker[Session], database: Engine, new: Rows, way: str
@@ -339,6 +362,8 @@ def test_dependency_on_a_composite_key(registry: EntityRegistry, sessions: sessi
     [
         ({Account: "acount_id"}, r"no column or relationship 'acount_id'; did you mean 'account_id'\?"),
         ({Account: "tags"}, "'tags' leads to Tag"),
+        ({Account: ["account", "tags"]}, "'tags' leads to Tag"),
+        ({Account: "account.parent_id"}, r"Account\.parent_id is a column; .* ends at the one that leads to Account"),
         ({Order: "account_id"}, "primary key has 2 columns"),
         (
             {Account: Dependency("account_id", watch=["nmae"])},
