@@ -16,7 +16,7 @@ from outbox import documents
 from outbox.entities import keys
 from outbox.entities.entity import Branch, Dependency, key_of
 from outbox.entities.keys import Tenancy, TextForm
-from outbox.entities.members import order_of
+from outbox.entities.members import order_of, ordered_by
 from outbox.entities.paths import Field, add_keys
 from outbox.entities.reads import check_relationship
 from outbox.entities.refusals import check_type, is_query_expression, no_attribute, no_field
@@ -178,8 +178,7 @@ def tree_of(mapper: Mapper[Any], fields: Sequence[str] | Mapping[str, str], wher
             prop = model.relationships[relation]
             check_relationship(prop, said)
             if relation not in at.branches:
-                order = None if prop.order_by and not _is_set(prop) else order_of(prop.mapper)
-                at.branches[relation] = Branch(many=bool(prop.uselist), order=order)
+                at.branches[relation] = _branch_of(prop)
             at, model = at.branches[relation], prop.mapper
             tree.plain = False
         tree.plain &= _check_leaf(model, leaf, said)
@@ -192,6 +191,13 @@ def tree_of(mapper: Mapper[Any], fields: Sequence[str] | Mapping[str, str], wher
         if leaf not in at.leaves:
             at.leaves.append(leaf)
     return tree
+
+
+def _branch_of(prop: RelationshipProperty[Any]) -> Branch:
+    if not prop.uselist:
+        return Branch()
+    by = () if _is_set(prop) else ordered_by(prop)
+    return Branch(many=True) if by is None else Branch(many=True, order=order_of(prop.mapper), by=by)
 
 
 def _led(mapper: Mapper[Any], path: str, said: str) -> tuple[tuple[str, ...], str, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from sqlalchemy.orm.interfaces import ORMOption
 from outbox.entities import keys
 from outbox.entities.keys import DocumentKey, Tenancy, TextForm
 from outbox.entities.kinds import kind_sql
-from outbox.entities.members import Order
+from outbox.entities.members import Order, in_order
 from outbox.entities.paths import Field, Keys, flat, picked, value_within
 from outbox.errors import InvalidName, shortened
 from outbox.settings import WriteSettings
@@ -212,7 +212,8 @@ class Branch:
     branches: dict[str, Branch] = field(default_factory=dict)
     many: bool = False
     plain: bool = True  # nothing but columns, which need no objects
-    order: Order | None = None  # of the members; None: that of the relationship
+    order: Order | None = None  # of the members that are equal by the attributes `by`; None: as they come
+    by: tuple[str, ...] = ()
     within: dict[str, Keys] = field(default_factory=dict)  # what is taken of leaves that are JSON columns
     named: list[Field] | None = None  # of the whole document, if its fields have names of their own
 
@@ -237,10 +238,8 @@ class Branch:
 
     def members(self, related: Any) -> list[Any]:
         """Those of a collection, in their order."""
-        members = list(related.values() if isinstance(related, Mapping) else related)
-        if self.order is not None:
-            members.sort(key=self.order)
-        return members
+        members = related.values() if isinstance(related, Mapping) else related
+        return list(members) if self.order is None else in_order(members, self.by, self.order)
 
     def _value(self, row: Any, relations: Sequence[str], leading: Field) -> Any:
         """The value of a field that has a name of its own; through a to-many relationship a list."""

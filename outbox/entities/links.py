@@ -219,8 +219,8 @@ def _follow_way(
             raise ConfigurationError(f"{where}: {mapper.class_.__name__}.{name} is a synonym; name {meant!r} itself")
         if isinstance(prop, ColumnProperty):
             raise ConfigurationError(
-                f"{where}: {mapper.class_.__name__}.{name} is a column; a way of relationships, as {way!r} is one, ends "
-                f"at the one that leads to {target.class_.__name__}"
+                f"{where}: {mapper.class_.__name__}.{name} is a column; the way {way!r} of relationships ends at the "
+                f"one that leads to {target.class_.__name__}"
             )
         if not isinstance(prop, RelationshipProperty):
             raise ConfigurationError(

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select, TypeDecorator, select
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
-from sqlalchemy.orm import ColumnProperty, Mapper, Session, joinedload, selectinload, undefer
+from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty, Session, joinedload, selectinload, undefer
 from sqlalchemy.orm.interfaces import ORMOption
 
 from outbox import documents
@@ -191,11 +191,19 @@ def _tree_options(mapper: Mapper[Any], tree: Branch, above: Any) -> list[ORMOpti
             attribute = getattr(mapper.class_, name)
             options.append(above.undefer(attribute) if above else undefer(attribute))
     for name, branch in tree.branches.items():
-        attribute = getattr(mapper.class_, name)
-        if branch.many:
+        attribute, relationship = getattr(mapper.class_, name), mapper.relationships[name]
+        if branch.many and not _is_joined_otherwise(relationship):
             option = above.selectinload(attribute) if above else selectinload(attribute)
         else:
             option = above.joinedload(attribute) if above else joinedload(attribute)
-        below = _tree_options(mapper.relationships[name].mapper, branch, option)
+        below = _tree_options(relationship.mapper, branch, option)
         options += [option, *below]
     return options
+
+
+def _is_joined_otherwise(relationship: RelationshipProperty[Any]) -> bool:
+    """Whether the database may take keys for equal that Python does not, by a collation or as CITEXT: of members that
+    are selected by themselves, Python says whose they are."""
+    types = [column.type for pair in relationship.local_remote_pairs or () for column in pair]
+    plain = [each.impl_instance if isinstance(each, TypeDecorator) else each for each in types]
+    return any(getattr(each, "collation", None) or each.__visit_name__ == "CITEXT" for each in plain)

@@ -1,14 +1,17 @@
-"""In which order the members of a list come: by primary keys, of whatever types."""
+"""In which order the members of a list come: that of their relationship; else, and where it leaves it open, that of
+primary keys, of whatever types."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import inspect
+from sqlalchemy import UnaryExpression, inspect
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, RelationshipProperty
 
 Order = Callable[[Any], Any]
 """What to sort objects by."""
@@ -30,6 +33,32 @@ def order_of(mapper: Mapper[Any]) -> Order:
         ]
 
     return order
+
+
+def ordered_by(relationship: RelationshipProperty[Any]) -> tuple[str, ...] | None:
+    """The attributes of its members that a relationship has them ordered by, whichever way. None where it goes by more
+    than columns that are loaded with them."""
+    names = []
+    for each in relationship.order_by or ():
+        while isinstance(each, UnaryExpression):  # DESC, NULLS LAST
+            each = each.element
+        found = [
+            prop
+            for prop in relationship.mapper.column_attrs
+            if not prop.deferred and any(column.shares_lineage(each) for column in prop.columns)
+        ]
+        if not found:
+            return None
+        names.append(found[0].key)
+    return tuple(names)
+
+
+def in_order(members: Iterable[Any], by: Sequence[str], order: Order) -> list[Any]:
+    """The members, of which those that are equal `by` these attributes come in this order. What else puts them into one
+    is where they happen to lie in their table, which an UPDATE of anything can change."""
+    if not by:
+        return sorted(members, key=order)
+    return [member for _, equal in groupby(members, attrgetter(*by)) for member in sorted(equal, key=order)]
 
 
 def _comparable(value: Any) -> tuple[int, Any]:

@@ -35,7 +35,13 @@ def no_attribute(mapper: Mapper[Any], name: str, where: str) -> ConfigurationErr
     if isinstance(descriptor, AssociationProxy):
         path = f"{descriptor.target_collection}.{descriptor.value_attr}"
         return ConfigurationError(
-            f"{where}: {model}.{name} is an association proxy; name the path that it leads along, {path!r}"
+            f"{where}: {model}.{name} is an association proxy; name the path that it leads along, {path!r}, if this is "
+            f"a field; anything else is an attribute of {model} itself"
+        )
+    if "." in name:
+        return ConfigurationError(
+            f"{where}: {shortened(name)} is a path; it takes attributes of {model}, and depends_on says what else "
+            "documents are made of"
         )
     if callable(getattr(mapper.class_, name, None)):
         return ConfigurationError(f"{where}: {model}.{name} is a method; make the document by to_document")

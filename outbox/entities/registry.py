@@ -86,8 +86,8 @@ class EntityRegistry:
           is unique over all tenants), `prefixed` (the `_id` begins with the tenant), `index` (each has `tenant_index`).
         * `depends_on`: models whose changes make this entity's documents anew, beside what paths in `fields` lead to,
           with the column that points to them, or the relationships that lead there: `{Account: "account_id", Company:
-          "account.company"}`. A list names the columns of a composite key, or several ways: `["owner", "watchers"]`.
-          Only some of their columns count with `Dependency("account_id", watch=["name"])`.
+          "account.company"}`; a list for a composite key, or several ways. Only some of their columns count with
+          `Dependency("account_id", watch=["name"])`.
         * `id`: the attribute whose value is the `_id`, in place of the primary key: a column that is unique and never
           NULL. If it changes, the document moves. `id_prefix`: what each `_id` begins with. Two entities may share an
           index if their ids cannot meet, or if they are classes of one table's hierarchy: of a row that is both, the

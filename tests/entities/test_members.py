@@ -27,10 +27,12 @@ from sqlalchemy import (
     TypeDecorator,
     Uuid,
 )
-from sqlalchemy.orm import DeclarativeBase, Session, relationship
+from sqlalchemy.dialects.postgresql import CITEXT
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 from outbox import EntityRegistry
 from outbox.entities import loader
+from outbox.testing import OutboxTester
 
 
 class Role(enum.Enum):
@@ -120,6 +122,74 @@ def test_list_of_members_has_the_order_of_their_keys_in_relay_reindex_and_verify
     assert relayed == reindexed.document == verified
     assert isinstance(relayed, bytes)
     assert json.loads(relayed) == {"members": [{"name": "0"}, {"name": "1"}]}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either(request: pytest.FixtureRequest) -> Engine:
+    made: Engine = request.getfixturevalue(f"{request.param}_engine")
+    return made
+
+
+@pytest.mark.parametrize("how", ["plain", "descending"])
+def test_members_that_are_equal_by_the_order_of_their_relationship_have_that_of_their_keys(
+    either: Engine, how: str
+) -> None:
+    """PostgreSQL writes a row anew, at another place, whatever changes of it."""
+    base, team, member = team_of(Integer())
+    team.some = relationship(
+        member, order_by=member.name if how == "plain" else member.name.desc().nulls_last(), viewonly=True
+    )
+    base.metadata.create_all(either)
+    entity = EntityRegistry().add(team, index="teams", fields=["some.key"])
+    names = {5: "a", 4: "b", 3: "a", 2: None, 1: "b", 0: None}
+    with Session(either) as session:
+        session.add(team(id=1))
+        for key, name in names.items():
+            session.add(member(team_id=1, key=key, name=name))
+            session.flush()
+        (made,) = loader.load_places(session.connection(), entity, [("teams", "1")]).values()
+    assert isinstance(made, bytes)
+    nulls_first = either.dialect.name == "sqlite"
+    keys = [0, 2, 3, 5, 1, 4] if nulls_first else [3, 5, 1, 4, 0, 2]
+    assert [each["key"] for each in json.loads(made)["some"]] == (keys if how == "plain" else [1, 4, 3, 5, 0, 2])
+
+
+def test_members_whose_key_is_spelt_otherwise_than_that_of_their_row_are_its_members(either: Engine) -> None:
+    on_postgresql = either.dialect.name == "postgresql"
+    any_case = CITEXT() if on_postgresql else String(collation="NOCASE")
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Entry(Base):
+        __tablename__ = "entries"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        by: Mapped[str] = mapped_column(any_case, ForeignKey("users.name"))
+
+    class User(Base):
+        __tablename__ = "users"
+        name: Mapped[str] = mapped_column(any_case, primary_key=True)
+        entries: Mapped[list[Entry]] = relationship()
+
+    if on_postgresql:
+        with either.begin() as connection:
+            connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS citext")
+    Base.metadata.create_all(either)
+    registry, sessions = EntityRegistry(), sessionmaker(either)
+    registry.add(User, index="users", fields=["entries.id"])
+    registry.capture(sessions)
+    with OutboxTester(either, registry) as tester:
+        with sessions.begin() as session:
+            session.add_all([User(name="Ada"), User(name="Grace")])
+        with sessions.begin() as session:
+            session.add_all([Entry(id=1, by="ADA"), Entry(id=2, by="grace")])
+        tester.drain()
+        assert tester.document("users", "Ada") == {"entries": [{"id": 1}]}
+        with sessions.begin() as session:
+            session.get_one(Entry, 1).by = "GRACE"
+        tester.drain()
+        assert tester.document("users", "Ada") == {"entries": []}
+        assert tester.document("users", "Grace") == {"entries": [{"id": 1}, {"id": 2}]}
 
 
 def test_members_whose_keys_lack_a_part_come_first(engine: Engine) -> None:

@@ -101,8 +101,10 @@ def test_field_that_no_document_can_hold_is_refused_by_its_name(field: str, reas
 
 
 def test_association_proxy_is_named_as_such_wherever_an_attribute_is_given() -> None:
-    with pytest.raises(ConfigurationError, match=r"watch: Film\.labels is an association proxy"):
+    with pytest.raises(ConfigurationError, match=r"watch: Film\.labels is an association proxy.*an attribute of Film"):
         EntityRegistry().add(Film, index="films", fields=["id"], watch=["labels"])
+    with pytest.raises(ConfigurationError, match=r"watch: 'tags\.label' is a path; it takes attributes of Film"):
+        EntityRegistry().add(Film, index="films", fields=["id"], watch=["tags.label"])
 
 
 @pytest.mark.parametrize(
