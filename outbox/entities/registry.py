@@ -84,10 +84,9 @@ class EntityRegistry:
           `to_document` look at. Without it, if there is either of them, every column counts.
         * `tenant`: the attribute that names the tenant; documents hold it as `tenantId`. `tenancy`: `shared` (its key
           is unique over all tenants), `prefixed` (the `_id` begins with the tenant), `index` (each has `tenant_index`).
-        * `depends_on`: models whose changes make this entity's documents anew, beside what paths in `fields` lead to,
-          with the column that points to them, or the relationships that lead there: `{Account: "account_id", Company:
-          "account.company"}`; a list for a composite key, or several ways. Only some of their columns count with
-          `Dependency("account_id", watch=["name"])`.
+        * `depends_on`: models whose changes make this entity's documents anew, beside those on paths in `fields`, with
+          the column that points to them (several for a composite key) or the relationships that lead there: `{Account:
+          "account_id", User: ["owner", "team.head"]}`. Only some columns count with `Dependency(…, watch=["name"])`.
         * `id`: the attribute whose value is the `_id`, in place of the primary key: a column that is unique and never
           NULL. If it changes, the document moves. `id_prefix`: what each `_id` begins with. Two entities may share an
           index if their ids cannot meet, or if they are classes of one table's hierarchy: of a row that is both, the
