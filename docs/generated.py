@@ -1,6 +1,7 @@
 """A hook of MkDocs: what the reference says of commands, settings, metrics … is made of the code that has them.
 
-A page asks for it by a line `<!-- generated: NAME -->`, NAME being a key of `TABLES`.
+A page asks for it by a line that begins with `<!-- generated: NAME -->`, NAME being a key of `TABLES`. The rest of the
+line is for those who read the page as it is.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
 
 def filled(markdown: str) -> str:
     """A page with its generated parts in place."""
-    return re.sub(r"<!-- generated: (\w+) -->", lambda found: TABLES[found[1]](), markdown)
+    return re.sub(r"<!-- generated: (\w+) -->.*", lambda found: TABLES[found[1]](), markdown)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
