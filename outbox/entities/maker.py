@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Select, TypeDecorator, select
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty, Session, joinedload, selectinload, undefer
 from sqlalchemy.orm.interfaces import ORMOption
 
@@ -23,6 +23,10 @@ from outbox.settings import write_settings
 
 _BUILT_FOR_WHEN: Final[WeakSet[Entity]] = WeakSet()
 """Entities whose `when` has asked for more than columns."""
+
+_AWAY: Final = {"42P01", "42703", "42501"}
+"""SQLSTATEs of a table or column that is not there, as while a migration is under way, and of one that may not be read.
+SQLite says as much by an `OperationalError`."""
 
 
 class LoadFailed(NamedTuple):
@@ -154,7 +158,8 @@ class Maker:
 
     def _raise_if_unavailable(self, error: Exception) -> None:
         """Raise what is the database's trouble, met while a document was made: its row is not at fault."""
-        if isinstance(error, OperationalError | InterfaceError | InternalError) or self._connection.invalidated:
+        away = isinstance(error, ProgrammingError) and getattr(error.orig, "sqlstate", None) in _AWAY
+        if away or isinstance(error, OperationalError | InterfaceError | InternalError) or self._connection.invalidated:
             raise error
 
 

@@ -27,3 +27,10 @@ def session(database: Engine) -> Iterator[Session]:
 @pytest.fixture
 def registry() -> EntityRegistry:
     return EntityRegistry()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either(request: pytest.FixtureRequest) -> Engine:
+    """Of each kind of database, with the outbox tables."""
+    made: Engine = request.getfixturevalue(f"{request.param}_engine")
+    return made

@@ -17,6 +17,7 @@ from outbox.entities.maker import LoadFailed
 from outbox.relay.load import from_database
 from tests.entities.world import (
     Account,
+    Base,
     Colour,
     Contact,
     Doc,
@@ -285,6 +286,20 @@ def test_failure_of_the_database_while_a_function_asks_it_is_not_the_rows(
     event.listen(database, "before_cursor_execute", end, retval=True)
     with pytest.raises(DatabaseUnavailable, match=r"entity 'contacts' cannot be loaded: .*ended_by_a_timeout"):
         loaded(registry, session, entity, "1")
+
+
+def test_table_that_is_away_while_a_function_reads_it_is_not_the_rows_fault(
+    registry: EntityRegistry, either: Engine
+) -> None:
+    entity = registry.add(Contact, index="contacts", to_document=lambda contact: {"name": contact.account.name})
+    Base.metadata.create_all(either)
+    with Session(either) as session:
+        session.add(Contact(id=1, name="Ada", account=Account(id=1, name="Acme")))
+        session.commit()
+        session.execute(text("ALTER TABLE accounts RENAME TO away"))
+        session.commit()
+        with pytest.raises(DatabaseUnavailable, match=r"entity 'contacts' cannot be loaded: .*accounts"):
+            loaded(registry, session, entity, "1")
 
 
 def test_subclass_in_the_same_table_is_told_from_its_siblings(registry: EntityRegistry, session: Session) -> None:

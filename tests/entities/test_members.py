@@ -124,12 +124,6 @@ def test_list_of_members_has_the_order_of_their_keys_in_relay_reindex_and_verify
     assert json.loads(relayed) == {"members": [{"name": "0"}, {"name": "1"}]}
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def either(request: pytest.FixtureRequest) -> Engine:
-    made: Engine = request.getfixturevalue(f"{request.param}_engine")
-    return made
-
-
 @pytest.mark.parametrize("how", ["plain", "descending"])
 def test_members_that_are_equal_by_the_order_of_their_relationship_have_that_of_their_keys(
     either: Engine, how: str
