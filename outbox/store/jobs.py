@@ -232,11 +232,9 @@ def take(store: Store, job: Job, holder: str, now: int, lease_ms: int) -> Job | 
             job=job.id,
             before=job.lease_token,
         ).rowcount
-    if not taken:
-        return None
-    if job.lease_token:
-        store.presence.remove_locks("reindex", [job.lease_token])
-    return reread(store, job)
+        if taken and job.lease_token:  # nobody would know of its file if this process were killed after the commit
+            store.presence.remove_locks("reindex", [job.lease_token])
+    return reread(store, job) if taken else None
 
 
 def _new_token() -> str:
