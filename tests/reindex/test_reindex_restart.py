@@ -1,4 +1,5 @@
-"""A delete that Elasticsearch has forgotten for sure: short `gc_deletes`, and the node restarted in between."""
+"""A delete that Elasticsearch has forgotten for sure: short `gc_deletes`, and the node restarted in between; and what a
+killed process has asked of it, which comes late."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from tests.reindex.world import FIRST, SECOND, World
 from tests.support.node import Node, destination_to
 from tests.support.outbox import Outbox
 from tests.support.places import ClusterPlace
-from tests.support.proxy import FaultProxy
+from tests.support.proxy import FaultProxy, Reply, Request
 
 pytestmark = pytest.mark.elasticsearch
 
@@ -53,3 +54,25 @@ def test_document_that_is_deleted_after_it_was_read_does_not_come_back(world: Wo
     assert world.job.removed == 1
     world.assert_in_step()
     assert set(world.place.documents("contacts")) == {"2:t1:1", "2:t1:3"}
+
+
+def test_index_that_a_killed_process_has_made_meanwhile_is_made_anew(
+    world: World, proxy: FaultProxy, node: Node
+) -> None:
+    world.filled(3)
+
+    def makes_it(request: Request) -> bool:
+        return request.method == "PUT" and request.path.partition("?")[0] == f"/{SECOND}"
+
+    def late(proxy: FaultProxy, request: Request) -> Reply:
+        assert (
+            node.request("PUT", f"/{SECOND}", {"mappings": {"properties": {"of_the_late_one": {"type": "long"}}}})[0]
+            == 200
+        )
+        return proxy.forward(request)
+
+    proxy.on(makes_it, late, times=1)
+    world.rebuild()
+    assert world.job.state == "done"
+    world.assert_in_step()
+    assert "of_the_late_one" not in node.request("GET", f"/{SECOND}/_mapping")[1][SECOND]["mappings"]["properties"]

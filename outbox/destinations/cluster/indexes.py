@@ -9,7 +9,7 @@ from outbox.destinations.base import IndexFacts
 from outbox.destinations.cluster.failures import cause_of, describe, failing_as, type_and_reason
 from outbox.destinations.cluster.wire import Cluster, Refused, path_to
 from outbox.destinations.differences import flat_settings
-from outbox.errors import DestinationError, shortened
+from outbox.errors import DestinationError, DestinationUnanswered, shortened
 
 LOOKED_AT: Final = ",".join(
     ("*.aliases", *(f"*.settings.index.{each}" for each in ("gc_deletes", "default_pipeline", "final_pipeline")))
@@ -94,7 +94,9 @@ def create(
         except Refused as error:  # in full: it says which field of the mappings is wrong
             cause = cause_of(error)
             why = describe(error) if cause is None else ": ".join(type_and_reason(cause))
-            raise DestinationError(f"{what}: {why}") from error
+            # By a late request of a process that was killed: whoever tries again removes it first.
+            made = cause is not None and cause.get("type") == "resource_already_exists_exception"
+            raise (DestinationUnanswered if made else DestinationError)(f"{what}: {why}") from error
         if not created.get("shards_acknowledged", True):
             drop(cluster, target)
             raise DestinationError(f"{what}: no node takes its primary shards")
