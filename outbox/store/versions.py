@@ -84,10 +84,11 @@ def remove(store: Store, ids: Sequence[int]) -> int:
     """
     among = store.dialect.among("ids")
     undone = (
-        "SELECT max(CASE WHEN state = 'dead' THEN version WHEN deliveries > 0 THEN :drawn END) FROM outbox_events"
-        f" WHERE state <> 'done' AND id {among}"
+        "SELECT max(CASE WHEN state = 'dead' THEN version END), max(CASE WHEN state <> 'dead' THEN deliveries END)"
+        f" FROM outbox_events WHERE state <> 'done' AND id {among}"
     )
-    if highest := store.run(undone, ids=ids, drawn=store.highest_version()).scalar_one():
+    died, deliveries = store.run(undone, ids=ids).one()
+    if highest := store.highest_version() if deliveries else died:
         store.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
         store.run(
             "UPDATE outbox_control SET highest_pruned_version ="
