@@ -16,7 +16,8 @@ from outbox import documents
 from outbox.entities import keys
 from outbox.entities.entity import Branch, Dependency, key_of
 from outbox.entities.keys import Tenancy, TextForm
-from outbox.entities.members import order_of, ordered_by
+from outbox.entities.links import ordered_by
+from outbox.entities.members import order_of
 from outbox.entities.paths import Field, add_keys
 from outbox.entities.reads import check_relationship
 from outbox.entities.refusals import check_type, is_query_expression, no_attribute, no_field

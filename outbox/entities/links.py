@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, inspect, null, select, tuple_
+from sqlalchemy import ColumnElement, Select, UnaryExpression, bindparam, inspect, null, select, tuple_
 from sqlalchemy.orm import (
     ColumnProperty,
     Mapper,
@@ -128,6 +128,20 @@ def _columns_of(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) ->
 def _ordering(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) -> set[str]:
     """The attributes of a model that the members of a relationship are ordered by."""
     return _read_by(mapper, relationship.order_by or ())
+
+
+def ordered_by(relationship: RelationshipProperty[Any]) -> tuple[str, ...] | None:
+    """The attributes of its members that a relationship has them ordered by, whichever way. None where it goes by more
+    than columns that are loaded with them."""
+    names = []
+    for each in relationship.order_by or ():
+        while isinstance(each, UnaryExpression):  # DESC, NULLS LAST
+            each = each.element
+        prop = _property(relationship.mapper, each) if isinstance(each, Column) else None
+        if not isinstance(prop, ColumnProperty) or prop.deferred:
+            return None
+        names.append(prop.key)
+    return tuple(names)
 
 
 def _read_by(mapper: Mapper[Any], expressions: Iterable[ColumnElement[Any]]) -> set[str]:

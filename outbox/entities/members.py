@@ -9,9 +9,9 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import UnaryExpression, inspect
+from sqlalchemy import inspect
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.orm import Mapper, RelationshipProperty
+from sqlalchemy.orm import Mapper
 
 Order = Callable[[Any], Any]
 """What to sort objects by."""
@@ -33,24 +33,6 @@ def order_of(mapper: Mapper[Any]) -> Order:
         ]
 
     return order
-
-
-def ordered_by(relationship: RelationshipProperty[Any]) -> tuple[str, ...] | None:
-    """The attributes of its members that a relationship has them ordered by, whichever way. None where it goes by more
-    than columns that are loaded with them."""
-    names = []
-    for each in relationship.order_by or ():
-        while isinstance(each, UnaryExpression):  # DESC, NULLS LAST
-            each = each.element
-        found = [
-            prop
-            for prop in relationship.mapper.column_attrs
-            if not prop.deferred and any(column.shares_lineage(each) for column in prop.columns)
-        ]
-        if not found:
-            return None
-        names.append(found[0].key)
-    return tuple(names)
 
 
 def in_order(members: Iterable[Any], by: Sequence[str], order: Order) -> list[Any]:

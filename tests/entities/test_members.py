@@ -26,6 +26,7 @@ from sqlalchemy import (
     Time,
     TypeDecorator,
     Uuid,
+    func,
 )
 from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
@@ -146,6 +147,19 @@ def test_members_that_are_equal_by_the_order_of_their_relationship_have_that_of_
     nulls_first = either.dialect.name == "sqlite"
     keys = [0, 2, 3, 5, 1, 4] if nulls_first else [3, 5, 1, 4, 0, 2]
     assert [each["key"] for each in json.loads(made)["some"]] == (keys if how == "plain" else [1, 4, 3, 5, 0, 2])
+
+
+def test_order_by_more_than_columns_is_left_to_the_database(engine: Engine) -> None:
+    base, team, member = team_of(Integer())
+    team.some = relationship(member, order_by=func.lower(member.name), viewonly=True)
+    base.metadata.create_all(engine)
+    entity = EntityRegistry().add(team, index="teams", fields=["some.key"])
+    with Session(engine) as session:
+        session.add_all([team(id=1), *(member(team_id=1, key=at, name=str(9 - at)) for at in range(5))])
+        session.commit()
+        (made,) = loader.load_places(session.connection(), entity, [("teams", "1")]).values()
+    assert isinstance(made, bytes)
+    assert json.loads(made) == {"some": [{"key": at} for at in (4, 3, 2, 1, 0)]}
 
 
 def test_members_whose_key_is_spelt_otherwise_than_that_of_their_row_are_its_members(either: Engine) -> None:
