@@ -107,6 +107,23 @@ def test_versions_that_are_known_of_deleted_documents_only_are_overtaken_too(
     assert [outbox.outcome(row) for row in rows] == ["applied", "deleted"]
 
 
+def test_update_with_an_upsert_that_waited_for_the_epoch_is_merged_into_what_others_left(
+    outbox: Outbox, place: Place, command: Command
+) -> None:
+    """Versions of others are above all that were sent for the row; it is nowhere in their document."""
+    fill(place, {"c1": 1_760_000_000_000})
+    row = outbox.update("contacts", "c1", {"n": 2}, upsert={"n": 1})
+    relay, now = outbox.relay(place.destination), now_ms()
+    for seconds in (0, 60):
+        relay.run_once(now + seconds * SECONDS)
+        relay.run_once(now + seconds * SECONDS)
+    assert outbox.state(row) == "pending"
+    command("epoch", "advance", "--yes")
+    while relay.run_once(now + 600 * SECONDS):
+        pass
+    assert (outbox.outcome(row), place.documents("contacts")) == ("applied", {"c1": {"of": "others", "n": 2}})
+
+
 def test_version_that_is_unexplained_after_the_epoch_was_advanced_kills_its_row_as_anywhere(
     outbox: Outbox, place: Place, command: Command
 ) -> None:

@@ -9,7 +9,16 @@ from typing import Any, Final
 
 from outbox.store import failures
 from outbox.store.claims import GIVEN_BACK, Claim
-from outbox.store.models import LATENCIES, LATENCY_BOUNDS_MS, Result, State, Transition, unfinished, waiting
+from outbox.store.models import (
+    LATENCIES,
+    LATENCY_BOUNDS_MS,
+    UNEXPLAINED,
+    Result,
+    State,
+    Transition,
+    unfinished,
+    waiting,
+)
 from outbox.store.store import Store, printable
 from outbox.store.upkeep import COUNTED_BY, add_to_stats
 
@@ -82,6 +91,9 @@ def _move(store: Store, token: str, group: Sequence[Transition], now: int) -> It
     }
     said = ", error_type = :error_type, error = coalesce(:error, error), error_field = :error_field"
     sent = "version = coalesce(:version, version), deliveries = deliveries - :unsent" if finished else GIVEN_BACK
+    if not finished and to.error_type == UNEXPLAINED:
+        # The document there is of others, above all that was sent for the row: it would be taken for the row's own.
+        sent = "version = NULL, deliveries = deliveries - :unsent"
     moved = store.run(
         f"""
         UPDATE outbox_events SET state = :state, outcome = :outcome, attempts = :attempts,
