@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from outbox import EntityRegistry
+from outbox import EntityRegistry, OutboxRepository
 from outbox.relay import load
 from outbox.relay.intake import Intakes
 from outbox.store import claims
@@ -55,6 +55,12 @@ def registry(outbox: Outbox, made: list[int]) -> EntityRegistry:
     return registry
 
 
+def change_all(outbox: Outbox, registry: EntityRegistry) -> None:
+    with outbox.sessions.begin() as session:
+        for note in session.query(Note):
+            OutboxRepository(session, registry).refresh(note)
+
+
 def left_over(outbox: Outbox, registry: EntityRegistry, intakes: Intakes) -> int:
     """How many rows of a claim are given back, for which no document was made."""
     store = outbox.store()
@@ -85,3 +91,17 @@ def test_no_more_documents_are_made_than_there_is_time_for(
     intakes.of("notes").made(1, 10_000, each_s=0.125)
     assert left_over(outbox, registry, intakes) == ROWS - 4
     assert len(made) == 4
+
+
+def test_document_that_changes_faster_than_all_can_be_made_goes_with_all_of_its_rows(
+    outbox: Outbox, registry: EntityRegistry, made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given back for its later rows, it would be made again and again, and never sent."""
+    change_all(outbox, registry)
+    change_all(outbox, registry)
+    monkeypatch.setattr("outbox.relay.load.time.monotonic", lambda: len(made) * 0.125)
+    intakes = Intakes(10**9, 1_000, 30_000, longest_making_s=0.5)
+    intakes.of("tags").made(1, 10, each_s=0.0)
+    intakes.of("notes").made(1, 10_000, each_s=0.125)
+    assert left_over(outbox, registry, intakes) == 3 * (ROWS - 4)
+    assert made == [1, 2, 3, 4]

@@ -17,10 +17,11 @@ from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-from outbox import OutboxRepository, schema
+from outbox import EntityRegistry, OutboxRepository, schema
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import ConfigurationError, DatabaseUnavailable
 from outbox.maintenance.scheduler import Maintenance
+from outbox.relay.relay import Relay
 from outbox.store import claims, due, outcomes, upkeep, versions
 from outbox.store.dialect import Finding
 from outbox.store.models import metadata, now_ms
@@ -30,6 +31,7 @@ from outbox.store.store import Store, dialect_of
 from outbox.testing import OutboxTester
 from tests.conformance.database import LEASE_MS, NOW, applied, claim, claimed
 from tests.support import LIMIT_S
+from tests.support.models import Base, Company, Contact
 from tests.support.outbox import Outbox, settings
 from tests.support.postgres import Postgres
 from tests.support.relays import COMMAND, until
@@ -551,3 +553,31 @@ def test_relay_that_is_stopped_in_the_middle_of_a_claim_does_not_keep_others_wai
                 assert waiting.relays()
     for engine in (soon, other):
         engine.dispose()
+
+
+def test_table_that_a_migration_has_locked_holds_back_no_row_of_another_entity_and_no_end(
+    migrated: Engine, tmp_path: Path
+) -> None:
+    Base.metadata.create_all(migrated)
+    registry = EntityRegistry()
+    registry.add(Contact, index="contacts", fields=["name"])
+    registry.add(Company, index="companies", fields=["name"])
+    outbox, embedded = Outbox(migrated), EmbeddedDestination(tmp_path / "search.db")
+    with outbox.sessions.begin() as session:
+        one = session.merge(Contact(id=1, name="Ada"))
+        other = session.merge(Company(code="a", region=1, name="Acme"))
+        repository = OutboxRepository(session, registry)
+        (locked,), (free,) = repository.refresh(one), repository.refresh(other)
+    store = outbox.store()
+    relay = Relay(store, embedded, settings(), relay_id=1, registry=registry)
+    with migrated.begin() as migration:
+        migration.execute(text("LOCK TABLE contacts IN ACCESS EXCLUSIVE MODE"))
+        while relay.run_once():
+            pass
+        assert (outbox.state(locked), outbox.row(locked)["error_type"]) == ("pending", "entity_unavailable")
+        assert outbox.state(free) == "done"
+    while relay.run_once(now_ms() + 60_000):
+        pass
+    assert outbox.state(locked) == "done"
+    assert store.run("SHOW lock_timeout").scalar_one() == "0"
+    outbox.close()

@@ -14,7 +14,7 @@ from outbox import EntityRegistry, OutboxRepository
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.store.models import now_ms
 from tests.support import LIMIT_S
-from tests.support.models import Base, Contact
+from tests.support.models import Base, Company, Contact
 from tests.support.outbox import Outbox
 from tests.support.relays import Relays
 
@@ -156,6 +156,40 @@ def test_table_of_an_entity_that_is_missing_kills_no_row(
     outbox.raw("ALTER TABLE elsewhere RENAME TO contacts")
     deliver(outbox, embedded, registry, now + 3_600 * SECOND)
     assert outbox.state(row) == "done"
+
+
+def test_table_of_an_entity_that_is_missing_holds_back_no_row_of_another_in_the_same_claim(
+    outbox: Outbox, embedded: EmbeddedDestination, registry: EntityRegistry
+) -> None:
+    registry.add(Company, index="companies", fields=["name"])
+    with outbox.sessions.begin() as session:
+        company = session.merge(Company(code="a", region=1, name="Acme"))
+        (missing,) = OutboxRepository(session, registry).refresh(company)
+    row = save(outbox, registry, id=1, name="Ada")
+    outbox.raw("ALTER TABLE companies RENAME TO elsewhere")
+    deliver(outbox, embedded, registry)
+    assert (outbox.state(missing), outbox.row(missing)["error_type"]) == ("pending", "entity_unavailable")
+    assert (outbox.state(row), outbox.row(row)["deliveries"]) == ("done", 1)
+
+
+def test_relay_of_the_version_before_removes_nothing_from_the_new_index_of_an_entity(
+    outbox: Outbox, embedded: EmbeddedDestination, registry: EntityRegistry
+) -> None:
+    moved = EntityRegistry()
+    moved.add(Contact, index="people", fields=["name"])
+    row = save(outbox, moved, id=1, name="Ada")
+    deliver(outbox, embedded, moved)
+    row = save(outbox, moved, id=1, name="Ada Lovelace")
+    now = now_ms()
+    deliver(outbox, embedded, registry, now)
+    assert (outbox.state(row), outbox.row(row)["error_type"]) == ("pending", "unknown_entity")
+    assert "'contacts' has no documents in index 'people' here" in outbox.row(row)["error"]
+    assert "outbox-relay purge --index people" in outbox.row(row)["error"]
+    assert {id_: stored.source for id_, stored in embedded.read("people-000001", ["1"]).items()} == {
+        "1": {"name": "Ada"}
+    }
+    deliver(outbox, embedded, moved, now + 60 * SECOND)
+    assert outbox.outcome(row) == "applied"
 
 
 @pytest.mark.parametrize("name", ["*", "a,b", "-x", "../x", "<x-{now/d}>", "Contacts", "_all", ""])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from sqlalchemy import Connection
 
@@ -47,15 +47,20 @@ def contents(
     newer, for which there is a later row.
     """
     found: dict[int, Content] = {**claims.load(store, claim)}
-    refreshed = [event for event in claim.events if event.action == REFRESH]
+    alike: dict[tuple[str, str, str | None], list[Event]] = defaultdict(list)
+    for event in claim.events:
+        if event.action == REFRESH:
+            alike[event.index_name, event.document_id, event.entity].append(event)
     unmade: list[Event] = []
-    if refreshed:
-        made = _entities(store, registry, refreshed, intakes)
+    if alike:
+        made = _entities(store, registry, [rows[0] for rows in alike.values()], intakes)
+        # One document for all rows that ask for it: were some of them given back, all would have to be, and a document
+        # that changes more often than there is time to make it would never be sent.
+        found |= {row.id: made[rows[0].id] for rows in alike.values() if rows[0].id in made for row in rows}
         # Rows of one document stay together.
-        if len(made) < len(refreshed):
-            later = {(event.index_name, event.document_id) for event in refreshed if event.id not in made}
+        if len(made) < len(alike):
+            later = {(index, id_) for (index, id_, _), rows in alike.items() if rows[0].id not in made}
             unmade = [event for event in claim.events if (event.index_name, event.document_id) in later]
-        found |= made
     for name in {event.index_name for event in claim.events} - claim.targets.keys():
         if malformed := malformed_name(name):
             found |= {event.id: malformed for event in claim.events if event.index_name == name}
@@ -84,12 +89,35 @@ def _entities(
     try:
         if any(entity.is_made_of_others for entity in registry):
             store.dialect.until_announced_ends(store.run)
-        for some, room in _portions(events, intakes, made):
-            loaded = from_database(store.connection, registry, some, room)
-            made |= {id_: _failed(each) if isinstance(each, LoadFailed) else each for id_, each in loaded.items()}
+        with store.dialect.reading(store.run):
+            for some, room in _portions(events, intakes, made):
+                for entities, rows in _together(registry, some).items():
+                    made |= _made(store.connection, registry, entities, rows, room)
     except DatabaseUnavailable as error:
-        return {event.id: Outcome(OutcomeKind.BLOCKED, "entity_unavailable", str(error)) for event in events}
+        return {event.id: _unavailable(error) for event in events}
     return made
+
+
+def _made(
+    connection: Connection,
+    registry: EntityRegistry,
+    entities: Sequence[Entity],
+    rows: Sequence[Event],
+    room: int | None,
+) -> dict[int, Content]:
+    """What cannot be read of one entity, e.g. while a migration has its table, holds back no other one's rows. Raises
+    `DatabaseUnavailable` where the database is gone."""
+    try:
+        loaded = _loaded(connection, registry, entities, rows, room)
+    except DatabaseUnavailable as error:
+        if connection.invalidated:
+            raise
+        return {row.id: _unavailable(error) for row in rows}
+    return {id_: _failed(each) if isinstance(each, LoadFailed) else each for id_, each in loaded.items()}
+
+
+def _unavailable(error: DatabaseUnavailable) -> Outcome:
+    return Outcome(OutcomeKind.BLOCKED, "entity_unavailable", str(error))
 
 
 def _portions(
@@ -143,24 +171,50 @@ def from_database(
     Whichever entity of the index makes them: a row may have become another one's since. Raises `DatabaseUnavailable`.
     Takes no lock of its own.
     """
-    known = {entity.name for entity in registry}
-    loaded: dict[int, Loaded] = {row.id: _unknown(row.entity, known) for row in events if row.entity not in known}
-    entities = {name: tuple(registry.of_index(name)) for name in {row.index_name for row in events}}
-    together: dict[tuple[Entity, ...], list[Event]] = defaultdict(list)
-    for row in events:
-        if row.entity in known:
-            together[entities[row.index_name]].append(row)
-    for of_index, rows in together.items():
-        places = [(row.index_name, row.document_id) for row in rows]
-        made = loader.load_first(connection, of_index, places, most_bytes)
-        loaded |= {row.id: made[place][1] for row, place in zip(rows, places, strict=True) if place in made}
+    loaded: dict[int, Loaded] = {}
+    for entities, rows in _together(registry, events).items():
+        loaded |= _loaded(connection, registry, entities, rows, most_bytes)
     return loaded
 
 
-def _unknown(name: str | None, known: Iterable[str]) -> LoadFailed:
+def _together(registry: EntityRegistry, events: Iterable[Event]) -> dict[tuple[Entity, ...], list[Event]]:
+    """The rows by the entities of their index; of none, where the row's own is not among them."""
+    named: dict[tuple[str, str | None], list[Event]] = defaultdict(list)
+    for row in events:
+        named[row.index_name, row.entity].append(row)
+    together: dict[tuple[Entity, ...], list[Event]] = defaultdict(list)
+    for (index, name), rows in named.items():
+        entities = registry.of_index(index)
+        together[tuple(entities) if any(each.name == name for each in entities) else ()] += rows
+    return together
+
+
+def _loaded(
+    connection: Connection,
+    registry: EntityRegistry,
+    entities: Sequence[Entity],
+    rows: Sequence[Event],
+    most_bytes: int | None,
+) -> dict[int, Loaded]:
+    if not entities:
+        known = {entity.name for entity in registry}
+        return {row.id: _unknown(row, known) for row in rows}
+    places = [(row.index_name, row.document_id) for row in rows]
+    made = loader.load_first(connection, entities, places, most_bytes)
+    return {row.id: made[place][1] for row, place in zip(rows, places, strict=True) if place in made}
+
+
+def _unknown(row: Event, known: Set[str]) -> LoadFailed:
+    if row.entity in known:
+        return LoadFailed(
+            UNKNOWN_ENTITY,
+            f"entity {shortened(row.entity)} has no documents in index {shortened(row.index_name)} here; start the "
+            "relay of the version that has them there, or, if that index was given up, remove its rows: "
+            f"'outbox-relay purge --index {row.index_name}'",
+        )
     return LoadFailed(
         UNKNOWN_ENTITY,
-        f"no entity {shortened(name)} is registered here{nearest(name or '', known)}; "
+        f"no entity {shortened(row.entity)} is registered here{nearest(row.entity or '', known)}; "
         "add it to the registry that OUTBOX_ENTITIES names, with the name= it had when the row was written",
     )
 

@@ -8,6 +8,7 @@ writer, not on ids without gaps, not on a file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -208,6 +209,10 @@ class Dialect(Protocol):
     def until_announced_ends(self, run: Run) -> None:
         """Wait for the transactions of applications that are about to be committed at this moment: some milliseconds,
         and never for those that were only prepared."""
+
+    def reading(self, run: Run) -> AbstractContextManager[None]:
+        """Around reads of the application's tables by the connection of `run`: one that somebody has locked for long,
+        for a migration say, fails them, so that whoever reads can go on with others."""
 
     def signal(self, run: Run) -> int:
         """A number that changes when another connection commits rows: cheap enough to be asked every millisecond. It

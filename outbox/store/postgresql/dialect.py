@@ -92,6 +92,7 @@ class PostgreSQL:
 
     ids_follow_commits = False
     on_error = staticmethod(engines.on_error)
+    reading = staticmethod(engines.reading)
 
     # -- a statement ----------------------------------------------------------------------------------------------
 
@@ -306,8 +307,7 @@ class PostgreSQL:
         for statement in _MIGRATING:
             connection.exec_driver_sql(statement)
 
-    def engine_within(self, connection: Connection) -> Engine:
-        return nested.engine_within(connection)
+    engine_within = staticmethod(nested.engine_within)
 
     def lock(self, connection: Connection) -> None:
         """There is none: an application waits for nobody that only the outbox knows of."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Engine, ExceptionContext, event
 
+from outbox.errors import DatabaseUnavailable
+from outbox.store.dialect import Run
 from outbox.store.postgresql import pooler
 
 SETTINGS: Final = {
@@ -38,6 +42,9 @@ CONNECTING: Final = {
 """A server that is gone is noticed within half a minute, too. What the URL says goes first."""
 
 
+LOCKED_FOR_MS: Final = 1_000
+"""No read waits so long for what an application does with its tables, but for one that changes the table itself."""
+
 _FEATURE_NOT_SUPPORTED: Final = "0A000"
 
 
@@ -68,3 +75,14 @@ def on_error(context: ExceptionContext) -> None:
     type: a new session makes another."""
     if getattr(context.original_exception, "sqlstate", None) == _FEATURE_NOT_SUPPORTED:
         context.is_disconnect = True
+
+
+@contextmanager
+def reading(run: Run) -> Iterator[None]:
+    """See `outbox.store.dialect.Dialect.reading`."""
+    run(f"SET lock_timeout = {LOCKED_FOR_MS}")
+    try:
+        yield
+    finally:
+        with suppress(DatabaseUnavailable):  # a lost connection has taken it along
+            run("RESET lock_timeout")

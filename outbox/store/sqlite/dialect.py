@@ -171,6 +171,10 @@ class SQLite:
     def until_announced_ends(self, run: Run) -> None:
         """What cannot be seen yet is not committed."""
 
+    def reading(self, run: Run) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
+        """Readers wait for nobody."""
+        return contextlib.nullcontext()
+
     def state(self, run: Run) -> int | None:
         """Read under the write lock, it is that of the view that the transaction has."""
         return self.signal(run)
