@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Select, func, select, tuple_
 from sqlalchemy.exc import DBAPIError
 
 from outbox.entities.entity import Entity
-from outbox.entities.keys import MOST_PARAMETERS, DocumentKey, Tenancy, among, portions, wide
+from outbox.entities.keys import MOST_PARAMETERS, DocumentKey, Tenancy, among, portions, tenant_of, wide
 from outbox.entities.maker import (
     NOWHERE,
     Found,
@@ -137,10 +137,24 @@ def page(connection: Connection, entity: Entity, part: Part, after: Sequence[str
     if not needs_objects(entity):
         with suppress(_Unreadable):
             return _page_of_columns(connection, entity, part, key, limit)
-    following = identities(connection, entity, part, after=key, limit=limit)
-    found = _found(connection, entity, following, PAGE_BYTES)
-    read = (identity for identity in following if found.get(identity) is not _UNREAD)
-    return [Row(entity, identity, *found.get(identity, Found(None, None))) for identity in read]
+    return _page_by_keys(connection, entity, part, key, limit)
+
+
+def _page_by_keys(
+    connection: Connection, entity: Entity, part: Part, after: tuple[Any, ...] | None, limit: int
+) -> list[Row]:
+    """The keys first, then the rows of some of them after those of others: a page that is full ends with the last row
+    that was read, and none before it is left out."""
+    following = identities(connection, entity, part, after=after, limit=limit)
+    rows: list[Row] = []
+    size = 0
+    for some in portions(following, len(entity.id_key), OBJECTS_AT_ONCE):
+        found = _found(connection, entity, some)
+        rows += [Row(entity, identity, *found.get(identity, Found(None, None))) for identity in some]
+        size += sum(map(_size, found.values()))
+        if size >= PAGE_BYTES:
+            break
+    return rows
 
 
 def _page_of_columns(
@@ -187,9 +201,10 @@ def holders(
     """
     identities = {place: entity.identity_of(place[1]) for place in places}
     wanted = list({identity for identity in identities.values() if identity is not None})
+    keys_: dict[Any, DocumentKey | None] = {}  # None: not known, since the row cannot be read
     if entity.when is not None:
         found = _found(connection, entity, wanted)
-        keys_ = {identity: each.key for identity, each in found.items() if each.key and each.document is not None}
+        keys_ = {identity: each.key for identity, each in found.items() if each.document is not None}
     elif entity.tenancy is Tenancy.SHARED:
         tenants = _tenants_of(connection, entity, wanted)
         return {
@@ -198,12 +213,17 @@ def holders(
             if identity in tenants and place[0] == entity.index
         }
     else:
-        keys_ = {}
         for identity, tenant in _tenants_of(connection, entity, wanted).items():
             with suppress(InvalidName):  # no place, no document
                 keys_[identity] = entity.place_of(identity, tenant)
-    belonging = ((place, keys_.get(identity)) for place, identity in identities.items() if identity is not None)
-    return {place: key for place, key in belonging if key is not None and key[:2] == place}
+    belonging = ((place, keys_[identity]) for place, identity in identities.items() if identity in keys_)
+    held = ((place, key or _key_at(entity, place)) for place, key in belonging)
+    return {place: key for place, key in held if key[:2] == place}
+
+
+def _key_at(entity: Entity, place: tuple[str, str]) -> DocumentKey:
+    """That of a document which is there."""
+    return DocumentKey(*place, tenant_of(entity.tenancy, entity.index, *place))
 
 
 def _tenants_of(

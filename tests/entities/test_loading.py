@@ -222,6 +222,36 @@ def test_text_that_another_program_wrote_in_latin_1_fails_alone(
     assert len(rows) == 9
 
 
+@pytest.mark.parametrize("fields", [["name"], ["name", "account.name"]])
+def test_row_that_cannot_be_read_leaves_no_gap_in_pages_that_are_full(
+    registry: EntityRegistry, session: Session, fields: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "PAGE_BYTES", 1_000)
+    entity = registry.add(Contact, index="contacts", fields=fields)
+    session.add_all([Contact(id=at, name="Ada") for at in range(1, 801)])
+    session.flush()
+    session.execute(text("UPDATE contacts SET name = CAST(x'4dfc6c6c6572' AS TEXT) WHERE id = 100"))
+    rows: list[loader.Row] = []
+    while page := loader.page(session.connection(), entity, loader.Part(), rows[-1].key if rows else None, 800):
+        assert len(page) <= loader.ROWS_AT_ONCE
+        rows += page
+    assert [row.identity for row in rows] == [(at,) for at in range(1, 801)]
+    assert [row.identity for row in rows if isinstance(row.document, LoadFailed)] == [(100,)]
+
+
+@pytest.mark.parametrize("tenancy", ["shared", "prefixed"])
+@pytest.mark.parametrize("when", [None, lambda row: not row.archived])
+def test_row_that_cannot_be_read_holds_its_place(
+    registry: EntityRegistry, session: Session, when: Any, tenancy: str
+) -> None:
+    entity = registry.add(Contact, index="contacts", fields=["name"], tenant="tenant_id", tenancy=tenancy, when=when)
+    session.add_all([Contact(id=at, name="Ada", tenant_id="t1") for at in (1, 2)])
+    session.flush()
+    places = [entity.key_of((at,), "t1")[:2] for at in (1, 2, 3)]
+    session.execute(text("UPDATE contacts SET name = CAST(x'4dfc6c6c6572' AS TEXT) WHERE id = 2"))
+    assert list(loader.holders(session.connection(), entity, places)) == places[:2]
+
+
 @pytest.mark.parametrize("fields", [["name", "created"], ["name", "created", "shout"]])
 def test_row_that_cannot_be_read_fails_alone(engine: Engine, registry: EntityRegistry, fields: list[str]) -> None:
     class Other(DeclarativeBase):

@@ -94,6 +94,15 @@ def test_document_that_cannot_be_made_fails_the_rebuild_and_is_named_in_place(wo
     assert world.place.get("contacts", "2:t1:2") is not None
 
 
+@pytest.mark.sqlite
+def test_row_that_cannot_be_read_keeps_its_document_in_place(world: World) -> None:
+    world.filled(3)
+    world.outbox.raw("UPDATE contacts SET changed = 'yesterday' WHERE id = 2")
+    world.rebuild(in_place=True)
+    assert (world.job.state, world.job.refused, world.job.removed) == ("done", 1, 0)
+    assert sorted(world.place.documents("contacts")) == ["2:t1:1", "2:t1:2", "2:t1:3"]
+
+
 def test_row_that_the_new_index_refuses_at_the_swap_waits_and_dies_by_it(world: World) -> None:
     """Too late to fail the job: the index is live a moment later, and decides then."""
     world.filled(2)
