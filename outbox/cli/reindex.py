@@ -65,7 +65,12 @@ class _Options:
 @click.option("--entity", "entities", multiple=True, metavar="NAME", help="The indexes of this entity; repeatable.")
 @click.option("--all", "everything", is_flag=True, help="The indexes of all registered entities.")
 @click.option("--tenant", metavar="TENANT", help="Only documents of this tenant.")
-@click.option("--from-date", "since", metavar="DATE", help="Only rows whose changed_at is not before that.")
+@click.option(
+    "--from-date",
+    "since",
+    metavar="DATE",
+    help="Only rows whose changed_at is not before that; in UTC, if the column has a time zone and DATE has none.",
+)
 @click.option("--in-place", is_flag=True, help="Write to the live index instead of a new one.")
 @click.option("--keep-old", is_flag=True, help="Keep sending rows to the old index too, for --rollback.")
 @click.option("--adopt", is_flag=True, help="A physical index has the name: remove it for an alias to the new one.")

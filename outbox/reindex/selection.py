@@ -155,7 +155,8 @@ def _check_tenant(store: Store, chosen: Sequence[Entity], tenant: str) -> None:
 def instant(entity: Entity, since: str) -> Any:
     """A date as it compares with the `changed_at` of an entity. Raises `ConfigurationError`.
 
-    An application's own type over one of SQLAlchemy's is asked with an instant that has a time zone, UTC by default.
+    An application's own type over one of SQLAlchemy's, and a column with a time zone, are asked with an instant that
+    has one, UTC by default: that of a session differs from server to server.
     """
     if entity.changed_at is None:
         raise ConfigurationError(f"entity {entity.name!r} has no changed_at, which --from-date needs: register it")
@@ -170,10 +171,11 @@ def instant(entity: Entity, since: str) -> Any:
         what = "a whole number" if isinstance(column, Integer) else "a date, e.g. 2026-11-01 or 2026-11-01T12:00:00"
         raise ConfigurationError(f"--from-date {shortened(since)} is not {what}") from None
     if isinstance(column, DateTime):
+        zoned = own or column.timezone
         if parsed.tzinfo is None:
-            return parsed.replace(tzinfo=UTC) if own else parsed
+            return parsed.replace(tzinfo=UTC) if zoned else parsed
         # In UTC in any case: SQLite keeps no time zone, and drops it.
-        return parsed.astimezone(UTC) if own or column.timezone else parsed.astimezone(UTC).replace(tzinfo=None)
+        return parsed.astimezone(UTC) if zoned else parsed.astimezone(UTC).replace(tzinfo=None)
     if isinstance(column, Date):
         return date(parsed.year, parsed.month, parsed.day)
     return since

@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import DateTime, TypeDecorator
+from sqlalchemy import DateTime, Engine, TypeDecorator, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from outbox import EntityRegistry
 from outbox.reindex.selection import rows_of, select
+from outbox.store.store import Store
 from tests.support.outbox import Outbox
 
 
@@ -57,3 +58,26 @@ def test_rows_since_an_instant_are_the_same_in_every_time_zone(outbox: Outbox, c
     if isinstance(column, Utc):
         (chosen,) = select(store, registry, entities=["meetings"], since="2026-11-01")
         assert rows_of(store, chosen) == 3
+
+
+def test_date_without_a_time_zone_is_utc_whatever_the_server_has(postgresql_engine: Engine) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Meeting(Base):
+        __tablename__ = "meetings"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        changed: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+    Base.metadata.create_all(postgresql_engine)
+    registry = EntityRegistry()
+    registry.add(Meeting, index="meetings", fields=["id"], changed_at="changed")
+    with Session(postgresql_engine) as session:
+        session.add_all(Meeting(changed=datetime(2026, 11, 1, hour, tzinfo=UTC)) for hour in (9, 13))
+        session.execute(text(f"ALTER DATABASE {postgresql_engine.url.database} SET timezone = 'America/New_York'"))
+        session.commit()
+    postgresql_engine.dispose()  # sessions that begin from now on have it
+    store = Store(postgresql_engine)
+    (chosen,) = select(store, registry, entities=["meetings"], since="2026-11-01T12:00:00")
+    assert rows_of(store, chosen) == 1
+    store.close()
