@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, func, select, tuple_
@@ -35,6 +38,17 @@ OBJECTS_AT_ONCE = 100
 ROWS_AT_ONCE = 100  # one by one costs more than to make a small document; all together they may be large
 
 
+class Room(NamedTuple):
+    """Of the rows that are asked for, the document of one is made at least, and of no further one after so many bytes,
+    or from an instant of `time.monotonic` on."""
+
+    bytes_: int = sys.maxsize
+    until: float = math.inf
+
+
+_EVERYTHING = Room()
+
+
 class Row(NamedTuple):
     """A row of an entity: what makes its `_id`, where its document belongs, and the document."""
 
@@ -60,33 +74,31 @@ def load_first(
     connection: Connection,
     entities: Sequence[Entity],
     places: Iterable[tuple[str, str]],
-    most_bytes: int | None = None,
+    room: Room = _EVERYTHING,
 ) -> dict[tuple[str, str], tuple[Entity | None, Loaded]]:
     """What the database says now of the documents at these places, and by which of the entities: the first that makes
     one, or fails to, see `EntityRegistry.of_index`. Otherwise as `load_places`, for each of them."""
     found: dict[tuple[str, str], tuple[Entity | None, Loaded]] = {}
     left = list(places)
     for entity in entities:
-        made = load_places(connection, entity, left, most_bytes) if left else {}
+        made = load_places(connection, entity, left, room) if left else {}
         found |= {place: (entity, document) for place, document in made.items() if document is not None}
         left = [place for place, document in made.items() if document is None]
     return found | dict.fromkeys(left, (None, None))
 
 
 def load_places(
-    connection: Connection, entity: Entity, places: Sequence[tuple[str, str]], most_bytes: int | None = None
+    connection: Connection, entity: Entity, places: Sequence[tuple[str, str]], room: Room = _EVERYTHING
 ) -> dict[tuple[str, str], Loaded]:
-    """What the database says now of the documents at these places: (index name, `_id`).
-
-    With `most_bytes` of those that it gets to before there is so much: of one at least, and of a few too many.
+    """What the database says now of the documents at these places, (index name, `_id`), as far as there is room.
 
     JSON text; or None, if there is no such row, if `when` excludes it, or if its document now belongs elsewhere
     (another tenant); or why it cannot be made. One query, and one more for each to-many path.
     Raises `DatabaseUnavailable`. Takes no lock of its own.
     """
     identities = {place: entity.identity_of(place[1]) for place in places}
-    wanted = list({identity for identity in identities.values() if identity is not None})
-    found = _found(connection, entity, wanted, most_bytes)
+    wanted = list(dict.fromkeys(identity for identity in identities.values() if identity is not None))
+    found = _found(connection, entity, wanted, room)
     return {
         place: _at(place, each)
         for place, identity in identities.items()
@@ -242,21 +254,21 @@ def _tenants_of(
 
 
 def _found(
-    connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]], most_bytes: int | None = None
+    connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]], room: Room = _EVERYTHING
 ) -> dict[Any, Found]:
     found: dict[Any, Found] = {}
-    room = sys.maxsize if most_bytes is None else most_bytes
     at_once = OBJECTS_AT_ONCE if needs_objects(entity) else MOST_PARAMETERS
     parts = list(portions(wanted, len(entity.id_key), at_once))
     for part in parts:
-        some = _read(connection, entity, part, room) if room > 0 else dict.fromkeys(part, _UNREAD)
+        some = _read(connection, entity, part, room) if room.bytes_ > 0 else dict.fromkeys(part, _UNREAD)
         found |= some
-        if len(parts) > 1 and most_bytes is not None:
-            room -= sum(map(_size, some.values()))
+        if len(parts) > 1 and room is not _EVERYTHING:
+            is_over = time.monotonic() >= room.until
+            room = room._replace(bytes_=0 if is_over else room.bytes_ - sum(map(_size, some.values())))
     return found
 
 
-def _read(connection: Connection, entity: Entity, part: Sequence[tuple[Any, ...]], room: int) -> dict[Any, Found]:
+def _read(connection: Connection, entity: Entity, part: Sequence[tuple[Any, ...]], room: Room) -> dict[Any, Found]:
     try:
         return _query(connection, entity, part, room)
     except Exception as error:
@@ -266,25 +278,31 @@ def _read(connection: Connection, entity: Entity, part: Sequence[tuple[Any, ...]
             said = (isinstance(error, DBAPIError) and error.orig) or error
             return {part[0]: Found(None, LoadFailed("load_failed", said_of(said)))}
         middle = len(part) // 2
-        return {**_read(connection, entity, part[:middle], room), **_read(connection, entity, part[middle:], room)}
+        first = _read(connection, entity, part[:middle], room)
+        if time.monotonic() >= room.until:
+            return {**dict.fromkeys(part, _UNREAD), **first}
+        return {**first, **_read(connection, entity, part[middle:], room)}
 
 
-def _query(connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]], room: int) -> dict[Any, Found]:
+def _query(connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]], room: Room) -> dict[Any, Found]:
+    found: dict[Any, Found] = {}
     if needs_objects(entity):
         make = Maker(connection, entity)
         with session_of_our_own(connection) as session:
             statement = entity.rows(select(entity.model)).where(among(entity.id_columns, wanted))
-            objects = session.scalars(statement.options(*options_of(entity))).unique()
-            return {tuple(getattr(each, name) for name in entity.id_key): make.of_object(each) for each in objects}
-    found: dict[Any, Found] = {}
-    width = len(entity.id_key)
+            for each in session.scalars(statement.options(*options_of(entity))).unique():
+                if found and time.monotonic() >= room.until:
+                    return {**dict.fromkeys(wanted, _UNREAD), **found}
+                found[tuple(getattr(each, name) for name in entity.id_key)] = make.of_object(each)
+        return found
+    width, left = len(entity.id_key), room.bytes_
     statement = columns_of(entity).where(among(entity.id_columns, wanted))
     with closing(Maker(connection, entity)) as make, connection.execute(statement) as result:
-        for rows in result.partitions(ROWS_AT_ONCE):
-            if room <= 0:
+        for row in chain.from_iterable(result.partitions(ROWS_AT_ONCE)):
+            if found and (left <= 0 or time.monotonic() >= room.until):
                 return {**dict.fromkeys(wanted, _UNREAD), **found}
-            found |= (some := {row[:width]: make.of_row(row) for row in rows})
-            room -= sum(map(_size, some.values()))
+            found[row[:width]] = made = make.of_row(row)
+            left -= _size(made)
     return found
 
 

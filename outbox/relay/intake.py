@@ -32,8 +32,7 @@ class Intake:
     retry_at: int = 0
     refusals: int = 0  # in a row
     overloaded_at: int | None = None
-    document_bytes: int = 0  # of one that the relay makes: what to expect of the next …
-    document_s: float = 0.0  # … and how long that takes
+    document_bytes: int = 0  # of one that the relay makes: what to expect of the next
 
     def __post_init__(self) -> None:
         self.bytes_ = self.bytes_ or self.full
@@ -62,11 +61,10 @@ class Intake:
             self.overloaded_at = None
         return recovered
 
-    def made(self, documents: int, size: int, each_s: float) -> None:
-        """Note the size of documents that were made, and how long each took."""
+    def made(self, documents: int, size: int) -> None:
+        """Note the size of documents that were made."""
         average = size // documents
         self.document_bytes = (self.document_bytes + average) // 2 if self.document_bytes else average
-        self.document_s = (self.document_s + each_s) / 2 if self.document_s else each_s
 
     def pauses(self, now: int) -> bool:
         """Whether nothing is to be sent yet. A clock that jumped back does not strand it."""
@@ -97,10 +95,6 @@ class Intakes:
     def expected(self) -> Mapping[str, int]:
         """The bytes to expect of a document that the relay makes, by index."""
         return {name: each.document_bytes for name, each in self._known.items() if each.document_bytes}
-
-    def expected_s(self) -> Mapping[str, float]:
-        """How long it takes to make one, by index."""
-        return {name: each.document_s for name, each in self._known.items() if each.document_s}
 
     def paused(self, now: int) -> list[str]:
         """The indexes that pause after an overload."""

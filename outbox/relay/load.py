@@ -12,6 +12,7 @@ from outbox import documents
 from outbox.destinations.base import Outcome, OutcomeKind, fitting
 from outbox.entities import loader
 from outbox.entities.entity import Entity
+from outbox.entities.loader import Room
 from outbox.entities.maker import Loaded, LoadFailed
 from outbox.entities.refusals import nearest
 from outbox.entities.registry import EntityRegistry
@@ -92,7 +93,8 @@ def _entities(
         with store.dialect.reading(store.run):
             for some, room in _portions(events, intakes, made):
                 for entities, rows in _together(registry, some).items():
-                    made |= _made(store.connection, registry, entities, rows, room)
+                    if not made or time.monotonic() < room.until:
+                        made |= _made(store.connection, registry, entities, rows, room)
     except DatabaseUnavailable as error:
         return {event.id: _unavailable(error) for event in events}
     return made
@@ -103,7 +105,7 @@ def _made(
     registry: EntityRegistry,
     entities: Sequence[Entity],
     rows: Sequence[Event],
-    room: int | None,
+    room: Room,
 ) -> dict[int, Content]:
     """What cannot be read of one entity, e.g. while a migration has its table, holds back no other one's rows. Raises
     `DatabaseUnavailable` where the database is gone."""
@@ -122,50 +124,37 @@ def _unavailable(error: DatabaseUnavailable) -> Outcome:
 
 def _portions(
     events: Sequence[Event], intakes: Intakes | None, made: Mapping[int, Content]
-) -> Iterator[tuple[Sequence[Event], int | None]]:
-    """As many rows at a time as there is room and time for, by the sizes of those that were `made` before and by how
-    long they took; and the room."""
+) -> Iterator[tuple[Sequence[Event], Room]]:
+    """As many rows at a time as there is room for, by the sizes of those that were `made` before; and the room."""
     if intakes is None:
-        yield events, None
+        yield events, Room()
         return
     at, room, until = 0, intakes.full, time.monotonic() + intakes.longest_making_s
-    while at < len(events) and room > 0:
-        began = time.monotonic()
-        if at and began >= until:
-            return
-        some = _fitting(events[at:], intakes, room, until - began)
-        yield some, room
-        each_s = (time.monotonic() - began) / len(some)
+    while at < len(events) and room > 0 and (not at or time.monotonic() < until):
+        some = _fitting(events[at:], intakes, room)
+        yield some, Room(room, until)
         sizes: dict[str, list[int]] = defaultdict(list)
         for event in some:
             if isinstance(content := made.get(event.id), bytes):
                 sizes[event.index_name].append(len(content))
         for index, each in sizes.items():
-            intakes.of(index).made(len(each), sum(each), each_s)
+            intakes.of(index).made(len(each), sum(each))
             room -= sum(each)
         at += len(some)
         if len(made) < at:
             return
 
 
-def _fitting(events: Sequence[Event], intakes: Intakes, room: int, left_s: float) -> Sequence[Event]:
-    """The first of them that there is room and time for, as far as one can tell: at least one."""
+def _fitting(events: Sequence[Event], intakes: Intakes, room: int) -> Sequence[Event]:
+    """The first of them that there is room for, as far as one can tell: at least one."""
     counted = Counter([event.index_name for event in events])
-    bytes_, seconds = intakes.expected(), intakes.expected_s()
-    if not counted.keys() <= bytes_.keys() or sum(rows * bytes_.get(name, 0) for name, rows in counted.items()) > room:
-        events = fitting(events, lambda event: bytes_.get(event.index_name), room, FIRST_ROWS)
-    if sum(rows * seconds.get(name, 0.0) for name, rows in counted.items()) <= left_s:
+    bytes_ = intakes.expected()
+    if counted.keys() <= bytes_.keys() and sum(rows * bytes_[name] for name, rows in counted.items()) <= room:
         return events  # as nearly always
-    for end, event in enumerate(events):
-        left_s -= seconds.get(event.index_name, 0.0)
-        if end and left_s < 0:
-            return events[:end]
-    return events
+    return fitting(events, lambda event: bytes_.get(event.index_name), room, FIRST_ROWS)
 
 
-def from_database(
-    connection: Connection, registry: EntityRegistry, events: Sequence[Event], most_bytes: int | None = None
-) -> dict[int, Loaded]:
+def from_database(connection: Connection, registry: EntityRegistry, events: Sequence[Event]) -> dict[int, Loaded]:
     """What the database says now of the documents of `refresh` rows, by event id, see `loader.load_first`.
 
     Whichever entity of the index makes them: a row may have become another one's since. Raises `DatabaseUnavailable`.
@@ -173,7 +162,7 @@ def from_database(
     """
     loaded: dict[int, Loaded] = {}
     for entities, rows in _together(registry, events).items():
-        loaded |= _loaded(connection, registry, entities, rows, most_bytes)
+        loaded |= _loaded(connection, registry, entities, rows, Room())
     return loaded
 
 
@@ -194,13 +183,13 @@ def _loaded(
     registry: EntityRegistry,
     entities: Sequence[Entity],
     rows: Sequence[Event],
-    most_bytes: int | None,
+    room: Room,
 ) -> dict[int, Loaded]:
     if not entities:
         known = {entity.name for entity in registry}
         return {row.id: _unknown(row, known) for row in rows}
     places = [(row.index_name, row.document_id) for row in rows]
-    made = loader.load_first(connection, entities, places, most_bytes)
+    made = loader.load_first(connection, entities, places, room)
     return {row.id: made[place][1] for row, place in zip(rows, places, strict=True) if place in made}
 
 
