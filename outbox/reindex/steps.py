@@ -42,6 +42,7 @@ from outbox.store.models import EPOCH_STEP, JobState
 PAGE_ROWS: Final = 2_000
 GENTLE_ROWS: Final = 125
 LISTED_ROWS: Final = 5_000
+FEWEST_LISTED: Final = 100
 PAGES_A_SECOND: Final = 10  # at least, where a rate is asked for: live rows find a gap
 SAMPLE: Final = 100
 SAMPLE_LOOKS: Final = 10
@@ -158,16 +159,16 @@ def _settled(work: Work, pages: Iterator[Page[_Mark]], began: float, before: int
 
 def sweep(work: Work) -> Iterator[Progress]:
     """Remove documents from the index that the database does not have. In place, this is the last step."""
-    if work.job.new_index is None and not _readers(work):
-        raise DestinationError(f"index {work.job.old_index} is lost, or its alias {work.job.index_name}")
-    yield work.progress()
-    tenant, removed = work.selection.tenant, work.job.removed
+    tenant, removed, size = work.selection.tenant, work.job.removed, LISTED_ROWS
     tenants = None if tenant is None else tenant_texts(tenant, work.registry.of_index(work.job.index_name))
     while True:
+        if work.job.new_index is None and not _readers(work):
+            raise DestinationError(f"index {work.job.old_index} is lost, or its alias {work.job.index_name}")
+        yield work.progress()
         listed = 0
         try:
             # The index first, then the database: what comes into both meanwhile is not taken for superfluous.
-            for page in _ahead(work.destination.pages(work.job.target, LISTED_ROWS, tenants=tenants is not None)):
+            for page in _ahead(work.destination.pages(work.job.target, size, tenants=tenants is not None)):
                 older = [
                     document_id
                     for document_id, found in page.items()
@@ -184,6 +185,7 @@ def sweep(work: Work) -> Iterator[Progress]:
             break
         except DestinationError as error:
             work.wait_if_away(error)
+            size = max(size // 2, FEWEST_LISTED)  # the cluster may have given up waiting for the next page
     if work.job.new_index is None:
         work.ask(lambda: work.destination.refresh(work.job.target))
         work.end(JobState.DONE)

@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from outbox.destinations.base import TENANT_FIELD, Listed
-from outbox.destinations.cluster.failures import failing_as
+from outbox.destinations.cluster.failures import describe, failing_as
 from outbox.destinations.cluster.wire import FAILURES, Cluster, Missing, path_to
-from outbox.errors import DestinationError
+from outbox.errors import DestinationUnanswered
 
 _KEPT: Final = "5m"
 _ANSWERED_FIELDS: Final = ",".join(
@@ -26,7 +26,8 @@ _ANSWERED_FIELDS: Final = ",".join(
 def pages(
     cluster: Cluster, name: str, size: int, share: tuple[int, int], *, tenants: bool
 ) -> Iterator[dict[str, Listed]]:
-    """The documents of an index in pages of `size`; nothing if there is no such index. Raises `DestinationError`."""
+    """The documents of an index in pages of `size`; nothing if there is no such index. Raises `DestinationError`;
+    `DestinationUnanswered` where the cluster has lost its place in the index: list it anew."""
     part, parts = share
     wanted = {
         "size": size,
@@ -38,11 +39,16 @@ def pages(
             cluster.request("POST", path_to(name, "_refresh"))
         except Missing:
             return
-        for hits in cluster.product.hits(cluster, name, wanted):
-            if tenants:
-                yield {hit["_id"]: Listed(hit["_version"], _tenant_of(hit.get("_source"))) for hit in hits}
-            else:
-                yield {hit["_id"]: Listed(hit["_version"]) for hit in hits}
+        try:
+            for hits in cluster.product.hits(cluster, name, wanted):
+                if tenants:
+                    yield {hit["_id"]: Listed(hit["_version"], _tenant_of(hit.get("_source"))) for hit in hits}
+                else:
+                    yield {hit["_id"]: Listed(hit["_version"]) for hit in hits}
+        except Missing as error:
+            # Its place is lost with a node that was restarted, or given up after `_KEPT`; or the index itself is gone
+            # meanwhile, as listing it anew will show.
+            raise DestinationUnanswered(f"index {name} cannot be listed to its end: {describe(error)}") from error
 
 
 def by_point_in_time(cluster: Cluster, name: str, wanted: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
@@ -81,7 +87,7 @@ def by_scroll(cluster: Cluster, name: str, wanted: Mapping[str, Any]) -> Iterato
 
 def _hits(answer: Mapping[str, Any], name: str) -> list[Any]:
     if failed := answer.get("_shards", {}).get("failed"):
-        raise DestinationError(f"index {name} cannot be listed: {failed} of its shards did not answer")
+        raise DestinationUnanswered(f"index {name} cannot be listed: {failed} of its shards did not answer")
     hits: list[Any] = answer.get("hits", {}).get("hits", [])
     return hits
 
