@@ -35,7 +35,7 @@ from outbox.entities.maker import LoadFailed
 from outbox.entities.spelling import tenant_texts
 from outbox.errors import DestinationError, shortened
 from outbox.reindex.work import LOOK_EVERY_S, Progress, Work, fields, until_claims_end
-from outbox.reindex.writer import Pace, Page, Writer
+from outbox.reindex.writer import Pace, Page, Portion, Writer
 from outbox.store import jobs
 from outbox.store.models import EPOCH_STEP, JobState
 
@@ -104,15 +104,21 @@ def scan(work: Work) -> Iterator[Progress]:
             after: list[str] | None = at.get("after") if entity.name == at.get("entity") else None
             part = work.selection.part_of(entity)
             others = neighbours.above(entity, work.registry.of_index(work.job.index_name))
-            while rows := loader.page(work.store.connection, entity, part, after, _page_rows(work, writer)):
+            portion, began = Portion(), time.monotonic()
+            while rows := loader.page(
+                work.store.connection, entity, part, after, min(portion.rows, _page_rows(work, writer))
+            ):
                 read, after = read + len(rows), rows[-1].key
-                rows = _without_those_of(work, rows, others)
-                operations = work.operations(rows)
+                its_own = _without_those_of(work, rows, others)
+                operations = work.operations(its_own)
                 now = time.monotonic()
+                portion.took(len(rows), now - began)
+                work.note()
                 work.sleep(pace.turn(len(operations), now) - now)
                 position = json.dumps({"entity": entity.name, "after": after, "read": read})
-                writer.send(operations, _Mark(position, read, _unmade(rows)))
+                writer.send(operations, _Mark(position, read, _unmade(its_own)))
                 yield from _settled(work, writer.settled(), *rate_since)
+                began = time.monotonic()
         yield from _settled(work, writer.drain(), *rate_since)
     work.note_now(phase="sweep")
 
@@ -161,6 +167,7 @@ def sweep(work: Work) -> Iterator[Progress]:
     """Remove documents from the index that the database does not have. In place, this is the last step."""
     tenant, removed, size = work.selection.tenant, work.job.removed, LISTED_ROWS
     tenants = None if tenant is None else tenant_texts(tenant, work.registry.of_index(work.job.index_name))
+    portion = Portion()
     while True:
         if work.job.new_index is None and not _readers(work):
             raise DestinationError(f"index {work.job.old_index} is lost, or its alias {work.job.index_name}")
@@ -174,7 +181,7 @@ def sweep(work: Work) -> Iterator[Progress]:
                     for document_id, found in page.items()
                     if found.version <= (work.job.watermark or 0) and (tenants is None or found.tenant_id in tenants)
                 ]
-                if gone := _absent(work, older):
+                if gone := _absent(work, older, portion):
                     # Recorded before it is done: after a kill in between rather too many than too few.
                     removed += len(gone)
                     work.note_now(removed=removed)
@@ -202,13 +209,19 @@ def _ahead(pages: Iterator[T]) -> Iterator[T]:
             yield page
 
 
-def _absent(work: Work, document_ids: Sequence[str]) -> list[str]:
+def _absent(work: Work, document_ids: Sequence[str], portion: Portion) -> list[str]:
     """Documents for which no entity of the index has a row, whatever its tenant."""
-    places = [(work.job.index_name, each) for each in document_ids]
-    for entity in work.registry.of_index(work.job.index_name):
-        held = loader.holders(work.store.connection, entity, places)
-        places = [place for place in places if place not in held]
-    return [document_id for _, document_id in places]
+    absent: list[str] = []
+    while document_ids:
+        some, document_ids, began = document_ids[: portion.rows], document_ids[portion.rows :], time.monotonic()
+        places = [(work.job.index_name, each) for each in some]
+        for entity in work.registry.of_index(work.job.index_name):
+            held = loader.holders(work.store.connection, entity, places)
+            places = [place for place in places if place not in held]
+        absent += [document_id for _, document_id in places]
+        portion.took(len(some), time.monotonic() - began)
+        work.note()
+    return absent
 
 
 # -- check ----------------------------------------------------------------------------------------------------------

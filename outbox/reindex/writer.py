@@ -20,6 +20,9 @@ LONGEST_PAUSE_S: Final = 10.0
 LOOK_EVERY_S: Final = 0.5
 RETRIES: Final = 3
 FLOW_S: Final = 2.0
+READ_S: Final = 1.0
+FIRST_ROWS: Final = 20
+MOST_GROWTH: Final = 10
 
 _TAKEN = frozenset({OutcomeKind.APPLIED, OutcomeKind.CONFLICT})  # a conflict: something newer is there already
 _AWAY = frozenset({OutcomeKind.UNAVAILABLE, OutcomeKind.OVERLOADED})
@@ -176,6 +179,18 @@ class Pace:
         turn = max(self._due, now)
         self._due = turn + documents / self.rate
         return turn
+
+
+@dataclass(slots=True)
+class Portion:
+    """How many rows to read at a time, so that it takes about `READ_S`: documents may take long to make, and the lease
+    of a job is renewed between two reads. Few at first, as long as it is not known."""
+
+    rows: int = FIRST_ROWS
+
+    def took(self, rows: int, seconds: float) -> None:
+        """How long it took to read some of them."""
+        self.rows = max(1, min(int(rows * READ_S / max(seconds, 1e-9)), MOST_GROWTH * self.rows))
 
 
 @dataclass(slots=True)

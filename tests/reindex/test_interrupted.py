@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,14 +12,14 @@ from sqlalchemy.exc import IntegrityError
 from outbox import EntityRegistry
 from outbox.errors import DatabaseUnavailable, DestinationError, ReindexFailed
 from outbox.maintenance.scheduler import Maintenance
-from outbox.reindex.reindexer import Reindexer
+from outbox.reindex.reindexer import Reindexer, reindex
 from outbox.reindex.selection import Selection
 from outbox.store import jobs, operators
 from outbox.store.jobs import Job, JobLost
 from outbox.store.models import JobState, now_ms
 from outbox.store.store import Store
 from tests.reindex.world import FIRST, PHASES, SECOND, Backup, World
-from tests.support.models import Company
+from tests.support.models import Company, Contact
 from tests.support.outbox import settings
 
 
@@ -249,6 +250,28 @@ def test_second_reindex_of_an_index_is_refused_and_names_the_running_one(world: 
         world.rebuild()
     list(steps)
     world.assert_in_step()
+
+
+def test_lease_is_kept_while_documents_take_long_to_make(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, passed, late = now_ms(), 0, []
+    monkeypatch.setattr("outbox.reindex.work.now_ms", lambda: began + passed)
+    monkeypatch.setattr("outbox.reindex.steps.time", SimpleNamespace(monotonic=lambda: passed / 1_000))
+    world.filled(200)
+    looking = Store(world.outbox.engine)
+
+    def when(contact: Contact) -> bool:
+        nonlocal passed
+        passed += 1_000  # and it is asked in the scan and in the sweep
+        if began + passed > (jobs.every(looking)[-1].lease_expires_at or 0):
+            late.append(contact.id)
+        return not contact.archived
+
+    registry = EntityRegistry()
+    registry.add(Contact, index="contacts", fields=["name"], tenant="tenant", tenancy="prefixed", when=when)
+    list(reindex(world.store, world.place.destination, registry, entities=["contacts"], in_place=True))
+    looking.close()
+    assert passed == 400_000
+    assert not late
 
 
 def test_process_whose_job_was_taken_over_does_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
