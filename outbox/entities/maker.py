@@ -107,7 +107,7 @@ class Maker:
         if self._session is None:
             self._session = session_of_our_own(self._connection)
         statement = self._entity.rows(select(self._entity.model)).where(among(self._entity.id_columns, [identity]))
-        return self._session.scalars(statement).one_or_none()
+        return self._session.scalars(statement).unique().one_or_none()  # as collections that are joined ask for
 
     def close(self) -> None:
         if self._session is not None:

@@ -105,6 +105,32 @@ def test_when_asks_the_model_whatever_it_likes(pages: Engine, when: Callable[[An
         assert documents == [{"title": "t"} if at in shown else None for at in "1234"]
 
 
+class Album(Base):
+    __tablename__ = "albums"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    songs: Mapped[list[Song]] = relationship(lazy="joined")
+
+    @property
+    def has_songs(self) -> bool:
+        return bool(self.songs)
+
+
+class Song(Base):
+    __tablename__ = "songs"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    album_id: Mapped[int] = mapped_column(ForeignKey("albums.id"))
+
+
+def test_when_may_ask_a_model_with_a_list_that_is_joined(pages: Engine) -> None:
+    registry = EntityRegistry()
+    entity = registry.add(Album, index="albums", fields=["title"], when=lambda album: album.has_songs)
+    with Session(pages) as session:
+        session.add_all([Album(id=1, title="t", songs=[Song(), Song()]), Album(id=2, title="t")])
+        for _ in range(2):  # objects are built one by one, or all at once
+            assert loaded(registry, session, entity, *"12") == [{"title": "t"}, None]
+
+
 class Animal(Base):
     __tablename__ = "animals"
     __mapper_args__: dict[str, Any] = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}  # noqa: RUF012
