@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
@@ -12,6 +13,7 @@ from sqlalchemy import Connection, Select, TypeDecorator, select
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty, Session, joinedload, selectinload, undefer
 from sqlalchemy.orm.interfaces import ORMOption
+from sqlalchemy.types import TypeEngine
 
 from outbox import documents
 from outbox.documents import TENANT_FIELD
@@ -207,8 +209,18 @@ def _tree_options(mapper: Mapper[Any], tree: Branch, above: Any) -> list[ORMOpti
 
 
 def _is_joined_otherwise(relationship: RelationshipProperty[Any]) -> bool:
-    """Whether the database may take keys for equal that Python does not, by a collation or as CITEXT: of members that
-    are selected by themselves, Python says whose they are."""
-    types = [column.type for pair in relationship.local_remote_pairs or () for column in pair]
-    plain = [each.impl_instance if isinstance(each, TypeDecorator) else each for each in types]
-    return any(getattr(each, "collation", None) or each.__visit_name__ == "CITEXT" for each in plain)
+    """Whether the database may take keys for equal that Python does not, by a collation, as CITEXT, or since the types
+    of the two read them differently: of members that are selected by themselves, Python says whose they are."""
+    pairs = [(local.type, remote.type) for local, remote in relationship.local_remote_pairs or ()]
+    plain = [each.impl_instance if isinstance(each, TypeDecorator) else each for pair in pairs for each in pair]
+    return any(getattr(each, "collation", None) or each.__visit_name__ == "CITEXT" for each in plain) or any(
+        _read_as(local) is not _read_as(remote) for local, remote in pairs
+    )
+
+
+def _read_as(type_: TypeEngine[Any]) -> type[Any]:
+    """The class of what a type reads, or of the type itself, where it alone knows."""
+    if not isinstance(type_, TypeDecorator):
+        with suppress(NotImplementedError):
+            return type_.python_type
+    return type(type_)

@@ -200,6 +200,50 @@ def test_members_whose_key_is_spelt_otherwise_than_that_of_their_row_are_its_mem
         assert tester.document("users", "Grace") == {"entries": [{"id": 1}, {"id": 2}]}
 
 
+class UuidAsText(TypeDecorator[UUID]):
+    impl = String(36)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, _dialect: Any) -> Any:
+        return str(value)
+
+    def process_result_value(self, value: Any, _dialect: Any) -> Any:
+        return UUID(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "foreign_key"), [(UuidAsText(), String(36)), (Uuid(), Uuid(as_uuid=False))], ids=["decorated", "plain"]
+)
+def test_members_whose_key_is_of_another_type_than_that_of_their_row_are_its_members(
+    either: Engine, key: Any, foreign_key: Any
+) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Entry(Base):
+        __tablename__ = "entries"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        user_id: Mapped[str] = mapped_column(foreign_key, ForeignKey("users.id"))
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[UUID] = mapped_column(key, primary_key=True)
+        entries: Mapped[list[Entry]] = relationship()
+
+    Base.metadata.create_all(either)
+    entity = EntityRegistry().add(User, index="users", fields=["entries.id"])
+    with Session(either) as session:
+        session.add_all([User(id=UUID(int=1)), User(id=UUID(int=2))])
+        session.flush()
+        session.add_all(Entry(id=at, user_id=str(UUID(int=of))) for at, of in ((1, 2), (2, 1), (3, 2)))
+        session.flush()
+        made = [each.document for each in loader.page(session.connection(), entity, loader.Part(), None, 10)]
+    assert [isinstance(each, bytes) and json.loads(each)["entries"] for each in made] == [
+        [{"id": 2}],
+        [{"id": 1}, {"id": 3}],
+    ]
+
+
 def test_members_whose_keys_lack_a_part_come_first(engine: Engine) -> None:
     base, team, _ = team_of(String())
     partly = base.metadata.tables["members"].c.key
