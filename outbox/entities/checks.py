@@ -16,7 +16,7 @@ from outbox import documents
 from outbox.entities import keys
 from outbox.entities.entity import Branch, Dependency, key_of
 from outbox.entities.keys import Tenancy, TextForm
-from outbox.entities.links import ordered_by
+from outbox.entities.links import ordered_by, watched
 from outbox.entities.members import order_of
 from outbox.entities.paths import Field, add_keys
 from outbox.entities.reads import check_relationship
@@ -149,8 +149,10 @@ def column_key(mapper: Mapper[Any], name: str | None, where: str) -> str | None:
 
 
 def attribute_names(mapper: Mapper[Any], names: Sequence[str] | None, where: str) -> frozenset[str] | None:
-    """The mapped attributes of these names. Raises `ConfigurationError`."""
-    return None if names is None else frozenset(attribute_named(mapper, each, where) for each in names)
+    """The mapped attributes of these names, or that they are made of. Raises `ConfigurationError`."""
+    if names is None:
+        return None
+    return frozenset(watched(mapper, [attribute_named(mapper, each, where) for each in names], where))
 
 
 def attribute_named(mapper: Mapper[Any], name: str, where: str) -> str:

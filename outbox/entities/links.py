@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, UnaryExpression, bindparam, inspect, null, select, tuple_
 from sqlalchemy.orm import (
     ColumnProperty,
+    CompositeProperty,
     Mapper,
     MapperProperty,
     RelationshipDirection,
@@ -98,6 +99,23 @@ def _settled(mapper: Mapper[Any], names: Iterable[str]) -> frozenset[str] | None
 def _resolved(mapper: Mapper[Any], name: str) -> str:
     synonym = mapper.synonyms.get(name)
     return name if synonym is None else _resolved(mapper, synonym.name)
+
+
+def watched(mapper: Mapper[Any], names: Iterable[str], where: str) -> set[str]:
+    """The attributes whose change changes these; synonyms are resolved. Raises `ConfigurationError`."""
+    found: set[str] = set()
+    for name in names:
+        prop = mapper.attrs[_resolved(mapper, name)]
+        if isinstance(prop, CompositeProperty):  # what is set are its parts
+            found |= {each.key for each in prop.props}
+            continue
+        if isinstance(prop, RelationshipProperty) and prop.direction is not RelationshipDirection.MANYTOONE:
+            raise ConfigurationError(
+                f"{where}: {mapper.class_.__name__}.{name} changes with other rows than those of "
+                f"{mapper.class_.__name__}; name {prop.mapper.class_.__name__} in depends_on, with what leads there"
+            )
+        found |= _leading_attributes(mapper, prop.key)
+    return found
 
 
 def _leading_attributes(mapper: Mapper[Any], via: str | Sequence[str]) -> set[str]:
@@ -211,7 +229,7 @@ def _explicit(hops: _Hops, entity: Entity, target: Mapper[Any], dependency: Depe
                 raise ConfigurationError(
                     f"{where}: {target.class_.__name__} has no attribute {name!r}{nearest(name, target.attrs.keys())}"
                 )
-        counts = _settled(target, {_resolved(target, name) for name in dependency.watch})
+        counts = _settled(target, watched(target, dependency.watch, f"{where}: watch"))
     names = [dependency.via] if isinstance(dependency.via, str) else list(dependency.via)
     if not names:
         raise ConfigurationError(f"{where}: name the column or the relationships that lead there")

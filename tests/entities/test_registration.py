@@ -35,6 +35,10 @@ from tests.entities.world import Contact, Person, Tag
         ({"fields": ["name"], "tenancy": "own", "tenant": "tenant_id"}, "'shared', 'prefixed', 'index'"),
         ({"fields": ["name"], "watch": "archived"}, r"watch must be a list of names; use \['archived'\]"),
         ({"fields": ["name"], "watch": ["archive"]}, r"did you mean 'archived'\?"),
+        (
+            {"fields": ["name"], "watch": ["words"]},
+            r"watch: Contact\.words changes with other rows than those of Contact; name Word in depends_on, with what",
+        ),
         ({"fields": ["name"], "changed_at": "changed"}, "changed_at: Contact has no attribute 'changed'"),
         ({"fields": ["name"], "index": "Contacts"}, "use 'contacts'"),
     ],

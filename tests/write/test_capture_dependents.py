@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, delete, insert, inspect, select, text, update
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Engine, ForeignKey, delete, insert, inspect, select, text, update
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    composite,
+    mapped_column,
+    relationship,
+    sessionmaker,
+    synonym,
+)
 
-from outbox import ConfigurationError, Dependency, EntityRegistry
+from outbox import ConfigurationError, Dependency, EntityRegistry, triggers
 from outbox.relay.load import from_database
+from tests.support.following import Following
 from tests.support.watching import Rows, statements
 from tests.write.models import (
     Account,
@@ -212,6 +223,71 @@ def test_only_watched_columns_of_what_is_depended_on_count(
         assert new() == [f"deals/{UUID(int=1)}"]
 
 
+@dataclass
+class Size:
+    width: int
+    height: int
+
+
+@pytest.mark.parametrize("noted_by", ["sessions", "triggers"])
+def test_watched_relationship_or_composite_changes_with_its_columns(
+    registry: EntityRegistry, engine: Engine, noted_by: str
+) -> None:
+    class Own(DeclarativeBase):
+        pass
+
+    class Maker(Own):
+        __tablename__ = "makers"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        owner_id: Mapped[int | None] = mapped_column(ForeignKey("makers.id"))
+        owner: Mapped[Maker | None] = relationship(remote_side=[id])
+        plot: Mapped[Size] = composite(mapped_column("plot_width"), mapped_column("plot_height"))
+
+    class Toy(Own):
+        __tablename__ = "toys"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        maker_id: Mapped[int] = mapped_column(ForeignKey("makers.id"))
+        maker: Mapped[Maker] = relationship(foreign_keys=[maker_id])
+        brand_id: Mapped[int | None] = mapped_column(ForeignKey("makers.id"))
+        brand: Mapped[Maker | None] = relationship(foreign_keys=[brand_id])
+        label = synonym("brand")
+        size: Mapped[Size] = composite(mapped_column("width"), mapped_column("height"))
+
+    Own.metadata.create_all(engine)
+    registry.add(
+        Toy,
+        index="toys",
+        to_document=lambda toy: {"all": [toy.brand_id, toy.size.width, toy.maker.owner_id, toy.maker.plot.width]},
+        watch=["label", "size"],
+        depends_on={Maker: Dependency("maker", watch=["owner", "plot"])},
+    )
+    following = Following(engine, registry)
+    if noted_by == "triggers":
+        with engine.begin() as connection:
+            triggers.install(connection, registry)
+    sessions = registry.capture(sessionmaker(engine))
+    with sessions() as session:
+        makers = [Maker(id=at, plot=Size(1, 1)) for at in (1, 2)]
+        toy = Toy(id=1, maker=makers[0], size=Size(1, 1))
+        session.add_all([*makers, toy])
+        session.commit()
+        changes: list[Callable[[], object]] = [
+            lambda: setattr(toy, "brand_id", 2),
+            lambda: setattr(toy, "brand", makers[0]),
+            lambda: session.execute(update(Toy).values(brand_id=2)),
+            lambda: setattr(toy, "size", Size(2, 1)),
+            lambda: session.execute(update(Toy).values(width=3)),
+            lambda: setattr(makers[0], "plot", Size(2, 1)),
+            lambda: setattr(makers[0], "owner_id", 2),
+            lambda: setattr(makers[0], "owner", None),
+            lambda: session.execute(update(Maker).values(owner_id=None)),
+        ]
+        for change in changes:
+            change()
+            session.commit()
+            assert following.follow() == following.rebuilt()
+
+
 @pytest.mark.parametrize("way", ["object", "delete"])
 def test_dependents_of_a_row_that_is_deleted_are_refreshed(
     registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows, way: str
@@ -368,6 +444,10 @@ def test_dependency_on_a_composite_key(registry: EntityRegistry, sessions: sessi
         (
             {Account: Dependency("account_id", watch=["nmae"])},
             r"Account has no attribute 'nmae'; did you mean 'name'\?",
+        ),
+        (
+            {Contact: Dependency("id", watch=["phones"])},
+            r"watch: Contact\.phones changes with other rows than those of Contact; name Phone in depends_on",
         ),
         ({"Account": "account_id"}, "no mapped class"),
         ([Account], "say what leads to each model"),
