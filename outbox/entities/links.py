@@ -24,6 +24,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column
 from sqlalchemy.sql.util import ClauseAdapter
 
+from outbox.entities.columns import alike
 from outbox.entities.entity import Branch, Dependency, Entity, key_of
 from outbox.entities.kinds import kind_attributes, same_hierarchy
 from outbox.entities.reads import check_reads
@@ -316,7 +317,7 @@ def _by_columns(
     """Columns that hold the primary key of the other model. The row itself need not be there any more."""
     if len(names) != len(target.primary_key):
         raise ConfigurationError(f"{where}: its primary key has {len(target.primary_key)} columns; name as many")
-    for name in names:
+    for name, own in zip(names, target.primary_key, strict=True):
         if not isinstance(entity.mapper.attrs.get(name), ColumnProperty):
             raise ConfigurationError(
                 f"{where}: {entity.model.__name__} has no column {name!r}{nearest(name, entity.mapper.attrs.keys())}"
@@ -326,6 +327,13 @@ def _by_columns(
                 raise ConfigurationError(
                     f"{where}: {name!r} holds {key.column}, which is no primary key; name the relationship instead"
                 )
+        if not alike(type_ := entity.mapper.attrs[name].columns[0].type, own.type):
+            model = target.class_.__name__
+            raise ConfigurationError(
+                f"{where}: {name!r} is of type {type_!r}, and {own} of type {own.type!r}; name a relationship that "
+                f"converts the key, e.g. relationship({model}, primaryjoin=foreign({entity.model.__name__}.{name}) == "
+                f"cast({model}.{target.get_property_by_column(own).key}, …), viewonly=True)"
+            )
     documents = selected(entity).where(_among([entity.column(name) for name in names]))
     key = key_of(target)
     linking: frozenset[str] | None = frozenset(key)

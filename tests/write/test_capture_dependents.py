@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,12 +10,30 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, delete, insert, inspect, select, text, update
+from sqlalchemy import (
+    Engine,
+    Enum,
+    ForeignKey,
+    Integer,
+    String,
+    Text,
+    Unicode,
+    Uuid,
+    cast,
+    delete,
+    insert,
+    inspect,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
     Session,
     composite,
+    foreign,
     mapped_column,
     relationship,
     sessionmaker,
@@ -431,6 +450,76 @@ def test_dependency_on_a_composite_key(registry: EntityRegistry, sessions: sessi
         session.execute(update(Order).values(name="w"))
         session.commit()
         assert sorted(new()) == ["items/1", "items/2"]
+
+
+def remarks(key: Any) -> tuple[type[Any], type[Any]]:
+    """A thing with a key of that type, and remarks about things of any kind, which hold the key as text."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Thing(Own):
+        __tablename__ = "things"
+        id: Mapped[Any] = mapped_column(key, primary_key=True)
+        name: Mapped[str]
+
+    class Remark(Own):
+        __tablename__ = "remarks"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        about: Mapped[str]
+        thing: Mapped[Thing | None] = relationship(
+            primaryjoin=lambda: foreign(Remark.about) == cast(Thing.id, String), viewonly=True
+        )
+
+    return Thing, Remark
+
+
+@pytest.mark.parametrize(
+    "key", [Integer(), Uuid(), Enum(enum.Enum("Kind", "A B")), String().with_variant(postgresql.UUID(), "postgresql")]
+)
+def test_column_that_cannot_be_compared_with_the_key_is_refused_as_what_leads_to_it(
+    registry: EntityRegistry, key: Any
+) -> None:
+    thing, remark = remarks(key)
+    with pytest.raises(ConfigurationError, match=r"'about' is of type String\(\).*cast\(Thing\.id, …\), viewonly=True"):
+        registry.add(remark, index="remarks", to_document=dict, depends_on={thing: "about"})
+
+
+@pytest.mark.parametrize("key", [Text(), String(9), Unicode()])
+def test_column_that_can_be_compared_with_the_key_leads_to_it(registry: EntityRegistry, key: Any) -> None:
+    thing, remark = remarks(key)
+    registry.add(remark, index="remarks", to_document=dict, depends_on={thing: "about"})
+
+
+@pytest.mark.parametrize("noted_by", ["sessions", "triggers"])
+def test_relationship_that_converts_a_key_leads_to_it(registry: EntityRegistry, engine: Engine, noted_by: str) -> None:
+    thing, remark = remarks(Integer())
+    remark.metadata.create_all(engine)
+    registry.add(
+        remark,
+        index="remarks",
+        to_document=lambda made: {"about": made.thing and made.thing.name},
+        depends_on={thing: "thing"},
+    )
+    following = Following(engine, registry)
+    if noted_by == "triggers":
+        with engine.begin() as connection:
+            triggers.install(connection, registry)
+    sessions = registry.capture(sessionmaker(engine))
+    with sessions() as session:
+        session.add_all([thing(id=1, name="a"), remark(id=1, about="1"), remark(id=2, about="2")])
+        session.commit()
+        assert following.follow() == following.rebuilt()
+        changes: list[Callable[[], object]] = [
+            lambda: session.add(thing(id=2, name="b")),
+            lambda: setattr(session.get_one(thing, 1), "name", "c"),
+            lambda: session.execute(update(thing).values(name="d")),
+            lambda: session.delete(session.get_one(thing, 1)),
+        ]
+        for change in changes:
+            change()
+            session.commit()
+            assert following.follow() == following.rebuilt()
 
 
 @pytest.mark.parametrize(
