@@ -148,6 +148,19 @@ def column_key(mapper: Mapper[Any], name: str | None, where: str) -> str | None:
     return None if name is None else column_named(mapper, name, where).key
 
 
+def tenant_key(mapper: Mapper[Any], name: str | None, where: str) -> str | None:
+    """The attribute of the column that names the tenant. Raises `ConfigurationError`."""
+    if name is None:
+        return None
+    prop = column_named(mapper, name, where)
+    if not any(mapper.persist_selectable.c.contains_column(each) for each in prop.columns):
+        raise ConfigurationError(
+            f"{where}: {mapper.class_.__name__}.{name} is made of other columns, so that nothing says when a document "
+            "moves to another tenant; name a column of its row that holds the tenant"
+        )
+    return prop.key
+
+
 def attribute_names(mapper: Mapper[Any], names: Sequence[str] | None, where: str) -> frozenset[str] | None:
     """The mapped attributes of these names, or that they are made of. Raises `ConfigurationError`."""
     if names is None:

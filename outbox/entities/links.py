@@ -69,7 +69,7 @@ def counted(entity: Entity) -> frozenset[str] | None:
         names |= _leading_attributes(entity.mapper, via)
     if entity.mapper.inherits is not None:
         names |= kind_attributes(entity.mapper)
-    return _settled(entity.mapper, names | _attributes_of(entity.mapper, entity.tree))
+    return settled(entity.mapper, names | _attributes_of(entity.mapper, entity.tree))
 
 
 def _attributes_of(mapper: Mapper[Any], tree: Branch) -> set[str]:
@@ -80,7 +80,7 @@ def _attributes_of(mapper: Mapper[Any], tree: Branch) -> set[str]:
     return names
 
 
-def _settled(mapper: Mapper[Any], names: Iterable[str]) -> frozenset[str] | None:
+def settled(mapper: Mapper[Any], names: Iterable[str]) -> frozenset[str] | None:
     """The attributes to watch; None if one changes without being set: then any change of the row may change it."""
     for name in names:
         prop = mapper.attrs.get(name)
@@ -128,6 +128,27 @@ def _leading_attributes(mapper: Mapper[Any], via: str | Sequence[str]) -> set[st
     if not isinstance(prop, RelationshipProperty):
         return {first}
     return {first} | _columns_of(mapper, prop) | _of_the_same_secondary(mapper, prop)
+
+
+def written_by(relationship: RelationshipProperty[Any], mapper: Mapper[Any]) -> set[str]:
+    """The attributes of a model that a flush sets for a relationship: its foreign key, whichever end that is at."""
+    if relationship.viewonly:
+        return set()
+    written = [column for _, column in relationship.synchronize_pairs]
+    found = [_property(mapper, column) for column in written if isinstance(column, Column)]
+    return {prop.key for prop in found if prop is not None}
+
+
+def with_writers(mapper: Mapper[Any], names: frozenset[str] | None) -> frozenset[str] | None:
+    """Attributes, and the relationships to one row that set them in the flush; those of subclasses, too."""
+    if names is None:
+        return None
+    return names | {
+        prop.key
+        for each in mapper.self_and_descendants
+        for prop in each.relationships
+        if prop.direction is RelationshipDirection.MANYTOONE and not names.isdisjoint(written_by(prop, each))
+    }
 
 
 def _of_the_same_secondary(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) -> set[str]:
@@ -216,7 +237,7 @@ def _follow_branch(hops: _Hops, mapper: Mapper[Any], tree: Branch, above: _Path)
     for name, branch in tree.branches.items():
         path = (*above, mapper.relationships[name])
         target = path[-1].mapper
-        hops.add(path, target, _settled(target, _attributes_of(target, branch)))
+        hops.add(path, target, settled(target, _attributes_of(target, branch)))
         _follow_branch(hops, target, branch, path)
 
 
@@ -230,7 +251,7 @@ def _explicit(hops: _Hops, entity: Entity, target: Mapper[Any], dependency: Depe
                 raise ConfigurationError(
                     f"{where}: {target.class_.__name__} has no attribute {name!r}{nearest(name, target.attrs.keys())}"
                 )
-        counts = _settled(target, watched(target, dependency.watch, f"{where}: watch"))
+        counts = settled(target, watched(target, dependency.watch, f"{where}: watch"))
     names = [dependency.via] if isinstance(dependency.via, str) else list(dependency.via)
     if not names:
         raise ConfigurationError(f"{where}: name the column or the relationships that lead there")
@@ -261,7 +282,7 @@ def _follow_way(
                 f"{nearest(name, mapper.attrs.keys())}"
             )
         if path:
-            hops.add(path, mapper, _settled(mapper, _leading_attributes(mapper, name)))
+            hops.add(path, mapper, settled(mapper, _leading_attributes(mapper, name)))
         path = (*path, prop)
         mapper = prop.mapper
     if not (target.isa(mapper) or mapper.isa(target)):
@@ -306,9 +327,9 @@ def _association(entity: Entity, path: _Path, target: Mapper[Any]) -> Link:
         for prop in target.relationships
         if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & linking
     }
-    counts = _settled(target, linking | _ordering(target, path[-1]))
+    counts = settled(target, linking | _ordering(target, path[-1]))
     documents = statement.where(condition, _among([getattr(alias, name) for name in key])).distinct()
-    return Link(entity, target, key, counts, _settled(target, linking), None, documents)
+    return Link(entity, target, key, counts, settled(target, linking), None, documents)
 
 
 def _by_columns(
@@ -354,7 +375,7 @@ def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[st
             linking.add(prop.key)
     if target.inherits is not None:
         linking |= kind_attributes(target)
-    counts = None if counts is None else _settled(target, counts | linking | _ordering(target, last))
+    counts = None if counts is None else settled(target, counts | linking | _ordering(target, last))
     alias = aliased(target)
     statement = joined(entity, path, alias)[0].where(_among([getattr(alias, name) for name in key]))
     return Link(
@@ -362,7 +383,7 @@ def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[st
         target,
         key,
         counts,
-        counts if entity.is_view else _settled(target, linking),
+        counts if entity.is_view else settled(target, linking),
         children,
         statement.distinct(),
         path=path,

@@ -110,7 +110,7 @@ class EntityRegistry:
             fields=None if fields is None else tuple(fields),
             to_document=to_document,
             when=when,
-            tenant=checks.column_key(mapper, tenant, f"{where}: tenant"),
+            tenant=checks.tenant_key(mapper, tenant, f"{where}: tenant"),
             changed_at=checks.column_key(mapper, changed_at, f"{where}: changed_at"),
             watch=checks.attribute_names(mapper, watch, f"{where}: watch"),
             depends_on=checks.dependencies_of(where, depends_on),

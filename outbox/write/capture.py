@@ -227,12 +227,13 @@ class Flush:
                 for link in plan.links:
                     if link.linking is None or not link.linking.isdisjoint(changed):
                         linked.setdefault(link, []).append(identity)
-                _adopted(state, changed, plan, linked)
+                _with_members(state, changed, plan, moving, linked)
                 going += _orphaned(state, changed, plan)
-        for instance in self._session.new if self._known.has_collections else ():
-            state = instance_state(instance)
-            if (plan := self.plan_before(state.class_)) and plan.collections:
-                _adopted(state, state.committed_state, plan, linked)
+        for instance in self._session.new:
+            plan = self._known.plans[type(instance)]
+            if plan and plan.collections and (plan := self.plan(type(instance))):
+                state = instance_state(instance)
+                _with_members(state, state.committed_state, plan, moving, linked)
         for state in going:
             if (plan := self.plan_before(state.class_)) and state.key:
                 for own in (*plan.own, *plan.relatives):
@@ -383,15 +384,23 @@ def _is_made_anew(
     return False
 
 
-def _adopted(
-    state: InstanceState[Any], changed: Mapping[str, Any], plan: Plan, linked: dict[Link, list[Identity]]
+def _with_members(
+    state: InstanceState[Any],
+    changed: Mapping[str, Any],
+    plan: Plan,
+    moving: dict[Entity, list[Identity]],
+    linked: dict[Link, list[Identity]],
 ) -> None:
-    """Members that a collection takes over from another object, which may not know of it."""
-    for name, link in plan.collections:
+    """Members that a collection takes over, from another object that may not know of it, and that it lets go."""
+    for name, owns, links in plan.collections:
         if name in changed:
-            for member in state.get_history(name, UNLOADED).added or ():
-                if identity := former_identity(instance_state(member)):
-                    linked.setdefault(link, []).append(identity)
+            history = state.get_history(name, UNLOADED)
+            members = [each for each in (*(history.added or ()), *(history.deleted or ())) if each is not None]
+            identities = [identity for each in members if (identity := former_identity(instance_state(each)))]
+            for own in owns if identities else ():
+                moving.setdefault(own.entity, []).extend(identities)
+            for link in links if identities else ():
+                linked.setdefault(link, []).extend(identities)
 
 
 def _orphaned(state: InstanceState[Any], changed: Mapping[str, Any], plan: Plan) -> list[InstanceState[Any]]:

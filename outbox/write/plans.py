@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Insert, Text, bindparam, insert, inspect, literal, select, tuple_
-from sqlalchemy.orm import Mapper, RelationshipProperty
+from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty
 
 from outbox.entities.entity import Entity
 from outbox.entities.keys import SHARED
 from outbox.entities.kinds import kind_attributes, same_hierarchy
-from outbox.entities.links import Link, counted, links
+from outbox.entities.links import Link, counted, links, settled, with_writers, written_by
 from outbox.entities.registry import EntityRegistry
 from outbox.store import models
 from outbox.store.ddl import IsOwn
@@ -34,6 +34,14 @@ class Own(NamedTuple):
         return self.moves is None or bool(self.moves)
 
 
+class Collection(NamedTuple):
+    """A relationship whose flush changes its members: those that come, maybe from another object, and that go."""
+
+    name: str
+    own: tuple[Own, ...]  # whose documents it moves
+    links: tuple[Link, ...]  # that lead to others from then on
+
+
 @dataclass(eq=False)
 class Plan:
     """What a change of an object of some class means."""
@@ -43,7 +51,7 @@ class Plan:
     kinds: frozenset[str]  # attributes that say of which of them it is …
     kind: Any  # … and what they say of an object of the class itself
     links: tuple[Link, ...]
-    collections: tuple[tuple[str, Link], ...]  # whose new members may leave another object
+    collections: tuple[Collection, ...]
     orphans: tuple[str, ...]  # relationships whose former members a flush may delete
     parents: frozenset[str]  # relationships without which it is deleted itself
     relationships: frozenset[str]
@@ -80,7 +88,6 @@ class Known:
         self._of_kinds = [own for own in self.own if own.entity.mapper.inherits is not None]
         self.links = links(registry)
         self.looks_before = bool(self.links or self._of_kinds) or any(own.may_move for own in self.own)
-        self.has_collections = any(link.children for link in self.links)
         self.plans = Memo(self._plan)
         self._reduced: dict[frozenset[Entity], Memo] = {}
         self._inserts: dict[Link, Insert] = {}
@@ -94,7 +101,7 @@ class Known:
             kind_attributes(mapper),
             mapper.polymorphic_identity,
             tuple(link for link in self.links if mapper.isa(link.target) or is_relative(mapper, link.target)),
-            tuple((link.children[1], link) for link in self.links if link.children and mapper.isa(link.children[0])),
+            tuple(self._collections(mapper)),
             tuple(each.key for each in relationships if each.cascade.delete_orphan and self._looks_at(each.mapper)),
             frozenset(each.key for each in relationships if deletes_orphans(each))
             if self._looks_at(mapper)
@@ -103,6 +110,18 @@ class Known:
             {each.key: each.columns[0].type.compare_values for each in mapper.column_attrs},
         )
         return None if plan.is_empty else plan
+
+    def _collections(self, mapper: Mapper[Any]) -> Iterator[Collection]:
+        for prop in mapper.relationships:
+            if prop.direction is RelationshipDirection.ONETOMANY:
+                links = [each for each in self.links if each.children and mapper.isa(each.children[0])]
+                found = Collection(
+                    prop.key,
+                    tuple(own for own in self.own if own.may_move and _moves_members(prop, own.entity)),
+                    tuple(each for each in links if each.children and each.children[1] == prop.key),
+                )
+                if found.own or found.links:
+                    yield found
 
     def _looks_at(self, mapper: Mapper[Any]) -> bool:
         """Whether the deletion of such an object takes away what says where documents are."""
@@ -136,7 +155,13 @@ def without(plan: Plan | None, aside: frozenset[Entity]) -> Plan | None:
         own=tuple(own for own in plan.own if own.entity not in aside),
         relatives=tuple(own for own in plan.relatives if own.entity not in aside),
         links=tuple(link for link in plan.links if link.entity not in aside),
-        collections=tuple((name, link) for name, link in plan.collections if link.entity not in aside),
+        collections=tuple(
+            each._replace(
+                own=tuple(own for own in each.own if own.entity not in aside),
+                links=tuple(link for link in each.links if link.entity not in aside),
+            )
+            for each in plan.collections
+        ),
     )
     return None if reduced.is_empty else reduced
 
@@ -146,7 +171,21 @@ def _moves(entity: Entity) -> frozenset[str] | None:
         return None
     if entity.tenancy is SHARED or entity.tenant is None:
         return frozenset()
-    return frozenset((*entity.key, entity.tenant)) | kinds_of(entity)
+    return with_writers(entity.mapper, _place(entity))
+
+
+def _place(entity: Entity) -> frozenset[str] | None:
+    """The attributes that say where a document belongs. None: one of them changes without being set."""
+    names = {*entity.key, *entity.id_key} | kinds_of(entity)
+    if entity.tenant is not None and entity.tenancy is not SHARED:
+        names.add(entity.tenant)
+    return settled(entity.mapper, names)
+
+
+def _moves_members(collection: RelationshipProperty[Any], entity: Entity) -> bool:
+    """Whether a flush of a collection may take documents of its members from where they are."""
+    written = written_by(collection, entity.mapper) if same_hierarchy(collection.mapper, entity.mapper) else None
+    return bool(written) and intersects(_place(entity), written)
 
 
 def kinds_of(entity: Entity) -> frozenset[str]:

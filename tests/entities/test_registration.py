@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import Float
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import Float, ForeignKey, String, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
 from outbox import ConfigurationError, EntityRegistry, InvalidName
 from tests.entities.world import Contact, Person, Tag
@@ -65,6 +65,32 @@ def test_key_of_a_type_without_a_text_form_is_refused(registry: EntityRegistry) 
 
     with pytest.raises(ConfigurationError, match=r"Point.at is of type Float\(\)"):
         registry.add(Point, index="points", fields=["at"])
+
+
+def test_tenant_that_is_no_column_of_the_row_is_refused(registry: EntityRegistry) -> None:
+    class Other(DeclarativeBase):
+        pass
+
+    class Owner(Other):
+        __tablename__ = "owners"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        tenant: Mapped[str]
+
+    class Pet(Other):
+        __tablename__ = "pets"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        owner_id: Mapped[int] = mapped_column(ForeignKey("owners.id"))
+        tenant = column_property(select(Owner.tenant).where(Owner.id == owner_id).scalar_subquery())
+
+    class OwnedPet(Other):
+        __table__ = (
+            select(Pet.id, Pet.owner_id, func.lower(Owner.tenant, type_=String).label("tenant")).join(Owner).subquery()
+        )
+        __mapper_args__: ClassVar[Any] = {"primary_key": [__table__.c.id]}
+
+    with pytest.raises(ConfigurationError, match=r"tenant: Pet\.tenant is made of other columns.*; name a column"):
+        registry.add(Pet, index="pets", fields=["owner_id"], tenant="tenant", depends_on={Owner: "owner_id"})
+    registry.add(OwnedPet, index="pets", fields=["owner_id"], tenant="tenant", depends_on={Pet: "id"})
 
 
 def test_two_entities_need_two_names(registry: EntityRegistry) -> None:

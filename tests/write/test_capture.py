@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import Engine, delete, event, insert, select, update
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Computed, Engine, ForeignKey, delete, event, insert, select, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 from outbox import EntityRegistry, InvalidName
 from outbox.relay.load import from_database
@@ -275,6 +276,93 @@ def test_place_is_the_databases_not_the_one_in_stale_memory(
         stale.delete(contact)
         stale.commit()
         assert new() == ["contacts/2:t4:1"]
+
+
+@pytest.mark.parametrize("set_by", ["relationship", "relationship of a subclass", "collection", "new object"])
+@pytest.mark.parametrize("memory", ["expired", "stale"])
+def test_tenant_that_a_relationship_sets_takes_the_document_from_where_it_is(
+    registry: EntityRegistry, engine: Engine, new: Rows, set_by: str, memory: str
+) -> None:
+    class Own(DeclarativeBase):
+        pass
+
+    class Tenant(Own):
+        __tablename__ = "tenants"
+        id: Mapped[str] = mapped_column(primary_key=True)
+        letters: Mapped[list[Letter]] = relationship()
+
+    class Letter(Own):
+        __tablename__ = "letters"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str] = mapped_column(default="letter")
+        tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+        __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "letter"}
+
+    class Postcard(Letter):
+        tenant: Mapped[Tenant] = relationship(overlaps="letters")
+        __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "postcard"}
+
+    if set_by == "relationship":
+        Letter.tenant = relationship(Tenant, overlaps="letters")  # type: ignore[attr-defined]
+    Own.metadata.create_all(engine)
+    registry.add(Letter, index="letters", fields=["id"], tenant="tenant_id", tenancy="prefixed")
+    sessions = registry.capture(sessionmaker(engine, expire_on_commit=memory == "expired"))
+    with sessions() as session:
+        letter = (Postcard if set_by == "relationship of a subclass" else Letter)(id=1, tenant_id="t1")
+        tenant = Tenant(id="t2")
+        session.add_all([letter, *(Tenant(id=each) for each in ("t1", "t9"))])
+        if set_by != "new object":
+            session.add(tenant)
+        session.commit()
+        former = "t1"
+        if memory == "stale":
+            with sessions() as other:
+                other.get_one(Letter, 1).tenant_id = former = "t9"
+                other.commit()
+        new()
+        if set_by in ("collection", "new object"):
+            tenant.letters.append(letter)
+            session.add(tenant)
+        else:
+            letter.tenant = tenant  # type: ignore[attr-defined]
+        session.commit()
+        assert sorted(new()) == sorted([f"letters/2:{former}:1", "letters/2:t2:1"])
+
+
+@pytest.mark.parametrize(
+    "tenant",
+    [
+        lambda: mapped_column(Computed('lower("to")', persisted=True)),
+        lambda: mapped_column(default="t1", onupdate=lambda: "t2"),
+    ],
+    ids=["computed", "onupdate"],
+)
+@pytest.mark.parametrize("way", ["object", "update"])
+def test_tenant_that_changes_without_being_set_takes_the_document_from_where_it_is(
+    registry: EntityRegistry, engine: Engine, new: Rows, tenant: Callable[[], Any], way: str
+) -> None:
+    class Own(DeclarativeBase):
+        pass
+
+    class Letter(Own):
+        __tablename__ = "letters"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        to: Mapped[str]
+        tenant_id: Mapped[str] = tenant()
+
+    Own.metadata.create_all(engine)
+    registry.add(Letter, index="letters", fields=["to"], tenant="tenant_id", tenancy="prefixed")
+    sessions = registry.capture(sessionmaker(engine))
+    with sessions() as session:
+        session.add(letter := Letter(id=1, to="T1"))
+        session.commit()
+        assert new() == ["letters/2:t1:1"]
+        if way == "object":
+            letter.to = "T2"
+        else:
+            session.execute(update(Letter).values(to="T2"))
+        session.commit()
+        assert sorted(new()) == ["letters/2:t1:1", "letters/2:t2:1"]
 
 
 @pytest.mark.usefixtures("contacts")
