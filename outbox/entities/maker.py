@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
@@ -13,10 +12,10 @@ from sqlalchemy import Connection, Select, TypeDecorator, select
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty, Session, joinedload, selectinload, undefer
 from sqlalchemy.orm.interfaces import ORMOption
-from sqlalchemy.types import TypeEngine
 
 from outbox import documents
 from outbox.documents import TENANT_FIELD
+from outbox.entities.columns import alike
 from outbox.entities.entity import Branch, Entity
 from outbox.entities.keys import DocumentKey, Tenancy, among
 from outbox.entities.row import ColumnsOfRow
@@ -213,14 +212,6 @@ def _is_joined_otherwise(relationship: RelationshipProperty[Any]) -> bool:
     of the two read them differently: of members that are selected by themselves, Python says whose they are."""
     pairs = [(local.type, remote.type) for local, remote in relationship.local_remote_pairs or ()]
     plain = [each.impl_instance if isinstance(each, TypeDecorator) else each for pair in pairs for each in pair]
-    return any(getattr(each, "collation", None) or each.__visit_name__ == "CITEXT" for each in plain) or any(
-        _read_as(local) is not _read_as(remote) for local, remote in pairs
+    return any(getattr(each, "collation", None) or each.__visit_name__ == "CITEXT" for each in plain) or not all(
+        alike(local, remote) for local, remote in pairs
     )
-
-
-def _read_as(type_: TypeEngine[Any]) -> type[Any]:
-    """The class of what a type reads, or of the type itself, where it alone knows."""
-    if not isinstance(type_, TypeDecorator):
-        with suppress(NotImplementedError):
-            return type_.python_type
-    return type(type_)
