@@ -43,7 +43,6 @@ class Link:
     key: tuple[str, ...]  # attributes of its primary key
     counts: frozenset[str] | None  # attributes of the target whose change makes the documents anew; None: all
     linking: frozenset[str] | None  # attributes of the target that say which documents are made of it; None: all
-    children: tuple[Mapper[Any], str] | None  # the collection whose members bring such a change along
     documents: Select[Any]  # index, _id and tenant of the documents made of the rows `:identities`
     columns: tuple[str, ...] = ()  # attributes of the entity that hold the key of the target …
     path: _Path = ()  # … or the relationships that lead to it
@@ -55,7 +54,17 @@ def links(entities: Iterable[Entity]) -> list[Link]:
     for entity in entities:
         ways = list(links_of(entity))
         found += [*ways, *_associations(entity, ways), *_second_classes(entity, ways)]
-    return found
+    return [_as_sessions_see(link) for link in found]
+
+
+def _as_sessions_see(link: Link) -> Link:
+    """With the relationships that a session sets where triggers see columns and many-to-many tables."""
+    secondary = link.path[-1].secondary if link.path else None
+    return replace(
+        link,
+        counts=with_secondaries(link.target, link.counts, secondary),
+        linking=with_writers(link.target, with_secondaries(link.target, link.linking, secondary)),
+    )
 
 
 def counted(entity: Entity) -> frozenset[str] | None:
@@ -127,7 +136,7 @@ def _leading_attributes(mapper: Mapper[Any], via: str | Sequence[str]) -> set[st
     prop = mapper.attrs.get(first)
     if not isinstance(prop, RelationshipProperty):
         return {first}
-    return {first} | _columns_of(mapper, prop) | _of_the_same_secondary(mapper, prop)
+    return {first} | _columns_of(mapper, prop)
 
 
 def written_by(relationship: RelationshipProperty[Any], mapper: Mapper[Any]) -> set[str]:
@@ -151,10 +160,14 @@ def with_writers(mapper: Mapper[Any], names: frozenset[str] | None) -> frozenset
     }
 
 
-def _of_the_same_secondary(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) -> set[str]:
-    """The relationships of a model that write the many-to-many table of another one."""
-    secondary = relationship.secondary
-    return set() if secondary is None else {each.key for each in mapper.relationships if each.secondary is secondary}
+def with_secondaries(mapper: Mapper[Any], names: frozenset[str] | None, secondary: Any = None) -> frozenset[str] | None:
+    """Attributes, and the relationships that write the many-to-many tables of theirs, or this one; those of subclasses,
+    too."""
+    if names is None:
+        return None
+    tables = {secondary, *(each.secondary for each in mapper.relationships if each.key in names)} - {None}
+    others = [prop for each in mapper.self_and_descendants if tables for prop in each.relationships]
+    return names | {prop.key for prop in others if prop.secondary in tables}
 
 
 def _columns_of(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) -> set[str]:
@@ -307,11 +320,11 @@ def _second_classes(entity: Entity, ways: Iterable[Link]) -> Iterator[Link]:
         shared = not set(mapper.tables).isdisjoint(entity.mapper.tables)
         if shared and not same_hierarchy(mapper, entity.mapper) and len(key) == len(mapper.primary_key):
             documents = selected(entity).where(_among([entity.column(name) for name in key]))
-            yield Link(entity, mapper, key_of(mapper), None, None, None, documents)
+            yield Link(entity, mapper, key_of(mapper), None, None, documents)
     for way in ways:
         for mapper in mappers:
             if mapper.primary_key == way.target.primary_key and not same_hierarchy(mapper, way.target):
-                yield replace(way, target=mapper, key=key_of(mapper), counts=None, linking=None, children=None)
+                yield replace(way, target=mapper, key=key_of(mapper), counts=None, linking=None)
 
 
 def _association(entity: Entity, path: _Path, target: Mapper[Any]) -> Link:
@@ -322,14 +335,9 @@ def _association(entity: Entity, path: _Path, target: Mapper[Any]) -> Link:
         condition = ClauseAdapter(inspect(at).selectable).traverse(condition)
     key = key_of(target)
     linking = _columns_of(target, path[-1]) | set(key)
-    linking |= {
-        prop.key
-        for prop in target.relationships
-        if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & linking
-    }
     counts = settled(target, linking | _ordering(target, path[-1]))
     documents = statement.where(condition, _among([getattr(alias, name) for name in key])).distinct()
-    return Link(entity, target, key, counts, settled(target, linking), None, documents)
+    return Link(entity, target, key, counts, settled(target, linking), documents)
 
 
 def _by_columns(
@@ -360,19 +368,13 @@ def _by_columns(
     linking: frozenset[str] | None = frozenset(key)
     if entity.is_view or tuple(names) == entity.key:  # the other row may decide whether there is one at all
         linking = counts
-    return Link(entity, target, key, counts, linking, None, documents, columns=tuple(names))
+    return Link(entity, target, key, counts, linking, documents, columns=tuple(names))
 
 
 def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[str] | None) -> Link:
     last = path[-1]
     key = key_of(target)
-    linking = _columns_of(target, last) | set(key) | _of_the_same_secondary(target, last)
-    children = None
-    if last.direction is RelationshipDirection.ONETOMANY:
-        children = (last.parent, last.key)
-    for prop in target.relationships:
-        if prop.direction is RelationshipDirection.MANYTOONE and _columns_of(target, prop) & (linking - set(key)):
-            linking.add(prop.key)
+    linking = _columns_of(target, last) | set(key)
     if target.inherits is not None:
         linking |= kind_attributes(target)
     counts = None if counts is None else settled(target, counts | linking | _ordering(target, last))
@@ -384,7 +386,6 @@ def _link(entity: Entity, path: _Path, target: Mapper[Any], counts: frozenset[st
         key,
         counts,
         counts if entity.is_view else settled(target, linking),
-        children,
         statement.distinct(),
         path=path,
     )

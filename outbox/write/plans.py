@@ -13,7 +13,7 @@ from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty
 from outbox.entities.entity import Entity
 from outbox.entities.keys import SHARED
 from outbox.entities.kinds import kind_attributes, same_hierarchy
-from outbox.entities.links import Link, counted, links, settled, with_writers, written_by
+from outbox.entities.links import Link, counted, links, settled, with_secondaries, with_writers, written_by
 from outbox.entities.registry import EntityRegistry
 from outbox.store import models
 from outbox.store.ddl import IsOwn
@@ -84,7 +84,9 @@ class Known:
 
     def __init__(self, registry: EntityRegistry) -> None:
         self.generation = registry.generation
-        self.own = [Own(entity, counted(entity), _moves(entity)) for entity in registry]
+        self.own = [
+            Own(entity, with_secondaries(entity.mapper, counted(entity)), _moves(entity)) for entity in registry
+        ]
         self._of_kinds = [own for own in self.own if own.entity.mapper.inherits is not None]
         self.links = links(registry)
         self.looks_before = bool(self.links or self._of_kinds) or any(own.may_move for own in self.own)
@@ -114,11 +116,12 @@ class Known:
     def _collections(self, mapper: Mapper[Any]) -> Iterator[Collection]:
         for prop in mapper.relationships:
             if prop.direction is RelationshipDirection.ONETOMANY:
-                links = [each for each in self.links if each.children and mapper.isa(each.children[0])]
                 found = Collection(
                     prop.key,
-                    tuple(own for own in self.own if own.may_move and _moves_members(prop, own.entity)),
-                    tuple(each for each in links if each.children and each.children[1] == prop.key),
+                    tuple(
+                        own for own in self.own if own.may_move and _sets(prop, own.entity.mapper, _place(own.entity))
+                    ),
+                    tuple(link for link in self.links if _sets(prop, link.target, link.linking)),
                 )
                 if found.own or found.links:
                     yield found
@@ -182,10 +185,10 @@ def _place(entity: Entity) -> frozenset[str] | None:
     return settled(entity.mapper, names)
 
 
-def _moves_members(collection: RelationshipProperty[Any], entity: Entity) -> bool:
-    """Whether a flush of a collection may take documents of its members from where they are."""
-    written = written_by(collection, entity.mapper) if same_hierarchy(collection.mapper, entity.mapper) else None
-    return bool(written) and intersects(_place(entity), written)
+def _sets(collection: RelationshipProperty[Any], mapper: Mapper[Any], names: frozenset[str] | None) -> bool:
+    """Whether a flush of a collection may set one of these attributes of its members, which are of the class."""
+    written = written_by(collection, mapper) if same_hierarchy(collection.mapper, mapper) else None
+    return bool(written) and intersects(names, written)
 
 
 def kinds_of(entity: Entity) -> frozenset[str]:

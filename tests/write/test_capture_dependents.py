@@ -6,16 +6,18 @@ import enum
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
 from sqlalchemy import (
+    Column,
     Engine,
     Enum,
     ForeignKey,
     Integer,
     String,
+    Table,
     Text,
     Unicode,
     Uuid,
@@ -159,6 +161,90 @@ def test_members_of_collections_that_come_and_go_refresh_both_sides(joined: Sess
     assert new() == ["contacts/3"]
 
 
+@pytest.mark.parametrize("lazy", ["select", "dynamic", "write_only"])
+def test_members_are_followed_by_whichever_collection_writes_them(
+    registry: EntityRegistry, engine: Engine, lazy: Any
+) -> None:
+    class Own(DeclarativeBase):
+        pass
+
+    class Worker(Own):
+        __tablename__ = "workers"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        firm_id: Mapped[int | None] = mapped_column(ForeignKey("firms.id"))
+
+    class Firm(Own):
+        __tablename__ = "firms"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        workers = relationship(Worker, lazy=lazy)
+        shown: Mapped[list[Worker]] = relationship(viewonly=True)
+
+    Own.metadata.create_all(engine)
+    registry.add(Firm, index="firms", fields=["shown.id"])
+    following = Following(engine, registry)
+    sessions = registry.capture(sessionmaker(engine))
+    with sessions() as session:
+        firm, other = Firm(id=1), Firm(id=2)
+        workers = [Worker(id=at, firm_id=1) for at in (1, 2, 3)]
+        session.add_all([firm, other, *workers])
+        session.commit()
+        following.follow()
+        added = "add" if lazy == "write_only" else "append"
+        changes: list[Callable[[], object]] = [
+            lambda: getattr(other.workers, added)(workers[0]),
+            lambda: firm.workers.remove(workers[1]),
+            lambda: session.add(Firm(id=3, workers=[workers[2]])),
+        ]
+        for change in changes:
+            change()
+            session.commit()
+            assert following.follow() == following.rebuilt()
+
+
+def test_members_are_followed_by_what_only_a_subclass_has(registry: EntityRegistry, engine: Engine) -> None:
+    class Own(DeclarativeBase):
+        pass
+
+    pairs = Table("pairs", Own.metadata, *(Column(name, ForeignKey(f"{name}.id")) for name in ("firms", "workers")))
+
+    class Firm(Own):
+        __tablename__ = "firms"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        staff: Mapped[list[Worker]] = relationship(viewonly=True)
+        friends: Mapped[list[Worker]] = relationship(secondary=pairs, viewonly=True)
+
+    class Worker(Own):
+        __tablename__ = "workers"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        firm_id: Mapped[int | None] = mapped_column(ForeignKey("firms.id"))
+        __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "worker"}
+
+    class Manager(Worker):
+        firm: Mapped[Firm] = relationship()
+        friends: Mapped[list[Firm]] = relationship(secondary=pairs)
+        __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "manager"}
+
+    Own.metadata.create_all(engine)
+    registry.add(Firm, index="firms", fields=["staff.id", "friends.id"])
+    following = Following(engine, registry)
+    sessions = registry.capture(sessionmaker(engine))
+    with sessions() as session:
+        manager, other = Manager(id=1, firm_id=1), Firm(id=2)
+        session.add_all([Firm(id=1), other, manager])
+        session.commit()
+        following.follow()
+        changes: list[Callable[[], object]] = [
+            lambda: setattr(manager, "firm", other),
+            lambda: manager.friends.append(other),
+            lambda: manager.friends.clear(),
+        ]
+        for change in changes:
+            change()
+            session.commit()
+            assert following.follow() == following.rebuilt()
+
+
 def test_row_that_comes_later_than_what_points_to_it_refreshes_it(joined: Session, new: Rows) -> None:
     joined.add(Contact(id=4, name="early", account_id=9))
     joined.commit()
@@ -290,6 +376,7 @@ def test_watched_relationship_or_composite_changes_with_its_columns(
         toy = Toy(id=1, maker=makers[0], size=Size(1, 1))
         session.add_all([*makers, toy])
         session.commit()
+        following.follow()
         changes: list[Callable[[], object]] = [
             lambda: setattr(toy, "brand_id", 2),
             lambda: setattr(toy, "brand", makers[0]),
