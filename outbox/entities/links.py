@@ -59,11 +59,10 @@ def links(entities: Iterable[Entity]) -> list[Link]:
 
 def _as_sessions_see(link: Link) -> Link:
     """With the relationships that a session sets where triggers see columns and many-to-many tables."""
-    secondary = link.path[-1].secondary if link.path else None
     return replace(
         link,
-        counts=with_secondaries(link.target, link.counts, secondary),
-        linking=with_writers(link.target, with_secondaries(link.target, link.linking, secondary)),
+        counts=with_secondaries(link.target, link.counts, link.path),
+        linking=with_writers(link.target, with_secondaries(link.target, link.linking, link.path)),
     )
 
 
@@ -160,14 +159,15 @@ def with_writers(mapper: Mapper[Any], names: frozenset[str] | None) -> frozenset
     }
 
 
-def with_secondaries(mapper: Mapper[Any], names: frozenset[str] | None, secondary: Any = None) -> frozenset[str] | None:
-    """Attributes, and the relationships that write the many-to-many tables of theirs, or this one; those of subclasses,
-    too."""
+def with_secondaries(mapper: Mapper[Any], names: frozenset[str] | None, path: _Path = ()) -> frozenset[str] | None:
+    """Attributes, and the collections that write the tables between theirs, or those of a path, and the other rows:
+    many-to-many ones, also where a class is mapped to the table; those of subclasses, too."""
     if names is None:
         return None
-    tables = {secondary, *(each.secondary for each in mapper.relationships if each.key in names)} - {None}
+    led = [*path, *(each for each in mapper.relationships if each.key in names)]
+    tables = {table for each in led for table in (each.secondary, each.mapper.local_table)} - {None}
     others = [prop for each in mapper.self_and_descendants if tables for prop in each.relationships]
-    return names | {prop.key for prop in others if prop.secondary in tables}
+    return names | {prop.key for prop in others if prop.secondary in tables and not prop.viewonly}
 
 
 def _columns_of(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) -> set[str]:
@@ -221,7 +221,22 @@ def check(entity: Entity) -> None:
             "name the models that its rows are made of, each with the column that holds its key, e.g. "
             "depends_on={Page: 'id'}"
         )
-    check_reads(entity, (link.target for link in links_of(entity)))
+    found = list(links_of(entity))
+    check_reads(entity, (link.target for link in found))
+    for mapper in (entity.mapper, *(link.target for link in found if link.columns)):
+        _check_secondary(entity, mapper)
+
+
+def _check_secondary(entity: Entity, target: Mapper[Any]) -> None:
+    """Raises `ConfigurationError` where rows of a class come and go by a collection that does not tell which."""
+    for mapper in sorted(entity.mapper.registry.mappers, key=str):
+        for prop in mapper.relationships:
+            if not prop.viewonly and prop.secondary is not None and prop.secondary in target.tables:
+                model = target.class_.__name__
+                raise ConfigurationError(
+                    f"entity {entity.name!r}: {prop} adds and removes rows of {model} past its objects, so that no "
+                    f"session knows of them; declare it viewonly=True, and add and delete objects of {model}"
+                )
 
 
 def links_of(entity: Entity) -> Iterator[Link]:

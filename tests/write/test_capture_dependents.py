@@ -245,6 +245,66 @@ def test_members_are_followed_by_what_only_a_subclass_has(registry: EntityRegist
             assert following.follow() == following.rebuilt()
 
 
+def members() -> tuple[type[Any], type[Any], type[Any]]:
+    """Users and groups, and the class between them, whose table collections of both write as well."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Group(Own):
+        __tablename__ = "groups"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        users: Mapped[list[User]] = relationship(secondary="memberships", overlaps="memberships")
+
+    class User(Own):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        memberships: Mapped[list[Membership]] = relationship(overlaps="users")
+        groups: Mapped[list[Group]] = relationship(secondary="memberships", overlaps="memberships,users")
+
+    class Membership(Own):
+        __tablename__ = "memberships"
+        user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
+        group_id: Mapped[int] = mapped_column(ForeignKey("groups.id"), primary_key=True)
+        group: Mapped[Group] = relationship(overlaps="groups,users")
+
+    return User, Group, Membership
+
+
+def test_association_objects_that_a_collection_adds_and_removes_are_noted(
+    registry: EntityRegistry, engine: Engine
+) -> None:
+    user_class, group_class, _ = members()
+    user_class.metadata.create_all(engine)
+    registry.add(user_class, index="users", fields=["memberships.group.id"])
+    following = Following(engine, registry)
+    sessions = registry.capture(sessionmaker(engine))
+    with sessions() as session:
+        user, group, other = user_class(id=1), group_class(id=1), group_class(id=2)
+        session.add_all([user, group, other])
+        session.commit()
+        following.follow()
+        changes: list[Callable[[], object]] = [
+            lambda: user.groups.append(group),
+            lambda: other.users.append(user),
+            lambda: group.users.clear(),
+            lambda: user.groups.clear(),
+        ]
+        for change in changes:
+            change()
+            session.commit()
+            assert following.follow() == following.rebuilt()
+
+
+def test_collection_that_adds_rows_of_an_entity_past_its_objects_is_refused(registry: EntityRegistry) -> None:
+    user_class, _, membership_class = members()
+    reason = r"Group\.users adds and removes rows of Membership past its objects.*; declare it viewonly=True"
+    with pytest.raises(ConfigurationError, match=reason):
+        registry.add(membership_class, index="memberships", fields=["group.id"])
+    with pytest.raises(ConfigurationError, match=reason):
+        registry.add(user_class, index="users", to_document=dict, depends_on={membership_class: ("id", "id")})
+
+
 def test_row_that_comes_later_than_what_points_to_it_refreshes_it(joined: Session, new: Rows) -> None:
     joined.add(Contact(id=4, name="early", account_id=9))
     joined.commit()
