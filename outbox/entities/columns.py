@@ -1,4 +1,4 @@
-"""What the types of columns make of values: which can be compared."""
+"""What the types of columns make of values: which can be compared, and which the database spells otherwise."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ def alike(one: TypeEngine[Any], other: TypeEngine[Any]) -> bool:
         isinstance(left, NullType) or isinstance(right, NullType) or _kind(left) == _kind(right)
         for left, right in pairs
     )
+
+
+def is_respelt(type_: TypeEngine[Any]) -> bool:
+    """Whether a database may keep a value in another spelling than an object has: by an expression, or a type that this
+    database alone has."""
+    own = _kind(type_)
+    return type_._has_bind_expression or any(_kind(each) != own for each in type_._variant_mapping.values())
 
 
 def _kind(type_: TypeEngine[Any]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Insert, Text, bindparam, insert, inspect, literal, select, tuple_
 from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty
 
+from outbox.entities.columns import is_respelt
 from outbox.entities.entity import Entity
 from outbox.entities.keys import SHARED
 from outbox.entities.kinds import kind_attributes, same_hierarchy
@@ -170,7 +171,8 @@ def without(plan: Plan | None, aside: frozenset[Entity]) -> Plan | None:
 
 
 def _moves(entity: Entity) -> frozenset[str] | None:
-    if entity.id_key != entity.key:
+    named = (*entity.key, *([] if entity.tenant is None else [entity.tenant]))
+    if entity.id_key != entity.key or any(is_respelt(entity.column(name).type) for name in named):
         return None
     if entity.tenancy is SHARED or entity.tenant is None:
         return frozenset()

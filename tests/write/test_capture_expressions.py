@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, func, literal, select
+from sqlalchemy import Engine, String, TypeDecorator, event, func, literal, select
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from outbox import EntityRegistry
+from tests.support.following import Following
 from tests.support.watching import Rows
 from tests.write.models import Account, Contact, Phone
 
@@ -174,3 +176,48 @@ def test_member_of_an_enum_in_a_text_column_is_the_text_that_is_stored(
         session.commit()
     noted = {(f"{row.index_name}/{row.document_id}", row.tenant_id) for row in new.events()}
     assert sorted(noted) == places
+
+
+class Lower(TypeDecorator[str]):
+    """Text that the database makes lower case."""
+
+    impl = String
+    cache_ok = True
+
+    def bind_expression(self, bindparam: Any) -> Any:
+        return func.lower(bindparam)
+
+
+@pytest.mark.parametrize("tenancy", ["shared", "prefixed"])
+def test_new_row_belongs_where_the_database_spells_its_key_and_tenant(
+    registry: EntityRegistry, engine: Engine, tenancy: str
+) -> None:
+    class Own(DeclarativeBase):
+        pass
+
+    class Letter(Own):
+        __tablename__ = "letters"
+        id: Mapped[str] = mapped_column(
+            String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql"), primary_key=True
+        )
+        to: Mapped[str]
+        tenant_id: Mapped[str] = mapped_column(Lower)
+
+    Own.metadata.create_all(engine)
+    registry.add(Letter, index="letters", fields=["to"], tenant="tenant_id", tenancy=tenancy)
+    rows, following = Rows(engine), Following(engine, registry)
+    with registry.capture(sessionmaker(engine))() as session:
+        session.add(letter := Letter(id="0" * 31 + "a", to="x", tenant_id="ACME"))
+        session.commit()
+        assert {each.tenant_id for each in rows.events()} == {"acme"}
+        assert following.follow() == following.rebuilt()
+        assert len(following.index) == 1
+        changes: list[Callable[[], object]] = [
+            lambda: setattr(letter, "to", "y"),
+            lambda: setattr(letter, "tenant_id", "BOLT"),
+            lambda: session.delete(letter),
+        ]
+        for change in changes:
+            change()
+            session.commit()
+            assert following.follow() == following.rebuilt()
