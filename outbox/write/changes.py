@@ -207,8 +207,11 @@ def lock_rows(session: Session, mapper: Mapper[Any], identities: Sequence[Identi
 
 def is_locked_by_rows(connection: Connection, mapper: Mapper[Any]) -> bool:
     """Whether rows of a class have to be locked before they are looked at, and can be."""
-    is_view = any(table.info.get("is_view") for table in mapper.tables if isinstance(table, Table))
-    return not is_view and is_supported(connection) and not dialect_of(connection).ids_follow_commits
+    return not is_of_a_view(mapper) and is_supported(connection) and not dialect_of(connection).ids_follow_commits
+
+
+def is_of_a_view(mapper: Mapper[Any]) -> bool:
+    return any(table.info.get("is_view") for table in mapper.tables if isinstance(table, Table))
 
 
 def dependents_of(session: Session, link: Link, identities: Sequence[Identity]) -> list[Place]:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, CursorResult, Result, select
-from sqlalchemy.orm import FromStatement, Mapper, ORMExecuteState, Session
+from sqlalchemy import (
+    Column,
+    Connection,
+    CursorResult,
+    Result,
+    Select,
+    SelectBase,
+    TextClause,
+    UpdateBase,
+    select,
+    tuple_,
+)
+from sqlalchemy.orm import ColumnProperty, FromStatement, Mapper, ORMExecuteState, Session
 from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.functions import FunctionElement
 
+from outbox.entities.entity import Entity
 from outbox.entities.kinds import kind_attributes, same_hierarchy
 from outbox.entities.links import Link
 from outbox.errors import ConfigurationError, DatabaseUnavailable, InvalidName
@@ -16,18 +30,24 @@ from outbox.write import journal
 from outbox.write.changes import (
     Identity,
     Place,
+    current_identity,
     dependents_of,
+    former_place,
     is_locked_by_rows,
+    is_of_a_view,
     key_names,
     lock_rows,
     note,
     note_dependents,
     places_of,
+    tenant_of,
 )
 from outbox.write.coverage import Coverage
 from outbox.write.plans import Known, Own, intersects, kinds_of, related
 
 ATTEMPTS: Final = 5
+MOST_KEYS: Final = 1_000
+"""By which a statement is carried out in place of its criteria."""
 
 
 def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> Result[Any] | None:
@@ -55,30 +75,18 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
         identities, result = _with_keys(state, mapper)
         _note_rows(known, session, own, touched, identities, [], None)
         return result
-    moving = [each.entity for each in own if state.is_delete or _may_move(each, names)]
+    moving = [each for each in own if state.is_delete or _may_move(each, names)]
     linking = [link for link in touched if state.is_delete or intersects(link.linking, names)]
-    connection = session.connection(bind_arguments=dict(state.bind_arguments))
-    by_rows = is_locked_by_rows(connection, mapper)
-    # What an update of an alias returns, SQLAlchemy 2.0.30 writes as of the table: its rows are locked instead.
-    is_of_an_alias = _dml(state).entity_description["entity"] is not mapper.class_
-    lock = by_rows and bool(moving or linking or is_of_an_alias)
-    changes_keys = intersects(frozenset(key_names(mapper)), names)
-    returns_keys = state.is_update and not _is_bulk(state) and (changes_keys or (by_rows and not is_of_an_alias))
-
-    def carry_out() -> _Change:
-        identities = _targets(state, mapper, connection, lock=lock)
-        looked, before = len(identities), list[Place]()
-        for entity in moving:
-            before += places_of(session, entity, identities)
-        for link in linking:
-            before += dependents_of(session, link, identities)
-        if returns_keys:
+    if _returns_rows(state, mapper) and not linking:
+        if state.is_delete and all(_is_told_by(mapper, each) for each in moving):
+            places, result = _with_places(state, mapper, [each.entity for each in moving])
+            note(session, places)
+            return result
+        if not moving:
             identities, result = _with_keys(state, mapper)
-            return _Change(identities, before, result, beyond=len(identities) > looked)
-        result = state.invoke_statement()
-        return _Change(identities, before, result, beyond=getattr(result, "rowcount", 0) > looked)
-
-    change = _repeated(connection, carry_out) if lock and not _is_bulk(state) else carry_out()
+            _note_rows(known, session, own, touched, identities, [], names)
+            return result
+    change = _after_a_look(state, mapper, [each.entity for each in moving], linking, names)
     if state.is_delete:
         note(session, change.before)
     else:
@@ -90,21 +98,95 @@ class _Change(NamedTuple):
     identities: Sequence[Identity]  # of the rows, as they are now
     before: list[Place]  # that documents may have left
     result: Result[Any]
-    beyond: bool  # more rows than were looked at before, which others have made meanwhile
 
 
-def _repeated(connection: Connection, carry_out: Callable[[], _Change]) -> _Change:
-    """Until it is about rows that were looked at, and no others: where the documents of those were is not known."""
+def _after_a_look(
+    state: ORMExecuteState,
+    mapper: Mapper[Any],
+    moving: Sequence[Entity],
+    linking: Sequence[Link],
+    names: frozenset[str] | None,
+) -> _Change:
+    """Carry out an `update()` or `delete()` when it is known where the documents of its rows are.
+
+    Criteria may mean other rows a moment later. Where they may do so by themselves, the statement is carried out for
+    the rows that were looked at; and otherwise, or where that cannot be said, until it is about no others.
+    """
+    _require_criteria_that_write_nothing(state)
+    session = state.session
+    connection = session.connection(bind_arguments=dict(state.bind_arguments))
+    by_rows = is_locked_by_rows(connection, mapper)
+    changes_keys = state.is_update and not _is_bulk(state) and intersects(frozenset(key_names(mapper)), names)
+    returns_keys = changes_keys or _returns_rows(state, mapper) or (state.is_update and by_rows and _is_select(state))
+    needs_look = bool(moving or linking or not returns_keys)
+    is_unsure = changes_keys or _is_of_an_alias(state, mapper) or _may_mean_others(_dml(state).whereclause)
+    by_keys = needs_look and is_unsure and not is_of_a_view(mapper)
+    lock = by_rows and bool(moving or linking or by_keys)
     for _ in range(ATTEMPTS):
+        looked = _targets(state, mapper, connection, lock=lock)
+        before = [place for entity in moving for place in places_of(session, entity, looked)]
+        before += [place for link in linking for place in dependents_of(session, link, looked)]
+        if by_keys and (narrowed := _narrowed(state, mapper, looked)) is not None:
+            if returns_keys:
+                identities, result = _with_keys(state, mapper, narrowed)
+            else:
+                identities, result = looked, state.invoke_statement(statement=narrowed)
+            return _Change(identities, before, result)
+        if _is_bulk(state) or not (lock or returns_keys):
+            return _Change(looked, before, state.invoke_statement())
         with connection.begin_nested() as savepoint:
-            change = carry_out()
-            if not change.beyond:
-                return change
+            identities, result = _with_keys(state, mapper) if returns_keys else (looked, state.invoke_statement())
+            are_more = max(len(identities), getattr(result, "rowcount", 0)) > len(looked)
+            if not needs_look or (not are_more and (changes_keys or set(identities) <= set(looked))):
+                return _Change(identities, before, result)
             savepoint.rollback()
     raise DatabaseUnavailable(
-        f"a statement has met new rows {ATTEMPTS} times that other transactions committed while it was carried out; "
-        "roll the transaction back, and try again"
+        f"a statement has met other rows {ATTEMPTS} times than right before, since other transactions were committed "
+        "while it was carried out, or its criteria mean others each time; roll the transaction back, and try again"
     )
+
+
+def _may_mean_others(criteria: Any) -> bool:
+    """Whether criteria ask for more than columns and values, so that they may mean other rows a moment later: by
+    `random()`, the clock, `SKIP LOCKED` … A function of theirs may do something, too, and is called once."""
+    return criteria is not None and any(
+        isinstance(each, FunctionElement | SelectBase | TextClause) or getattr(each, "is_literal", False)
+        for each in visitors.iterate(criteria)
+    )
+
+
+def _require_criteria_that_write_nothing(state: ORMExecuteState) -> None:
+    """Raises `ConfigurationError`: whoever looks by such criteria writes, too."""
+    statement = _dml(state)
+    criteria = statement.whereclause
+    if criteria is not None and any(isinstance(each, UpdateBase) for each in visitors.iterate(criteria)):
+        kind, entity = type(statement).__name__.lower(), statement.entity_description["name"]
+        raise ConfigurationError(
+            f"the criteria of {kind}({entity}) hold an insert(), update() or delete(), and are asked before it is "
+            "carried out, since documents leave their places by it: execute that statement first, and give this one "
+            "what it returns"
+        )
+
+
+def _narrowed(state: ORMExecuteState, mapper: Mapper[Any], identities: Sequence[Identity]) -> Any:
+    """The statement with these rows in place of its criteria. None: it cannot do without those, or the rows are too
+    many."""
+    statement = _dml(state)
+    if state.parameters or len(identities) * len(mapper.primary_key) > MOST_KEYS:  # all parameters have to be used
+        return None
+    if len(_rows_of(statement, mapper).get_final_froms()) > 1:
+        return None
+    keys = _keys(state, mapper)
+    same = keys[0].in_([each[0] for each in identities]) if len(keys) == 1 else tuple_(*keys).in_(identities)
+    narrowed = statement._generate()
+    narrowed._where_criteria = ()
+    narrowed = narrowed.where(same)
+    if not _is_select(state):
+        return narrowed
+    asked: Any = state.statement
+    asked = asked._generate()
+    asked.element = narrowed
+    return asked
 
 
 def _may_move(own: Own, names: frozenset[str] | None) -> bool:
@@ -146,6 +228,37 @@ def _dml(state: ORMExecuteState) -> Any:
     """The `insert()`, `update()` or `delete()`, also of a `select(…).from_statement(…)`."""
     statement: Any = state.statement
     return statement.element if isinstance(statement, FromStatement) else statement
+
+
+def _is_select(state: ORMExecuteState) -> bool:
+    """A `select(…).from_statement(…)`."""
+    return isinstance(state.statement, FromStatement)
+
+
+def _is_of_an_alias(state: ORMExecuteState, mapper: Mapper[Any]) -> bool:
+    return _dml(state).entity_description["entity"] is not mapper.class_
+
+
+def _returns_rows(state: ORMExecuteState, mapper: Mapper[Any]) -> bool:
+    """Whether an `update()` or `delete()` can say by itself which rows it was about."""
+    if _is_bulk(state) or _is_select(state) or is_of_a_view(mapper):
+        return False
+    # What an update of an alias returns, SQLAlchemy 2.0.30 writes as of the table.
+    return not _is_of_an_alias(state, mapper) and not _dml(state)._return_defaults
+
+
+def _is_told_by(mapper: Mapper[Any], own: Own) -> bool:
+    """Whether each row that a `delete()` of the class returns is one of the entity, and says where its document is."""
+    entity = own.entity
+    named = [mapper.attrs.get(name) for name in _telling(entity)]
+    columns = [prop.columns[0] if isinstance(prop, ColumnProperty) else None for prop in named]
+    is_whole = all(isinstance(each, Column) and each.table is mapper.local_table for each in columns)
+    return is_whole and not own.may_move and mapper.isa(entity.mapper)
+
+
+def _telling(entity: Entity) -> list[str]:
+    """The attributes that say where a document is."""
+    return [*entity.id_key, *([entity.tenant] if entity.tenant else [])]
 
 
 def _is_bulk(state: ORMExecuteState) -> bool:
@@ -196,34 +309,61 @@ def _targets(state: ORMExecuteState, mapper: Mapper[Any], connection: Connection
         if lock:
             lock_rows(state.session, mapper, identities)
         return identities
-    statement = _dml(state)
-    entity = statement.entity_description["entity"]  # of an aliased class, the alias
-    keys = [getattr(entity, name) for name in names]
-    # As SQLAlchemy's own synchronize_session="fetch" does it; past the session, whose listeners may leave rows out.
-    targets = select(*keys).select_from(entity).options(*statement._with_options)
-    if statement.whereclause is not None:
-        targets = targets.where(statement.whereclause)
+    targets = _rows_of(_dml(state), mapper)
     if lock:
+        entity = _dml(state).entity_description["entity"]
         targets = targets.with_for_update(key_share=True, of=[*mapper.tables] if entity is mapper.class_ else [entity])
     each_time = parameters if _is_bulk(state) else [parameters or {}]
     return list(dict.fromkeys(tuple(row) for given in each_time for row in connection.execute(targets, given)))
 
 
-def _with_keys(state: ORMExecuteState, mapper: Mapper[Any]) -> tuple[list[Identity], Result[Any]]:
-    """Carry out an `insert()` or `update()` that returns the primary keys too; its caller sees nothing of them."""
-    statement: Any = state.statement
+def _rows_of(statement: Any, mapper: Mapper[Any]) -> Select[Any]:
+    """The primary keys of the rows that an `update()` or `delete()` is about."""
+    entity = statement.entity_description["entity"]  # of an aliased class, the alias
+    keys = [getattr(entity, name) for name in key_names(mapper)]
+    # As SQLAlchemy's own synchronize_session="fetch" does it; past the session, whose listeners may leave rows out.
+    rows = select(*keys).select_from(entity).options(*statement._with_options)
+    return rows if statement.whereclause is None else rows.where(statement.whereclause)
+
+
+def _keys(state: ORMExecuteState, mapper: Mapper[Any]) -> list[Any]:
+    """The primary key of a class, as its statements know it: those of a part of it have columns of their own table
+    alone, which may call the key otherwise than the base does."""
+    is_of_a_part = not state.is_insert and mapper.local_table is not mapper.base_mapper.local_table
+    names = key_names(mapper, mapper.local_table.primary_key if is_of_a_part else None)
+    return [getattr(_dml(state).entity_description["entity"], name) for name in names]
+
+
+def _with_places(
+    state: ORMExecuteState, mapper: Mapper[Any], entities: Iterable[Entity]
+) -> tuple[list[Place], Result[Any]]:
+    """Carry out a `delete()` that returns where the documents of its rows were."""
+    places: list[Place] = []
+    names = list(dict.fromkeys(name for entity in entities for name in _telling(entity)))
+    rows, result = _returning(state, state.statement, [getattr(mapper.class_, name) for name in names])
+    for row in rows:
+        values = dict(zip(names, row, strict=True))
+        for entity in entities:
+            places += former_place(entity, current_identity(values, entity.id_key), tenant_of(entity, values))
+    return places, result
+
+
+def _with_keys(state: ORMExecuteState, mapper: Mapper[Any], narrowed: Any = None) -> tuple[list[Identity], Result[Any]]:
+    """Carry out a statement that returns the primary keys too."""
+    statement: Any = state.statement if narrowed is None else narrowed
     if isinstance(statement, FromStatement):
         return _with_objects(state, mapper, statement)
     if statement._return_defaults:
         result: Any = state.invoke_statement()
         return [tuple(row) for row in result.inserted_primary_key_rows], result
-    # An update returns columns of its own table alone, which may call the key otherwise than the base does.
-    is_of_a_part = state.is_update and mapper.local_table is not mapper.base_mapper.local_table
-    names = key_names(mapper, mapper.local_table.primary_key if is_of_a_part else None)
-    entity = statement.entity_description["entity"]
-    keys = [getattr(entity, name).label(f"outbox_key_{at}") for at, name in enumerate(names)]
-    result = state.invoke_statement(statement=statement.returning(*keys))
-    own = len(result.keys()) - len(keys)
+    return _returning(state, statement, _keys(state, mapper))
+
+
+def _returning(state: ORMExecuteState, statement: Any, columns: Sequence[Any]) -> tuple[list[Identity], Result[Any]]:
+    """Carry out a statement that returns these columns too; its caller sees nothing of them."""
+    labelled = [column.label(f"outbox_key_{at}") for at, column in enumerate(columns)]
+    result: Any = state.invoke_statement(statement=statement.returning(*labelled))
+    own = len(result.keys()) - len(columns)
     frozen = result.freeze()
     found = [tuple(row) for row in frozen().all()]
     identities = [row[own:] for row in found]
@@ -235,7 +375,7 @@ def _with_keys(state: ORMExecuteState, mapper: Mapper[Any]) -> tuple[list[Identi
         result.returns_rows = False
         result.inserted_primary_key_rows = identities
         result.inserted_primary_key = identities[0] if identities else None
-        result.lastrowid = identities[-1][0] if identities and len(keys) == 1 else None
+        result.lastrowid = identities[-1][0] if identities and len(columns) == 1 else None
     return identities, result
 
 
@@ -246,7 +386,7 @@ def _with_objects(
     another class."""
     for at, each in enumerate(statement.column_descriptions):
         if each["expr"] is each["entity"] and each["entity"] is mapper.class_:
-            frozen = state.invoke_statement().freeze()
+            frozen = state.invoke_statement(statement=statement).freeze()
             states = [instance_state(row[at]) for row in frozen().all()]
             return [each.key[1] for each in states if each.key], frozen()
     raise ConfigurationError(

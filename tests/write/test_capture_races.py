@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, delete, event, text, update
+from sqlalchemy import Connection, Engine, create_engine, delete, event, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -109,6 +109,19 @@ def test_statement_that_meets_new_rows_over_and_over_changes_nothing_and_says_wh
             session.execute(delete(Contact).where(Contact.name == "open"))
         assert session.query(Contact).count() == 7
     assert new() == []
+
+
+@pytest.mark.parametrize("change", [delete(Contact), update(Contact).values(tenant_id="t2")])
+def test_row_that_another_worker_lets_go_of_is_not_taken_for_the_one_that_was_looked_at(
+    engine: Engine, sessions: sessionmaker[Session], new: Rows, change: Any
+) -> None:
+    first = select(Contact.id).order_by(Contact.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+    start = "DELETE FROM contacts" if change.is_delete else "UPDATE contacts"
+    with engine.connect() as other, sessions.begin() as session:
+        other.execute(text("SELECT * FROM contacts WHERE id = 1 FOR UPDATE"))
+        with just_before(engine, start, lambda _: other.rollback()):
+            (taken,) = session.scalars(change.where(Contact.id == first).returning(Contact.id))
+    assert sorted(new()) == [f"contacts/2:t1:{taken}", *([] if change.is_delete else [f"contacts/2:t2:{taken}"])]
 
 
 @pytest.mark.parametrize("by", ["statement", "object", "many"])

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import gc
 import sqlite3
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import Engine, bindparam, delete, event, insert, select, update
+from sqlalchemy import ColumnElement, Engine, Integer, bindparam, delete, event, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox import EntityRegistry, OutboxRepository
+from outbox import ConfigurationError, EntityRegistry, OutboxRepository
 from outbox.triggers import installer as triggers
+from tests.support.following import Following
 from tests.support.watching import Rows
 from tests.write import ON_SQLITE
-from tests.write.models import Contact, Tag
+from tests.write.models import Contact, Order, Tag
 
 
 @pytest.mark.usefixtures("contacts")
@@ -186,3 +187,110 @@ def test_statement_of_a_listener_to_the_flush_itself_is_noted(
     with sessions.begin() as session:
         session.get_one(Tag, 1).label = "b"
     assert new() == ["contacts/1"]
+
+
+# -- criteria that mean other rows each time they are asked --------------------------------------------------------
+
+
+class Drawn(NamedTuple):
+    """Contacts whose documents move with their tenant, or do not move; and what follows them."""
+
+    sessions: sessionmaker[Session]
+    following: Following
+    any_one: ColumnElement[int]
+
+
+@pytest.fixture(params=["shared", "prefixed"])
+def drawn(
+    request: pytest.FixtureRequest, database: Engine, registry: EntityRegistry, sessions: sessionmaker[Session]
+) -> Drawn:
+    registry.add(Contact, index="contacts", fields=["name"], tenant="tenant_id", tenancy=request.param)
+    following = Following(database, registry)
+    with sessions.begin() as session:
+        session.add_all(Contact(id=at, name="Ada", tenant_id="t1") for at in range(1, 41))
+    following.follow()
+    return Drawn(sessions, following, select(Contact.id).order_by(func.random()).limit(1).scalar_subquery())
+
+
+@pytest.mark.parametrize(
+    "change", [update(Contact).values(name="Grace"), update(Contact).values(tenant_id="t2"), delete(Contact)]
+)
+@pytest.mark.parametrize("how", ["plain", "returning", "objects"])
+def test_rows_that_criteria_draw_are_those_that_are_noted(drawn: Drawn, change: Any, how: str) -> None:
+    statement = change.where(Contact.id == drawn.any_one)
+    if how == "objects":
+        statement = select(Contact).from_statement(statement.returning(Contact))
+    elif how == "returning":
+        statement = statement.returning(Contact.id)
+    for _ in range(3):
+        with drawn.sessions.begin() as session:
+            result: Any = session.execute(statement, execution_options={"synchronize_session": False})
+            assert (result.rowcount if how == "plain" else len(result.all())) == 1
+        assert drawn.following.follow() == drawn.following.rebuilt()
+
+
+@pytest.mark.parametrize("synchronize", ["auto", "evaluate", "fetch"])
+def test_objects_in_the_session_follow_a_statement_that_goes_by_the_keys_of_its_rows(
+    database: Engine, registry: EntityRegistry, sessions: sessionmaker[Session], synchronize: Any
+) -> None:
+    registry.add(Order, index="orders", fields=["name"], tenant="name", tenancy="prefixed")
+    following = Following(database, registry)
+    options = {"synchronize_session": synchronize}
+    with sessions.begin() as session:
+        held = [Order(shop=shop, number=at, name="a") for shop in "xy" for at in (1, 2)]
+        session.add_all(held)
+        session.flush()
+        first = func.lower(Order.shop) == "x"
+        session.execute(update(Order).where(first, Order.number == 1).values(name="b"), execution_options=options)
+        session.execute(update(Order).where(first, Order.number > 9).values(name="c"), execution_options=options)
+        assert [each.name for each in held] == ["b", "a", "a", "a"]
+        session.execute(delete(Order).where(first, Order.number == 1), execution_options=options)
+        assert held[0] not in session
+    assert following.follow() == following.rebuilt()
+    assert sorted(following.index) == [("orders", place) for place in ("1:a:x|2", "1:a:y|1", "1:a:y|2")]
+
+
+@ON_SQLITE
+def test_function_in_criteria_is_called_once(drawn: Drawn, database: Engine) -> None:
+    calls: list[int] = []
+    event.listen(
+        database, "checkout", lambda raw, *_: raw.create_function("called", 1, lambda at: calls.append(at) or at)
+    )
+    for statement in (update(Contact).values(tenant_id="t2"), delete(Contact)):
+        with drawn.sessions.begin() as session:
+            only = select(func.called(7, type_=Integer)).scalar_subquery()
+            session.execute(statement.where(Contact.id == only), execution_options={"synchronize_session": False})
+        assert calls == [7]
+        calls.clear()
+
+
+@pytest.mark.parametrize(("tenancy", "is_refused"), [("shared", False), ("prefixed", True)])
+def test_statement_in_a_cte_of_criteria_is_carried_out_once_or_refused(
+    database: Engine,
+    registry: EntityRegistry,
+    sessions: sessionmaker[Session],
+    new: Rows,
+    tenancy: Any,
+    is_refused: bool,
+) -> None:
+    if database.dialect.name == "sqlite":
+        pytest.skip("SQLite has none that writes")
+    registry.add(Contact, index="contacts", fields=["name"], tenant="tenant_id", tenancy=tenancy)
+    with sessions.begin() as session:
+        session.add_all(Contact(id=at, name="Ada", tenant_id="t1") for at in (1, 2, 3))
+        session.add_all([Tag(id=1, label="a"), Tag(id=2, label="a")])
+    marked = update(Tag).values(label=Tag.label + "!").returning(Tag.id).cte("marked")
+    criteria = Contact.id.in_(select(marked.c.id))
+    for statement in (update(Contact).values(name="Grace"), update(Contact).values(tenant_id="t2"), delete(Contact)):
+        new()
+        with sessions() as session:
+            leaves = statement.is_delete or "tenant_id" in statement.compile().params
+            if is_refused and leaves:
+                with pytest.raises(ConfigurationError, match="execute that statement first"):
+                    session.execute(statement.where(criteria), execution_options={"synchronize_session": False})
+            else:
+                session.execute(statement.where(criteria), execution_options={"synchronize_session": False})
+                assert session.scalars(select(Tag.label)).all() == ["a!", "a!"]
+                session.execute(update(Tag).values(label="a"))
+                session.commit()
+                assert len(new()) == 2
