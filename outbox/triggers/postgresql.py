@@ -59,15 +59,15 @@ class _Way(NamedTuple):
 
 
 _WAYS: Final = {
-    "insert": _Way("AFTER INSERT", "outbox_new AS new", "NEW TABLE AS outbox_new"),
+    "insert": _Way("AFTER INSERT", "outbox_relay_new AS new", "NEW TABLE AS outbox_relay_new"),
     # Neither keys nor order pair the rows before and after: what has another key is a row on one side alone. A full
     # join never compares each row with each, even when PostgreSQL has planned it for a statement that changed one.
     "update": _Way(
         "AFTER UPDATE",
-        "outbox_old AS old FULL JOIN outbox_new AS new ON {pairs}",
-        "OLD TABLE AS outbox_old NEW TABLE AS outbox_new",
+        "outbox_relay_old AS old FULL JOIN outbox_relay_new AS new ON {pairs}",
+        "OLD TABLE AS outbox_relay_old NEW TABLE AS outbox_relay_new",
     ),
-    "delete": _Way("AFTER DELETE", "outbox_old AS old", "OLD TABLE AS outbox_old"),
+    "delete": _Way("AFTER DELETE", "outbox_relay_old AS old", "OLD TABLE AS outbox_relay_old"),
     "truncate": _Way("BEFORE TRUNCATE", "{table} AS old"),  # after it there are no rows to be seen
     "before_update": _Way("BEFORE UPDATE", ""),
     "before_delete": _Way("BEFORE DELETE", ""),

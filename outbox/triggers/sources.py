@@ -37,8 +37,9 @@ from outbox.entities.kinds import kind_sql
 from outbox.entities.links import Link, counted, joined, links_of, selected
 from outbox.errors import ConfigurationError
 
-NEW, OLD, REPLACED = "NEW", "OLD", "standing"
-"""The row of a table that a statement is about: as it is now, as it was, or one that REPLACE is about to remove."""
+NEW, OLD, REPLACED = "NEW", "OLD", "outbox_relay_row"
+"""The row of a table that a statement is about: as it is now, as it was, or one that REPLACE is about to remove. No
+table of an application has that name."""
 
 # As SQLite has it; PostgreSQL takes any word behind the name of a row.
 _PREPARER: Final = sqlite.dialect().identifier_preparer

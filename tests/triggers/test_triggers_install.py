@@ -13,9 +13,9 @@ import pytest
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from click.testing import CliRunner, Result
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, ForeignKey, create_engine, delete, insert, text, update
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from outbox import ConfigurationError, EntityRegistry, check
 from outbox.cli import main
@@ -139,6 +139,34 @@ def test_names_that_would_meet_are_kept_apart_and_odd_ones_are_quoted(database: 
         session.add(Odd(id=3, name="4"))
     (row,) = made.full_rows()
     assert (row.index_name, row.document_id, row.entity) == ("odds", "3", "100% :o'd")
+
+
+@pytest.mark.parametrize("name", ["standing", "outbox_new", "outbox_old", "new", "document", "refused"])
+def test_table_that_is_called_as_a_word_of_the_triggers_is_followed(database: Engine, name: str) -> None:
+    class Other(DeclarativeBase):
+        pass
+
+    class Team(Other):
+        __tablename__ = "teams"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+
+    class Named(Other):
+        __tablename__ = name
+        id: Mapped[int] = mapped_column(primary_key=True)
+        points: Mapped[int]
+        team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"))
+        team: Mapped[Team] = relationship()
+
+    Other.metadata.create_all(database)
+    registry = EntityRegistry()
+    registry.add(Named, index="named", fields=["points", "team.name"])
+    made = World(database, registry)
+    assert made.run("INSERT INTO teams VALUES (1, 'a')") == []
+    assert made.run(insert(Named).values(id=1, points=2, team_id=1)) == [("named", "1")]
+    assert made.run(update(Team).values(name="b")) == [("named", "1")]
+    assert made.run(update(Named).values(points=3)) == [("named", "1")]
+    assert made.run(delete(Named)) == [("named", "1")]
 
 
 @ON_SQLITE
