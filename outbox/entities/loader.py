@@ -35,6 +35,7 @@ PAGE_BYTES = 5_000_000
 """A page of documents ends when it is as large as that, however few they are."""
 
 OBJECTS_AT_ONCE = 100
+LOOKED_AT_ONCE = 1_000
 ROWS_AT_ONCE = 100  # one by one costs more than to make a small document; all together they may be large
 
 
@@ -193,15 +194,16 @@ def _page_of_columns(
 
 
 def load_rows(
-    connection: Connection, entity: Entity, identities: Sequence[tuple[Any, ...]]
-) -> dict[tuple[Any, ...], tuple[DocumentKey | None, Loaded]]:
-    """Where the documents of rows belong, and what the database says of them, by what makes their `_id`.
+    connection: Connection, entity: Entity, identities: Sequence[tuple[Any, ...]], most: int
+) -> Iterator[dict[tuple[Any, ...], tuple[DocumentKey | None, Loaded]]]:
+    """Where the documents of rows belong, and what the database says of them, by what makes their `_id`; `most` rows at
+    a time, fewer where documents are large.
 
     No place, and no document, for a row without a legal one; a deleted row is missing.
     Raises `DatabaseUnavailable`.
     """
-    found = _found(connection, entity, identities)
-    return {identity: (None if each.key is NOWHERE else each.key, each.document) for identity, each in found.items()}
+    for found in _by_size(connection, entity, identities, most):
+        yield {each: (None if key is NOWHERE else key, document) for each, (key, document) in found.items()}
 
 
 def holders(
@@ -215,8 +217,8 @@ def holders(
     wanted = list({identity for identity in identities.values() if identity is not None})
     keys_: dict[Any, DocumentKey | None] = {}  # None: not known, since the row cannot be read
     if entity.when is not None:
-        found = _found(connection, entity, wanted)
-        keys_ = {identity: each.key for identity, each in found.items() if each.document is not None}
+        for found in _by_size(connection, entity, wanted, LOOKED_AT_ONCE):
+            keys_ |= {identity: each.key for identity, each in found.items() if each.document is not None}
     elif entity.tenancy is Tenancy.SHARED:
         tenants = _tenants_of(connection, entity, wanted)
         return {
@@ -251,6 +253,18 @@ def _tenants_of(
         for row in rows:
             found[row[:width]] = entity.tenant_text(row[width]) if entity.tenant else None
     return found
+
+
+def _by_size(
+    connection: Connection, entity: Entity, wanted: Sequence[tuple[Any, ...]], most: int
+) -> Iterator[dict[Any, Found]]:
+    """Some rows after the others, `most` at a time: of `PAGE_BYTES`, if they are as large as those before."""
+    start, at_once = 0, ROWS_AT_ONCE
+    while some := wanted[start : start + min(at_once, most)]:
+        found = _found(connection, entity, some)
+        start += len(some)
+        at_once = max(1, PAGE_BYTES * len(some) // max(1, sum(map(_size, found.values()))))
+        yield found
 
 
 def _found(

@@ -21,6 +21,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
 from loguru import logger
@@ -46,6 +47,7 @@ FEWEST_LISTED: Final = 100
 PAGES_A_SECOND: Final = 10  # at least, where a rate is asked for: live rows find a gap
 SAMPLE: Final = 100
 SAMPLE_LOOKS: Final = 10
+COMPARED_AT_ONCE: Final = 10
 SWAPS: Final = 3
 
 T = TypeVar("T")
@@ -249,24 +251,32 @@ def _differing(work: Work) -> list[str]:
     page = next(work.destination.pages(target, PAGE_ROWS), {})
     suspects = set(random.sample(sorted(page), min(SAMPLE, len(page))))
     for entity in work.selection.entities:
-        rows = loader.page(connection, entity, work.selection.part_of(entity), None, SAMPLE)
-        suspects |= {operation.document_id for operation in work.operations(rows)}
+        part = work.selection.part_of(entity)
+        suspects |= {each.document_id for each in work.operations(loader.page(connection, entity, part, None, SAMPLE))}
     for look in range(SAMPLE_LOOKS):
         if look:
             work.sleep(2 * LOOK_EVERY_S)
-        made = _made(work, sorted(suspects))
-        stored, kept = work.destination.read(target, sorted(suspects)), work.destination.kept(target)
+        kept = work.destination.kept(target)
         if kept.compared_without and not look:
             logger.warning("{job}: {without}", without=kept.compared_without, **fields(work.job))
-        unsettled = jobs.unsettled(work.store, work.job.index_name, sorted(suspects))
-        suspects = {
-            each
-            for each in suspects - unsettled
-            if not isinstance(document := made[each], LoadFailed) and not _same(document, stored.get(each), kept)
-        }
+        left = iter(sorted(suspects))
+        suspects = set()
+        while some := list(islice(left, COMPARED_AT_ONCE)):
+            suspects |= _unlike(work, some, kept)
         if not suspects:
             break
     return sorted(suspects)
+
+
+def _unlike(work: Work, document_ids: Sequence[str], kept: Kept) -> set[str]:
+    """Those of the documents that differ at one look. A few at a time, since they may be large."""
+    made, stored = _made(work, document_ids), work.destination.read(work.job.target, document_ids)
+    unsettled = jobs.unsettled(work.store, work.job.index_name, document_ids)
+    return {
+        each
+        for each in set(document_ids) - unsettled
+        if not isinstance(document := made[each], LoadFailed) and not _same(document, stored.get(each), kept)
+    }
 
 
 def _same(document: bytes | None, stored: Stored | None, kept: Kept) -> bool:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from loguru import logger
 
@@ -44,6 +45,8 @@ STALE_AFTER = 5_000
 
 MOST_KEPT = 50_000
 """Documents in flight that are remembered and looked at again in the end; more are only counted."""
+
+SUSPECTS_AT_ONCE = 100
 
 PATIENCE_S = 2.0
 PAUSE_S = 0.2
@@ -172,8 +175,7 @@ class Verification:
         while identities := loader.identities(connection, entity, part, after=after, limit=limit):
             after = identities[-1]
             drawn = identities if self._sample == 1 else [each for each in identities if random.random() < self._sample]
-            for start in range(0, len(drawn), self._page):
-                loaded = loader.load_rows(connection, entity, drawn[start : start + self._page])
+            for loaded in loader.load_rows(connection, entity, drawn, self._page):
                 documents: dict[str, dict[str, bytes]] = {}
                 failed: dict[Place, Entity] = {}
                 for identity, (key, document) in loaded.items():
@@ -189,17 +191,17 @@ class Verification:
             yield Checked("database", entity.name, done, max(total, done))
 
     def _compare(self, entity: Entity, documents: Mapping[str, Mapping[str, bytes]]) -> Iterator[Drift]:
-        suspects: dict[Place, Entity] = {}
         for index, wanted in documents.items():
             for part in portions(wanted.items(), lambda item: len(item[1]), _LARGEST_READ):
+                suspects: dict[Place, Entity] = {}
                 ids = [document_id for document_id, _ in part]
                 held, kept, issued = self._read(index, ids), self._kept(index), self._store.highest_version()
                 for document_id, document in part:
                     stored = held.get(document_id)
                     if stored is None or stored.version > issued or not is_same(document, stored.source, kept):
                         suspects[index, document_id] = entity
+                yield from self._settle(suspects)
             self.totals.documents += len(wanted)
-        yield from self._settle(suspects)
 
     # -- the index against the database -------------------------------------------------------------------------
 
@@ -245,13 +247,17 @@ class Verification:
     # -- what looks wrong ---------------------------------------------------------------------------------------
 
     def _settle(self, suspects: Mapping[Place, Entity]) -> Iterator[Drift]:
-        """Look again at what looks wrong, and yield what is. What is on its way is kept for the end.
+        """Look again at what looks wrong, some at a time: their documents may be large, on either side."""
+        left = iter(suspects.items())
+        while some := dict(islice(left, SUSPECTS_AT_ONCE)):
+            yield from self._judged(some)
+
+    def _judged(self, suspects: Mapping[Place, Entity]) -> Iterator[Drift]:
+        """What is wrong indeed. What is on its way is kept for the end.
 
         A document of which no row was unfinished before this look, and none was written until after it, is as the
         outbox has left it.
         """
-        if not suspects:
-            return
         if self._store.highest_id() - self._since > STALE_AFTER:
             self._since = verifications.note_unfinished(self._store)
         expected = self._expected(suspects)

@@ -387,6 +387,32 @@ def test_uuid_key_is_found(registry: EntityRegistry, session: Session) -> None:
     ]
 
 
+@pytest.mark.parametrize("fields", [["name"], ["name", "account.name"]])
+def test_large_documents_are_read_few_at_a_time(
+    registry: EntityRegistry, session: Session, fields: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    found = loader._found
+
+    def spy(connection: Any, entity: Any, wanted: Any) -> Any:
+        read.append(len(wanted))
+        return found(connection, entity, wanted)
+
+    monkeypatch.setattr(loader, "_found", spy)
+    monkeypatch.setattr(loader, "PAGE_BYTES", 50_000)
+    entity = registry.add(Contact, index="contacts", fields=fields, when=lambda row: not row.archived)
+    session.add_all([Contact(id=at, name="x" * 5_000) for at in range(1, 131)])
+    session.flush()
+    identities = [(at,) for at in range(1, 131)]
+    portions = list(loader.load_rows(session.connection(), entity, identities, 1_000))
+    assert [identity for portion in portions for identity in sorted(portion)] == identities
+    assert (read[0], max(read[1:])) == (loader.ROWS_AT_ONCE, 9)
+    read.clear()
+    places = [entity.key_of(identity, None)[:2] for identity in identities]
+    assert sorted(loader.holders(session.connection(), entity, places)) == sorted(places)
+    assert (read[0], max(read[1:])) == (loader.ROWS_AT_ONCE, 9)
+
+
 def test_ten_thousand_rows_are_one_batch(registry: EntityRegistry, session: Session) -> None:
     entity = registry.add(Part, index="parts", fields=["number"])
     ids = [entity.key_of(("m", at, UUID(int=at), Colour.RED, "SKU-1")).document_id for at in range(10_000)]

@@ -119,7 +119,7 @@ def test_list_of_members_has_the_order_of_their_keys_in_relay_reindex_and_verify
     with engine.connect() as connection:
         (relayed,) = loader.load_places(connection, entity, [("teams", "1")]).values()
         (reindexed,) = loader.page(connection, entity, loader.Part(), None, 10)
-        ((_, verified),) = loader.load_rows(connection, entity, [(1,)]).values()
+        ((_, verified),) = next(loader.load_rows(connection, entity, [(1,)], 1)).values()
     assert relayed == reindexed.document == verified
     assert isinstance(relayed, bytes)
     assert json.loads(relayed) == {"members": [{"name": "0"}, {"name": "1"}]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -240,6 +241,24 @@ def test_index_whose_documents_differ_is_not_swapped_in(world: World) -> None:
     with pytest.raises(ReindexFailed, match="differs from the database in '2:t1:3'"):
         world.rebuild({"check": lambda: world.place.destination.apply([forged])})
     world.assert_in_step(FIRST)
+
+
+def test_sample_is_compared_few_documents_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it may be hundreds of megabytes."""
+    monkeypatch.setattr("outbox.reindex.steps.COMPARED_AT_ONCE", 2, raising=False)
+    world.filled(7)
+    compared: list[str] = []
+    read = world.place.destination.read
+
+    def few(target: str, document_ids: Sequence[str]) -> Any:
+        assert len(document_ids) <= 2
+        compared.extend(document_ids)
+        return read(target, document_ids)
+
+    monkeypatch.setattr(world.place.destination, "read", few)
+    world.rebuild()
+    assert sorted(compared) == [f"2:t1:{number}" for number in range(1, 8)]
+    world.assert_in_step()
 
 
 def test_concrete_index_gives_way_to_an_alias_only_with_adopt(world: World) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from outbox import EntityRegistry
+from outbox.entities import loader
 from outbox.errors import ConfigurationError, DestinationError, UnknownTenant
 from outbox.store.models import EPOCH_STEP
 from outbox.verify import Checked, Drift
@@ -200,6 +201,25 @@ def test_numbers_are_compared_to_the_last_digit_and_with_their_type(outbox: Outb
     for document_ in ({"n": number + 1, "one": 1}, {"n": number, "one": True}, {"n": number, "one": 1.0}):
         place.tamper("contacts", "1", document_)
         assert app.said() == [("different", "1")]
+
+
+def test_documents_that_are_wrong_are_read_few_at_a_time(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a page may be hundreds of megabytes, on either side."""
+    monkeypatch.setattr("outbox.verify.verification._LARGEST_READ", 1)  # each is larger than that
+    monkeypatch.setattr("outbox.verify.verification.SUSPECTS_AT_ONCE", 2, raising=False)
+    for number in range(1, 11):
+        app.place.tamper("contacts", f"2:t1:{number}", None)
+        app.place.tamper("contacts", f"2:t2:{number}", document(number))
+    made: list[int] = []
+    load_first = loader.load_first
+
+    def spy(connection: Any, entities: Any, places: Any) -> Any:
+        made.append(len(places))
+        return load_first(connection, entities, places)
+
+    monkeypatch.setattr(loader, "load_first", spy)
+    assert len(app.said(page=100)) == 20
+    assert made == [1] * 10 + [2] * 5
 
 
 def test_sample_looks_at_about_that_part_of_both_sides(app: Application) -> None:
