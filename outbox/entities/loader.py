@@ -276,7 +276,7 @@ def _found(
     for part in parts:
         some = _read(connection, entity, part, room) if room.bytes_ > 0 else dict.fromkeys(part, _UNREAD)
         found |= some
-        if len(parts) > 1 and room is not _EVERYTHING:
+        if len(parts) > 1:
             is_over = time.monotonic() >= room.until
             room = room._replace(bytes_=0 if is_over else room.bytes_ - sum(map(_size, some.values())))
     return found

@@ -21,12 +21,11 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
 from loguru import logger
 
-from outbox.destinations.base import Stored
+from outbox.destinations.base import Stored, portions
 from outbox.destinations.kept import Kept
 from outbox.destinations.same import is_same
 from outbox.entities import loader, neighbours
@@ -259,10 +258,8 @@ def _differing(work: Work) -> list[str]:
         kept = work.destination.kept(target)
         if kept.compared_without and not look:
             logger.warning("{job}: {without}", without=kept.compared_without, **fields(work.job))
-        left = iter(sorted(suspects))
-        suspects = set()
-        while some := list(islice(left, COMPARED_AT_ONCE)):
-            suspects |= _unlike(work, some, kept)
+        parts = portions(sorted(suspects), lambda _: 1, COMPARED_AT_ONCE)
+        suspects = {each for some in parts for each in _unlike(work, some, kept)}
         if not suspects:
             break
     return sorted(suspects)

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from loguru import logger
 
@@ -248,9 +247,8 @@ class Verification:
 
     def _settle(self, suspects: Mapping[Place, Entity]) -> Iterator[Drift]:
         """Look again at what looks wrong, some at a time: their documents may be large, on either side."""
-        left = iter(suspects.items())
-        while some := dict(islice(left, SUSPECTS_AT_ONCE)):
-            yield from self._judged(some)
+        for some in portions(suspects.items(), lambda _: 1, SUSPECTS_AT_ONCE):
+            yield from self._judged(dict(some))
 
     def _judged(self, suspects: Mapping[Place, Entity]) -> Iterator[Drift]:
         """What is wrong indeed. What is on its way is kept for the end.
@@ -302,9 +300,8 @@ class Verification:
         beyond = self.totals.in_flight
         while self._waiting:
             self._since = verifications.note_unfinished(self._store)
-            again, self._waiting = list(self._waiting.items()), {}
-            for start in range(0, len(again), self._page):
-                yield from self._settle(dict(again[start : start + self._page]))
+            again, self._waiting = self._waiting, {}
+            yield from self._settle(again)
             if not self._waiting or time.monotonic() >= deadline:
                 break
             time.sleep(PAUSE_S)
