@@ -90,6 +90,11 @@ class Entity:
         """How many classes its model inherits from that are mapped too."""
         return len(list(self.mapper.iterate_to_root())) - 1
 
+    @property
+    def placed_by(self) -> tuple[str, ...]:
+        """The attributes that say where a document is: what makes its `_id`, and the tenant."""
+        return (*self.id_key, *([self.tenant] if self.tenant else []))
+
     def column(self, attribute: str) -> Any:
         """The mapped attribute, as statements need it."""
         return getattr(self.mapper.class_, attribute)

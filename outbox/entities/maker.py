@@ -179,8 +179,7 @@ def _column_names(entity: Entity) -> list[str]:
 
 
 def columns_of(entity: Entity) -> Select[Any]:
-    tenant = [entity.tenant] if entity.tenant else []
-    names = [*entity.id_key, *tenant, *entity.tree.leaves, *_column_names(entity)]
+    names = [*entity.placed_by, *entity.tree.leaves, *_column_names(entity)]
     return entity.rows(select(*(entity.column(name).label(f"c{at}") for at, name in enumerate(names))))
 
 

@@ -211,6 +211,7 @@ def is_locked_by_rows(connection: Connection, mapper: Mapper[Any]) -> bool:
 
 
 def is_of_a_view(mapper: Mapper[Any]) -> bool:
+    """Whether a table of a class is marked as a view, whose rows nobody can lock or return."""
     return any(table.info.get("is_view") for table in mapper.tables if isinstance(table, Table))
 
 

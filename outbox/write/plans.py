@@ -171,8 +171,7 @@ def without(plan: Plan | None, aside: frozenset[Entity]) -> Plan | None:
 
 
 def _moves(entity: Entity) -> frozenset[str] | None:
-    named = (*entity.key, *([] if entity.tenant is None else [entity.tenant]))
-    if entity.id_key != entity.key or any(is_respelt(entity.column(name).type) for name in named):
+    if entity.id_key != entity.key or any(is_respelt(entity.column(name).type) for name in entity.placed_by):
         return None
     if entity.tenancy is SHARED or entity.tenant is None:
         return frozenset()

@@ -250,15 +250,10 @@ def _returns_rows(state: ORMExecuteState, mapper: Mapper[Any]) -> bool:
 def _is_told_by(mapper: Mapper[Any], own: Own) -> bool:
     """Whether each row that a `delete()` of the class returns is one of the entity, and says where its document is."""
     entity = own.entity
-    named = [mapper.attrs.get(name) for name in _telling(entity)]
+    named = [mapper.attrs.get(name) for name in entity.placed_by]
     columns = [prop.columns[0] if isinstance(prop, ColumnProperty) else None for prop in named]
     is_whole = all(isinstance(each, Column) and each.table is mapper.local_table for each in columns)
     return is_whole and not own.may_move and mapper.isa(entity.mapper)
-
-
-def _telling(entity: Entity) -> list[str]:
-    """The attributes that say where a document is."""
-    return [*entity.id_key, *([entity.tenant] if entity.tenant else [])]
 
 
 def _is_bulk(state: ORMExecuteState) -> bool:
@@ -339,7 +334,7 @@ def _with_places(
 ) -> tuple[list[Place], Result[Any]]:
     """Carry out a `delete()` that returns where the documents of its rows were."""
     places: list[Place] = []
-    names = list(dict.fromkeys(name for entity in entities for name in _telling(entity)))
+    names = list(dict.fromkeys(name for entity in entities for name in entity.placed_by))
     rows, result = _returning(state, state.statement, [getattr(mapper.class_, name) for name in names])
     for row in rows:
         values = dict(zip(names, row, strict=True))
