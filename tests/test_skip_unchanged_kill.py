@@ -20,6 +20,7 @@ from tests.support.relays import Relays
 pytestmark = pytest.mark.slow
 
 DOCUMENTS = 60
+MOST_SERIES = 5  # of kills, until one has met a row on its way: few are, where the destination is this machine's disk
 REGISTRY = """
 from tests.reindex.world import World
 registry = World.registered(tenancy="shared", skip_unchanged=True)
@@ -68,7 +69,11 @@ def test_relays_killed_over_and_over_leave_the_index_as_the_database(
     outbox: Outbox, relays: Relays, place: Place, chance: random.Random
 ) -> None:
     world = World(outbox, place, tenancy="shared", skip_unchanged=True)
-    kill_over_and_over(relays, Saves(world, random.Random(chance.random())), chance, ROUNDS // 3)
+    for _ in range(MOST_SERIES):
+        kill_over_and_over(relays, Saves(world, random.Random(chance.random())), chance, ROUNDS // 3)
+        with outbox.engine.connect() as connection:
+            if connection.exec_driver_sql("SELECT EXISTS (SELECT 1 FROM outbox_events WHERE deliveries > 1)").scalar():
+                break
     drained = relays.call("run", "--drain", OUTBOX_BATCH_ROWS="500")
     assert drained.returncode == 0, drained.stderr
     assert outbox.dead() == []
