@@ -24,7 +24,7 @@ from sqlalchemy import create_engine
 from outbox import schema, sqlite
 from outbox.relay import plan
 from outbox.relay.relay import Relay
-from outbox.relay.requests import Answer
+from outbox.relay.requests import Answer, Request
 from outbox.store import claims, operators, upkeep
 from outbox.store.claims import Claim
 from outbox.store.models import now_ms
@@ -169,9 +169,7 @@ class History(RuleBasedStateMachine):
             self.expired_leases_are_reaped()
             self.deliver(0)
         before = self._settled()
-        answers = [self.unrecorded.pop()]
-        while answers:
-            answers += [self.sleeper._send(each) for each in self.sleeper._settle(answers.pop(), self.now)]
+        self._finish(self.sleeper, self.unrecorded.pop(), {})
         assert before.items() <= self._settled().items()
 
     @rule()
@@ -183,14 +181,18 @@ class History(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1))
     def power_fails_before_outcomes_are_on_disk(self, which: int) -> None:
         """Claims are durable, outcomes may be lost: the rows are claimed again, as if never recorded."""
-        before = {row: self.outbox.state(row) for row in self._rows()}
-        self.relays[which].run_once(self.now)
-        for row, state in before.items():
-            if state in ("pending", "claimed") and self.outbox.state(row) == "done":
+        relay = self.relays[which]
+        if not (request := relay._next_request(self.now)):
+            return
+        on_disk: dict[int, int | None] = {}
+        self._finish(relay, self._send(relay, request, on_disk), on_disk)
+        for row, version in on_disk.items():
+            if self.outbox.state(row) == "done":
                 self.outbox.raw(
                     "UPDATE outbox_events SET state = 'claimed', claim_token = 'lost', lease_expires_at = :lease,"
-                    " outcome = NULL, finished_at = NULL WHERE id = :id",
+                    " outcome = NULL, finished_at = NULL, version = :version WHERE id = :id",
                     lease=self.now + LEASE_MS,
+                    version=version,
                     id=row,
                 )
 
@@ -199,9 +201,16 @@ class History(RuleBasedStateMachine):
         if hasattr(self, "outbox"):
             assert {row["id"] for row in self.outbox.dead()} <= self.bad
 
-    def _rows(self) -> list[int]:
-        with self.outbox.engine.connect() as connection:
-            return [row[0] for row in connection.exec_driver_sql("SELECT id FROM outbox_events ORDER BY id")]
+    def _send(self, relay: Relay, request: Request, on_disk: dict[int, int | None]) -> Answer:
+        """Note also from which version on, by what is on disk then, the index may have each row."""
+        on_disk |= {row: self.outbox.row(row)["version"] for row in request.rows}
+        return relay._send(request)
+
+    def _finish(self, relay: Relay, answer: Answer, on_disk: dict[int, int | None]) -> None:
+        """Record what an answer means, and send what has to follow it."""
+        relay._following += relay._settle(answer, self.now)
+        while request := relay._next_following(self.now):
+            relay._following += relay._settle(self._send(relay, request, on_disk), self.now)
 
     def _settled(self) -> dict[int, tuple[Any, ...]]:
         with self.outbox.engine.connect() as connection:

@@ -86,6 +86,25 @@ def test_upsert_applied_by_a_killed_relay_is_not_changed_by_its_own_row_when_tha
     assert outbox.counts()["done"] == 2
 
 
+def test_upsert_sent_by_itself_behind_a_refused_row_and_applied_by_a_killed_relay_is_not_changed_by_its_own_row(
+    outbox: Outbox, destination: Destination
+) -> None:
+    outbox.update("notes", "d1", {"more": 1})  # there is no document: the two are refused together, and sent alone
+    row, killed = upsert(outbox, "d1", {"views": 2}, NEW), outbox.relay(destination, 1)
+    now = now_ms()
+    request = killed._next_request(now)
+    while request:
+        answer = killed._send(request)
+        if [fold.events[0].id for fold in request.folds] == [row]:
+            break  # the relay is killed before it records that
+        killed._following += killed._settle(answer, now)
+        request = killed._next_following(now)
+    assert (outbox.state(row), held(destination, "d1")) == ("claimed", {"d1": NEW})
+    upkeep.reap(outbox.store(), now + 61_000, 60_000)
+    outbox.drain(destination, now + 61_000)
+    assert (outbox.outcome(row), held(destination, "d1")) == ("applied", {"d1": NEW})
+
+
 def test_row_holds_the_changes_and_the_upsert_as_a_list_that_another_language_can_write(
     outbox: Outbox, destination: Destination
 ) -> None:

@@ -146,13 +146,22 @@ def halves(claim: Claim, folds: Sequence[Fold]) -> list[Request]:
 
 def leased(store: Store, request: Request, now: int, least_ms: int, lease_ms: int) -> Request | None:
     """The request under a lease that lasts for at least `least_ms`, renewed if need be; None if it was lost."""
-    if request.claim.lease_expires_at - now >= least_ms:
-        return request
-    claim = claims.renew(store, request.claim, request.rows, now + lease_ms)
-    if not claim:
+    claim: Claim | None = request.claim
+    if request.claim.lease_expires_at - now < least_ms:
+        claim = claims.renew(store, request.claim, request.rows, now + lease_ms)
+    if not (claim and _may_make(store, request)):
         logger.warning("a lease ended before its rows were sent; the relay that has them now delivers them")
         return None
     return replace(request, claim=claim)
+
+
+def _may_make(store: Store, request: Request) -> bool:
+    """Whether a row that is sent by itself may make its document by its upsert. Where the relay dies then, the changes
+    of the same row must not be merged into that: so it is on disk that they need not be."""
+    fold = request.folds[0] if request.sent and request.folds else None
+    if fold is None or not any(each.at == 0 and each.version is None for each in fold.operation.upserts):
+        return True
+    return claims.note_version(store, request.claim, fold.events[0], fold.operation.version)
 
 
 def release(store: Store, request: Request, now: int, *, sent: bool) -> None:

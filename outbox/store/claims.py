@@ -198,6 +198,19 @@ def versions_for(store: Store, claim: Claim, rows: Sequence[Event]) -> list[int]
     return list(range(last - len(rows) + 1, last + 1))
 
 
+def note_version(store: Store, claim: Claim, row: Event, version: int) -> bool:
+    """Have on disk that the index may have a row from this version on, before it is sent by itself: as `claim` does of
+    the first row of a document. False if it is no longer this claim's: nothing may be sent then."""
+    with store.write(durable=True):
+        noted = store.run(
+            "UPDATE outbox_events SET version = coalesce(version, :version) WHERE id = :id AND claim_token = :token",
+            version=version,
+            id=row.id,
+            token=claim.token,
+        ).rowcount
+    return noted == 1
+
+
 def load(store: Store, claim: Claim) -> dict[int, bytes]:
     """The documents of a claim by event id: UTF-8 text as it was stored. Takes no lock."""
     dialect = store.dialect
