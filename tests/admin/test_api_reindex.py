@@ -102,51 +102,47 @@ def test_reindex_of_what_does_not_exist(embedded: World, body: dict[str, str], t
 def test_index_that_is_being_rebuilt_already(embedded: World) -> None:
     embedded.save(Contact(id=1, name="Ada"))
     embedded.delivered()
-    embedded.post("/pause", {"reason": "so that the reindex waits for a row"})
-    embedded.save(Contact(id=2, name="Grace"))
-    started = embedded.post("/reindex", {"entity": "Contact"}, 202)
-    detail = embedded.post("/reindex", {"entity": "Contact"}, 409)["detail"]
+    with embedded.reindex_held():
+        started = embedded.post("/reindex", {"entity": "Contact"}, 202)
+        detail = embedded.post("/reindex", {"entity": "Contact"}, 409)["detail"]
     assert f"reindex {started['jobId']} of contacts" in detail and "is running already" in detail
-    embedded.post("/resume")
     embedded.job(started["jobId"])
 
 
 def test_several_ask_at_once_and_one_begins(embedded: World) -> None:
     embedded.save(Contact(id=1, name="Ada"))
     embedded.delivered()
-    embedded.post("/pause", {"reason": "so that the reindex waits for a row"})
-    embedded.save(Contact(id=2, name="Grace"))
     codes: list[int] = []
 
     def ask() -> None:
         codes.append(embedded.client.post(f"{API}/reindex", json={"entity": "Contact"}).status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with embedded.reindex_held():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert sorted(codes) == [202, 409, 409, 409, 409, 409]
-    embedded.post("/resume")
     embedded.job(embedded.get("/reindex")[0]["jobId"])
 
 
 def test_cancelled_reindex_leaves_the_index_as_it_was(world: World, place: Place) -> None:
     world.save(Contact(id=1, name="Ada"))
     world.delivered()
-    world.post("/pause", {"reason": "so that the reindex waits for a row"})
-    world.save(Contact(id=2, name="Grace"))
-    number = world.post("/reindex", {"entity": "Contact"}, 202)["jobId"]
-    (begun,) = rebuilds(world)
-    assert (begun["about"], begun["endedAt"]) == ("entity=Contact", None)  # it goes on
-    assert world.post(f"/reindex/{number}/cancel", expected=202)["jobId"] == number
+    with world.reindex_held():
+        number = world.post("/reindex", {"entity": "Contact"}, 202)["jobId"]
+        (begun,) = rebuilds(world)
+        assert (begun["about"], begun["endedAt"]) == ("entity=Contact", None)  # it goes on
+        world.save(Contact(id=2, name="Grace"))
+        assert world.post(f"/reindex/{number}/cancel", expected=202)["jobId"] == number
+        until(lambda: world.get(f"/reindex/{number}")["status"] == "cancelling", "it is asked to stop")
     world.job(number, "cancelled")
     until(lambda: all(each["endedAt"] for each in rebuilds(world)), "the audit says that both have ended")
     cancelled, ended = rebuilds(world)
     assert (cancelled["about"], cancelled["error"]) == (f"cancel={number}", None)
     assert "cancelled by" in ended["error"]
     assert "has ended already: cancelled" in world.post(f"/reindex/{number}/cancel", expected=409)["detail"]
-    world.post("/resume")
     world.delivered()
     assert len(place.documents("contacts")) == 2
     assert place.indexes() == ["contacts-000001"]
@@ -217,11 +213,10 @@ class Away(EmbeddedDestination):
 def test_reindex_whose_tables_are_migrated_beneath_it_stops(embedded: World) -> None:
     embedded.save(Contact(id=1, name="Ada"))
     embedded.delivered()
-    embedded.post("/pause", {"reason": "so that the reindex waits for a row"})
-    embedded.save(Contact(id=2, name="Grace"))
-    embedded.post("/reindex", {"entity": "Contact"}, 202)
-    embedded.outbox.raw("CREATE TABLE more (id INTEGER)")
-    embedded.outbox.raw("UPDATE outbox_alembic_version SET version_num = '9999'")
+    with embedded.reindex_held():
+        embedded.post("/reindex", {"entity": "Contact"}, 202)
+        embedded.outbox.raw("CREATE TABLE more (id INTEGER)")
+        embedded.outbox.raw("UPDATE outbox_alembic_version SET version_num = '9999'")
     until(lambda: embedded.logged("9999"), "the reindex says why it stops")
     embedded.outbox.raw("UPDATE outbox_alembic_version SET version_num = :at", at=schema.head())
     assert embedded.get("/reindex")[0]["status"] == "running"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from outbox import EntityRegistry, schema, sqlite
 from outbox.destinations.base import Destination
+from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 from tests.support.relays import until
 from tests.support.serving import TOKEN, Process, TestClient
@@ -93,6 +97,23 @@ class World:
             return found if found["status"] == state else None
 
         return until(ended, f"reindex {number} is {state}: {self.get(f'/reindex/{number}')}")
+
+    @contextmanager
+    def reindex_held(self) -> Iterator[None]:
+        """A reindex that begins goes no further than to where it makes its new index."""
+        destination: Any = self.destination
+        create, may_go_on = destination.create_index, threading.Event()
+
+        def waiting(*given: Any) -> None:
+            assert may_go_on.wait(LIMIT_S)
+            create(*given)
+
+        destination.create_index = waiting
+        try:
+            yield
+        finally:
+            may_go_on.set()
+            del destination.create_index
 
     def logged(self, text: str) -> bool:
         return any(text in line for line in self.lines)
