@@ -418,6 +418,29 @@ def test_words_of_a_replaced_or_deleted_document_are_forgotten(destination: Embe
     assert [hit.document_id for hit in destination.search("contacts", "grace")] == ["c1"]
 
 
+def test_words_that_an_earlier_version_took_of_what_is_not_indexed_fail_no_search_and_go_with_a_new_index(
+    destination: EmbeddedDestination, path: Path
+) -> None:
+    mappings = {"properties": {"name": {"type": "text"}, "settings": {"type": "object", "enabled": False}}}
+    destination.create_index("settled-000001", mappings, {})
+    destination.swap("settled", None, "settled-000001")
+    document = b'{"name":"Ada","settings":{"theme":"midnight"}}'
+    destination.apply([Operation("settled", "settled-000001", "c1", 1, document)])
+    destination.refresh("settled")
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE words SET text = 'Ada' || char(10) || 'midnight'")
+    connection.close()
+    (hit,) = destination.search("settled", "midnight", highlight="settings.theme")
+    assert (hit.document_id, hit.highlights) == ("c1", {})
+
+    destination.create_index("settled-000002", mappings, {})  # as `reindex` does
+    destination.apply([Operation("settled-000002", "settled-000002", "c1", 1, document)])
+    destination.swap("settled", "settled-000001", "settled-000002")
+    destination.drop_index("settled-000001")
+    assert not destination.search("settled", "midnight")
+    assert len(destination.search("settled", "ada")) == 1
+
+
 def test_more_words_than_one_transaction_takes_up_are_all_found(
     destination: EmbeddedDestination, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from outbox.destinations.base import Destination, Found
-from outbox.errors import InvalidInput
+from outbox.errors import DestinationError, InvalidInput
 from tests.conformance.index import Index
 
 TYPED = {
@@ -249,6 +249,114 @@ def test_highlight_is_safe_html_of_a_passage(index: Index) -> None:
 def test_nothing_is_highlighted_unless_asked_or_where_no_words_are(people: Index) -> None:
     assert all(hit.highlights == {} for hit in people.destination.search(people.name, "first"))
     assert all(hit.highlights == {} for hit in people.destination.search(people.name, None, highlight="name"))
+
+
+# -- what is not indexed ----------------------------------------------------------------------------------------------
+
+KEPT_ALONE = {
+    "dynamic": False,
+    "properties": {
+        "name": {"type": "text"},
+        "settings": {"type": "object", "enabled": False},
+        "address": {"properties": {"city": {"type": "keyword"}}},
+        "extra": {"dynamic": True, "properties": {"zip": {"type": "integer"}}},
+        "about": {"type": "text", "index": False, "fields": {"keyword": {"type": "keyword"}}},
+        "notes": {"type": "text", "index": False},
+        "town": {"type": "keyword", "index": False},
+        "age": {"type": "long", "index": False},
+        "born": {"type": "date", "index": False},
+        "code": {"type": "keyword", "index": False, "doc_values": False},
+        "parts": {"type": "nested", "properties": {"label": {"type": "text"}}},
+    },
+}
+
+
+@pytest.fixture
+def kept(destination: Destination, name: str) -> Index:
+    """Fields that are kept in the document and not indexed, beside others that are."""
+    destination.ensure_index(name, KEPT_ALONE)
+    index = Index(destination, name)
+    ada = {
+        "name": "Ada",
+        "settings": {"theme": "midnight", "sizes": [{"deep": "bottomless"}]},
+        "address": {"city": "London", "street": "hillside"},
+        "extra": {"zip": 100, "colour": "crimson"},
+        "about": "mathematician",
+        "notes": "confidential",
+        "town": "totnes",
+        "age": 36,
+        "born": "1815-12-10",
+        "code": "cipher",
+        "parts": [{"label": "cogwheel"}],
+        "unmapped": "forgotten",
+        "n": 5,
+    }
+    grace = {
+        "name": "Grace",
+        "settings": {"theme": "aurora"},
+        "address": {"street": "abbey"},
+        "town": "york",
+        "unmapped": "almost",
+        "n": 1,
+    }
+    index.apply(index.put("ada", 1, ada), index.put("grace", 2, grace), index.put("alan", 3, {"settings": ["list"]}))
+    destination.refresh(name)
+    return index
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("midnight bottomless hillside confidential cipher cogwheel forgotten list", ""),
+        ("ada", "ada"),
+        ("London", "ada"),
+        ("crimson", "ada"),
+        ("mathematician", "ada"),
+        ("totnes", "ada"),
+    ],
+)
+def test_words_of_what_is_not_indexed_find_nothing(kept: Index, words: str, found: str) -> None:
+    assert kept.found(words) == found.split()
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        ({"settings": "list"}, ""),
+        ({"settings.theme": "midnight"}, ""),
+        ({"settings.theme": {"gte": "a"}}, ""),
+        ({"address.street": "hillside"}, ""),
+        ({"unmapped": "forgotten"}, ""),
+        ({"n": 5}, ""),
+        ({"address.city": "London"}, "ada"),
+        ({"extra.colour": "crimson"}, "ada"),
+        ({"about": "mathematician"}, "ada"),
+        ({"town": "totnes"}, "ada"),  # by the values that are kept for the order
+        ({"age": {"gte": 36}}, "ada"),
+        ({"born": "1815-12-10"}, "ada"),
+    ],
+)
+def test_no_document_passes_a_filter_of_what_is_not_indexed(kept: Index, where: dict[str, Any], found: str) -> None:
+    assert kept.found(None, where=where) == found.split()
+
+
+@pytest.mark.parametrize("sort", ["settings", "settings.theme", "address.street", "unmapped", "n"])
+def test_what_is_not_indexed_gives_no_order(kept: Index, sort: str) -> None:
+    assert kept.found(None, sort=[sort, "town"]) == ["ada", "grace", "alan"]
+    assert kept.found(None, sort=[f"-{sort}", "town"]) == ["ada", "grace", "alan"]
+
+
+def test_words_of_what_is_not_indexed_are_not_highlighted(kept: Index) -> None:
+    words = "ada midnight hillside crimson mathematician confidential forgotten"
+    paths = ["name", "settings", "settings.theme", "address.street", "extra.colour", "about", "notes", "unmapped"]
+    (hit,) = kept.destination.search(kept.name, words, highlight=paths)
+    assert hit.highlights == {"name": "<mark>Ada</mark>", "extra.colour": "<mark>crimson</mark>"}
+
+
+@pytest.mark.parametrize("options", [{"where": {"code": "cipher"}}, {"sort": "code"}])
+def test_field_without_index_and_doc_values_cannot_be_compared(kept: Index, options: dict[str, Any]) -> None:
+    with pytest.raises((InvalidInput, DestinationError)):
+        kept.found(None, **options)
 
 
 # -- what cannot be asked ---------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ _LONGEST_GUESSED: Final = 256
 
 _TEXTS: Final = frozenset({"text"})
 _WHOLE: Final = frozenset({"long", "integer", "short", "byte"})
+_KEPT_ALONE: Final[Mapping[str, Any]] = {"enabled": False}
 
 
 class Span(NamedTuple):
@@ -43,13 +44,15 @@ class Field(NamedTuple):
 
 def field_of(mappings: Mapping[str, Any], path: str) -> Field:
     """How a field is compared under these mappings. Raises `InvalidInput` where it cannot be."""
-    found = _find(mappings, path)
+    found = _asked(mappings, path)
     if found is None:
         name, dot, last = path.rpartition(".")
         if dot and last == "keyword" and _find(mappings, name) is None:
             raise InvalidInput(f"field {path!r} has no mapping: say {name!r}, and texts are compared as a whole")
         return Field(path, None, "")
     rule, held_at = found
+    if _is_off(rule.get("enabled")):
+        return Field(held_at, lambda _: None, "")
     kind = rule.get("type", "object")
     if kind in _TEXTS:
         rule = rule.get("fields", {}).get("keyword", {})
@@ -62,32 +65,73 @@ def field_of(mappings: Mapping[str, Any], path: str) -> Field:
             f"{' with a normalizer' if 'normalizer' in rule else ''}, which cannot be filtered or sorted by in the "
             "embedded destination"
         )
+    if not _is_indexed(rule):
+        raise InvalidInput(f"field {path!r} is neither indexed nor in doc_values: it cannot be filtered or sorted by")
     span = _SPANS[kind]
     if kind == "keyword" and "ignore_above" in rule:
         return Field(held_at, lambda value: _keyword(value, int(rule["ignore_above"])), kind)
     return Field(held_at, span, kind)
 
 
-def is_text(mappings: Mapping[str, Any], path: str) -> bool:
-    """Whether the words of a field can be marked: it is a text, or may be one."""
+def marked_of(mappings: Mapping[str, Any], asked: Query) -> tuple[str, ...]:
+    """The fields of a search in which words are marked. Raises `InvalidInput` for one that is no text."""
+    rules = {path: found[0] if (found := _asked(mappings, path)) else {"type": "text"} for path in asked.highlight}
+    for path, rule in rules.items():
+        if rule.get("type") not in _TEXTS and not _is_off(rule.get("enabled")):
+            raise InvalidInput(no_text(path))
+    return tuple(path for path, rule in rules.items() if _is_indexed(rule))
+
+
+def has_words(mappings: Mapping[str, Any], path: str) -> bool:
+    """Whether a document is found by the words that it holds at a path."""
     found = _find(mappings, path)
-    return found is None or found[0].get("type", "object") in _TEXTS
+    if found is None:
+        return True
+    rule, _ = found
+    # What is nested is indexed as documents of its own, which a search for words does not ask.
+    return rule.get("type") != "nested" and any(map(_is_indexed, (rule, *(rule.get("fields") or {}).values())))
 
 
-def _find(rule: Mapping[str, Any], path: str, above: str = "") -> tuple[Mapping[str, Any], str] | None:
-    """The rule of a field, and the path under which documents hold it."""
-    for name, below in (rule.get("properties") or {}).items():
-        if name == path:
-            return below, f"{above}{name}"
+def _is_indexed(rule: Mapping[str, Any]) -> bool:
+    """Whether what a field holds is found: without an index, other fields than texts are by their doc_values."""
+    in_doc_values = rule.get("type") not in _TEXTS and not _is_off(rule.get("doc_values"))
+    return not _is_off(rule.get("enabled")) and (in_doc_values or not _is_off(rule.get("index")))
+
+
+def _is_off(parameter: Any) -> bool:
+    return str(parameter).lower() == "false"
+
+
+def _asked(mappings: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], str] | None:
+    """As `_find`. Raises `InvalidInput` for a part of nested objects."""
+    found = _find(mappings, path)
+    if found and found[0].get("type") == "nested" and found[1] != path:
+        raise InvalidInput(nested_part(path, found[1]))
+    return found
+
+
+def _find(
+    rule: Mapping[str, Any], path: str, above: str = "", dynamic: Any = True
+) -> tuple[Mapping[str, Any], str] | None:
+    """The rule of a field, and the path under which documents hold it; of what is in nested objects, that of these.
+
+    It is `_KEPT_ALONE` for what is not looked into, and None for what has no mapping and may be anything.
+    """
+    if _is_off(rule.get("enabled")):
+        return _KEPT_ALONE, f"{above}{path}"
+    dynamic = rule.get("dynamic", dynamic)
+    properties = rule.get("properties") or {}
+    if path in properties:
+        return properties[path], f"{above}{path}"
+    for name, below in properties.items():
         if path.startswith(f"{name}."):
             rest = path[len(name) + 1 :]
             if below.get("type") == "nested":
-                raise InvalidInput(nested_part(path, f"{above}{name}"))
+                return below, f"{above}{name}"
             if rest in (below.get("fields") or {}):
                 return below["fields"][rest], f"{above}{name}"
-            if found := _find(below, rest, f"{above}{name}."):
-                return found
-    return None
+            return _find(below, rest, f"{above}{name}.", dynamic)
+    return (_KEPT_ALONE, f"{above}{path}") if _is_off(dynamic) else None
 
 
 class Keyed(Protocol):
@@ -109,11 +153,8 @@ class Comparison:
         self._sort = [(fields[path], largest_first) for path, largest_first in asked.sort]
         for field, wanted in self._filters:
             for value in (*(wanted.values or ()), *(value for _, value in wanted.bounds)):
-                if field.span and field.span(value) is None:
+                if field.kind and field.span and field.span(value) is None:
                     raise InvalidInput(f"field {wanted.path!r} is of type {field.kind}: {shortened(value)} is none")
-
-        if other := next((path for path in asked.highlight if not is_text(mappings, path)), None):
-            raise InvalidInput(no_text(other))
 
     @property
     def is_needed(self) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import orjson
 
 from outbox.destinations.base import TENANT_FIELD, Found, Hit
+from outbox.destinations.embedded import fields, indexes
 from outbox.destinations.embedded.documents import content_of, is_too_deep
-from outbox.destinations.embedded.fields import Comparison
 from outbox.destinations.embedded.file import File
 from outbox.destinations.embedded.words import Marker, edits, errors_allowed, folded, words_of
 from outbox.destinations.passages import chosen, passage, values_at
@@ -56,14 +58,23 @@ def take_up_words(file: File) -> None:
 
 def _take_up(connection: sqlite3.Connection) -> None:
     due = connection.execute(
-        "SELECT document, source FROM words_due JOIN documents ON number = document ORDER BY document LIMIT ?",
+        "SELECT document, index_name, source FROM words_due JOIN documents ON number = document "
+        "ORDER BY document LIMIT ?",
         (WORDS_AT_ONCE,),
     ).fetchall()
-    numbers = [(number,) for number, _ in due]
+    numbers = [(number,) for number, *_ in due]
+    has_words = {
+        index: cache(partial(fields.has_words, indexes.mappings_of(connection, index)))
+        for index in {row[1] for row in due}
+    }
     connection.executemany("DELETE FROM words WHERE rowid = ?", numbers)
     connection.executemany(
         "INSERT INTO words (rowid, text) VALUES (?, ?)",
-        [(number, "\n".join(_texts(_readable(source)))) for number, source in due if source is not None],
+        [
+            (number, "\n".join(_texts(_readable(source), has_words[index])))
+            for number, index, source in due
+            if source is not None
+        ],
     )
     connection.executemany("DELETE FROM words_due WHERE document = ?", numbers)
 
@@ -78,16 +89,17 @@ def _readable(source: str) -> dict[str, Any]:
     return {} if is_too_deep(written, content) else content
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All strings among the values of a document."""
+def _texts(value: Any, has_words: Callable[[str], bool], path: str = "") -> Iterator[str]:
+    """The strings among the values of a document, at all paths that have words."""
     if isinstance(value, str):
-        yield value
+        if has_words(path):
+            yield value
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
+        for name, item in value.items():
+            yield from _texts(item, has_words, f"{path}.{name}" if path else name)
     elif isinstance(value, list):
         for item in value:
-            yield from _texts(item)
+            yield from _texts(item, has_words, path)
 
 
 def has_tenant(connection: sqlite3.Connection, index: str, tenants: tuple[str, ...]) -> bool:
@@ -98,7 +110,8 @@ def has_tenant(connection: sqlite3.Connection, index: str, tenants: tuple[str, .
 
 def search(connection: sqlite3.Connection, index: str, asked: Query, mappings: Mapping[str, Any]) -> Found:
     """The best matches among the documents whose words are taken up, best first. Raises `InvalidInput`."""
-    comparison = Comparison(mappings, asked)
+    comparison = fields.Comparison(mappings, asked)
+    asked = replace(asked, highlight=fields.marked_of(mappings, asked))
     words = None if asked.words is None else words_of(asked.words)
     if words == []:
         return Found((), 0)
