@@ -213,6 +213,98 @@ def test_chosen_fields_come_back_and_no_others(people: Index, fields: Any, sourc
     assert hit.source == source
 
 
+# -- numbers as texts, as a query string has them ---------------------------------------------------------------------
+
+FIGURES = {"properties": {"count": {"type": "long"}, "small": {"type": "integer"}, "price": {"type": "double"}}}
+
+
+@pytest.fixture
+def figures(destination: Destination, name: str) -> Index:
+    destination.ensure_index(name, FIGURES)
+    index = Index(destination, name)
+    index.apply(
+        index.put("a", 1, {"count": "36.7", "small": "-2.9", "price": "5"}),
+        index.put("b", 2, {"count": 36, "small": -1, "price": 10}),
+        index.put("c", 3, {"count": 9007199254740993, "small": "7", "price": 7.5}),
+        index.put("d", 4, {"count": -1, "small": "", "price": 19.99}),
+    )
+    destination.refresh(name)
+    return index
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        ({"price": "19.99"}, "d"),
+        ({"price": "19.990"}, "d"),
+        ({"price": ["5.0", "1e1"]}, "a b"),
+        ({"price": {"gte": "19.99"}}, "d"),
+        ({"price": {"gt": "19.99"}}, ""),
+        ({"price": {"lte": "7.5"}}, "a c"),
+        ({"count": 36}, "a b"),  # without its fraction, as it is indexed
+        ({"count": "36.0"}, "a b"),
+        ({"count": "36.7"}, ""),
+        ({"count": {"gt": "36.5"}}, "c"),
+        ({"count": {"lt": 36.5}}, "a b d"),
+        ({"count": "9007199254740993"}, "c"),  # more digits than a double has
+        ({"count": "9007199254740992"}, ""),
+        ({"small": -2}, "a"),
+        ({"small": {"lt": -2}}, ""),
+        ({"small": " 7 "}, "c"),
+    ],
+)
+def test_number_is_the_same_given_as_a_text(figures: Index, where: dict[str, Any], found: str) -> None:
+    assert sorted(figures.found(None, where=where)) == found.split()
+
+
+@pytest.mark.parametrize(
+    ("sort", "found"),
+    [("price", "a c b d"), ("-price", "d b c a"), (["count", "price"], "d a b c"), ("-small", "c b a d")],
+)
+def test_order_of_numbers_is_theirs_whether_documents_have_them_as_numbers_or_as_texts(
+    figures: Index, sort: str | list[str], found: str
+) -> None:
+    assert figures.found(None, sort=sort) == found.split()
+
+
+@pytest.mark.parametrize("field", ["count", "small", "price"])
+@pytest.mark.parametrize("value", ["3_6", "old", "", "0x24"])
+def test_text_that_is_no_number_cannot_be_compared_with_one(figures: Index, field: str, value: str) -> None:
+    for where in ({field: value}, {field: {"gte": value}}):
+        with pytest.raises((InvalidInput, DestinationError)):
+            figures.found(None, where=where)
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        ({"price": "19.99"}, "a"),
+        ({"price": "19.990"}, "a"),
+        ({"price": {"gte": "19.99"}}, "a"),
+        ({"price": {"lt": "19.99"}}, "b"),
+        ({"count": "9007199254740993"}, "a"),
+        ({"count": "9007199254740992.0"}, "b"),
+    ],
+)
+def test_number_without_a_mapping_is_the_same_given_as_a_text(index: Index, where: dict[str, Any], found: str) -> None:
+    index.apply(
+        index.put("a", 1, {"price": 19.99, "count": 9007199254740993}),
+        index.put("b", 2, {"price": 5.5, "count": 9007199254740992}),
+    )
+    index.destination.refresh(index.name)
+    assert index.found(None, where=where) == found.split()
+
+
+def test_number_that_is_ignored_because_no_field_holds_it_is_compared_with_none(
+    destination: Destination, name: str
+) -> None:
+    destination.ensure_index(name, {"properties": {"count": {"type": "long", "ignore_malformed": True}}})
+    index = Index(destination, name)
+    index.apply(*(index.put(f"d{at}", 1, {"count": each}) for at, each in enumerate([1, "1e999999999", 1e30, "x"])))
+    destination.refresh(name)
+    assert index.found(None, where={"count": {"gte": 0}}) == ["d0"]
+
+
 # -- highlights -------------------------------------------------------------------------------------------------------
 
 

@@ -6,15 +6,15 @@ as texts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from decimal import Decimal, InvalidOperation
+from functools import partial
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import orjson
 
 from outbox.destinations.embedded import dates
+from outbox.destinations.embedded.mapping import number
 from outbox.destinations.passages import values_at
 from outbox.destinations.query import Filter, Query, nested_part, no_text, words_alone
 from outbox.errors import InvalidInput, shortened
@@ -181,7 +181,7 @@ def _spans(document: Mapping[str, Any], field: Field) -> Iterator[tuple[Any, Cal
     for value in values_at(document, field.path):
         span = field.span or _guessed(value)
         if span and (held := span(value)):
-            if field.kind in _WHOLE and isinstance(held.low, float):
+            if field.kind in _WHOLE:
                 held = Span(int(held.low), int(held.low))  # as it is kept there, without its fraction
             yield value, span, held
 
@@ -213,19 +213,20 @@ def _within(held: Span, bound: str, limit: Span | None) -> bool:
 
 
 def _key(document: Mapping[str, Any], field: Field, largest_first: bool) -> Any:
-    # Numbers, dates and texts in one field, which no mapping keeps apart, come one kind after another.
-    keys = [
-        (2 if isinstance(held.low, str) else isinstance(value, str), held.low)
-        for value, _, held in _spans(document, field)
-    ]
+    keys = [(0 if field.span else _rank(value, held), held.low) for value, _, held in _spans(document, field)]
     return (max if largest_first else min)(keys, default=None)
+
+
+def _rank(value: Any, held: Span) -> int:
+    """Numbers, dates and texts in one field, which no mapping keeps apart, come one kind after another."""
+    return 2 if isinstance(held.low, str) else int(isinstance(value, str))
 
 
 def _guessed(value: Any) -> Callable[[Any], Span | None] | None:
     if isinstance(value, bool):
         return _boolean
     if isinstance(value, (int, float)):
-        return _number
+        return _guessed_number
     if isinstance(value, str):
         return _date if "-" in value and _date(value) else _guessed_keyword
     return None
@@ -253,15 +254,14 @@ def _boolean(value: Any) -> Span | None:
     return None
 
 
-def _number(value: Any) -> Span | None:
-    if isinstance(value, str):
-        try:
-            value = Decimal(value)
-        except InvalidOperation:
-            return None
-    if isinstance(value, (bool, Mapping)) or not math.isfinite(value):
-        return None
-    return Span(value, value)
+def _number(kind: str, value: Any) -> Span | None:
+    found = number(kind, value)
+    return None if found is None else Span(found, found)
+
+
+def _guessed_number(value: Any) -> Span | None:
+    whole = number("long", value)  # exact, where a double has 53 bits
+    return Span(whole, whole) if whole is not None and whole == int(whole) else _number("double", value)
 
 
 def _date(value: Any) -> Span | None:
@@ -272,7 +272,7 @@ def _date(value: Any) -> Span | None:
 
 
 _SPANS: Final[Mapping[str, Callable[[Any], Span | None]]] = {
-    **dict.fromkeys((*_WHOLE, "double", "float"), _number),
+    **{kind: partial(_number, kind) for kind in (*_WHOLE, "double", "float")},
     "boolean": _boolean,
     "date": _date,
     "keyword": _keyword,

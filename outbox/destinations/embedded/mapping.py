@@ -22,11 +22,12 @@ _STRICT: Final = "strict_dynamic_mapping_exception"
 
 _WHOLE = {"long": 63, "integer": 31, "short": 15, "byte": 7}
 _FRACTIONS = {"double": math.inf, "float": 3.4028235677973366e38}  # from which on it is infinite
+_OF_NAN = {"integer", "short", "byte"}  # which take it for no value
 _LONGEST_TERM = 32_766
 
 # The two parsers behind Elasticsearch's numbers: BigDecimal's for long, Double's for the others.
-_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?")
-_DOUBLE = re.compile(r"\s*([+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?)[fFdD]?\s*")
+_DECIMAL = re.compile(r"(?P<number>[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?)")
+_DOUBLE = re.compile(r"\s*(?P<number>[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?)[fFdD]?\s*")
 
 
 def fault(mappings: Mapping[str, Any], document: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -83,40 +84,31 @@ def _preview(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def _takes_whole(kind: str) -> Callable[[Mapping[str, Any], Any], bool]:
-    least, most = -(2 ** _WHOLE[kind]), 2 ** _WHOLE[kind] - 1
+def number(kind: str, value: Any) -> Decimal | float | None:
+    """What a field of that kind of numbers takes a value for, its fraction included; None: for no number of the kind.
 
+    >>> number("double", "19.990"), number("long", "36.7"), number("long", "3_6")
+    (19.99, Decimal('36.7'), None)
+    """
+    if isinstance(value, str):
+        match = _DECIMAL.fullmatch(value) if kind == "long" else _DOUBLE.fullmatch(value)
+        if not match:
+            return None
+        value = Decimal(match["number"])
+    if isinstance(value, (bool, dict)):
+        return None
+    if kind in _FRACTIONS:
+        value = float(value)
+        return value if abs(value) < _FRACTIONS[kind] else None
+    # Never make an integer of 1e999999999, which is infinite as a float.
+    return value if math.isfinite(value) and -(2 ** _WHOLE[kind]) <= int(value) < 2 ** _WHOLE[kind] else None
+
+
+def _takes_number(kind: str) -> Callable[[Mapping[str, Any], Any], bool]:
     def takes(_rule: Mapping[str, Any], value: Any) -> bool:
-        if isinstance(value, (bool, dict)):
-            return False
-        if isinstance(value, str):
-            if value == "" or (kind != "long" and value.strip() == "NaN"):
-                return True
-            match = _DECIMAL.fullmatch(value) if kind == "long" else _DOUBLE.fullmatch(value)
-            if not match:
-                return False
-            value = Decimal(match[0] if kind == "long" else match[1])
-            if value.adjusted() > 20:  # never make an integer of 1e999999999
-                return False
-        return bool(math.isfinite(value) and least <= int(value) <= most)
-
-    return takes
-
-
-def _takes_fraction(kind: str) -> Callable[[Mapping[str, Any], Any], bool]:
-    infinite = _FRACTIONS[kind]
-
-    def takes(_rule: Mapping[str, Any], value: Any) -> bool:
-        if isinstance(value, (bool, dict)):
-            return False
-        if isinstance(value, str):
-            if value == "":
-                return True
-            match = _DOUBLE.fullmatch(value)
-            if not match:
-                return False
-            value = float(match[1])
-        return bool(abs(value) < infinite)
+        if isinstance(value, str) and (value == "" or (kind in _OF_NAN and value.strip() == "NaN")):
+            return True
+        return number(kind, value) is not None
 
     return takes
 
@@ -146,8 +138,7 @@ def _takes_keyword(rule: Mapping[str, Any], value: Any) -> bool:
 
 
 _TAKES: Final[dict[str, Callable[[Mapping[str, Any], Any], bool]]] = {
-    **{kind: _takes_whole(kind) for kind in _WHOLE},
-    **{kind: _takes_fraction(kind) for kind in _FRACTIONS},
+    **{kind: _takes_number(kind) for kind in (*_WHOLE, *_FRACTIONS)},
     "boolean": _takes_boolean,
     "date": _takes_date,
     "keyword": _takes_keyword,
