@@ -404,11 +404,16 @@ def _with_members(
 
 
 def _orphaned(state: InstanceState[Any], changed: Mapping[str, Any], plan: Plan) -> list[InstanceState[Any]]:
-    """Objects that a flush may delete since they lose their parent, with all that goes with them."""
-    orphans = [state] if not plan.parents.isdisjoint(changed) else []
-    for name in plan.orphans:
+    """Objects that a flush deletes since they have lost their parent, with all that goes with them.
+
+    `hasparent` is what SQLAlchemy's flush goes by itself: of an object that has got another parent nothing is loaded.
+    """
+    lost = [other for name, other in plan.parents.items() if name in changed]
+    orphans = [state] if any(not other.hasparent(state, optimistic=True) for other in lost) else []
+    for name, relationship in plan.orphans.items():
         if name in changed:
             members = state.get_history(name, UNLOADED).deleted or ()
-            orphans += [instance_state(each) for each in members if each is not None]
+            former = [instance_state(each) for each in members if each is not None]
+            orphans += [each for each in former if not relationship.hasparent(each)]
     below = [each[2] for orphan in orphans for each in orphan.mapper.cascade_iterator("delete", orphan)]
     return orphans + below

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Insert, Text, bindparam, insert, inspect, literal, select, tuple_
-from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty
+from sqlalchemy.orm import InstrumentedAttribute, Mapper, RelationshipDirection, RelationshipProperty
 
 from outbox.entities.columns import is_respelt
 from outbox.entities.entity import Entity
@@ -53,8 +53,8 @@ class Plan:
     kind: Any  # … and what they say of an object of the class itself
     links: tuple[Link, ...]
     collections: tuple[Collection, ...]
-    orphans: tuple[str, ...]  # relationships whose former members a flush may delete
-    parents: frozenset[str]  # relationships without which it is deleted itself
+    orphans: Mapping[str, InstrumentedAttribute[Any]]  # relationships whose former members a flush may delete …
+    parents: Mapping[str, InstrumentedAttribute[Any]]  # … and those without which it is deleted itself: the other end
     relationships: frozenset[str]
     equal: Mapping[str, Callable[[Any, Any], bool]]  # of each attribute that is a column
 
@@ -105,10 +105,14 @@ class Known:
             mapper.polymorphic_identity,
             tuple(link for link in self.links if mapper.isa(link.target) or is_relative(mapper, link.target)),
             tuple(self._collections(mapper)),
-            tuple(each.key for each in relationships if each.cascade.delete_orphan and self._looks_at(each.mapper)),
-            frozenset(each.key for each in relationships if deletes_orphans(each))
+            {
+                each.key: each.class_attribute
+                for each in relationships
+                if each.cascade.delete_orphan and self._looks_at(each.mapper)
+            },
+            {each.key: other for each in relationships if (other := deletes_orphans(each))}
             if self._looks_at(mapper)
-            else frozenset(),
+            else {},
             frozenset(relationships.keys()),
             {each.key: each.columns[0].type.compare_values for each in mapper.column_attrs},
         )
@@ -202,10 +206,11 @@ def intersects(counts: frozenset[str] | None, names: Iterable[str] | None) -> bo
     return counts is None or names is None or not counts.isdisjoint(names)
 
 
-def deletes_orphans(relationship: RelationshipProperty[Any]) -> bool:
-    """Whether the other end of a relationship deletes what leaves it."""
+def deletes_orphans(relationship: RelationshipProperty[Any]) -> InstrumentedAttribute[Any] | None:
+    """The other end of a relationship, if it deletes what leaves it."""
     name = relationship.back_populates
-    return bool(name) and relationship.mapper.relationships[name].cascade.delete_orphan
+    other = relationship.mapper.relationships[name] if name else None
+    return other.class_attribute if other and other.cascade.delete_orphan else None
 
 
 def cascade_deleted(mapper: Mapper[Any]) -> set[Mapper[Any]]:

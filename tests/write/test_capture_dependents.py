@@ -750,6 +750,91 @@ def test_orphans_that_a_flush_deletes_leave_the_index(
         assert session.scalars(select(Verse.id)).all() == [4]
 
 
+@pytest.mark.parametrize("way", ["by the child", "by its new parent"])
+def test_object_that_gets_another_parent_is_moved_without_a_look_at_what_is_below_it(
+    registry: EntityRegistry, engine: Engine, way: str
+) -> None:
+    class Own(DeclarativeBase):
+        pass
+
+    class Node(Own):
+        __tablename__ = "nodes"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(default="n")
+        parent_id: Mapped[int | None] = mapped_column(ForeignKey("nodes.id"))
+        children: Mapped[list[Node]] = relationship(cascade="all, delete-orphan", back_populates="parent")
+        parent: Mapped[Node | None] = relationship(back_populates="children", remote_side=[id])
+
+    Own.metadata.create_all(engine)
+    registry.add(Node, index="nodes", fields=["name", "parent.name"])
+    sessions, new = registry.capture(sessionmaker(engine)), Rows(engine)
+    with sessions() as session:
+        session.add_all([Node(id=1), Node(id=2), Node(id=3, parent_id=1), Node(id=4, parent_id=3)])
+        session.commit()
+        new()
+        moved, later = session.get_one(Node, 3), session.get_one(Node, 2)
+        if way == "by the child":
+            moved.parent = later
+        else:
+            later.children.append(moved)
+        session.flush()
+        assert "children" in inspect(moved).unloaded
+        session.commit()
+        assert "nodes/3" in new()
+        later.children.remove(moved)
+        session.commit()
+        assert sorted(new()) == ["nodes/3", "nodes/4"]
+        assert session.scalars(select(Node.id).order_by(Node.id)).all() == [1, 2]
+
+
+def test_orphan_of_one_of_two_parents_leaves_the_index_with_what_is_below_it(
+    registry: EntityRegistry, engine: Engine
+) -> None:
+    class Own(DeclarativeBase):
+        pass
+
+    class Author(Own):
+        __tablename__ = "authors"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        posts: Mapped[list[Post]] = relationship(cascade="all, delete-orphan", back_populates="author")
+
+    class Blog(Own):
+        __tablename__ = "blogs"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        posts: Mapped[list[Post]] = relationship(cascade="all, delete-orphan", back_populates="blog")
+
+    class Post(Own):
+        __tablename__ = "posts"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        author_id: Mapped[int | None] = mapped_column(ForeignKey("authors.id"))
+        blog_id: Mapped[int | None] = mapped_column(ForeignKey("blogs.id"))
+        author: Mapped[Author | None] = relationship(back_populates="posts")
+        blog: Mapped[Blog | None] = relationship(back_populates="posts")
+        remarks: Mapped[list[Remark]] = relationship(cascade="all, delete-orphan")
+        __mapper_args__: ClassVar[Any] = {"legacy_is_orphan": True}  # which a flush goes by before the INSERT alone
+
+    class Remark(Own):
+        __tablename__ = "remarks"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        tenant_id: Mapped[str]
+        post_id: Mapped[int] = mapped_column(ForeignKey("posts.id"))
+
+    Own.metadata.create_all(engine)
+    registry.add(Remark, index="remarks", fields=["id"], tenant="tenant_id", tenancy="prefixed")
+    sessions, new = registry.capture(sessionmaker(engine, expire_on_commit=False)), Rows(engine)
+    with sessions() as session:
+        post = Post(id=1, author=Author(id=1), blog=Blog(id=1), remarks=[Remark(id=1, tenant_id="t1")])
+        session.add(post)
+        session.commit()
+        new()
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE remarks SET tenant_id = 't2'"))  # which the session does not know
+        post.blog = None
+        session.commit()
+        assert session.scalars(select(Post.id)).all() == []
+        assert new() == ["remarks/2:t2:1"]
+
+
 def _by_attribute(_session: Session, phone: Phone) -> None:
     phone.contact_id = 3
 
