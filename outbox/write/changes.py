@@ -18,7 +18,7 @@ from outbox.entities.entity import Entity
 from outbox.entities.keys import DocumentKey, among, portions
 from outbox.entities.links import Link
 from outbox.errors import ConfigurationError, InvalidName
-from outbox.store.models import EPOCH_STEP, Action, now_ms
+from outbox.store.models import Action, now_ms
 from outbox.store.store import dialect_of, is_supported
 from outbox.write.journal import Journal, journal_of, open_journal
 
@@ -82,8 +82,7 @@ def note_late_dependents(session: Session, statement_of: Callable[[Link], Insert
 def _insert_dependents(journal: Journal, statement: Insert, link: Link, identities: Sequence[Identity]) -> None:
     for part in _portions(link.target, identities):
         created_at = now_ms()
-        since = min((ids[0] for ids, _ in journal.written), default=EPOCH_STEP)
-        parameters = {"identities": _flat(part), "created_at": created_at, "since": since}
+        parameters = {"identities": _flat(part), "created_at": created_at, "since": journal.since}
         journal.insert_selected(statement, parameters, created_at)
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from outbox.errors import ConfigurationError
 from outbox.store import models
 from outbox.store.dialect import Row
+from outbox.store.models import EPOCH_STEP
 from outbox.store.store import dialect_of, is_supported
 
 T = TypeVar("T")
@@ -28,18 +29,21 @@ class Journal:
 
     `written`: ascending ids of rows, and their `created_at`. Rows of a savepoint that was rolled back are still listed;
     their ids may be issued again, so `created_at` tells whose a row is. None: all of them are ours.
-    `noted`: what is noted already, for each savepoint: the notes of one that was rolled back are gone.
+    `since`: the lowest of these ids.
+    `noted`: what is noted already, for each savepoint that is open: the notes of one that was rolled back are gone.
     `made_of`: what has changed and documents are made of, by what leads to these; for `note_late_dependents`.
     """
 
-    __slots__ = ("_info", "connection", "made_of", "noted", "root", "within", "written")
+    __slots__ = ("_info", "connection", "made_of", "noted", "of", "root", "since", "within", "written")
 
     def __init__(self, session: Session, connection: Connection) -> None:
         self._info = session.info
         self.connection = connection
         self.root: Any = connection.get_transaction()
+        self.of: Any = session.get_transaction()  # it may begin and end several times on a connection that it was given
         self.within: Any = None  # the transaction of the session that is known to be on this connection
         self.written: list[tuple[Sequence[int], int | None]] = []
+        self.since = EPOCH_STEP  # above all ids
         self.noted: dict[Any, set[Any]] = {}
         self.made_of: dict[Any, set[Any]] = {}
 
@@ -53,6 +57,8 @@ class Journal:
         scope = self.connection.get_nested_transaction() or root
         here = noted.get(scope)
         if here is None:
+            for ended in [each for each in noted if not each.is_active]:
+                del noted[ended]
             here = noted[scope] = set()
         fresh = [each for each in wanted if each not in here]
         if scope is not root and (outside := noted.get(root)):
@@ -84,6 +90,7 @@ class Journal:
     def add(self, ids: Sequence[int], created_at: int | None) -> None:
         """Remember rows that were written."""
         self.written.append((ids, created_at))
+        self.since = min(self.since, ids[0])
         self._info[_WRITTEN] = self
 
 
@@ -105,7 +112,7 @@ def journal_of(session: Session) -> Journal:
 def journal_on(session: Session, transaction: Any, connection: Connection) -> Journal:
     """The same, of a transaction that the session has begun on this connection to the outbox tables."""
     journal: Journal | None = session.info.get(_OPEN)
-    if journal is None or journal.root is not connection.get_transaction():
+    if not journal or journal.root is not connection.get_transaction() or journal.of is not session.get_transaction():
         journal = session.info[_OPEN] = Journal(session, connection)
     journal.within = transaction
     return journal
@@ -126,7 +133,9 @@ def begun(session: Session, transaction: Any, connection: Connection) -> None:
 def open_journal(session: Session) -> Journal | None:
     """That of the current transaction, if it has put something into the outbox, or looked for what to put there."""
     journal: Journal | None = session.info.get(_OPEN)
-    return journal if journal and journal.connection.get_transaction() is journal.root else None
+    if journal is None or journal.of is not session.get_transaction():
+        return None
+    return journal if journal.connection.get_transaction() is journal.root else None
 
 
 def last_journal(session: Session) -> Journal | None:

@@ -7,7 +7,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Insert, Text, bindparam, insert, inspect, literal, select, tuple_
+from sqlalchemy import (
+    BigInteger,
+    Insert,
+    Text,
+    bindparam,
+    func,
+    insert,
+    inspect,
+    literal,
+    literal_column,
+    select,
+    text,
+)
 from sqlalchemy.orm import InstrumentedAttribute, Mapper, RelationshipDirection, RelationshipProperty
 
 from outbox.entities.columns import is_respelt
@@ -234,19 +246,34 @@ def is_relative(mapper: Mapper[Any], other: Mapper[Any]) -> bool:
 
 
 def _insert_of(link: Link) -> Insert:
-    """A row for each document that has none of this transaction, whose rows begin with the id `:since`.
+    """A row for each document whose last row of this transaction, whose rows begin with the id `:since`, is none of the
+    entity, or waits no longer.
 
     A row of another transaction says nothing: it may be delivered before this one is committed.
     """
+    name = link.entity.name
     columns: dict[str, Any] = {
         "action": literal(Action.REFRESH.value, Text),
-        "entity": literal(link.entity.name, Text),
+        "entity": literal(name, Text),
         "document_bytes": literal(0),
         "created_at": bindparam("created_at", type_=BigInteger),  # what has no type is text behind DISTINCT
     }
-    noted = select(models.events.c.index_name, models.events.c.document_id).where(
-        models.events.c.id >= bindparam("since"), models.events.c.entity == link.entity.name, IsOwn()
+    # By the index of unfinished rows, found by its condition to the letter; by their ids, all rows of a transaction
+    # would be looked at for each flush, and so these are hidden from the planner.
+    events, id_ = models.events, literal_column("+outbox_events.id", BigInteger)
+    last = (
+        select(events.c.entity)
+        .where(
+            events.c.index_name == link.entity.index_sql(),
+            events.c.document_id == link.entity.document_id_sql(),
+            text(f"({models.unfinished('outbox_events')})"),
+            id_ >= bindparam("since", type_=BigInteger),
+            IsOwn(),
+        )
+        .order_by(id_.desc())
+        .limit(literal_column("1"))
+        .correlate_except(events)
+        .scalar_subquery()
     )
-    place = tuple_(link.entity.index_sql(), link.entity.document_id_sql())
-    documents = link.documents.add_columns(*columns.values()).where(place.not_in(noted))
-    return insert(models.events).from_select(["index_name", "document_id", "tenant_id", *columns], documents)
+    documents = link.documents.add_columns(*columns.values()).where(func.coalesce(last, "") != name)
+    return insert(events).from_select(["index_name", "document_id", "tenant_id", *columns], documents)

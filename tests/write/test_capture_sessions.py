@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, create_engine, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    scoped_session,
+    sessionmaker,
+)
 
 from outbox import ConfigurationError, EntityRegistry, OutboxRepository, sqlite
+from outbox.testing import OutboxTester
 from tests.support.watching import Rows
 from tests.write import ON_SQLITE
 from tests.write.models import Account, Base, Contact, Deal, deal_document
@@ -184,3 +195,102 @@ def test_models_that_are_imported_twice_are_noted_once(
         with sessions.begin() as session:
             session.add(Note())
     assert new() == ["notes/1", "notes/2"]
+
+
+@pytest.mark.parametrize("mode", ["create_savepoint", "conditional_savepoint", "rollback_only"])
+def test_change_after_a_delivery_in_the_same_transaction_of_the_connection_is_noted_anew(
+    registry: EntityRegistry, database: Engine, mode: Any
+) -> None:
+    registry.add(Contact, index="contacts", fields=["name", "account.name"])
+    sessions = registry.capture(sessionmaker(join_transaction_mode=mode))
+    with database.connect() as connection, connection.begin() as transaction:
+        with OutboxTester(connection, registry) as outbox, sessions(bind=connection) as session:
+            session.add(Contact(id=1, name="Ada", account=Account(id=1, name="Acme")))
+            session.commit()
+            outbox.drain()
+            session.get_one(Account, 1).name = "Acme Ltd"
+            session.commit()
+            outbox.drain()
+            assert outbox.document("contacts", "1") == {"name": "Ada", "account": {"name": "Acme Ltd"}}
+            session.get_one(Contact, 1).name = "Grace"
+            session.commit()
+            outbox.drain()
+            assert outbox.document("contacts", "1") == {"name": "Grace", "account": {"name": "Acme Ltd"}}
+        transaction.rollback()
+
+
+def test_row_of_a_released_savepoint_that_was_delivered_already_keeps_no_later_change_from_being_noted(
+    registry: EntityRegistry, database: Engine
+) -> None:
+    """As a relay does where Python's sqlite3 commits with the release."""
+    registry.add(Contact, index="contacts", fields=["name", "account.name"])
+    sessions = registry.capture(sessionmaker(database))
+    with sessions() as session:
+        connection = session.connection()
+        with OutboxTester(connection, registry) as outbox:
+            with session.begin_nested():
+                session.add(Contact(id=1, name="Ada", account=Account(id=1, name="Acme")))
+            outbox.drain()
+            session.get_one(Account, 1).name = "Acme Ltd"
+            session.flush()
+            outbox.drain()
+            assert outbox.document("contacts", "1") == {"name": "Ada", "account": {"name": "Acme Ltd"}}
+        session.rollback()
+
+
+@contextmanager
+def counted_calls() -> Iterator[Callable[[], int]]:
+    """How many functions Python has called meanwhile."""
+    calls = 0
+
+    def called(_frame: Any, what: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += what in ("call", "c_call")
+
+    sys.setprofile(called)
+    try:
+        yield lambda: calls
+    finally:
+        sys.setprofile(None)
+
+
+@contextmanager
+def counted_work(session: Session) -> Iterator[Callable[[], int]]:
+    """What the database has done meanwhile: instructions of SQLite, or rows of the outbox that PostgreSQL has read."""
+    connection = session.connection()
+    if connection.dialect.name == "postgresql":
+        asked = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'outbox_events'"
+        before: int = connection.execute(text(asked)).scalar_one()
+        yield lambda: connection.execute(text(asked)).scalar_one() - before
+        return
+    driver: Any = connection.connection.driver_connection
+    instructions = 0
+
+    def carried_out() -> None:
+        nonlocal instructions
+        instructions += 1
+
+    driver.set_progress_handler(carried_out, 1)
+    try:
+        yield lambda: instructions
+    finally:
+        driver.set_progress_handler(None, 0)
+
+
+@pytest.mark.parametrize("savepoints", [False, True])
+@pytest.mark.parametrize("counted", [counted_calls, counted_work])
+def test_flush_costs_the_same_however_much_its_transaction_has_noted_before(
+    registry: EntityRegistry, sessions: sessionmaker[Session], counted: Callable[..., Any], savepoints: bool
+) -> None:
+    registry.add(Contact, index="contacts", fields=["name", "account.name"])
+    costs = []
+    with sessions.begin() as session:
+        session.execute(text("CREATE INDEX contacts_of_accounts ON contacts (account_id)"))
+        for at in range(1, 121):
+            with counted(*[session][: counted is counted_work]) as cost:
+                with session.begin_nested() if savepoints else nullcontext():
+                    session.add(Contact(id=at, name="Ada", account=Account(id=at, name="Acme")))
+                    session.flush()
+                costs.append(cost())
+            session.expunge_all()
+    assert max(costs[-10:]) < max(costs[10:20]) + 50
