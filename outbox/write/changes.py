@@ -18,6 +18,7 @@ from outbox.entities.entity import Entity
 from outbox.entities.keys import DocumentKey, among, portions
 from outbox.entities.links import Link
 from outbox.errors import ConfigurationError, InvalidName
+from outbox.store.dialect import Row
 from outbox.store.models import Action, now_ms
 from outbox.store.store import dialect_of, is_supported
 from outbox.write.journal import Journal, journal_of, open_journal
@@ -56,11 +57,26 @@ def note_dependents(
     """
     journal = journal_of(session)
     _require_one_database(session, journal, link.entity)
-    journal.forget((link, identity) for identity in moved)
-    fresh = [identity for _, identity in journal.fresh(dict.fromkeys([(link, identity) for identity in identities]))]
+    number = journal.overruled.setdefault(link, 0)
+    journal.forget((link, identity, number) for identity in moved)
+    wanted = dict.fromkeys([(link, identity, number) for identity in identities])
+    fresh = [identity for _, identity, _ in journal.fresh(wanted)]
     if not dialect_of(journal.connection).ids_follow_commits:
         journal.made_of.setdefault(link, set()).update(fresh)
     _insert_dependents(journal, statement, link, fresh)
+
+
+def note_rows_of_application(session: Session, journal: Journal, rows: Iterable[Row]) -> None:
+    """Have changes noted anew that come after these rows: what was noted of their documents before says less."""
+    if not journal.noted:
+        return
+    for _, index, document_id, _, name, _, _ in rows:
+        for entity in session.info.get(_TOGETHER, ()):
+            if entity.name != name and entity.index_names(index):
+                journal.forget([(entity.name, index, document_id)])
+        for link in journal.overruled:  # which of its notes led to the document, the database alone could tell
+            if link.entity.name != name and link.entity.index_names(index):
+                journal.overruled[link] += 1
 
 
 def note_late_dependents(session: Session, statement_of: Callable[[Link], Insert]) -> None:

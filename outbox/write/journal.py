@@ -31,10 +31,11 @@ class Journal:
     their ids may be issued again, so `created_at` tells whose a row is. None: all of them are ours.
     `since`: the lowest of these ids.
     `noted`: what is noted already, for each savepoint that is open: the notes of one that was rolled back are gone.
+    `overruled`: how often the notes of a link have come to say nothing any more: they hold that number.
     `made_of`: what has changed and documents are made of, by what leads to these; for `note_late_dependents`.
     """
 
-    __slots__ = ("_info", "connection", "made_of", "noted", "of", "root", "since", "within", "written")
+    __slots__ = ("_info", "connection", "made_of", "noted", "of", "overruled", "root", "since", "within", "written")
 
     def __init__(self, session: Session, connection: Connection) -> None:
         self._info = session.info
@@ -45,6 +46,7 @@ class Journal:
         self.written: list[tuple[Sequence[int], int | None]] = []
         self.since = EPOCH_STEP  # above all ids
         self.noted: dict[Any, set[Any]] = {}
+        self.overruled: dict[Any, int] = {}
         self.made_of: dict[Any, set[Any]] = {}
 
     def fresh(self, wanted: Iterable[T]) -> list[T]:

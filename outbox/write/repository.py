@@ -24,6 +24,7 @@ from outbox.store.dialect import Row
 from outbox.store.models import Action, now_ms
 from outbox.store.sessions import require_session
 from outbox.write import sync
+from outbox.write.changes import note_rows_of_application
 from outbox.write.journal import journal_of
 
 
@@ -224,7 +225,9 @@ class OutboxRepository:
 
     def _store(self, rows: Sequence[Row], contents: Sequence[str] = ()) -> list[int]:
         session = self._session
-        ids = journal_of(session).insert(rows, contents)
+        journal = journal_of(session)
+        ids = journal.insert(rows, contents)
+        note_rows_of_application(session, journal, rows)
         _have_it_committed(session)
         return list(ids)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import Computed, Engine, ForeignKey, delete, event, insert, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
-from outbox import EntityRegistry, InvalidName
+from outbox import EntityRegistry, InvalidName, OutboxRepository
 from outbox.relay.load import from_database
+from outbox.testing import OutboxTester
 from tests.support.watching import Rows
-from tests.write.models import Contact, Engineer, Guest, Page, Person, Tag
+from tests.write.models import Account, Contact, Engineer, Guest, Page, Person, Tag
 
 
 @pytest.mark.usefixtures("contacts")
@@ -129,6 +131,44 @@ def test_change_in_a_released_savepoint_has_its_row(sessions: sessionmaker[Sessi
             session.get_one(Contact, 1).name = "Grace"
         session.commit()
         assert set(new()) == {"contacts/1"}
+
+
+@pytest.mark.parametrize("savepoint", [False, True])
+@pytest.mark.parametrize("changed", [Contact, Account])
+@pytest.mark.parametrize("action", ["index", "update", "delete"])
+def test_change_after_a_row_of_the_application_is_noted_although_one_before_it_was(
+    registry: EntityRegistry, sessions: sessionmaker[Session], action: str, changed: type[Any], savepoint: bool
+) -> None:
+    registry.add(Contact, index="contacts", fields=["name", "account.name"])
+    with sessions() as session, OutboxTester(sessions.kw["bind"], registry) as outbox:
+        session.add(Contact(id=1, name="Ada", account=Account(id=1, name="Acme")))
+        session.commit()
+        found = session.get_one(changed, 1)
+        found.name = "first"
+        session.flush()
+        with session.begin_nested() if savepoint else nullcontext():
+            arguments = () if action == "delete" else ({"name": "of the application"},)
+            getattr(OutboxRepository(session), action)("contacts", "1", *arguments)
+            found.name = "last"
+            session.flush()
+        session.commit()
+        outbox.drain()
+        held = outbox.document("contacts", "1")
+        assert held and "last" in (held["name"], held["account"]["name"])
+
+
+@pytest.mark.usefixtures("contacts")
+def test_change_after_a_refresh_of_the_application_needs_no_second_row(
+    registry: EntityRegistry, sessions: sessionmaker[Session], new: Rows
+) -> None:
+    with sessions() as session:
+        contact = Contact(id=1, name="Ada")
+        session.add(contact)
+        session.flush()
+        OutboxRepository(session, registry).refresh(contact)
+        contact.name = "Grace"
+        session.commit()
+        assert new() == ["contacts/1", "contacts/1"]  # that of the session, and what was asked for
 
 
 def test_change_that_no_document_shows_has_no_row(
