@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from outbox import EntityRegistry, OutboxRepository
@@ -97,6 +98,20 @@ def test_row_that_is_gone_excluded_or_another_tenants_leaves_no_document(
     deliver(outbox, embedded, registry)
     assert sorted(documents(embedded)) == ["2:t1:4", "2:t2:3"]
     assert [outbox.outcome(row) for row in rows] == ["deleted", "applied"]
+
+
+def test_object_in_memory_is_refreshed_where_the_database_says_that_its_document_is(
+    outbox: Outbox, embedded: EmbeddedDestination, registry: EntityRegistry
+) -> None:
+    save(outbox, registry, id=1, name="Ada", tenant="t1")
+    deliver(outbox, embedded, registry)
+    with outbox.sessions.begin() as session:
+        contact = session.get_one(Contact, 1)
+        session.execute(update(Contact.__table__).values(tenant="t2", name="Grace"))
+        assert contact.tenant == "t1"
+        assert len(OutboxRepository(session, registry).refresh(contact)) == 2
+    deliver(outbox, embedded, registry)
+    assert [(id_, held["name"]) for id_, held in documents(embedded).items()] == [("2:t2:1", "Grace")]
 
 
 def test_document_that_cannot_be_made_fails_alone_and_is_retried(

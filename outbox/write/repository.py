@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session, scoped_session
 
 from outbox import documents
 from outbox.entities.entity import Entity
-from outbox.entities.keys import DocumentKey
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import (
     ConfigurationError,
@@ -24,7 +23,7 @@ from outbox.store.dialect import Row
 from outbox.store.models import Action, now_ms
 from outbox.store.sessions import require_session
 from outbox.write import sync
-from outbox.write.changes import note_rows_of_application
+from outbox.write.changes import Place, note_rows_of_application, places_of
 from outbox.write.journal import journal_of
 
 
@@ -157,7 +156,8 @@ class OutboxRepository:
     def refresh(self, entity: object, key: object = None, *, tenant_id: object = None) -> list[int]:
         """Have the document of a row made anew of what the database says. Returns the ids of the outbox rows.
 
-        `refresh(contact)`: the documents of a mapped object, one for each entity that it is registered as; or
+        `refresh(contact)`: the documents of a mapped object, one for each entity that it is registered as, where the
+        database says that they are; and where the object says so, if it was loaded before they moved. Or
         `refresh("contacts", 7)`: by the name of the entity and the primary key (a tuple if it is composite; the value
         of another column, if the entity is registered with `id`), with the tenant where that is part of the document's
         place. Raises `InvalidName`, and `ConfigurationError` for
@@ -185,7 +185,7 @@ class OutboxRepository:
                     f"({', '.join(named.id_key)}): {error}"
                 ) from None
         else:
-            places = [(each, each.key_of_object(entity)) for each in self._entities_of(entity)]
+            places = self._places_of_object(entity)
         return self._store(_refresh_rows(places))
 
     def wait_until_synced(self, timeout: float = 10.0, *, searchable: bool = False) -> dict[int, str]:
@@ -209,6 +209,17 @@ class OutboxRepository:
         if not found:
             raise ConfigurationError(f"{shortened(instance)} is of no registered entity; registry.add() its model")
         return found
+
+    def _places_of_object(self, instance: object) -> list[Place]:
+        places: list[Place] = []
+        refused: list[InvalidName] = []
+        for entity in self._entities_of(instance):
+            places.append((entity, entity.key_of_object(instance)))
+            identity = tuple(getattr(instance, name) for name in entity.key)
+            places += places_of(self._session, entity, [identity], refused)
+        if refused:
+            raise refused[0]
+        return list(dict.fromkeys(places))
 
     def _refresh(self, entity: Entity, index: str, document_id: str, tenant_id: object) -> int:
         self._session.flush()
@@ -239,7 +250,7 @@ def _have_it_committed(session: Session) -> None:
         zope.mark_changed(session)
 
 
-def _refresh_rows(places: Iterable[tuple[Entity, DocumentKey]]) -> list[Row]:
+def _refresh_rows(places: Iterable[Place]) -> list[Row]:
     """A `refresh` row for each place of an entity's document."""
     at = now_ms()
     return [(Action.REFRESH.value, key[0], key[1], key[2], entity.name, 0, at) for entity, key in places]
