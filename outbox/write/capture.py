@@ -18,12 +18,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
 from sqlalchemy import ClauseElement, Connection, Engine, Result, event
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, UOWTransaction
+from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, UOWTransaction, class_mapper
 from sqlalchemy.orm.attributes import instance_state
 
 from outbox.entities.entity import Entity
@@ -47,6 +48,7 @@ from outbox.write.changes import (
     places_of,
     remembered_places,
     tenant_of,
+    where_written,
 )
 from outbox.write.coverage import Coverage
 from outbox.write.plans import Known, Memo, Own, Plan, intersects
@@ -131,7 +133,7 @@ class Capture:
             return
         flush = session.info[self._flush] = Flush(self._coverage, known, session)
         flush.remember()
-        if session.bind is not None:  # else the flush may have nothing to do with the database of the outbox
+        if session.bind is not None and flush.is_about_outbox():
             flush.ask()
         if known.looks_before:
             flush.look()
@@ -185,6 +187,15 @@ class Flush:
         journal.lock(self._session)
         plans = self._plans = self._known.plans_without(self._coverage.of(self._session))
         return plans
+
+    def is_about_outbox(self) -> bool:
+        """Whether it writes to the database of the outbox, of those that the session may have."""
+        session = self._session
+        classes = set(map(type, chain(self._dirty, session.new, session.deleted)))
+        if any(self._known.plans[each] for each in classes):  # as nearly always: they are there, or an error
+            return True
+        own = journal.bind_of(session).engine
+        return any(session.get_bind(**where_written(class_mapper(each))).engine is own for each in classes)
 
     def plan_before(self, class_: type[Any]) -> Plan | None:
         """The same, if it has to look before the flush."""

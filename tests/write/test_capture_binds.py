@@ -12,6 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 from outbox import ConfigurationError, EntityRegistry, OutboxRepository, sqlite
 from outbox.models import events, metadata
 from tests.support.watching import Rows
+from tests.write import ON_SQLITE
 from tests.write.models import Base, Contact
 
 OUTBOX = metadata.sorted_tables
@@ -49,6 +50,23 @@ def test_write_of_no_entity_is_not_kept_from_a_database_without_an_outbox(
         session.add(Line(id=1, text="x"))
     with captured() as session:
         assert session.get_one(Line, 1).text == "x"
+
+
+@ON_SQLITE
+@pytest.mark.usefixtures("contacts")
+def test_flush_that_writes_to_another_database_alone_does_not_lock_that_of_the_outbox(
+    database: Engine, elsewhere: Engine, registry: EntityRegistry, new: Rows
+) -> None:
+    captured = registry.capture(sessionmaker(database, binds={OtherBase: elsewhere}))
+    with captured.begin() as session:
+        session.add(Line(id=1, text="x"))
+        session.flush()
+        with Session(database) as other:
+            other.connection().exec_driver_sql("PRAGMA busy_timeout = 0")
+            other.add(Contact(id=1, name="Ada"))
+            other.commit()
+        session.add(Contact(id=2, name="Bob"))
+    assert new() == ["contacts/2"]
 
 
 @pytest.mark.usefixtures("contacts")
