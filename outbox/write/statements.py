@@ -358,14 +358,17 @@ def _returning(state: ORMExecuteState, statement: Any, columns: Sequence[Any]) -
     """Carry out a statement that returns these columns too; its caller sees nothing of them."""
     labelled = [column.label(f"outbox_key_{at}") for at, column in enumerate(columns)]
     result: Any = state.invoke_statement(statement=statement.returning(*labelled))
-    own = len(result.keys()) - len(columns)
+    returned = list(result.keys()) if getattr(result, "returns_rows", True) else []
+    own = len(returned) - len(columns)
+    if returned[own:] != [column.key for column in labelled]:
+        return [], result  # of what a listener of the application has carried out instead
     frozen = result.freeze()
     found = [tuple(row) for row in frozen().all()]
     identities = [row[own:] for row in found]
     if own:
-        returned = frozen()
-        return identities, returned.columns(*range(own))
-    result.rowcount = len(found)  # it has no rows left, as if there had been none
+        return identities, frozen().columns(*range(own))
+    # It has no rows left, as if there had been none; nor had it when we have seen it before, in such a listener.
+    result.rowcount = max(len(found), getattr(result, "rowcount", 0))
     if state.is_insert and not isinstance(result, CursorResult):  # which is asked by nobody who inserts that way
         result.returns_rows = False
         result.inserted_primary_key_rows = identities

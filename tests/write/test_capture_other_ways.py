@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import CursorResult, Engine, bindparam, delete, insert, select, update
+from sqlalchemy import CursorResult, Engine, bindparam, delete, event, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.orm import Session, aliased, sessionmaker
+from sqlalchemy.orm import ORMExecuteState, Session, aliased, sessionmaker
 
 from outbox import ConfigurationError, EntityRegistry
 from tests.support.watching import Rows
@@ -95,6 +95,25 @@ def test_statement_about_an_alias_notes_its_rows_alone(session: Session, new: Ro
     session.execute(made(aliased(Contact)), execution_options={"synchronize_session": False})
     session.commit()
     assert new() == ["contacts/2"]
+
+
+@pytest.mark.parametrize("returning", [False, True])
+@pytest.mark.parametrize("way", ["session", "connection"])
+def test_result_of_what_a_listener_carries_out_instead_is_what_it_was(
+    session: Session, new: Rows, way: str, returning: bool
+) -> None:
+    @event.listens_for(session, "do_orm_execute")
+    def delete_softly(state: ORMExecuteState) -> Any:
+        if not state.is_delete:
+            return None
+        run = state.session if way == "session" else state.session.connection()
+        return run.execute(update(Contact).where(Contact.id == 1).values(name="deleted"))
+
+    statement = delete(Contact).where(Contact.id == 1)
+    result: Any = session.execute(statement.returning(Contact.name) if returning else statement)
+    assert result.rowcount == 1
+    session.commit()
+    assert new() == (["contacts/1"] if way == "session" else [])
 
 
 # -- sessions that read from another database ----------------------------------------------------------------------
