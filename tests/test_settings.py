@@ -53,6 +53,12 @@ def test_value_of_another_form_is_told_the_right_one(
         settings.load()
 
 
+def test_settings_are_shown_without_addresses_that_may_hold_a_password() -> None:
+    address = "http://ada:s3cret@localhost:9200"
+    shown = repr(settings.load(database_url="postgresql://ada:s3cret@db/shop", elasticsearch_url=address))
+    assert "s3cret" not in shown + repr(settings.load(opensearch_url=address))
+
+
 def test_misspelt_variable_is_named_with_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTBOX_BATCH_ROW", "s3cret")
     assert settings.unknown_variables() == [

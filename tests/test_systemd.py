@@ -118,6 +118,27 @@ def test_passwords_are_named_and_never_printed(printed: Printed, tmp_path: Path)
     assert "note: add " not in result.stderr
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://db.internal/shop?user=relay&password=s3cret",
+        "postgresql+psycopg:///shop?host=db.internal&sslpassword=s3cret",
+        "postgresql://relay:a/s3cret@db.internal/shop",
+        "postgresql://relay:a,s3cret@db.internal/shop",
+    ],
+)
+def test_password_of_the_database_is_never_printed_wherever_it_stands_in_its_url(printed: Printed, url: str) -> None:
+    for result in (printed("--user", "ada", OUTBOX_DATABASE_URL=url), printed("--user", "ada", "--database-url", url)):
+        assert (result.exit_code, "s3cret" in result.output) == (0, False)
+        assert "note: add OUTBOX_DATABASE_URL to " in result.stderr
+
+
+def test_password_of_an_address_that_is_not_read_is_never_printed(printed: Printed) -> None:
+    result = printed(ELASTICSEARCH_URL="http://elastic:a/s3cret@localhost:9200")
+    assert (result.exit_code, "s3cret" in result.output) == (0, False)
+    assert "note: add ELASTICSEARCH_URL to " in result.stderr
+
+
 def test_settings_come_from_the_file_of_settings_too(printed: Printed, tmp_path: Path) -> None:
     (tmp_path / "outbox-relay.env").write_text("OUTBOX_SHUTDOWN_TIMEOUT=100\nOUTBOX_DESTINATION=embedded\n")
     result = printed()

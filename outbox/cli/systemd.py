@@ -11,9 +11,9 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
+from sqlalchemy.engine import make_url
 
 from outbox import __version__, settings
 from outbox.cli.options import database_option
@@ -29,6 +29,7 @@ ENV_FILE = Path("/etc/outbox-relay.env")
 STATE = Path("/var/lib/outbox-relay")
 HOMES = ("/home", "/root", "/run/user")
 TEMPORARY = ("/tmp", "/var/tmp")
+DATABASE_URL = variable("database_url")
 KNOWS_RESTART_STEPS = 254
 EXIT_MARGIN_S = 5
 
@@ -139,9 +140,11 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
     needed = [*files, directory, *certificates, *code]
     user = user or _owner(database or directory)
     exported = settings.exported(*read)
-    if database is None and database_url:
-        exported[settings.variable("database_url")] = database_url
-    secret = [key for key, value in exported.items() if key in settings.SECRET or _has_password(value)]
+    if database:
+        exported.pop(DATABASE_URL, None)  # the command names it
+    elif database_url:
+        exported[DATABASE_URL] = database_url
+    secret = [key for key, value in exported.items() if key in settings.SECRET or _has_password(key, value)]
     offline = database is not None and loaded.destination == "embedded" and not admin and loaded.notify_url is None
     offline = offline and (bool(read) or not chosen.exists())  # what cannot be read may set one
     unit = TEMPLATE.format(
@@ -153,7 +156,7 @@ def systemd(user: str | None, env_file: Path | None, admin: bool, database_url: 
         user=_escaped(user),
         directory=_escaped(str(directory)),
         env_file=f"{'' if env_file else '-'}{_escaped(str(chosen))}",
-        environment=_environment({key: value for key, value in exported.items() if key not in secret}, database),
+        environment=_environment({key: value for key, value in exported.items() if key not in secret}),
         steps="" if _systemd_version() >= KNOWS_RESTART_STEPS else "#",
         stop=math.ceil(loaded.shutdown_timeout + BUSY_TIMEOUT_S + (STOPPED_WITHIN_S if admin else 0)) + EXIT_MARGIN_S,
         writable=" ".join(dict.fromkeys(_quoted(str(file.parent)) for file in files)),
@@ -174,13 +177,9 @@ def _command_line(command: Path, database: Path | None, *, admin: bool) -> str:
     return " ".join(_quoted(word).replace("$", "$$") for word in words)
 
 
-def _environment(exported: Mapping[str, str], database: Path | None) -> str:
-    """The settings of this environment as lines of the unit, but for a database that the command names."""
-    return "".join(
-        f"Environment={_quoted(f'{name}={_absolute(name, value)}')}\n"
-        for name, value in exported.items()
-        if database is None or name != settings.variable("database_url")
-    )
+def _environment(exported: Mapping[str, str]) -> str:
+    """Settings as lines of the unit."""
+    return "".join(f"Environment={_quoted(f'{name}={_absolute(name, value)}')}\n" for name, value in exported.items())
 
 
 def _to_do(
@@ -269,8 +268,11 @@ def _absolute(name: str, value: str) -> str:
     return str(Path(value).absolute()) if name in settings.PATHS else value
 
 
-def _has_password(value: str) -> bool:
-    return any("@" in urlsplit(url).netloc for url in value.split(","))
+def _has_password(name: str, value: str) -> bool:
+    if name == DATABASE_URL:  # which may have it in its query, as libpq takes it: password, sslpassword
+        url = make_url(value)
+        return url.password is not None or any(re.search("pass|secret", key, re.IGNORECASE) for key in url.query)
+    return "://" in value and "@" in value  # wherever: one that nothing reads may have '/' or ',' in its password
 
 
 def _lies_in(places: Sequence[str], paths: Sequence[Path]) -> bool:

@@ -77,13 +77,14 @@ class Settings(_WithGeneralName):
 
     # Where from, where to
     database_url: str | None = Field(
-        None, description="SQLAlchemy URL of the application's database, e.g. sqlite:///app.db"
+        None, repr=False, description="SQLAlchemy URL of the application's database, e.g. sqlite:///app.db"
     )
     destination: Literal["elasticsearch", "opensearch", "embedded"] = Field(
         "elasticsearch", description="where documents are delivered; embedded is one SQLite file, without a cluster"
     )
     elasticsearch_url: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
+        repr=False,
         description="address of Elasticsearch, or of several nodes of one cluster, separated by commas",
     )
     elasticsearch_api_key: SecretStr | None = Field(None, description="API key (base64 form)")
@@ -93,7 +94,9 @@ class Settings(_WithGeneralName):
         None, description="file with the certificate authority of the cluster; without it, the system's are trusted"
     )
     opensearch_url: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="the same of OpenSearch, for OUTBOX_DESTINATION=opensearch; needs the extra 'opensearch'"
+        (),
+        repr=False,
+        description="the same of OpenSearch, for OUTBOX_DESTINATION=opensearch; needs the extra 'opensearch'",
     )
     opensearch_username: str | None = Field(None, description="user name there")
     opensearch_password: SecretStr | None = Field(None, description="password of that user")
