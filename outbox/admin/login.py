@@ -28,7 +28,7 @@ def give_token(request: Request, form: Form, admin: Admin) -> Response:
     back, operators = local(form.get("next", "/")), admin.operators
     if not operators:
         return RedirectResponse(back, 303)
-    operator = with_token(operators, form.get("token", "").encode())
+    operator = with_token(operators, form.get("token", "").strip().encode())
     if operator is None:
         client = request.client.host if request.client else "?"
         logger.warning("admin: a wrong token was given at the login by {client}", client=logs.safe(client))

@@ -96,6 +96,14 @@ def test_document_that_the_index_lost_is_missing_and_delivered_again(world: Worl
     assert verdict(world) == ("same", False)
 
 
+def test_form_delivers_the_document_with_a_blank_at_its_end(world: World) -> None:
+    same_site = {"Origin": str(world.client.base_url)}
+    answer = world.client.post("/document/deliver", data={"index": "contacts", "id": "1 "}, headers=same_site)
+    assert answer.status_code == 200, answer.text
+    newest = world.get("/events")["items"][0]
+    assert (newest["documentId"], newest["state"]) == ("1 ", "pending")
+
+
 def test_document_without_a_row_is_extra_and_removed_by_delivering_it_again(world: World) -> None:
     world.outbox.raw("DELETE FROM contacts")
     assert verdict(world) == ("extra", False)

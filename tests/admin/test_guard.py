@@ -161,6 +161,10 @@ def test_login_gives_a_session_that_scripts_and_other_sites_do_not_get(guarded: 
     assert guarded.get("/api/v1/admin/status").status_code == 401
 
 
+def test_login_takes_a_token_that_was_pasted_with_the_end_of_its_line(guarded: TestClient) -> None:
+    assert guarded.post("/login", data={"token": f" {TOKEN}\n"}, follow_redirects=False).status_code == 303
+
+
 def forged() -> dict[str, str]:
     good = sessions.session(TOKEN)
     ends, _, proof = good.partition(".")

@@ -67,6 +67,20 @@ def test_form_pauses_an_index_and_each_pause_has_a_button_that_ends_it(embedded:
     assert pauses.current(embedded.outbox.store().run) == ()
 
 
+def test_form_means_the_tenant_with_a_blank_at_its_end(embedded: World) -> None:
+    for tenant in ("acme", "acme "):
+        embedded.outbox.index("contacts", "a", {}, tenant_id=tenant)
+        form(embedded, "/pause", reason=" import\n", tenant=tenant)
+    form(embedded, "/resume", tenant="acme ")
+    left = pauses.current(embedded.outbox.store().run)
+    assert [(each.tenant, each.reason) for each in left] == [("acme", "import")]
+
+
+def test_form_with_a_reason_of_blanks_pauses_nothing(embedded: World) -> None:
+    answer = embedded.client.post("/pause", data={"reason": " "}, headers={"Origin": str(embedded.client.base_url)})
+    assert (answer.status_code, pauses.current(embedded.outbox.store().run)) == (422, ())
+
+
 def test_several_pauses_are_one_alert(embedded: World, outbox: Outbox) -> None:
     waiting(embedded)
     for index in ("contacts", "notes"):

@@ -41,7 +41,10 @@ def test_reindex_is_begun_only_when_it_was_seen_what_it_would_do(filled: World) 
     filled.job(1)
     page = filled.client.get("/reindexes?entity=Contact&tenant=t1").text
     assert "are written into the live index" in page
-    for path in ("entity=nobody", "entity=Contact&tenant=t1&keep_old=yes", "entity=Contact&from_date=yesterday"):
+    page = filled.client.get("/reindexes?entity=Contact&tenant=t1&from_date=2026-01-01%20").text
+    assert 'name="tenant" value="t1"' in page and 'name="from_date" value="2026-01-01"' in page
+    wrong = ("entity=nobody", "entity=Contact&tenant=t1&keep_old=yes", "entity=Contact&from_date=yesterday")
+    for path in (*wrong, "entity=Contact&tenant=t1%20"):
         assert filled.client.get(f"/reindexes?{path}", headers=HTML).status_code == 422, path
 
 

@@ -40,7 +40,7 @@ def list_reindexes(
     request: Request, admin: Admin, entity: str = "", tenant: str = "", from_date: str = "", keep_old: str = ""
 ) -> Response:
     """With an entity: what a reindex of it would do, to be confirmed."""
-    asked = {"entity": entity, "tenant": tenant.strip(), "from_date": from_date.strip(), "keep_old": keep_old}
+    asked = {"entity": entity, "tenant": tenant, "from_date": from_date.strip(), "keep_old": keep_old}
     planned = (
         reindexes.planned(admin, entity, asked["tenant"] or None, asked["from_date"] or None, keep_old=bool(keep_old))
         if entity
