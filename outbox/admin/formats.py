@@ -10,8 +10,9 @@ from urllib.parse import urlencode
 from markupsafe import Markup, escape
 
 from outbox import logs
-from outbox.admin.shapes import Event, moment
+from outbox.admin.shapes import Event
 from outbox.documents import as_json
+from outbox.store.shown import moment
 
 NONE: Final = "–"
 LONGEST_QUERY: Final = 6_000

@@ -10,13 +10,13 @@ from outbox.admin import alerts, shapes
 from outbox.admin.causes import CausesCache
 from outbox.admin.database import Database
 from outbox.admin.poller import DestinationStatus
-from outbox.admin.shapes import moment
 from outbox.admin.statistics import Counts, IndexAction, Statistics, StatisticsCache
 from outbox.mappings import IndexDrift
 from outbox.store import causes, figures, jobs, pauses, verifications
 from outbox.store.drift import DriftKind
 from outbox.store.figures import DAY_MS, MINUTE_MS, WEEK_MS, Backlog, Outcomes
 from outbox.store.models import now_ms
+from outbox.store.shown import moment
 from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
 

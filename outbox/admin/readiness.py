@@ -14,10 +14,10 @@ from loguru import logger
 
 from outbox import logs
 from outbox.admin.poller import DestinationStatus
-from outbox.admin.shapes import moment
 from outbox.settings import Settings
 from outbox.store import figures, pauses
 from outbox.store.models import now_ms
+from outbox.store.shown import moment
 from outbox.store.store import Store
 
 LEASES: Final = 2

@@ -11,10 +11,11 @@ from pydantic import Field
 from outbox.admin import formats
 from outbox.admin.chosen import NotFound
 from outbox.admin.hidden import content, without_value
-from outbox.admin.shapes import Event, Model, moment
+from outbox.admin.shapes import Event, Model
 from outbox.documents import as_json
 from outbox.store import history
 from outbox.store.models import EPOCH_STEP
+from outbox.store.shown import moment
 from outbox.store.store import Store
 
 

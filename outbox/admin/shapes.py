@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +14,7 @@ from outbox.store import jobs
 from outbox.store.figures import Outcomes
 from outbox.store.jobs import Job
 from outbox.store.models import JobState, now_ms
+from outbox.store.shown import moment
 from outbox.store.store import Store
 from outbox.verify.lens import Look
 
@@ -393,8 +394,3 @@ class Overview(Model):
     verification: Verified | None
     mappings: list[DriftedIndex] = Field(description="indexes that are not as registered, as of the last minute or so")
     database_bytes: int
-
-
-def moment(milliseconds: int) -> datetime:
-    """An instant of the tables."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import json
 import os
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -15,6 +14,7 @@ from outbox import logs
 from outbox.cli.options import database_option, json_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.store import audit
+from outbox.store.shown import moment
 
 
 def operator_name() -> str:
@@ -62,7 +62,7 @@ def command(limit: int, by: str | None, as_json: bool, database_url: str | None)
 
 
 def _line(row: dict[str, Any]) -> str:
-    at = datetime.fromtimestamp(row["began_at"] / 1000, UTC)
+    at = moment(row["began_at"])
     affected = "" if row["affected"] is None else f": {row['affected']:,}"
     end = f"  failed: {row['error']}" if row["error"] else "" if row["ended_at"] else "  has not ended"
     return f"{at:%Y-%m-%d %H:%M:%S}  {row['acted_by']}  {row['action']}{affected}  {row['about']}{end}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -21,6 +20,7 @@ from outbox.store import conflicts, history, jobs, pauses, verifications
 from outbox.store.drift import DriftKind
 from outbox.store.history import Step
 from outbox.store.models import now_ms
+from outbox.store.shown import moment
 from outbox.store.store import Store
 
 
@@ -262,7 +262,7 @@ def iso(milliseconds: int | None) -> str | None:
     """An instant of the tables as people write it, in UTC."""
     if milliseconds is None:
         return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def default_text(value: Any) -> str:

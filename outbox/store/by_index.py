@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from outbox.store import models
+from outbox.store import models, shown
 from outbox.store.figures import SUMS, Backlog, Statistic
 from outbox.store.store import Store
 
@@ -43,7 +43,7 @@ def waiting(store: Store, now: int) -> dict[str, Waiting]:
     """Of every index that rows go to, wait for or died of. Looks at each row that waits or is dead."""
     held, dead = store.dialect.indexed("held"), store.dialect.indexed("dead")
     found = store.run(
-        "SELECT counted.index_name, waits, died, created_at FROM ("
+        f"SELECT {store.dialect.as_bytes('counted.index_name')}, waits, died, CAST(created_at AS BIGINT) FROM ("
         "SELECT index_name, CAST(sum(unfinished) AS BIGINT) AS waits, CAST(sum(dead) AS BIGINT) AS died,"
         " min(oldest) AS oldest FROM ("
         "SELECT index_name, count(*) AS unfinished, 0 AS dead, min(id) AS oldest"
@@ -53,7 +53,10 @@ def waiting(store: Store, now: int) -> dict[str, Waiting]:
         " UNION ALL SELECT index_name, 0, 0, NULL FROM outbox_indexes WHERE role = 'live'"
         ") AS parts GROUP BY index_name) AS counted LEFT JOIN outbox_events AS e ON e.id = counted.oldest"
     )
-    return {row[0]: Waiting(row[1], row[2], None if row[3] is None else max(0, now - row[3])) for row in found}
+    return {
+        shown.text(index): Waiting(waits, died, None if oldest is None else max(0, now - oldest))
+        for index, waits, died, oldest in found
+    }
 
 
 def backlog(store: Store, index: str, now: int) -> Backlog:
@@ -68,7 +71,9 @@ def backlog(store: Store, index: str, now: int) -> Backlog:
         f" WHERE ({models.unfinished()}) AND index_name = :index) AS held",
         index=index,
     ).one()
-    written = store.run("SELECT created_at FROM outbox_events WHERE id = :id", id=first).scalar_one_or_none()
+    written = store.run(
+        "SELECT CAST(created_at AS BIGINT) FROM outbox_events WHERE id = :id", id=first
+    ).scalar_one_or_none()
     return Backlog(
         fresh, unfinished - fresh - claimed, claimed, dead, None if written is None else max(0, now - written)
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Unpack
 
 from outbox.documents import same_tenant
-from outbox.store import causes, due, models
+from outbox.store import causes, due, models, shown
 from outbox.store.causes import Narrowing
 from outbox.store.malformed import MalformedRows
 from outbox.store.models import COUNTERS, LATENCY_BOUNDS_MS, STATISTICS, State
@@ -142,7 +142,9 @@ def tenant_backlog(store: Store, tenants: tuple[str, ...], now: int) -> Backlog:
         f" WHERE state = 'claimed' AND {mine}) AS claimed",
         given,
     ).one()
-    written = store.run("SELECT created_at FROM outbox_events WHERE id = :id", id=first).scalar_one_or_none()
+    written = store.run(
+        "SELECT CAST(created_at AS BIGINT) FROM outbox_events WHERE id = :id", id=first
+    ).scalar_one_or_none()
     oldest = min((since for since in (written, waits_since, held_since) if since is not None), default=None)
     return Backlog(fresh, retrying, claimed, dead, _age(oldest, now))
 
@@ -225,8 +227,9 @@ def _fresh_by_tenant(store: Store) -> Iterator[tuple[str, int, int]]:
         return
     for index, tenant in lanes:
         number, since = store.run(
-            "SELECT number, (SELECT created_at FROM outbox_events WHERE id = oldest) FROM (SELECT count(*) AS number,"
-            f" min(id) AS oldest FROM outbox_events {store.dialect.indexed('fresh')} WHERE {models.fresh()}"
+            "SELECT number, (SELECT CAST(created_at AS BIGINT) FROM outbox_events WHERE id = oldest)"
+            " FROM (SELECT count(*) AS number, min(id) AS oldest"
+            f" FROM outbox_events {store.dialect.indexed('fresh')} WHERE {models.fresh()}"
             f" AND index_name = :index AND {models.tenant()} = :tenant) AS lane",
             index=index,
             tenant=tenant,
@@ -352,11 +355,11 @@ def newest_rows(
             most=MOST_LOOKED_AT - 1,
         ).scalar_one()
     found = store.run(
-        f"SELECT e.* FROM {rows_of} WHERE e.id < :before AND e.id >= :last AND {condition}"
+        f"SELECT {shown.columns(store.dialect)} FROM {rows_of} WHERE e.id < :before AND e.id >= :last AND {condition}"
         " ORDER BY e.id DESC LIMIT :limit",
         parameters | {"before": first, "last": last, "limit": limit + 1},
     )
-    rows = found.mappings()
+    rows = shown.rows(found)
     if len(rows) > limit:
         return Rows(rows[:limit], rows[limit - 1]["id"])
     return Rows(rows, last or None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from outbox.store import causes, figures, models, operators
+from outbox.store import causes, figures, models, operators, shown
 from outbox.store.figures import Rows
 from outbox.store.models import State
 from outbox.store.store import Store, narrowed
@@ -46,5 +46,6 @@ def count(store: Store, state: State, *, id: int | None = None, up_to: int | Non
 def _named(store: Store, id: int, state: State | None, **selection: Any) -> list[dict[str, Any]]:
     condition, given = operators.selected(store, **selection)
     named, parameters = narrowed(id=id, state=state)
-    found = store.run(f"SELECT * FROM outbox_events WHERE {named} AND {condition}", {**given, **parameters})
-    return found.mappings()
+    fits = f"{named} AND {condition}"
+    found = store.run(f"SELECT {shown.columns(store.dialect)} FROM outbox_events AS e WHERE {fits}", given | parameters)
+    return shown.rows(found)

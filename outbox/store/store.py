@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
 from outbox.errors import ConfigurationError, DatabaseUnavailable, SchemaError, in_one_line
+from outbox.store import shown
 from outbox.store.dialect import Dialect, Hold, Presence, Sizes
 from outbox.store.found import Found
 from outbox.store.models import VERSION_TABLE, fresh, waiting
@@ -282,13 +283,13 @@ class Store:
         return self._with_documents(condition, **given)
 
     def _with_documents(self, condition: str, **given: Any) -> list[dict[str, Any]]:
-        document = self.dialect.as_bytes("d.document")  # another program may have written other bytes than UTF-8
+        document = self.dialect.as_bytes("d.document")
         rows = self.run(
-            f"SELECT e.*, {document} AS document FROM outbox_events AS e"
+            f"SELECT {shown.columns(self.dialect)}, {document} AS document FROM outbox_events AS e"
             f" LEFT JOIN outbox_documents AS d ON d.event_id = e.id WHERE {condition} ORDER BY e.id",
             given,
         )
-        return [_shown(dict(row)) for row in rows.mappings()]
+        return shown.rows(rows)
 
     def counts(self) -> dict[str, int]:
         """Number of rows by state."""
@@ -314,7 +315,7 @@ class Store:
             for name in _UNFINISHED
         )
         oldest: int | None = self.run(
-            "SELECT created_at FROM outbox_events"
+            "SELECT CAST(created_at AS BIGINT) FROM outbox_events"
             f" WHERE id = (SELECT min(id) FROM ({' UNION ALL '.join(each)}) AS oldest)"
         ).scalar_one_or_none()
         return oldest
@@ -407,12 +408,6 @@ def _carried_out(dialect: Dialect, connection: Connection, sql: str, given: Mapp
             dialect.explain(failed, connection)
             raise DatabaseUnavailable(f"database: {in_one_line(failed.orig)}") from failed
         raise failed from error
-
-
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row whose document is text, whatever its bytes are."""
-    document = row["document"]
-    return {**row, "document": document and document.decode(errors="backslashreplace")}
 
 
 def printable(error: str | None) -> str | None:

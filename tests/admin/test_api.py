@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import random
 from datetime import datetime
+from itertools import product
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine
 
+from outbox.cli import main
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from tests.admin.world import API, Company, Contact, World, checked, kill
 from tests.support.outbox import Outbox
@@ -262,3 +266,29 @@ def test_openapi_document_says_what_each_route_answers(embedded: World) -> None:
             for status, answer in operation["responses"].items():
                 kind = "application/json" if status.startswith("2") else "application/problem+json"
                 assert list(answer["content"]) == [kind], (path, method, status)
+
+
+FAR = ("created_at = 1764545411000000000", "created_at = -99999999999999999")
+BYTES = [
+    f"{column} = {value}"
+    for column, value in product(
+        ["index_name", "document_id", "tenant_id", "entity", "error_type"], ["x'ff00'", "CAST(x'4dfc' AS TEXT)"]
+    )
+]
+NO_NUMBERS = ["created_at = CURRENT_TIMESTAMP", "created_at = 1.5", "attempts = 'none'", "available_at = 'now'"]
+
+
+@pytest.mark.parametrize(
+    "value", [*FAR, *(pytest.param(each, marks=pytest.mark.sqlite) for each in [*BYTES, *NO_NUMBERS])]
+)
+def test_row_of_another_program_is_shown_whatever_stands_in_it(embedded: World, value: str) -> None:
+    row = embedded.outbox.index("contacts", "a", {"n": 1})
+    embedded.outbox.raw(f"UPDATE outbox_events SET {value} WHERE id = :row", row=row)
+    for path in ("/", "/events", f"/events?id={row}", "/events?state=pending", f"/events/{row}", "/indexes"):
+        assert embedded.client.get(path, headers={"Accept": "text/html"}).status_code == 200, path
+    for path in ("/status", "/needs", "/events", f"/events/{row}"):
+        embedded.get(path)
+    assert embedded.client.get("/metrics").status_code == 200
+    for command in (["show", str(row)], ["show", str(row), "--json"], ["status"], ["status", "--json"], ["check"]):
+        result = CliRunner().invoke(main, command, env={"OUTBOX_DATABASE_URL": embedded.outbox.url})
+        assert isinstance(result.exception, NoneType | SystemExit), (command, result.exception)

@@ -12,7 +12,7 @@ from outbox import mappings
 from outbox.admin.chosen import NotFound
 from outbox.admin.context import AdminContext
 from outbox.admin.overview import queue, verified
-from outbox.admin.shapes import Breaker, Model, Overview, PausedPart, Period, Queue, ReindexJob, Verified, moment
+from outbox.admin.shapes import Breaker, Model, Overview, PausedPart, Period, Queue, ReindexJob, Verified
 from outbox.admin.statistics import Names, summed
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import DestinationError, shortened
@@ -21,6 +21,7 @@ from outbox.store import by_index, conflicts, jobs, verifications
 from outbox.store.by_index import Waiting
 from outbox.store.figures import DAY_MS, MINUTE_MS, Outcomes
 from outbox.store.models import now_ms
+from outbox.store.shown import moment
 from outbox.store.store import Store
 from outbox.store.upkeep import HOUR_MS
 

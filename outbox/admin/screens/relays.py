@@ -8,9 +8,10 @@ from typing import Final, Literal
 from pydantic import Field
 
 from outbox.admin.context import AdminContext
-from outbox.admin.shapes import Overview, Relay, moment
+from outbox.admin.shapes import Overview, Relay
 from outbox.store import figures, jobs
 from outbox.store.figures import InHand
+from outbox.store.shown import moment
 
 Doing = Literal["delivers", "idle", "waits", "paused", "hangs", "killed", "silent"]
 

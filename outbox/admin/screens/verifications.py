@@ -14,9 +14,10 @@ from outbox.admin.chosen import NotFound
 from outbox.admin.context import AdminContext
 from outbox.admin.followed import Followed
 from outbox.admin.hidden import without_value
-from outbox.admin.shapes import Comparison, Model, moment
+from outbox.admin.shapes import Comparison, Model
 from outbox.store import audit, verifications
 from outbox.store.drift import DriftKind
+from outbox.store.shown import moment
 from outbox.verify import Drift
 
 MOST: Final = 50
