@@ -21,7 +21,7 @@ from outbox.mappings import IndexDrift, drift
 from outbox.store import by_index, conflicts, jobs, pauses, verifications, versions
 from outbox.store.dialect import Finding as Finding
 from outbox.store.dialect import finding
-from outbox.store.drift import DriftKind
+from outbox.store.drift import DriftKind, needs_somebody
 from outbox.store.models import now_ms
 from outbox.store.pauses import Pause
 from outbox.store.store import Store, database_name, dialect_of
@@ -140,7 +140,7 @@ def _verification(last: dict[str, Any] | None, now: int) -> Finding:
     repaired = f", {logs.rows(last['repaired'])} written to repair it" if last["repaired"] else ""
     return finding(
         "verification",
-        not drift or bool(repaired),
+        not needs_somebody(sum(drift.values()), last["repaired"]),
         f"the last, {when}{whole}: {last['documents']:,} documents, {found}{repaired}",
         "run 'outbox-relay verify' to see what differs, then 'outbox-relay verify --repair'",
         "warn",

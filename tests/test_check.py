@@ -285,6 +285,18 @@ def test_prepared_database_is_found_to_be_right(tmp_path: Path, untouched: Engin
     assert levels(check.database(untouched))["journal"] == "ok"
 
 
+def test_verification_that_repaired_a_part_of_its_drift_stays_a_warning(outbox: Outbox) -> None:
+    store = outbox.store()
+    for repaired, level in ((1, "warn"), (10, "ok")):
+        id_ = verifications.begin(store, "me", ["contacts"], None, 1.0, now_ms())
+        assert id_ is not None
+        of_it = {"documents": 1, "different": 1, "failed": 9, "repaired": repaired}
+        verifications.finish(store, id_, {**dict.fromkeys(FOUND, 0), **of_it}, None, now_ms())
+        assert by_name(check.database(outbox.engine))["verification"].level == level
+        status = CliRunner().invoke(main, ["status"], env={"OUTBOX_DATABASE_URL": outbox.url}).stdout
+        assert ("→ outbox-relay verify --repair" in status) == (level == "warn")
+
+
 def test_last_verification_is_told_and_its_drift_is_a_warning(outbox: Outbox) -> None:
     def found() -> check.Finding:
         return by_name(check.database(outbox.engine))["verification"]

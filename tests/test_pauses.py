@@ -126,6 +126,11 @@ def test_tenant_typed_with_dashes_pauses_and_resumes_what_was_written_without(
     assert call("resume", "--tenant", UUID_PLAIN).stdout == "resumed\n"
 
 
+def test_name_of_who_paused_all_cannot_write_to_the_terminal(outbox: Outbox, call: Call) -> None:
+    pauses.pause(outbox.store(), "import", "ada\x1b]0;owned\x07\n0 dead", now_ms())
+    assert r"by ada\x1b]0;owned\x07\n0 dead: import" in call("status").stdout
+
+
 def test_each_who_asks_is_told_what_is_paused_by_whom_and_how_to_end_it(outbox: Outbox, call: Call) -> None:
     four(outbox)
     call("pause", "--index", "contacts", "--tenant", "acme", "--reason", "new\nmappings")

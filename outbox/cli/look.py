@@ -17,7 +17,7 @@ from outbox.errors import OutboxError
 from outbox.maintenance.growth import Limits, Measured, growth
 from outbox.settings import Settings, variable
 from outbox.store import conflicts, history, jobs, pauses, verifications
-from outbox.store.drift import DriftKind
+from outbox.store.drift import DriftKind, needs_somebody
 from outbox.store.history import Step
 from outbox.store.models import now_ms
 from outbox.store.shown import moment
@@ -109,8 +109,8 @@ def _of_what_holds_them(facts: dict[str, Any]) -> Iterator[str]:
     for each in facts["warnings"]:
         yield f"GROWN: {each['found']}  → {each['remedy']}"
     if paused := facts["paused"]:
-        why = logs.safe(paused["reason"] or "?")
-        yield f"PAUSED since {paused['since']} by {paused['by']}: {why}  → outbox-relay resume"
+        since = f"PAUSED since {paused['since']} by {paused['by']}: {paused['reason'] or '?'}"
+        yield logs.safe(f"{since}  → outbox-relay resume")
     for each in facts["pauses"]:
         rows = logs.rows(each["rows"], "waits", "wait")
         since = f"PAUSED: {each['what']} since {each['since']} by {each['by']}: {each['reason']}; {rows}"
@@ -172,7 +172,8 @@ def _verification_line(facts: dict[str, Any]) -> str:
         return f"verified {what}: {took}, no drift"
     found = ", ".join(f"{facts[kind]:,} {kind}" for kind in DriftKind if facts[kind])
     after = f", {logs.rows(facts['repaired'])} written to repair it" if facts["repaired"] else ""
-    return f"DRIFT in {what}: {found} ({took}){after}" + ("" if after else "  → outbox-relay verify --repair")
+    remedy = "  → outbox-relay verify --repair" if needs_somebody(facts["drift"], facts["repaired"]) else ""
+    return f"DRIFT in {what}: {found} ({took}){after}{remedy}"
 
 
 @click.command()

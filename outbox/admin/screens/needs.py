@@ -9,6 +9,7 @@ from pydantic import Field
 
 from outbox import logs
 from outbox.admin.shapes import Alert, Model, Overview
+from outbox.store.drift import needs_somebody
 
 
 class Need(Model):
@@ -80,7 +81,7 @@ def _later(overview: Overview) -> Iterator[Need]:
     if dead:
         text = f"{logs.rows(dead)} died and {'needs' if dead == 1 else 'need'} a decision"
         yield Need(name="dead", text=text, remedy="see why; retry", page="/events?state=dead", urgent=False)
-    if last is not None and (last.error or last.drift > last.repaired):
+    if last is not None and (last.error or needs_somebody(last.drift, last.repaired)):
         wrong = f"{last.drift:,} {'document is' if last.drift == 1 else 'documents are'} not as the database says"
         text = "the last verification did not finish" if last.error else f"the last verification found that {wrong}"
         yield Need(name="drift", text=text, remedy="verify, and repair", page="/verifications", urgent=False)
