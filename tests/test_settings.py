@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,33 @@ def test_days_of_a_schedule_are_those_of_cron(expression: str, days: list[int]) 
         last = trigger.get_next_fire_time(last, last or SUNDAY)
         found.append(last.day)
     assert found == days
+
+
+NAMES = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+SPELLINGS = [(str(day), day) for day in range(8)] + [(name, day) for day, name in enumerate(NAMES)]
+
+
+@pytest.mark.parametrize("step", ["", "/1", "/2", "/3", "/7"])
+def test_every_span_of_weekdays_is_walked_from_its_first_day_to_its_last(step: str) -> None:
+    for (first, begin), (last, end) in product(SPELLINGS, SPELLINGS):
+        if begin % 7 > end % 7 > 0:
+            continue  # such as 5-1: refused
+        days = 8 if (begin, end) == (0, 7) else (end - begin) % 7 + 1
+        expected = {NAMES[(begin + each) % 7] for each in range(0, days, int(step[1:] or 1))}
+        (fields,) = settings.cron_fields(f"0 3 * * {first}-{last}{step}")
+        found = NAMES if fields["day_of_week"] == "*" else fields["day_of_week"].split(",")
+        assert set(found) == expected, f"{first}-{last}{step}"
+
+
+@pytest.mark.parametrize("expression", ["0 3 31 2 *", "0 3 30 feb *", "0 3 31 4,6,9,11 *"])
+def test_schedule_that_is_never_due_is_refused(expression: str) -> None:
+    with pytest.raises(ConfigurationError, match="OUTBOX_VERIFY_SCHEDULE: '.*' is never due"):
+        settings.load(verify_schedule=expression)
+
+
+@pytest.mark.parametrize("expression", ["0 3 29 2 *", "0 3 31 2 1"])
+def test_schedule_that_is_due_in_some_years_or_on_some_weekdays_is_accepted(expression: str) -> None:
+    assert settings.load(verify_schedule=expression).verify_schedule == expression
 
 
 @pytest.mark.parametrize(

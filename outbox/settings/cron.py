@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Final
 
 from pydantic import AfterValidator
@@ -29,10 +30,11 @@ def _checked(expression: str) -> str:
     from apscheduler.triggers.cron import CronTrigger  # not above: loaded only where there is a schedule
 
     try:
-        for fields in cron_fields(expression):
-            CronTrigger(**fields)
+        triggers = [CronTrigger(**fields, timezone=UTC) for fields in cron_fields(expression)]
     except ValueError as error:
         raise ValueError(f"not in the form of cron, minute hour day month weekday: {error}") from None
+    if not any(each.get_next_fire_time(None, datetime.now(UTC)) for each in triggers):
+        raise ValueError(f"{expression!r} is never due: no such month has such a day")
     return expression
 
 
@@ -43,8 +45,10 @@ def _weekdays(field: str) -> str:
         first, dash, last = ("0", "-", "6") if span == "*" else span.partition("-")
         begin = _weekday(first)
         end = _weekday(last) if dash else 6 if step else begin
-        if dash and end == 0 and begin > 0:  # 5-7 ends with Sunday
+        if dash and end == 0 and begin > 0:  # 5-0 ends with Sunday
             end = 7
+        if begin == 7 and end < 7:  # 7-3 begins with it
+            begin = 0
         if end < begin or not (step or "1").isdigit() or step == "0":
             raise ValueError(f"weekday {part!r} is no day, span or step of days")
         days |= {day % 7 for day in range(begin, end + 1, int(step or 1))}
@@ -55,7 +59,7 @@ def _weekday(text: str) -> int:
     if text in _WEEKDAYS:
         return _WEEKDAYS.index(text)
     if text.isdigit() and int(text) <= 7:
-        return int(text) % 7
+        return int(text)
     raise ValueError(f"{text!r} is no weekday: 0 to 7 (0 and 7 are Sunday) or sun, mon, …")
 
 
