@@ -29,13 +29,16 @@ def content(document: str | None, hide: Collection[str]) -> Any:
         return HIDDEN if hide else document
 
 
-def without(value: Any, hide: Collection[str]) -> Any:
+def without(value: Any, hide: Collection[str], within: str = ".") -> Any:
+    """`hide`: names, or paths with dots, at whatever depth. `within`: the path that leads to `value`, with a dot at
+    both ends, so that a name is found in it as a whole."""
     if isinstance(value, dict):
+        paths = {name: f"{within}{name}." for name in value}
         return {
-            name: HIDDEN if any(part in hide for part in (name, *name.split("."))) else without(each, hide)
+            name: HIDDEN if any(f".{field}." in paths[name] for field in hide) else without(each, hide, paths[name])
             for name, each in value.items()
         }
-    return [without(each, hide) for each in value] if isinstance(value, list) else value
+    return [without(each, hide, within) for each in value] if isinstance(value, list) else value
 
 
 def without_value(error: str | None, hide: Collection[str]) -> str | None:

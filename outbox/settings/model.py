@@ -231,7 +231,7 @@ class Settings(_WithGeneralName):
         "NAME:ROLE:TOKEN",
     )
     admin_hide: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="fields of documents that the admin server shows to nobody, e.g. email,notes"
+        (), description="fields of documents that the admin server shows to nobody, e.g. email,address.notes"
     )
     admin_tls_certificate: Path | None = Field(
         None, description="file with the certificate of the admin server (PEM), for https"

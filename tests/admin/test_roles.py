@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,6 +194,20 @@ def test_hidden_fields_are_nowhere_in_what_the_server_answers(engine: Engine, ou
         "members": [{"email": hidden}],
         "address.notes": hidden,
     }
+
+
+def test_path_hides_that_field_alone_nested_in_lists_and_written_with_a_dot(
+    engine: Engine, outbox: Outbox, tmp_path: Path
+) -> None:
+    address = {"email": "SECRET", "mail": "shown"}
+    document = {"email": "shown", "address": address, "address.email": "SECRET", "members": [{"address": [address]}]}
+    outbox.index("contacts", "c1", document)
+    destination = EmbeddedDestination(tmp_path / "search.db")
+    with client_of(engine, destination, admin_hide="address.email") as client:
+        shown = client.get("/api/v1/admin/events/1").json()["document"]
+    destination.close()
+    hidden = "(hidden by OUTBOX_ADMIN_HIDE)"
+    assert shown == json.loads(json.dumps(document).replace("SECRET", hidden))
 
 
 IMMENSE = (
