@@ -7,6 +7,7 @@ reasons) is a field, never part of the text, and goes through `safe`.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -52,9 +53,15 @@ def _as_json(record: Any) -> str:
     if record["exception"]:
         entry["exception"] = repr(record["exception"].value)
     # Loguru formats what it gets: braces must survive it.
-    return (
-        orjson.dumps(entry, default=str).decode().replace("{", "{{").replace("}", "}}").replace("<", "\\u003c") + "\n"
-    )
+    return _dumped(entry).replace("{", "{{").replace("}", "}}").replace("<", "\\u003c") + "\n"
+
+
+def _dumped(entry: dict[str, Any]) -> str:
+    """JSON, whatever is in it: a line that cannot be made would be lost."""
+    try:
+        return orjson.dumps(entry, default=str).decode()
+    except TypeError:  # what orjson does not take: surrogates, integers of more than 64 bits
+        return json.dumps(entry, default=str, ensure_ascii=False).encode(errors="replace").decode()
 
 
 class Row(Protocol):
@@ -104,7 +111,7 @@ def _json_line(now: str, row: Row, error: str | None) -> str:
     }
     if error:
         entry["error"] = error
-    return orjson.dumps(entry).decode() + "\n"
+    return _dumped(entry) + "\n"
 
 
 def _text_line(now: str, row: Row, error: str | None) -> str:

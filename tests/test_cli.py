@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,6 +18,7 @@ from click.testing import CliRunner, Result
 from outbox import logs
 from outbox.cli import main
 from outbox.store.models import now_ms
+from tests.support import LIMIT_S
 from tests.support.outbox import Outbox
 
 Call = Callable[..., Result]
@@ -225,3 +231,57 @@ def test_user_without_a_name_is_a_number(call: Call, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("os.getuid", lambda: 4711)
     assert call("pause", "--reason", "maintenance").exit_code == 0
     assert "by uid 4711: maintenance" in call("status").stdout
+
+
+# -- surroundings ----------------------------------------------------------------------------------------------------
+
+
+def process(outbox: Outbox, command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A command of its own process; in a shell, for the redirections."""
+    options["env"] = os.environ | {"OUTBOX_DATABASE_URL": outbox.url} | options.get("env", {})
+    line = f"{shlex.quote(str(Path(sys.executable).with_name('outbox-relay')))} {command}"
+    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=LIMIT_S, check=False, **options)
+
+
+@pytest.mark.parametrize("command", ["status", "run --drain"])
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_command_works_without_a_standard_error(outbox: Outbox, tmp_path: Path, command: str, closed: str) -> None:
+    embedded = {"OUTBOX_DESTINATION": "embedded", "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db")}
+    assert process(outbox, f"{command} {closed}", env=embedded).returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
+@pytest.mark.parametrize("command", ["status", "dead list", "settings --json"])
+def test_output_that_cannot_be_written_is_one_line(outbox: Outbox, command: str) -> None:
+    result = process(outbox, f"{command} > /dev/full")
+    assert result.stderr == "error: the output cannot be written: No space left on device\n"
+    assert result.returncode == 1
+
+
+def test_working_directory_that_was_removed_is_one_line(outbox: Outbox, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    result = process(outbox, "status --database-url sqlite:///app.db", cwd=gone, preexec_fn=gone.rmdir)
+    assert result.stderr.splitlines()[-1] == "error: the working directory was removed: change to one that exists"
+    assert "Traceback" not in result.stderr
+    assert result.returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("dead", "list", "--tenant", "\udcff"),
+        ("pause", "--reason", "\udcff"),
+        ("audit", "--by", "\udcff"),
+        ("tenant", "drop", "a\udcff", "--yes"),
+        ("search", "contacts", "\udcff"),
+    ],
+)
+def test_argument_that_is_no_text_is_wrong_usage(call: Call, arguments: tuple[str, ...]) -> None:
+    result = call(*arguments)
+    assert (result.exit_code, result.stderr.count("\\udcff' is no UTF-8 text")) == (2, 1)
+
+
+def test_name_of_a_user_that_is_no_text_is_noted_as_its_bytes(call: Call) -> None:
+    assert call("pause", "--reason", "import", LOGNAME="ada\udcff").exit_code == 0
+    assert r"ada\udcff  pause" in call("audit").stdout

@@ -49,6 +49,13 @@ def test_braces_and_markup_of_foreign_text_stay_as_they_are(log: io.StringIO, lo
     assert said.endswith(r"index contacts takes no rows ({index} <red>{0}</red>\n21:14 INFO forged)")
 
 
+def test_line_of_json_is_written_whatever_is_in_it(log: io.StringIO) -> None:
+    logs.set_up(settings(log_format="json"), log)
+    logger.warning("{name} has no effect", name="OUTBOX_\udcff", number=2**70)
+    line = json.loads(log.getvalue())
+    assert (line["message"], line["number"]) == ("OUTBOX_? has no effect", 2**70)
+
+
 @pytest.mark.parametrize("forging", ["\n", "\r", "\x1b[2K", "\x85", "\x9b2K", "\u2028", "\u202e"])
 def test_index_name_that_another_program_wrote_forges_no_line(
     outbox: Outbox, destination: Search, log: io.StringIO, forging: str

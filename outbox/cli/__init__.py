@@ -13,8 +13,10 @@ Errors become one line and an exit code here, see `Main`.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -25,13 +27,48 @@ from outbox.errors import DestinationUnanswered, OutboxError
 class Main(click.Group):
     """Turns errors into one line: exit 2 for what must be corrected first, 1 for what failed."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raises `UsageError` for bytes that are no UTF-8: Python has them as surrogates, which no database takes."""
+        for each in args:
+            try:
+                each.encode()
+            except UnicodeEncodeError:
+                raise click.UsageError(f"{logs.safe(each)!r} is no UTF-8 text", ctx) from None
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
+        _open_closed_streams()
         try:
             return super().invoke(ctx)
         except OutboxError as error:
             where = "; 'outbox-relay check' says more" if isinstance(error, DestinationUnanswered) else ""
             click.echo(f"error: {logs.safe(str(error))}{where}", err=True)
             sys.exit(error.exit_code)
+        except FileNotFoundError:
+            if _has_working_directory():
+                raise
+            click.echo("error: the working directory was removed: change to one that exists", err=True)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+            sys.stdout = None  # it would be written once more at the end
+            sys.exit(1)
+
+
+def _open_closed_streams() -> None:
+    """Python has none for those that were closed by what started the process (`2>&-`)."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115  (for as long as the process lives)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

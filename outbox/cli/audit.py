@@ -20,7 +20,7 @@ from outbox.store.shown import moment
 def operator_name() -> str:
     """The user at the terminal, by name where there is one: containers often have none."""
     try:
-        return getpass.getuser()
+        return getpass.getuser().encode(errors="backslashreplace").decode()
     except (KeyError, OSError, ImportError):
         return f"uid {os.getuid()}"
 
