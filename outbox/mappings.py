@@ -6,6 +6,7 @@ that is there already by `apply`, as far as that goes without a rebuild, or by a
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ class IndexDrift:
         """The commands that make the index as registered."""
         commands = [
             *(["'outbox-relay mappings apply'"] if self.additive else []),
-            *([f"'outbox-relay reindex --entity {self.entities[0]}'"] if self.rebuild else []),
+            *([f"'outbox-relay reindex --entity {shlex.quote(self.entities[0])}'"] if self.rebuild else []),
         ]
         return f"run {', then '.join(commands)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -188,6 +189,29 @@ def test_error_types_of_our_own_are_all_in_the_table_and_no_others() -> None:
 def test_log_line_of_an_action_without_documentation(action: Action) -> None:
     assert f"`[ES] {action.upper()}" in PAGES["how-to/from-bullmq.md"]
     assert f"\n[ES] {action.upper()} " in PAGES["reference/outcomes.md"]
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """(file, text) of each text in the code, with 1 for what is filled in, or the option that `chosen` holds."""
+    for path, source in SOURCES.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.JoinedStr):
+                filled = ("--all" if "id='chosen'" in ast.dump(part) else "1" for part in node.values)
+                parts = zip(node.values, filled, strict=True)
+                yield path, "".join(str(part.value) if isinstance(part, ast.Constant) else it for part, it in parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield path, node.value
+
+
+def test_message_that_names_a_command_line_which_does_not_parse() -> None:
+    named = {(path, line) for path, text in messages() for line in re.findall(r"'(outbox-relay [a-z][^']*)'", text)}
+    assert len(named) > 30
+    for path, line in sorted(named):
+        command = max((each for each in COMMANDS if f"{line} ".startswith(f"{each} ")), key=len)
+        try:
+            COMMANDS[command].make_context(command, shlex.split(line.removeprefix(command)))
+        except click.UsageError as error:
+            pytest.fail(f"{path}: '{line}': {error.message}")
 
 
 def test_readme_that_nobody_reads_in_five_minutes() -> None:

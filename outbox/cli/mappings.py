@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -180,11 +181,14 @@ def _say_what_became(
             name = each.entities[0]
             click.echo(
                 f"documents of {each.index} that are there get it when they are sent again"
-                f"  → outbox-relay reindex --entity {name} --in-place"
+                f"  → outbox-relay reindex --entity {shlex.quote(name)} --in-place"
             )
     for each in left:
         if each.differences:
-            click.echo(f"{each.index} takes a rebuild  → outbox-relay reindex --entity {each.entities[0]}", err=True)
+            click.echo(
+                f"{each.index} takes a rebuild  → outbox-relay reindex --entity {shlex.quote(each.entities[0])}",
+                err=True,
+            )
 
 
 def _facts(each: IndexDrift, left: Sequence[IndexDrift], refused: Mapping[Difference, str]) -> dict[str, Any]:

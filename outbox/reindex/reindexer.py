@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -174,7 +175,7 @@ class Reindexer:
         if not facts.readers and chosen.in_place:
             raise ReindexFailed(
                 f"index {old} is lost, or its alias {name}: "
-                f"run 'outbox-relay reindex --entity {chosen.entities[0].name}' with no other option"
+                f"run 'outbox-relay reindex --entity {shlex.quote(chosen.entities[0].name)}' with no other option"
             )
         if facts.readers and not chosen.in_place and (old == name) != chosen.adopt:
             raise ReindexFailed(

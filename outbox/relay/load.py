@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -199,7 +200,7 @@ def _unknown(row: Event, known: Set[str]) -> LoadFailed:
             UNKNOWN_ENTITY,
             f"entity {shortened(row.entity)} has no documents in index {shortened(row.index_name)} here; start the "
             "relay of the version that has them there, or, if that index was given up, remove its rows: "
-            f"'outbox-relay purge --index {row.index_name}'",
+            f"'outbox-relay purge --index {shlex.quote(row.index_name)}'",
         )
     return LoadFailed(
         UNKNOWN_ENTITY,

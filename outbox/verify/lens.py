@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -91,9 +92,8 @@ def deliver_again(
             f"no registered entity makes documents of index {index}: write {document_id} again where it was written"
         )
     if lost(store, destination, [index]):
-        raise InvalidInput(
-            f"index {index} is lost, and a row would wait for it: run 'outbox-relay reindex {found.entity}'"
-        )
+        remedy = f"run 'outbox-relay reindex --entity {shlex.quote(found.entity)}'"
+        raise InvalidInput(f"index {index} is lost, and a row would wait for it: {remedy}")
     named = (found.expected or found.held or {}).get(TENANT_FIELD)
     tenant = tenant_named(registry[found.entity], index, document_id, named)
     again = Drift(DriftKind.DIFFERENT, found.entity, index, document_id, tenant, found.version)
