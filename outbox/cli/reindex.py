@@ -146,6 +146,8 @@ def _check(options: _Options) -> None:
         raise click.UsageError(f"{' and '.join('--' + name.replace('_', '-') for name in ends)} do not go together")
     if options.entities and options.everything:
         raise click.UsageError("--entity and --all do not go together")
+    if (options.resume or options.list or options.cancel is not None) and (options.tenant or options.since):
+        raise click.UsageError("--resume, --list and --cancel are about whole jobs: leave --tenant and --from-date out")
     if (options.rollback or options.drop_old) and (options.tenant or options.since):
         raise click.UsageError("--rollback and --drop-old are about a whole index: leave --tenant and --from-date out")
 

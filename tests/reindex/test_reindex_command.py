@@ -102,6 +102,13 @@ def test_nothing_to_resume_is_no_failure(command: Command) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "nothing to resume\n")
 
 
+@pytest.mark.parametrize("narrowed", [("--tenant", "t1"), ("--from-date", "2026-11-01")])
+@pytest.mark.parametrize("act", [("--resume",), ("--cancel", "1"), ("--list",)])
+def test_part_of_a_job_cannot_be_asked_for(command: Command, act: tuple[str, ...], narrowed: tuple[str, ...]) -> None:
+    result = command("reindex", *act, *narrowed)
+    assert (result.exit_code, "leave --tenant and --from-date out" in result.stderr) == (2, True)
+
+
 def test_what_was_left_is_told_by_status_check_and_list_and_gone_on_with(command: Command, world: World) -> None:
     left_at(world, "sweep")
     assert "ABANDONED  → outbox-relay reindex --resume, or --cancel 1" in command("status").stdout
