@@ -50,7 +50,8 @@ def whole(value: SecretStr | None) -> SecretStr | None:
 def parsed(value: SecretStr | None) -> tuple[NamedToken, ...]:
     """What `NAME:ROLE:TOKEN,…` says, right or not."""
     entries = [each.strip() for each in value.get_secret_value().split(",")] if value is not None else []
-    return tuple(NamedToken(*[*each.split(":", 2), "", ""][:3]) for each in entries if each)
+    parts = ([part.strip() for part in each.split(":", 2)] for each in entries if each)
+    return tuple(NamedToken(*[*each, "", ""][:3]) for each in parts)
 
 
 def check(tokens: Sequence[NamedToken], admin: SecretStr | None) -> None:

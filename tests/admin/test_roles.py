@@ -149,6 +149,11 @@ def test_tokens_that_do_not_say_who_may_what(given: str, said: str, monkeypatch:
     assert not any(token in str(error.value) for token in TOKENS.values())
 
 
+def test_token_with_blanks_around_it_is_the_one_that_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_ADMIN_TOKENS", f"ada : operate: {TOKENS['operate']} , grafana:look:\t{TOKENS['look']}")
+    assert load().named_tokens == (("ada", "operate", TOKENS["operate"]), ("grafana", "look", TOKENS["look"]))
+
+
 def test_token_of_a_name_that_is_the_one_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTBOX_ADMIN_TOKEN", f"{TOKENS['look']}\n")
     monkeypatch.setenv("OUTBOX_ADMIN_TOKENS", f"ada:operate:{TOKENS['operate']},grafana:look:{TOKENS['look']}")
