@@ -290,6 +290,17 @@ def test_receiver_that_never_takes_anything_is_given_up_with_one_line(failing: R
     assert failing.tried[0][1]["authorization"] == "Basic YWRhOnBhQHNz"
 
 
+def test_host_that_no_name_server_can_be_asked_for_is_given_up_with_one_line(logged: list[str]) -> None:
+    notifier = Notifier(Webhook("http://ada:s3cret@a..b/hook", SECRET), {}, pauses_s=SOON)
+    notifier.start()
+    notifier.add(Kind.DEAD, index="a", errorType="x", rows=1)
+    until(lambda: logged, "it is given up")
+    notifier.stop()
+    (line,) = logged
+    assert "notification of kind dead not taken by http://a..b" in line
+    assert "s3cret" not in line
+
+
 @pytest.fixture
 def logged() -> list[str]:
     from loguru import logger

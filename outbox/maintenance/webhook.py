@@ -38,7 +38,7 @@ class Webhook:
                 "POST", (parts.path or "/") + (parts.query and f"?{parts.query}"), body, self._head(body)
             )
             status = connection.getresponse().status
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, UnicodeError) as error:  # the last: a host such as a..b
             return str(error) or type(error).__name__
         finally:
             connection.close()
