@@ -223,7 +223,7 @@ def test_every_span_of_weekdays_is_walked_from_its_first_day_to_its_last(step: s
 
 @pytest.mark.parametrize("expression", ["0 3 31 2 *", "0 3 30 feb *", "0 3 31 4,6,9,11 *"])
 def test_schedule_that_is_never_due_is_refused(expression: str) -> None:
-    with pytest.raises(ConfigurationError, match="OUTBOX_VERIFY_SCHEDULE: '.*' is never due"):
+    with pytest.raises(ConfigurationError, match=r"OUTBOX_VERIFY_SCHEDULE: '.*' is never due"):
         settings.load(verify_schedule=expression)
 
 
