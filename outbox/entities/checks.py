@@ -17,6 +17,7 @@ from outbox.entities import keys
 from outbox.entities.entity import Branch, Dependency, key_of
 from outbox.entities.keys import Tenancy, TextForm
 from outbox.entities.links import ordered_by, watched
+from outbox.entities.mappers import registries_beside
 from outbox.entities.members import order_of
 from outbox.entities.paths import Field, add_keys
 from outbox.entities.reads import check_relationship
@@ -79,7 +80,8 @@ def mapper_of(model: type[Any]) -> Mapper[Any]:
     if not isinstance(mapper, Mapper):
         raise ConfigurationError(f"{shortened(model)} is no mapped class; register the model, not a table or an object")
     try:
-        mapper.registry.configure()
+        for each in registries_beside([mapper]):
+            each.configure(cascade=True)
     except SQLAlchemyError as error:
         raise ConfigurationError(f"{mapper.class_.__name__}: {error}; import all models before registering") from error
     return mapper

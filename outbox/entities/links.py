@@ -27,8 +27,10 @@ from sqlalchemy.sql.util import ClauseAdapter
 from outbox.entities.columns import alike
 from outbox.entities.entity import Branch, Dependency, Entity, key_of
 from outbox.entities.kinds import kind_attributes, same_hierarchy
+from outbox.entities.mappers import mappers_beside
 from outbox.entities.reads import check_reads
 from outbox.entities.refusals import nearest
+from outbox.entities.secondaries import check_collections, with_secondaries
 from outbox.errors import ConfigurationError
 
 _Path = tuple[RelationshipProperty[Any], ...]
@@ -53,7 +55,8 @@ def links(entities: Iterable[Entity]) -> list[Link]:
     found: list[Link] = []
     for entity in entities:
         ways = list(links_of(entity))
-        found += [*ways, *_associations(entity, ways), *_second_classes(entity, ways)]
+        mappers = mappers_beside([entity.mapper, *(way.target for way in ways)])
+        found += [*ways, *_associations(entity, ways, mappers), *_second_classes(entity, ways, mappers)]
     return [_as_sessions_see(link) for link in found]
 
 
@@ -159,17 +162,6 @@ def with_writers(mapper: Mapper[Any], names: frozenset[str] | None) -> frozenset
     }
 
 
-def with_secondaries(mapper: Mapper[Any], names: frozenset[str] | None, path: _Path = ()) -> frozenset[str] | None:
-    """Attributes, and the collections that write the tables between theirs, or those of a path, and the other rows:
-    many-to-many ones, also where a class is mapped to the table; those of subclasses, too."""
-    if names is None:
-        return None
-    led = [*path, *(each for each in mapper.relationships if each.key in names)]
-    tables = {table for each in led for table in (each.secondary, each.mapper.local_table)} - {None}
-    others = [prop for each in mapper.self_and_descendants if tables for prop in each.relationships]
-    return names | {prop.key for prop in others if prop.secondary in tables and not prop.viewonly}
-
-
 def _columns_of(mapper: Mapper[Any], relationship: RelationshipProperty[Any]) -> set[str]:
     """The attributes of a model that the conditions of a relationship look at."""
     conditions = [relationship.primaryjoin]
@@ -223,20 +215,7 @@ def check(entity: Entity) -> None:
         )
     found = list(links_of(entity))
     check_reads(entity, (link.target for link in found))
-    for mapper in (entity.mapper, *(link.target for link in found if link.columns)):
-        _check_secondary(entity, mapper)
-
-
-def _check_secondary(entity: Entity, target: Mapper[Any]) -> None:
-    """Raises `ConfigurationError` where rows of a class come and go by a collection that does not tell which."""
-    for mapper in sorted(entity.mapper.registry.mappers, key=str):
-        for prop in mapper.relationships:
-            if not prop.viewonly and prop.secondary is not None and prop.secondary in target.tables:
-                model = target.class_.__name__
-                raise ConfigurationError(
-                    f"entity {entity.name!r}: {prop} adds and removes rows of {model} past its objects, so that no "
-                    f"session knows of them; declare it viewonly=True, and add and delete objects of {model}"
-                )
+    check_collections(entity, [(link.path, link.target) for link in found])
 
 
 def links_of(entity: Entity) -> Iterator[Link]:
@@ -318,18 +297,17 @@ def _follow_way(
     hops.add(path, target, counts)
 
 
-def _associations(entity: Entity, ways: Iterable[Link]) -> Iterator[Link]:
+def _associations(entity: Entity, ways: Iterable[Link], mappers: Iterable[Mapper[Any]]) -> Iterator[Link]:
     """Classes that are mapped to a `secondary` table: who adds such an object changes no collection."""
     paths = {link.path[: at + 1] for link in ways for at, prop in enumerate(link.path) if prop.secondary is not None}
     for path in paths:
-        for mapper in entity.mapper.registry.mappers:
+        for mapper in mappers:
             if mapper.local_table is path[-1].secondary:
                 yield _association(entity, path, mapper)
 
 
-def _second_classes(entity: Entity, ways: Iterable[Link]) -> Iterator[Link]:
+def _second_classes(entity: Entity, ways: Iterable[Link], mappers: Iterable[Mapper[Any]]) -> Iterator[Link]:
     """Further classes on the tables of an entity, or of what its documents are made of: they write the same rows."""
-    mappers = list(entity.mapper.registry.mappers)
     for mapper in mappers:
         key = [prop.key for each in mapper.primary_key for prop in entity.mapper.column_attrs if each in prop.columns]
         shared = not set(mapper.tables).isdisjoint(entity.mapper.tables)

@@ -26,8 +26,9 @@ from outbox.entities.columns import is_respelt
 from outbox.entities.entity import Entity
 from outbox.entities.keys import SHARED
 from outbox.entities.kinds import kind_attributes, same_hierarchy
-from outbox.entities.links import Link, counted, links, settled, with_secondaries, with_writers, written_by
+from outbox.entities.links import Link, counted, links, settled, with_writers, written_by
 from outbox.entities.registry import EntityRegistry
+from outbox.entities.secondaries import with_secondaries
 from outbox.store import models
 from outbox.store.ddl import IsOwn
 from outbox.store.models import Action

@@ -120,16 +120,13 @@ def union() -> Made:
     return _concrete(register_base=True, above=(ConcreteBase,))
 
 
-@INHERITANCE.add("a second class on the same table")
-def two_classes() -> Made:
-    base = a_base()
-
+def _two_classes(base: Any, other: Any) -> Made:
     class It(base):  # type: ignore[misc]
         __tablename__ = "it"
         id: Mapped[int] = mapped_column(primary_key=True)
         name: Mapped[str]
 
-    class Slim(base):  # type: ignore[misc]
+    class Slim(other):  # type: ignore[misc]
         __table__ = Table("it", base.metadata, extend_existing=True)
         key = column_property(__table__.c.id)
         label = column_property(__table__.c.name)
@@ -142,6 +139,17 @@ def two_classes() -> Made:
         [update(Slim).values(label="d"), insert(Slim).values(key=5, label="e")],
         [ONE, GONE],
     )
+
+
+@INHERITANCE.add("a second class on the same table")
+def two_classes() -> Made:
+    base = a_base()
+    return _two_classes(base, base)
+
+
+@INHERITANCE.add("a second class on the same `Table` object, of another base or registry")
+def two_bases() -> Made:
+    return _two_classes(a_base(), a_base())
 
 
 @INHERITANCE.add(

@@ -110,7 +110,7 @@ def ordered_by_what_nobody_sets() -> Made:
     )
 
 
-def _tagged(path: str, *, mapped: bool = False, **how: Any) -> Made:
+def _tagged(path: str, *, mapped: bool = False, other: Any = None, **how: Any) -> Made:
     base = a_base()
 
     class Tag(base):  # type: ignore[misc]
@@ -118,18 +118,16 @@ def _tagged(path: str, *, mapped: bool = False, **how: Any) -> Made:
         id: Mapped[int] = mapped_column(primary_key=True)
         label: Mapped[str]
 
+    ends = {"it_id": ForeignKey("it.id"), "tag_id": ForeignKey("tags.id")}
+    pair = [Column(name, key, primary_key=True) for name, key in ends.items()]
     if mapped:
 
-        class Tagging(base):  # type: ignore[misc]
-            __tablename__ = "taggings"
-            it_id: Mapped[int] = mapped_column(ForeignKey("it.id"), primary_key=True)
-            tag_id: Mapped[int] = mapped_column(ForeignKey("tags.id"), primary_key=True)
-            tag: Mapped[Tag] = relationship()
+        class Tagging(other or base):  # type: ignore[misc]
+            __table__ = Table("taggings", base.metadata, *pair)
+            tag = relationship(Tag)
 
         secondary = Tagging.__table__
     else:
-        ends = {"it_id": ForeignKey("it.id"), "tag_id": ForeignKey("tags.id")}
-        pair = [Column(name, key, primary_key=True) for name, key in ends.items()]
         secondary = Table("taggings", base.metadata, *pair)
 
     class It(base):  # type: ignore[misc]
@@ -188,6 +186,11 @@ def many_to_many() -> Made:
 @RELATIONSHIPS.add("association object, its `secondary` read by `viewonly`")
 def association_object() -> Made:
     return _tagged("read.label", mapped=True)
+
+
+@RELATIONSHIPS.add("association object of another base or registry")
+def association_object_of_another_base() -> Made:
+    return _tagged("read.label", mapped=True, other=a_base())
 
 
 @RELATIONSHIPS.add(
