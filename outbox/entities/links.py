@@ -28,7 +28,7 @@ from outbox.entities.columns import alike
 from outbox.entities.entity import Branch, Dependency, Entity, key_of
 from outbox.entities.kinds import kind_attributes, same_hierarchy
 from outbox.entities.mappers import mappers_beside
-from outbox.entities.reads import check_reads
+from outbox.entities.reads import check_reads, resolved
 from outbox.entities.refusals import nearest
 from outbox.entities.secondaries import check_collections, with_secondaries
 from outbox.errors import ConfigurationError
@@ -85,7 +85,7 @@ def counted(entity: Entity) -> frozenset[str] | None:
 
 def _attributes_of(mapper: Mapper[Any], tree: Branch) -> set[str]:
     """What of a model a branch of fields reads: its leaves, and what its relationships go by."""
-    names = {_resolved(mapper, name) for name in tree.leaves}
+    names = {resolved(mapper, name) for name in tree.leaves}
     for name in tree.branches:
         names |= _leading_attributes(mapper, name)
     return names
@@ -108,16 +108,11 @@ def settled(mapper: Mapper[Any], names: Iterable[str]) -> frozenset[str] | None:
     return frozenset(names)
 
 
-def _resolved(mapper: Mapper[Any], name: str) -> str:
-    synonym = mapper.synonyms.get(name)
-    return name if synonym is None else _resolved(mapper, synonym.name)
-
-
 def watched(mapper: Mapper[Any], names: Iterable[str], where: str) -> set[str]:
     """The attributes whose change changes these; synonyms are resolved. Raises `ConfigurationError`."""
     found: set[str] = set()
     for name in names:
-        prop = mapper.attrs[_resolved(mapper, name)]
+        prop = mapper.attrs[resolved(mapper, name)]
         if isinstance(prop, CompositeProperty):  # what is set are its parts
             found |= {each.key for each in prop.props}
             continue
@@ -213,9 +208,9 @@ def check(entity: Entity) -> None:
             "name the models that its rows are made of, each with the column that holds its key, e.g. "
             "depends_on={Page: 'id'}"
         )
-    found = list(links_of(entity))
-    check_reads(entity, (link.target for link in found))
-    check_collections(entity, [(link.path, link.target) for link in found])
+    followed = [(link.path, link.target) for link in links_of(entity)]
+    check_reads(entity, followed)
+    check_collections(entity, followed)
 
 
 def links_of(entity: Entity) -> Iterator[Link]:
@@ -276,7 +271,7 @@ def _follow_way(
     for name in way.split("."):
         prop = mapper.attrs.get(name)
         if name in mapper.synonyms:
-            meant = _resolved(mapper, name)
+            meant = resolved(mapper, name)
             raise ConfigurationError(f"{where}: {mapper.class_.__name__}.{name} is a synonym; name {meant!r} itself")
         if isinstance(prop, ColumnProperty):
             raise ConfigurationError(

@@ -8,12 +8,22 @@ from datetime import UTC, time, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Enum, ForeignKey, Interval, LargeBinary, PickleType, TypeDecorator
+from sqlalchemy import Enum, ForeignKey, Interval, LargeBinary, PickleType, TypeDecorator, and_, func, select
 from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
 from sqlalchemy.ext.hybrid import hybrid_property
-from sqlalchemy.orm import Composite, DeclarativeBase, Mapped, Session, composite, mapped_column, relationship, synonym
+from sqlalchemy.orm import (
+    Composite,
+    DeclarativeBase,
+    Mapped,
+    Session,
+    column_property,
+    composite,
+    mapped_column,
+    relationship,
+    synonym,
+)
 
-from outbox import ConfigurationError, EntityRegistry
+from outbox import ConfigurationError, Dependency, EntityRegistry
 from tests.entities.world import loaded
 
 
@@ -134,3 +144,47 @@ def test_value_that_no_document_can_hold_is_named_by_its_field(engine: Any, valu
 def test_synonym_leads_to_no_dependency() -> None:
     with pytest.raises(ConfigurationError, match=r"depends_on Tag: Film\.words is a synonym; name 'tags' itself"):
         EntityRegistry().add(Film, index="films", to_document=lambda _film: {}, depends_on={Tag: "words"})
+
+
+class Visit(Base):
+    __tablename__ = "visits"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    guest_id: Mapped[int]
+
+
+class Guest(Base):
+    __tablename__ = "guests"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    visits = column_property(select(func.count(Visit.id)).where(Visit.guest_id == id).scalar_subquery())
+    times: Mapped[int] = synonym("visits")
+
+
+class Booking(Base):
+    __tablename__ = "bookings"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    guest_id: Mapped[int] = mapped_column(ForeignKey("guests.id"))
+    guest: Mapped[Guest] = relationship()
+    regular: Mapped[Guest | None] = relationship(
+        primaryjoin=and_(guest_id == Guest.id, Guest.id.in_(select(Visit.guest_id))), viewonly=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "reason"),
+    [
+        (Guest, {"fields": ["times"]}, "field 'times' reads the table visits; .*, or make the document by to_document"),
+        (Guest, {"watch": ["times"]}, "watch 'visits' reads the table visits; name in depends_on the model of it"),
+        (Booking, {"watch": ["regular"]}, "watch 'regular' reads the table visits"),
+        (Booking, {"depends_on": {Guest: "regular"}}, "relationship 'regular' reads the table visits"),
+        (
+            Booking,
+            {"depends_on": {Guest: Dependency("guest", watch=["times"])}},
+            "depends_on Guest: watch 'times' reads the table visits",
+        ),
+    ],
+)
+def test_what_reads_a_table_that_nothing_follows_is_refused_wherever_it_is_named(
+    model: type[Any], options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        EntityRegistry().add(model, index="guests", **({"fields": ["id"]} | options))

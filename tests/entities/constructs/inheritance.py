@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ForeignKey, Table, insert, join, text, update
+from sqlalchemy import ForeignKey, Table, insert, join, select, text, update
 from sqlalchemy.ext.declarative import ConcreteBase
 from sqlalchemy.orm import Mapped, Session, column_property, mapped_column
 
@@ -72,6 +72,32 @@ def joined_tables() -> Made:
         session.execute(text("INSERT INTO news VALUES (1)"))
 
     return _of_kinds(It, Old, New, start)
+
+
+@INHERITANCE.add(
+    "a kind that another table tells (`polymorphic_on`)",
+    refused="the table kinds tells which rows are of Boss, so that nothing says when one becomes so or ceases to be; "
+    "use It in its place",
+)
+def told_by_another_table() -> Made:
+    base = a_base()
+
+    class Kind(base):  # type: ignore[misc]
+        __tablename__ = "kinds"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+
+    class It(base):  # type: ignore[misc]
+        __tablename__ = "it"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind_id: Mapped[int] = mapped_column()
+        kind = column_property(select(Kind.name).where(Kind.id == kind_id).scalar_subquery())
+        __mapper_args__ = {"polymorphic_on": kind}
+
+    class Boss(It):
+        __mapper_args__ = {"polymorphic_identity": "boss"}
+
+    return Made(base, registered(Boss, fields=["id"], depends_on={Kind: "kind_id"}), lambda _session: None)
 
 
 def _concrete(register_base: bool, above: tuple[type[Any], ...] = ()) -> Made:

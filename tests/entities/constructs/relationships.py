@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
-from sqlalchemy import Column, Computed, ForeignKey, Table, and_, delete, insert, inspect, select, update
+from sqlalchemy import Column, Computed, ForeignKey, Table, and_, delete, func, insert, inspect, select, update
 from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
 from sqlalchemy.orm import (
     Mapped,
@@ -13,6 +13,7 @@ from sqlalchemy.orm import (
     aliased,
     attribute_keyed_dict,
     backref,
+    column_property,
     mapped_column,
     relationship,
 )
@@ -108,6 +109,51 @@ def ordered_by_what_nobody_sets() -> Made:
         [update(Part).where(Part.id == 1).values(name="longer")],
         ["UPDATE parts SET name = 'longer', changed = 99 WHERE id = 1", GONE],
     )
+
+
+def _ordered_by_uses(depends: bool) -> Made:
+    base = a_base()
+
+    class Use(base):  # type: ignore[misc]
+        __tablename__ = "uses"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        part_id: Mapped[int] = mapped_column(ForeignKey("parts.id"))
+
+    class Part(base):  # type: ignore[misc]
+        __tablename__ = "parts"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        it_id: Mapped[int] = mapped_column(ForeignKey("it.id"))
+        uses = relationship(Use)
+
+    Part.used = column_property(select(func.count(Use.id)).where(Use.part_id == Part.id).scalar_subquery())
+
+    class It(base):  # type: ignore[misc]
+        __tablename__ = "it"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        parts: Mapped[list[Part]] = relationship(order_by=Part.used.desc())
+
+    options: dict[str, Any] = {"depends_on": {Use: "parts.uses"}} if depends else {}
+    return Made(
+        base,
+        registered(It, fields=["parts.id"], **options),
+        adding(lambda: It(id=1), *(lambda at=at: Part(id=at, it_id=1) for at in (1, 2)), lambda: Use(id=1, part_id=1)),
+        [changing(Use, part_id=2), removing(Use)],
+        [insert(Use).values(id=2, part_id=2), update(Use).values(part_id=1)],
+        ["UPDATE uses SET part_id = 2", "DELETE FROM uses", GONE],
+    )
+
+
+@RELATIONSHIPS.add(
+    "`order_by` what reads other tables",
+    refused="field 'parts' reads the table uses; name in depends_on the model of it and what leads there",
+)
+def ordered_by_other_tables() -> Made:
+    return _ordered_by_uses(depends=False)
+
+
+@RELATIONSHIPS.add("`order_by` what reads other tables, with `depends_on`")
+def ordered_by_other_tables_named() -> Made:
+    return _ordered_by_uses(depends=True)
 
 
 def _tagged(path: str, *, mapped: bool = False, other: Any = None, **how: Any) -> Made:
