@@ -10,7 +10,16 @@ from weakref import WeakSet
 
 from sqlalchemy import Connection, Select, TypeDecorator, select
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
-from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty, Session, joinedload, selectinload, undefer
+from sqlalchemy.orm import (
+    ColumnProperty,
+    Load,
+    Mapper,
+    RelationshipProperty,
+    Session,
+    joinedload,
+    selectinload,
+    undefer,
+)
 from sqlalchemy.orm.interfaces import ORMOption
 
 from outbox import documents
@@ -108,7 +117,8 @@ class Maker:
         if self._session is None:
             self._session = session_of_our_own(self._connection)
         statement = self._entity.rows(select(self._entity.model)).where(among(self._entity.id_columns, [identity]))
-        return self._session.scalars(statement).unique().one_or_none()  # as collections that are joined ask for
+        found = self._session.scalars(statement.options(*options_of(self._entity)))
+        return found.unique().one_or_none()  # as collections that are joined ask for
 
     def close(self) -> None:
         if self._session is not None:
@@ -169,8 +179,20 @@ def said_of(error: BaseException) -> str:
 
 
 def needs_objects(entity: Entity) -> bool:
-    given = entity.to_document is not None or entity.load_options is not None
-    return given or not entity.tree.plain or entity in _BUILT_FOR_WHEN
+    return not _is_of_columns(entity) or _are_built_for_when(entity)
+
+
+def _is_of_columns(entity: Entity) -> bool:
+    return entity.to_document is None and entity.load_options is None and entity.tree.plain
+
+
+def _are_built_for_when(entity: Entity) -> bool:
+    """Whether `when` gets objects where columns would do for the fields: as it has asked for them; or at once where the
+    application listens to them being loaded, so that they are not what their columns are."""
+    if entity.when is None or not _is_of_columns(entity):
+        return False
+    listeners = [each.class_manager.dispatch.load for each in entity.mapper.self_and_descendants]
+    return entity in _BUILT_FOR_WHEN or any(listeners)
 
 
 def _column_names(entity: Entity) -> list[str]:
@@ -184,7 +206,9 @@ def columns_of(entity: Entity) -> Select[Any]:
 
 
 def options_of(entity: Entity) -> list[ORMOption]:
-    return [*_tree_options(entity.mapper, entity.tree, None), *(entity.load_options or ())]
+    options = [*_tree_options(entity.mapper, entity.tree, None), *(entity.load_options or ())]
+    # `when` gets all columns where no object is built: so it does where one is.
+    return [Load(entity.model).undefer("*"), *options] if _are_built_for_when(entity) else options
 
 
 def _tree_options(mapper: Mapper[Any], tree: Branch, above: Any) -> list[ORMOption]:

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, event, insert, text, update
+from sqlalchemy import Engine, event, insert, inspect, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column
 
 from outbox import DatabaseUnavailable, EntityRegistry
@@ -43,7 +43,7 @@ def test_only_listed_fields_and_the_tenant_are_sent(registry: EntityRegistry, se
 
 
 def test_columns_are_read_in_one_query_for_all_rows_and_nothing_else(
-    registry: EntityRegistry, session: Session, database: Engine
+    registry: EntityRegistry, session: Session, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contacts = registry.add(Contact, index="contacts", fields=["name"], when=lambda row: not row.archived)
     tags = registry.add(Tag, index="tags", fields=["label"])
@@ -53,7 +53,8 @@ def test_columns_are_read_in_one_query_for_all_rows_and_nothing_else(
         each._replace(id=each.id + 50) for each in refresh(tags, *map(str, range(1, 51)))
     ]
     made: list[Any] = []
-    event.listen(Contact, "load", lambda *arguments: made.append(arguments))
+    # No `load` listener, which objects would be built for.
+    monkeypatch.setattr(inspect(Contact).class_manager, "new_instance", lambda *arguments: made.append(arguments))
     with database.connect() as connection, statements(database) as seen:
         found = from_database(connection, registry, events)
     assert len(found) == 100

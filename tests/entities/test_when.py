@@ -16,9 +16,11 @@ from sqlalchemy.orm import (
     ORMExecuteState,
     Session,
     mapped_column,
+    reconstructor,
     relationship,
     with_loader_criteria,
 )
+from sqlalchemy.orm.attributes import set_committed_value
 
 from outbox import EntityRegistry
 from tests.entities.world import loaded, statements
@@ -189,6 +191,59 @@ def test_objects_that_when_asks_for_are_built_in_one_query_from_the_second_batch
         with statements(pages) as seen:
             loaded(registry, session, entity, *"1234")
     assert len(seen) == 1
+
+
+class Letter(Base):
+    __tablename__ = "letters"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    state: Mapped[str] = mapped_column(deferred=True, deferred_raiseload=True)
+
+    @property
+    def is_public(self) -> bool:
+        return self.state == "public"
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        lambda letter: letter.state == "public",
+        lambda letter: letter.is_public,
+        lambda letter: bool(letter.metadata) and letter.state == "public",
+    ],
+)
+def test_when_may_ask_for_a_deferred_column_whether_objects_are_built_or_not(
+    pages: Engine, when: Callable[[Any], bool]
+) -> None:
+    registry = EntityRegistry()
+    entity = registry.add(Letter, index="letters", fields=["title"], when=when)
+    with Session(pages) as session:
+        session.add_all([Letter(id=1, title="t", state="public"), Letter(id=2, title="t", state="draft")])
+        for _ in range(3):
+            assert loaded(registry, session, entity, "1", "2") == [{"title": "t"}, None]
+
+
+class Memo(Base):
+    __tablename__ = "memos"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+
+    @reconstructor
+    def tidy(self) -> None:
+        set_committed_value(self, "title", self.title.strip())
+
+    @property
+    def is_named(self) -> bool:
+        return bool(self.title)
+
+
+def test_what_a_class_makes_of_its_objects_as_they_are_loaded_is_the_same_in_each_batch(pages: Engine) -> None:
+    registry = EntityRegistry()
+    entity = registry.add(Memo, index="memos", fields=["title"], when=lambda memo: memo.is_named)
+    with Session(pages) as session:
+        session.add_all([Memo(id=1, title=" t "), Memo(id=2, title=" ")])
+        for _ in range(2):
+            assert loaded(registry, session, entity, "1", "2") == [{"title": "t"}, None]
 
 
 def test_name_that_the_model_lacks_is_said_of_the_model(pages: Engine) -> None:
