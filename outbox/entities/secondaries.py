@@ -29,10 +29,12 @@ def check_collections(entity: Entity, followed: Sequence[tuple[_Path, Mapper[Any
     """Raises `ConfigurationError` for a collection that changes unseen what documents are made of. `followed`: each
     model beside their own, with the path that leads there; without one it is found by its key."""
     by_key = [entity.mapper, *(target for path, target in followed if not path)]
+    crossed = list(dict.fromkeys(prop for path, _ in followed for prop in path))
     for mapper in mappers_beside([entity.mapper, *(target for _, target in followed)]):
         for prop in mapper.relationships:
             if prop.secondary is not None and not prop.viewonly:
                 _check_rows(entity, prop, by_key)
+                _check_ends(entity, prop, crossed)
 
 
 def _check_rows(entity: Entity, prop: RelationshipProperty[Any], by_key: Sequence[Mapper[Any]]) -> None:
@@ -44,3 +46,18 @@ def _check_rows(entity: Entity, prop: RelationshipProperty[Any], by_key: Sequenc
                 f"entity {entity.name!r}: {prop} adds and removes rows of {model} past its objects, so that no "
                 f"session knows of them; declare it viewonly=True, and add and delete objects of {model}"
             )
+
+
+def _check_ends(entity: Entity, prop: RelationshipProperty[Any], crossed: _Path) -> None:
+    """Rows of a table on a path come and go by a collection of a class that no path leads to over that table."""
+    over = [
+        each for each in crossed if prop.secondary in (each.secondary, each.parent.local_table, each.mapper.local_table)
+    ]
+    ends = {table for each in over for end in (each.parent, each.mapper) for table in end.tables}
+    if over and ends.isdisjoint(prop.parent.tables):
+        model, table = prop.parent.class_.__name__, prop.secondary
+        raise ConfigurationError(
+            f"entity {entity.name!r}: {prop} adds and removes rows of {table} that {over[0]} reads, and no session "
+            f"knows of whose documents; declare it viewonly=True, and add and delete objects of a class on {table}, or "
+            f"name {model} in depends_on with the relationships that lead there over {table}"
+        )

@@ -266,6 +266,55 @@ def write_only_and_viewonly() -> Made:
     return _tagged("read.label", lazy="write_only")
 
 
+def _of_three(depends: bool) -> Made:
+    base = a_base()
+    ends = {"it_id": ForeignKey("it.id"), "tag_id": ForeignKey("tags.id"), "list_id": ForeignKey("lists.id")}
+    between = Table("betweens", base.metadata, *(Column(name, key, primary_key=True) for name, key in ends.items()))
+
+    class It(base):  # type: ignore[misc]
+        __tablename__ = "it"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        tags = relationship("Tag", secondary=between, viewonly=True)
+        lists = relationship("List", secondary=between, viewonly=True)
+
+    class Tag(base):  # type: ignore[misc]
+        __tablename__ = "tags"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class List(base):  # type: ignore[misc]
+        __tablename__ = "lists"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        tags = relationship(Tag, secondary=between)
+
+    def start(session: Session) -> None:
+        session.add_all([It(id=1), *(kind(id=at) for kind in (Tag, List) for at in (1, 2))])
+        session.flush()
+        session.execute(insert(between), [{"it_id": 1, "tag_id": at, "list_id": at} for at in (1, 2)])
+
+    options: dict[str, Any] = {"depends_on": {List: "lists"}} if depends else {}
+    return Made(
+        base,
+        registered(It, fields=["tags.id"], **options),
+        start,
+        [changing(List, tags=[]), lambda session: session.delete(session.get_one(List, 2))],
+        [delete(Tag).where(Tag.id == 2)],
+        ["INSERT INTO betweens VALUES (1, 1, 2)", "DELETE FROM betweens WHERE tag_id = 1", GONE],
+    )
+
+
+@RELATIONSHIPS.add(
+    "a table between three classes that a collection of the third writes",
+    refused="List.tags adds and removes rows of betweens that It.tags reads, and no session knows of whose documents",
+)
+def of_three() -> Made:
+    return _of_three(depends=False)
+
+
+@RELATIONSHIPS.add("a table between three classes that a collection of the third writes, with `depends_on`")
+def of_three_named() -> Made:
+    return _of_three(depends=True)
+
+
 def _far(how: str, *, depends: bool = False) -> Made:
     base = a_base()
 
