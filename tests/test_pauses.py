@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from loguru import logger
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from outbox import OutboxRepository, check
+from outbox import EntityRegistry, OutboxRepository, check
 from outbox.cli import main
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import SyncTimeout
@@ -24,6 +26,32 @@ UUID_DASHED = "123e4567-e89b-12d3-a456-426614174000"
 UUID_PLAIN = UUID_DASHED.replace("-", "")
 
 Call = Callable[..., Result]
+
+
+class Plan(enum.Enum):
+    FREE = "free of charge"
+    PAID = "paid"
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class OfEnum(Base):
+    __tablename__ = "of_enum"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[Plan]
+
+
+class OfNumber(Base):
+    __tablename__ = "of_number"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[int]
+
+
+registry = EntityRegistry()
+registry.add(OfEnum, index="enums", fields=["id"], tenant="tenant")
+registry.add(OfNumber, index="numbers", fields=["id"], tenant="tenant")
 
 
 @pytest.fixture
@@ -129,6 +157,30 @@ def test_tenant_typed_with_dashes_pauses_and_resumes_what_was_written_without(
 def test_name_of_who_paused_all_cannot_write_to_the_terminal(outbox: Outbox, call: Call) -> None:
     pauses.pause(outbox.store(), "import", "ada\x1b]0;owned\x07\n0 dead", now_ms())
     assert r"by ada\x1b]0;owned\x07\n0 dead: import" in call("status").stdout
+
+
+@pytest.mark.parametrize(("typed", "model", "tenant"), [("free of charge", OfEnum, Plan.FREE), ("007", OfNumber, 7)])
+def test_tenant_typed_otherwise_than_rows_have_it_is_held_counted_and_named(
+    outbox: Outbox, call: Call, destination: EmbeddedDestination, typed: str, model: type[Base], tenant: object
+) -> None:
+    application = {"OUTBOX_ENTITIES": f"{__name__}:registry"}
+    Base.metadata.create_all(outbox.engine)
+    captured = sessionmaker(outbox.engine, class_=type("Captured", (Session,), {}))
+    registry.capture(captured)
+    with captured() as session:
+        repository = OutboxRepository(session, registry=registry)
+        session.add(model(id=1, tenant=tenant))
+        session.commit()
+        assert call("pause", "--tenant", typed, "--reason", "import", **application).exit_code == 0
+        with pytest.raises(SyncTimeout, match="is paused \\(import\\): 'outbox-relay resume --tenant "):
+            repository.wait_until_synced(0)
+    assert sum(each["rows"] for each in json.loads(call("status", "--json").stdout)["pauses"]) == 1
+    refused = call("run", "--drain", **application)
+    assert (refused.exit_code, "is paused (import)" in refused.stderr) == (2, True)
+    assert outbox.relay(destination, registry=registry).run_once() == 0
+    assert call("resume", "--tenant", typed, **application).stdout == "resumed\n"
+    assert call("run", "--drain", **application).exit_code == 0
+    assert outbox.counts()["done"] == 1
 
 
 def test_each_who_asks_is_told_what_is_paused_by_whom_and_how_to_end_it(outbox: Outbox, call: Call) -> None:

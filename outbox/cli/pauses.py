@@ -12,7 +12,7 @@ from outbox.cli.selection import index_option, tenant_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.entities.spelling import tenant_texts
 from outbox.settings import Settings
-from outbox.store import audit, figures, pauses
+from outbox.store import audit, pauses
 from outbox.store.models import now_ms
 from outbox.store.pauses import Pause
 from outbox.store.store import Store
@@ -67,11 +67,9 @@ def resume(index: str | None, tenant: str | None, database_url: str | None) -> N
     """
     loaded = load_settings(database_url=database_url)
     with open_store(loaded) as store:
-        spelled = () if tenant is None else tenant_texts(tenant)
+        spelled = () if tenant is None else tenant_texts(tenant, registry_of(loaded) or ())
         with audit.noted(store, operator_name(), "resume", audit.described({"index": index, "tenant": tenant})):
             resumed = pauses.resume(store, index=index, tenants=spelled)
-            if tenant is not None and not resumed:  # only now: it imports the application, which knows more spellings
-                resumed = pauses.resume(store, index=index, tenants=tenant_texts(tenant, registry_of(loaded) or ()))
         still = pauses.current(store.run)
     click.echo("resumed" if resumed else "was not paused")
     for each in still:
@@ -80,12 +78,9 @@ def resume(index: str | None, tenant: str | None, database_url: str | None) -> N
 
 def _known(store: Store, loaded: Settings, tenant: str) -> tuple[str, ...]:
     """All spellings of a tenant. Raises `UnknownTenant`."""
-    spelled = tenant_texts(tenant)
-    if not figures.has_tenant(store, spelled):
-        registry = registry_of(loaded)  # only now: it imports the application, which knows more tenants
-        tenants.require(store, registry, tenant)
-        spelled = tenant_texts(tenant, registry or ())
-    return spelled
+    registry = registry_of(loaded)
+    tenants.require(store, registry, tenant)
+    return tenant_texts(tenant, registry or ())
 
 
 commands = [pause, resume]

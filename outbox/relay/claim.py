@@ -7,8 +7,6 @@ from collections.abc import Collection
 from loguru import logger
 
 from outbox import logs
-from outbox.entities.registry import EntityRegistry
-from outbox.entities.spelling import tenant_texts
 from outbox.relay.health import Health
 from outbox.relay.rate import PART_S, Ceiling, TenantRates
 from outbox.settings import Settings
@@ -32,9 +30,7 @@ class Claimer:
         health: Health,
         relay_id: int,
         longest_wait_ms: int,
-        registry: EntityRegistry | None,
     ) -> None:
-        self._registry = registry  # knows how rows spell a tenant
         self._pauses: tuple[Pause, ...] = ()
         self._store, self._settings, self._health, self._id = store, settings, health, relay_id
         self._lease_ms = int(settings.lease * 1000)
@@ -94,13 +90,10 @@ class Claimer:
         tenants: list[str] = []
         lanes: list[tuple[str, str]] = []
         for each in self._pauses:
-            if each.tenant is None:
-                continue
-            spelled = tenant_texts(each.tenant, self._registry or ())
             if each.index is None:
-                tenants += spelled
+                tenants += each.tenants
             else:
-                lanes += [(each.index, text) for text in spelled]
+                lanes += [(each.index, text) for text in each.tenants]
         return tenants, lanes
 
     def _trial(self, now: int, in_flight: Collection[Claim], *, lone: bool) -> Claim | None:

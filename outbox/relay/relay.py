@@ -54,7 +54,7 @@ class Relay:
             settings.max_retries, int(settings.retry_backoff * 1000), int(settings.breaker_longest_pause * 1000)
         )
         self._health = Health(settings, store.unfinished)
-        self._claimer = Claimer(store, settings, self._health, relay_id, policy.longest_wait_ms, registry)
+        self._claimer = Claimer(store, settings, self._health, relay_id, policy.longest_wait_ms)
         self._settler = Settler(store, registry, policy, self._health)
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._wakeup: Wakeup[Answer] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from outbox.documents import tenant_spellings
+from outbox.documents import same_tenant, tenant_spellings
 from outbox.errors import ConfigurationError, shortened
 from outbox.store.models import unfinished
 from outbox.store.store import Store, narrowed, of_tenants
@@ -49,18 +49,24 @@ class Pause:
         options = (f" {option} {shlex.quote(value)}" for option, value in given.items() if value is not None)
         return f"outbox-relay resume{''.join(options)}"
 
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """What rows that it holds may have as their tenant; anything, if that is empty."""
+        return () if self.tenant is None else tenant_spellings(self.tenant)
+
     def holds(self, index: str, tenant: str | None) -> bool:
         """Whether a row is one of those."""
-        if self.index not in (None, index):
-            return False
-        return self.tenant is None or (tenant is not None and tenant in tenant_spellings(self.tenant))
+        return self.index in (None, index) and (self.tenant is None or tenant in self.tenants)
 
 
 def pause(
     store: Store, reason: str, by: str, now: int, *, index: str | None = None, tenants: tuple[str, ...] = ()
 ) -> None:
     """Keep all relays from claiming rows: of an index, of a tenant (all its spellings), of both; or all. Rows that are
-    with the destination come to their end."""
+    with the destination come to their end.
+
+    A tenant that entities spell each in its own way is one pause for each: who looks at pauses knows no entities.
+    """
     with store.write(durable=True):
         if index is None and not tenants:
             store.run("INSERT INTO outbox_control (id) VALUES (1) ON CONFLICT DO NOTHING")
@@ -72,15 +78,16 @@ def pause(
             )
             return
         _remove(store, index, tenants)
-        store.run(
-            "INSERT INTO outbox_pauses (index_name, tenant_id, paused_at, paused_by, reason)"
-            " VALUES (:index, :tenant, :now, :by, :reason)",
-            index=index or "",
-            tenant=tenants[0] if tenants else "",
-            now=now,
-            by=by,
-            reason=reason,
-        )
+        for tenant in {same_tenant(each): each for each in reversed(tenants or ("",))}.values():
+            store.run(
+                "INSERT INTO outbox_pauses (index_name, tenant_id, paused_at, paused_by, reason)"
+                " VALUES (:index, :tenant, :now, :by, :reason)",
+                index=index or "",
+                tenant=tenant,
+                now=now,
+                by=by,
+                reason=reason,
+            )
 
 
 def resume(store: Store, *, index: str | None = None, tenants: tuple[str, ...] = ()) -> bool:
@@ -119,7 +126,7 @@ def current(run: Run) -> tuple[Pause, ...]:
 def waiting(store: Store, paused: Pause) -> int:
     """How many unfinished rows a pause holds. Looks at each row that waits."""
     condition, given = narrowed(index_name=paused.index)
-    mine, spelled = of_tenants(() if paused.tenant is None else tenant_spellings(paused.tenant))
+    mine, spelled = of_tenants(paused.tenants)
     return int(
         store.run(
             f"SELECT count(*) FROM outbox_events {store.dialect.indexed('held')} WHERE ({unfinished()})"
