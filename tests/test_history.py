@@ -48,6 +48,16 @@ def retried(store: Store, rows: list[int], by: str, **told: Any) -> None:
         operators.retry_dead(store, rows, now_ms())
 
 
+def test_selection_of_many_rows_names_each_of_them_and_no_other(outbox: Outbox, store: Store) -> None:
+    ids = range(100_001, 101_001)
+    with audit.noted(store, "ada", "dead discard", audit.described({"ids": [*ids]})):
+        pass
+    named = [history.removal_of(store, each) for each in (*ids, 1, 10, 100, 1_002, 10_028, 100_000, 101_001)]
+    assert [each is not None for each in named] == [True] * len(ids) + [False] * 7
+    line = CliRunner().invoke(main, ["audit", "--database-url", outbox.url]).output
+    assert len(line) < 400 and line.endswith("…\n")
+
+
 @pytest.mark.parametrize(
     "told",
     [

@@ -16,6 +16,8 @@ from outbox.cli.wiring import load_settings, open_store
 from outbox.store import audit
 from outbox.store.shown import moment
 
+MOST_OF_A_SELECTION = 300
+
 
 def operator_name() -> str:
     """The user at the terminal, by name where there is one: containers often have none."""
@@ -43,7 +45,7 @@ def log_removal(what: str, **selection: object) -> None:
 def command(limit: int, by: str | None, as_json: bool, database_url: str | None) -> None:
     """Show what operators did, newest first.
 
-    By command, API and dashboard.
+    By command, API and dashboard. Long selections are cut; --json has all.
 
     \b
     Examples:
@@ -64,8 +66,11 @@ def command(limit: int, by: str | None, as_json: bool, database_url: str | None)
 def _line(row: dict[str, Any]) -> str:
     at = moment(row["began_at"])
     affected = "" if row["affected"] is None else f": {row['affected']:,}"
+    about = row["about"]
+    if len(about) > MOST_OF_A_SELECTION:
+        about = f"{about[:MOST_OF_A_SELECTION]}…"
     end = f"  failed: {row['error']}" if row["error"] else "" if row["ended_at"] else "  has not ended"
-    return f"{at:%Y-%m-%d %H:%M:%S}  {row['acted_by']}  {row['action']}{affected}  {row['about']}{end}"
+    return f"{at:%Y-%m-%d %H:%M:%S}  {row['acted_by']}  {row['action']}{affected}  {about}{end}"
 
 
 commands = [command]

@@ -9,7 +9,7 @@ from typing import Any
 
 from outbox.errors import OutboxError
 from outbox.store.models import now_ms
-from outbox.store.store import Store, printable
+from outbox.store.store import Store, escaped, printable
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ def noted(store: Store, by: str, action: str, about: str = "") -> Iterator[Note]
             now=now_ms(),
             by=printable(by),
             action=action,
-            about=printable(about),
+            about=escaped(about),  # whole: a number that was cut would name another row
         ).scalar_one()
     note, error = Note(), None
     try:

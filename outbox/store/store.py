@@ -412,7 +412,11 @@ def _carried_out(dialect: Dialect, connection: Connection, sql: str, given: Mapp
 
 def printable(error: str | None) -> str | None:
     """At most 2,000 characters, control characters escaped, so that no error can forge a line."""
-    if error is None or error.isprintable():
-        return error and error[:MAX_ERROR_CHARS]
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in error[:MAX_ERROR_CHARS])
-    return escaped[:MAX_ERROR_CHARS]
+    return None if error is None else escaped(error[:MAX_ERROR_CHARS])[:MAX_ERROR_CHARS]
+
+
+def escaped(text: str) -> str:
+    """A text with its control characters escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
