@@ -263,8 +263,10 @@ class AdminService:
         with self._database.store() as store:
             verification(store)  # raises for what does not exist, before the request is answered
 
+        drawn = f"{sample:.1%}" if sample < 1 else None
+
         def work() -> None:
-            with self._noted(by, "verify", entity=entity, tenant=tenant, repair=repair) as (store, _):
+            with self._noted(by, "verify", entity=entity, tenant=tenant, sample=drawn, repair=repair) as (store, _):
                 self.followed.follow(verification(store), by, stopping=lambda: self._background.stopping)
 
         compared = entity or "all entities"

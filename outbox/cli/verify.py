@@ -83,7 +83,8 @@ def verify(
             )
             if not entities:
                 warn_of_unregistered(store, registry, "is not compared")
-            by, told = operator_name(), {"entity": entities, "tenant": tenant, "repair": repair}
+            drawn = f"{sample:.1%}" if sample < 1 else None
+            by, told = operator_name(), {"entity": entities, "tenant": tenant, "sample": drawn, "repair": repair}
             with (
                 audit.noted(store, by, "verify", audit.described(told)) as note,
                 _progress() as show,

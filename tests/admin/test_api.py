@@ -240,6 +240,9 @@ def test_verify_finds_what_is_wrong_and_repairs_it(world: World, place: Place) -
     )
     assert (seen["documents"], seen["entities"]) == (5, ["Contact", "Company"])
     assert world.logged("verification of Contact begun by admin at testclient")
+    world.post("/verify", {"sample": 0.01}, 202)
+    until(lambda: world.get("/status")["verification"]["sample"] == 0.01, "the verification has ended")
+    assert world.get("/audit")[0]["about"] == "sample=1.0%"
 
 
 def test_verify_of_what_does_not_exist(embedded: World) -> None:

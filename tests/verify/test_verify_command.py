@@ -16,6 +16,7 @@ from outbox.cli import main
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import DestinationError
 from outbox.maintenance.scheduler import Maintenance
+from outbox.store import audit
 from outbox.store.store import Store
 from outbox.verify import Verification
 from tests.support.models import Contact
@@ -52,6 +53,14 @@ def call(filed: Application, tmp_path: Path) -> Call:
         return CliRunner().invoke(main, arguments, env=given | environment)
 
     return run
+
+
+def test_audit_says_of_which_sample_a_verification_was(filed: Application, call: Call) -> None:
+    for words in ((), ("--sample", "0.7%"), ("--sample", "30%", "--entity", "contacts")):
+        assert call("verify", *words).exit_code == 0
+    assert [each["about"] for each in audit.newest(filed.outbox.store(), 3)] == [
+        "entity=contacts sample=30.0%", "sample=0.7%", "all"
+    ]  # fmt: skip
 
 
 def test_command_says_what_is_wrong_and_exits_1_or_that_nothing_is_and_exits_0(filed: Application, call: Call) -> None:
