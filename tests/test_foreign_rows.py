@@ -63,6 +63,9 @@ def test_row_that_names_its_document_by_no_text_dies_alone(
     dead = outbox.row(bad)
     assert (dead["error_type"], dead["error"].partition(";")[0]) == ("illegal_text", f"no UTF-8 text: {column}")
     assert (relay.totals.done, relay.totals.dead) == (1, 1)
+    with outbox.engine.connect() as connection:
+        (counted,) = connection.exec_driver_sql("SELECT index_name, tenant_id FROM outbox_stats WHERE dead = 1")
+    assert tuple(counted) == (dead["index_name"], dead["tenant_id"] or "")
     destination.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from outbox.store.models import now_ms
 from tests.support.node import Node, destination_to
 from tests.support.outbox import Outbox
 from tests.support.proxy import PRODUCT, FaultProxy, Reply, Request, anything, bulk, hang, refuse, reply, swallow
+from tests.support.relays import Relays, until
 
 SECOND = 1_000
 JUST = 100
@@ -319,6 +321,24 @@ def test_row_whose_relay_died_with_others_in_hand_is_not_blamed_for_the_next_dea
         assert claim.events[0].id == rows[0]
         upkeep.reap(store, now, 600 * SECOND, dead_relays=[relay])
     assert (outbox.state(rows[0]), outbox.state(rows[1])) == ("dead", "pending")
+
+
+def test_drain_says_that_a_row_died_which_killed_its_relay(outbox: Outbox, relays: Relays, tmp_path: Path) -> None:
+    relays.give(OUTBOX_DESTINATION="embedded", OUTBOX_EMBEDDED_PATH=str(tmp_path / "search.db"))
+    first, relay = outbox.index("contacts", "c1", {}), relays.start()
+    until(lambda: outbox.state(first) == "done", "the relay delivers")
+    (listed,) = outbox.relays()
+    relay.kill()
+    relay.wait()
+    outbox.index("contacts", "c2", {})
+    outbox.raw(
+        "UPDATE outbox_events SET state = 'claimed', claimed_by = :relay, claim_token = '1', lease_expires_at = :end,"
+        " deliveries = 12, error_type = 'relay_died' WHERE document_id = 'c2'",
+        relay=listed["id"],
+        end=now_ms() + 60 * SECOND,
+    )
+    drained = relays.call("run", "--drain")
+    assert (drained.returncode, drained.stderr.splitlines()[-1]) == (1, "1 row is dead: see 'outbox-relay dead list'")
 
 
 # -- the rule itself -----------------------------------------------------------------------------------------------

@@ -120,15 +120,16 @@ def run(
                 )
                 with tuned(), beside_it:
                     totals = _with_progress(relay, store) if drain and sys.stderr.isatty() else relay.run(drain=drain)
-    logger.info("relay {relay} ends: {done:,} done, {dead:,} dead", relay=relay_id, done=totals.done, dead=totals.dead)
+    dead = totals.dead + maintenance.dead
+    logger.info("relay {relay} ends: {done:,} done, {dead:,} dead", relay=relay_id, done=totals.done, dead=dead)
     if maintenance.replaced:
         raise OutboxError(
             f"database {database_name(store.connection.engine)} was replaced or removed while the relay ran: start the "
             "relay again; after a restore from a backup run 'outbox-relay epoch advance' first, since an older file "
             "issues ids again"
         )
-    if drain and totals.dead:
-        click.echo(f"{logs.rows(totals.dead, 'is', 'are')} dead: see 'outbox-relay dead list'", err=True)
+    if drain and dead:
+        click.echo(f"{logs.rows(dead, 'is', 'are')} dead: see 'outbox-relay dead list'", err=True)
         sys.exit(1)
 
 

@@ -77,6 +77,8 @@ class Maintenance:
         self._lock_times, self._notices, self._presence = lock_times or LockTimes(), notices, presence
         self._identity = dialect_of(engine).identity(engine)
         self.replaced = False
+        self.dead = 0
+        """Rows that it ended because they killed their relays."""
         self._stopping = threading.Event()
         self._watch = LimitWatch()
         self._failing: set[str] = set()
@@ -167,6 +169,7 @@ class Maintenance:
     def reap(self, store: Store) -> None:
         """Give back what killed relays held."""
         dead = reap(store, self._relay, self._settings, now_ms())
+        self.dead += dead
         if dead and self._notices is not None:
             self._notices.died("", POISON, dead)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy.exc import OperationalError
 
-from outbox.store import failures
+from outbox.store import failures, upkeep
 from outbox.store.models import ILLEGAL_TEXT, State
 from outbox.store.store import Store
 
@@ -41,7 +41,7 @@ def end(store: Store, now: int) -> int:
     What is there becomes text that can be shown. Numbers of pending rows become whole ones; those whose time of
     creation is no number were created now. After it `well_formed` takes whatever is pending.
     """
-    found = store.dialect.malformed(store.run)
+    found, dead = store.dialect.malformed(store.run), list[int]()
     with store.write(durable=True):
         store.dialect.mend_numbers(store.run, now)
         for id_, texts in found:
@@ -56,9 +56,12 @@ def end(store: Store, now: int) -> int:
                 error=said,
                 now=now,
             )
-            store.run(
+            ended = store.run(
                 "UPDATE outbox_events SET state = 'dead', available_at = NULL, finished_at = :now, error_field = NULL,"
-                f" {', '.join(f'{name} = :{name}' for name in changed)} WHERE id = :id AND state = 'pending'",
+                f" {', '.join(f'{name} = :{name}' for name in changed)} WHERE id = :id AND state = 'pending'"
+                " RETURNING id",
                 {**changed, "now": now, "id": id_},
             )
-    return len(found)
+            dead += [row[0] for row in ended]
+        upkeep.count_dead(store, f"e.id {store.dialect.among('dead')}", {"dead": dead}, now)  # by their texts
+    return len(dead)

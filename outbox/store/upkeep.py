@@ -69,6 +69,7 @@ def reap(
         store.take_turn(settled=True)  # what is just being recorded is not forsaken
         kills = f"e.state = 'claimed' AND e.{of_dead} AND e.error_type = :died AND e.deliveries >= :lone + 2"
         failures.record(store, kills, given, became=State.DEAD, error_type=POISON, error=KILLS_ITS_RELAY, now=now)
+        count_dead(store, kills, given, now)
         poison = store.run(
             "UPDATE outbox_events AS e SET state = 'dead', claim_token = NULL, claimed_by = NULL,"
             " lease_expires_at = NULL, available_at = NULL, finished_at = :now, error_type = :poison, error = :kills,"
@@ -156,6 +157,16 @@ def add_to_stats(counters: Sequence[str]) -> str:
     """The end of an INSERT into `outbox_stats`: what is there already for the same minute is added to."""
     added = ", ".join(f"{name} = outbox_stats.{name} + excluded.{name}" for name in counters)
     return f"ON CONFLICT (minute, {COUNTED_BY}) DO UPDATE SET {added}"
+
+
+def count_dead(store: Store, condition: str, given: Mapping[str, Any], now: int) -> None:
+    """Add the rows `e` for which the condition holds to the dead of this minute. Inside `write`."""
+    store.run(
+        f"INSERT INTO outbox_stats (minute, {COUNTED_BY}, dead) SELECT :minute, e.index_name, coalesce(e.entity, ''),"
+        f" coalesce(e.tenant_id, ''), e.action, count(*) FROM outbox_events AS e WHERE {condition}"
+        f" GROUP BY 2, 3, 4, 5 {add_to_stats(('dead',))}",
+        {**given, "minute": now - now % 60_000},
+    )
 
 
 def compact_stats(store: Store, before: int) -> int:

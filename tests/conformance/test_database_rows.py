@@ -263,6 +263,8 @@ def test_rows_of_a_dead_relay_are_given_back_and_the_one_that_kills_dies(databas
         assert tuple(reaped) == ((1, 0) if delivery < 3 else (0, 1))
     found = database.row(row)
     assert (found["state"], found["error_type"]) == ("dead", POISON)
+    counted = store.run("SELECT minute, index_name, entity, tenant_id, action, dead FROM outbox_stats")
+    assert [tuple(row) for row in counted] == [(MINUTE, "contacts", "", "", "refresh", 1)]
     assert upkeep.reap(store, NOW, 10 * LEASE_MS, dead_relays=[]) == (0, 0)
     assert RELAY_DIED != POISON
 
