@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from loguru import logger
 from sqlalchemy import Engine
 
 from outbox.cli import main
 from outbox.cli.audit import operator_name
 from outbox.destinations.embedded.destination import EmbeddedDestination
+from outbox.errors import DatabaseUnavailable
 from outbox.maintenance.pruner import prune_all
 from outbox.store import audit, operators
 from outbox.store.models import now_ms
+from outbox.store.store import Store
 from tests.admin.test_roles import GIVEN, NAMES, bearer
 from tests.admin.world import API, kill
 from tests.support.outbox import Outbox, settings
@@ -101,6 +104,46 @@ def test_action_that_is_interrupted_was_noted_before_it_began(outbox: Outbox, mo
     call(outbox, "purge", "--yes")
     assert [(each["action"], each["ended_at"]) for each in noted] == [("purge", None)]
     assert done(outbox)[0]["error"] == "KeyboardInterrupt"
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Whatever works in steps is interrupted after the first one, which is a row."""
+
+    def interrupt(_began: float) -> float:
+        raise error
+
+    monkeypatch.setattr(Store, "in_steps", lambda _self, rows: ([row] for row in rows))
+    monkeypatch.setattr("outbox.store.operators.pause_after", interrupt)
+
+
+@pytest.mark.parametrize("command", ["purge --yes", "dead discard --all --yes", "dead retry --all"])
+def test_what_is_interrupted_half_way_is_noted_and_logged_with_what_it_did(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    interrupted(monkeypatch, KeyboardInterrupt())
+    outbox.index_many("contacts", [("c1", {}), ("c2", {})])
+    if command.startswith("dead"):
+        outbox.raw("UPDATE outbox_events SET state = 'dead', error_type = 'x', available_at = NULL")
+    said = call(outbox, *command.split())
+    (found,) = done(outbox)
+    assert (found["affected"], found["error"]) == (1, "KeyboardInterrupt")
+    if "retry" not in command:
+        assert ": 1 " in said.stderr and f"row removed for good by {operator_name()}" in said.stderr
+
+
+@pytest.mark.parametrize("what", ["dead/discard", "purge"])
+def test_what_fails_half_way_by_the_api_is_noted_and_logged_with_what_it_did(
+    client: TestClient, outbox: Outbox, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    interrupted(monkeypatch, DatabaseUnavailable("database: disk I/O error"))
+    said: list[str] = []
+    logger.add(said.append, level="WARNING", format="{message}")
+    outbox.index_many("contacts", [("c1", {}), ("c2", {})])
+    if what != "purge":
+        outbox.raw("UPDATE outbox_events SET state = 'dead', error_type = 'x', available_at = NULL")
+    answer = client.post(f"{API}/{what}", json={"index": "contacts"}, headers=bearer("administer"))
+    assert (answer.status_code, done(outbox)[0]["affected"]) == (503, 1)
+    assert len([line for line in said if ": 1 " in line and "row removed for good" in line]) == 1
 
 
 def test_audit_is_shown_for_people_and_exported_for_machines(outbox: Outbox) -> None:

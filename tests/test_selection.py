@@ -86,6 +86,29 @@ def test_row_that_was_named_and_is_in_another_state_is_said_and_exits_1(outbox: 
     assert call("dead", "retry", "--id", str(rows[1])).exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "state", "moment"),
+    [
+        ("purge --id", "pending", "click.confirm"),
+        ("dead discard", "dead", "click.confirm"),
+        ("dead retry", "dead", "outbox.cli.dead.operator_name"),
+    ],
+)
+def test_row_that_was_named_and_left_the_state_meanwhile_is_said_and_exits_1(
+    outbox: Outbox, call: Call, monkeypatch: pytest.MonkeyPatch, command: str, state: str, moment: str
+) -> None:
+    row = three(outbox, state)[0]
+
+    def meanwhile(*_: object, **__: object) -> str:
+        outbox.raw("UPDATE outbox_events SET state = 'claimed' WHERE id = :id", id=row)
+        return "ada"
+
+    monkeypatch.setattr(moment, meanwhile)
+    done = call(*command.split(), str(row))
+    assert (done.exit_code, f"row {row} is not {state}, or not of this selection" in done.stderr) == (1, True)
+    assert outbox.state(row) == "claimed"
+
+
 def test_numbers_with_and_without_the_option_are_one_selection(outbox: Outbox, call: Call) -> None:
     three(outbox, "dead")
     assert call("dead", "discard", "1", "--id", "3", "--yes").stdout == "2 dead rows are removed\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,7 +25,7 @@ from outbox.store import audit, jobs, operators, pauses
 from outbox.store.audit import Note
 from outbox.store.jobs import Job
 from outbox.store.models import State, now_ms
-from outbox.store.operators import Retried
+from outbox.store.operators import Report, Retried
 from outbox.store.pauses import Pause
 from outbox.store.store import Store
 from outbox.verify import Verification, lens
@@ -95,8 +95,9 @@ class AdminService:
     def retry(self, by: str, **selection: Any) -> Retried:
         """Put dead rows back to pending, see `operators.retry_dead`. Raises as `chosen` does."""
         with self._noted(by, "dead retry", **selection) as (store, note):
-            result = operators.retry_dead(store, chosen(store, self._registry, State.DEAD, **selection), now_ms())
-            note.affected = result.pending
+            rows = chosen(store, self._registry, State.DEAD, **selection)
+            result = operators.retry_dead(store, rows, now_ms(), report=note.add)
+            note.affected = len(note.ids)
         logger.info(
             "{rows} retried by {by}; selection: {selection}",
             rows=logs.Rows(result.pending),
@@ -107,19 +108,28 @@ class AdminService:
 
     def discard(self, by: str, **selection: Any) -> int:
         """Remove dead rows for good. Returns their number. Raises as `chosen` does."""
-        with self._noted(by, "dead discard", **selection) as (store, note):
-            rows = chosen(store, self._registry, State.DEAD, **selection)
-            removed = note.affected = operators.discard_dead(store, rows)
-        _log_removal("discarded", removed, State.DEAD, by, selection)
-        return removed
+        return self._remove(operators.discard_dead, "dead discard", "discarded", State.DEAD, by, selection)
 
     def purge(self, by: str, **selection: Any) -> int:
         """Remove pending rows for good. Returns their number. Raises as `chosen` does."""
-        with self._noted(by, "purge", **selection) as (store, note):
-            rows = chosen(store, self._registry, State.PENDING, **selection)
-            removed = note.affected = operators.purge(store, rows)
-        _log_removal("purged", removed, State.PENDING, by, selection)
-        return removed
+        return self._remove(operators.purge, "purge", "purged", State.PENDING, by, selection)
+
+    def _remove(
+        self,
+        remove: Callable[[Store, Sequence[int], Report], int],
+        action: str,
+        what: str,
+        state: State,
+        by: str,
+        selection: dict[str, Any],
+    ) -> int:
+        with self._noted(by, action, **selection) as (store, note):
+            rows = chosen(store, self._registry, state, **selection)
+            try:
+                note.affected = remove(store, rows, note.add)
+            finally:
+                _log_removal(what, len(note.ids), state, by, selection)
+        return len(note.ids)
 
     def count(self, state: State, **selection: Any) -> int:
         """How many rows that would be. Raises as `chosen` does."""

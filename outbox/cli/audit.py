@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -12,9 +14,13 @@ from loguru import logger
 
 from outbox import logs
 from outbox.cli.options import database_option, json_option
+from outbox.cli.signals import unwound_on_sigterm
 from outbox.cli.wiring import load_settings, open_store
 from outbox.store import audit
+from outbox.store.audit import Note
+from outbox.store.models import State
 from outbox.store.shown import moment
+from outbox.store.store import Store
 
 MOST_OF_A_SELECTION = 300
 
@@ -25,6 +31,18 @@ def operator_name() -> str:
         return getpass.getuser().encode(errors="backslashreplace").decode()
     except (KeyError, OSError, ImportError):
         return f"uid {os.getuid()}"
+
+
+@contextmanager
+def removal(store: Store, action: str, what: str, state: State, selection: Mapping[str, object]) -> Iterator[Note]:
+    """Rows that are removed for good: noted, and logged with their number, also where that is interrupted."""
+    with unwound_on_sigterm(), audit.noted(store, operator_name(), action, audit.described(selection)) as note:
+        note.affected = 0
+        try:
+            yield note
+        finally:
+            if note.ids:
+                log_removal(f"{what}: {logs.rows(len(note.ids), kind=state)}", **selection)
 
 
 def log_removal(what: str, **selection: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from outbox import logs
-from outbox.cli.audit import log_removal, operator_name
+from outbox.cli.audit import operator_name, removal
 from outbox.cli.options import database_option, yes_option
 from outbox.cli.selection import found, name_others, selection_options
 from outbox.cli.wiring import load_settings, open_store
@@ -17,7 +17,7 @@ from outbox.destinations.base import Destination, remembered
 from outbox.documents import check_index_name
 from outbox.errors import InvalidName
 from outbox.store import audit, by_index, conflicts, operators
-from outbox.store.models import EPOCH_STEP, now_ms
+from outbox.store.models import EPOCH_STEP, State, now_ms
 from outbox.store.operators import Move
 from outbox.store.store import Store
 
@@ -46,12 +46,10 @@ def purge(yes: bool, database_url: str | None, **selection: Any) -> None:
         if chosen and not yes:
             of = f" of index {selection['index']}" if selection["index"] else ""
             click.confirm(logs.safe(f"Remove {logs.rows(len(chosen), kind='pending')}{of} for good?"), abort=True)
-        with audit.noted(store, operator_name(), "purge", audit.described(selection)) as note:
-            removed = note.affected = operators.purge(store, chosen)
-    if removed:
-        log_removal(f"purged: {logs.rows(removed, kind='pending')}", **selection)
-    click.echo(f"{logs.rows(removed, 'is', 'are')} removed" if chosen else "nothing is pending")
-    if name_others(selection["ids"], chosen, "pending"):
+        with removal(store, "purge", "purged", State.PENDING, selection) as note:
+            operators.purge(store, chosen, note.add)
+    click.echo(f"{logs.rows(len(note.ids), 'is', 'are')} removed" if chosen else "nothing is pending")
+    if name_others(selection["ids"], note.ids, "pending"):
         sys.exit(1)
 
 

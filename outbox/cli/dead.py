@@ -11,14 +11,14 @@ from typing import Any
 import click
 
 from outbox import logs
-from outbox.cli.audit import log_removal, operator_name
+from outbox.cli.audit import operator_name, removal
 from outbox.cli.look import show
 from outbox.cli.options import NUMBER, database_option, json_option, yes_option
 from outbox.cli.selection import found, name_others, selection_options
 from outbox.cli.wiring import load_settings, open_store
 from outbox.settings import Settings
 from outbox.store import audit, operators
-from outbox.store.models import now_ms
+from outbox.store.models import State, now_ms
 from outbox.store.store import Store
 
 MOST_OF_AN_ERROR = 300
@@ -92,15 +92,15 @@ def retry(everything: bool, database_url: str | None, **selection: Any) -> None:
     with open_store(loaded) as store:
         chosen = _chosen(store, loaded, everything, selection)
         with audit.noted(store, operator_name(), "dead retry", audit.described(selection)) as note:
-            result = operators.retry_dead(store, chosen, now_ms())
-            note.affected = result.pending
+            result = operators.retry_dead(store, chosen, now_ms(), report=note.add)
+            note.affected = len(note.ids)
     superseded = f"{result.superseded:,} {'was' if result.superseded == 1 else 'were'}"
     click.echo(f"{logs.rows(result.pending, 'is', 'are')} pending again, {superseded} superseded by later rows")
     for row, later in result.overtaken.items():
         click.echo(f"row {row} stays dead: row {later} of the same document was delivered meanwhile", err=True)
     if result.overtaken:
         click.echo("write these documents anew, then 'outbox-relay dead discard'", err=True)
-    if name_others(selection["ids"], chosen, "dead") or result.overtaken:
+    if name_others(selection["ids"], {*note.ids, *result.overtaken}, "dead") or result.overtaken:
         sys.exit(1)
 
 
@@ -122,12 +122,10 @@ def discard(everything: bool, yes: bool, database_url: str | None, **selection: 
         chosen = _chosen(store, loaded, everything, selection)
         if chosen and not yes:
             click.confirm(f"Remove {logs.rows(len(chosen), kind='dead')} for good?", abort=True)
-        with audit.noted(store, operator_name(), "dead discard", audit.described(selection)) as note:
-            removed = note.affected = operators.discard_dead(store, chosen)
-    if removed:
-        log_removal(f"discarded: {logs.rows(removed, kind='dead')}", **selection)
-    click.echo(f"{logs.rows(removed, 'is', 'are', kind='dead')} removed")
-    if name_others(selection["ids"], chosen, "dead"):
+        with removal(store, "dead discard", "discarded", State.DEAD, selection) as note:
+            operators.discard_dead(store, chosen, note.add)
+    click.echo(f"{logs.rows(len(note.ids), 'is', 'are', kind='dead')} removed")
+    if name_others(selection["ids"], note.ids, "dead"):
         sys.exit(1)
 
 

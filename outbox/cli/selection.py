@@ -67,9 +67,9 @@ def found(
     return find(store, tenants=tenant_texts(tenant, registry or ()), **selection)
 
 
-def name_others(ids: Iterable[int], chosen: Iterable[int], state: str) -> bool:
-    """Say which of the named rows are not in the state, or not any more. Returns whether there are any."""
-    others = sorted({*ids}.difference(chosen))
+def name_others(ids: Iterable[int], changed: Iterable[int], state: str) -> bool:
+    """Say which of the named rows were not changed: they are not in the state. Returns whether there are any."""
+    others = sorted({*ids}.difference(changed))
     for each in others:
         click.echo(f"row {each} is not {state}, or not of this selection: see 'outbox-relay show {each}'", err=True)
     return bool(others)

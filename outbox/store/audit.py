@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from outbox.errors import OutboxError
@@ -14,9 +14,18 @@ from outbox.store.store import Store, escaped, printable
 
 @dataclass(slots=True)
 class Note:
-    """What is said of an action once it has ended. `affected`: rows or documents; None: it is not about any."""
+    """What is said of an action once it has ended. `affected`: rows or documents; None: it is not about any.
+
+    `ids`: rows that it has changed so far.
+    """
 
     affected: int | None = None
+    ids: list[int] = field(default_factory=list)
+
+    def add(self, ids: Iterable[int]) -> None:
+        """Note rows as soon as their change is committed: what comes after may be interrupted."""
+        self.ids += ids
+        self.affected = len(self.ids)
 
 
 @contextmanager

@@ -19,6 +19,14 @@ _LATEST: Final = 2**63 - 1
 EPOCH_ADVANCED = "the epoch was advanced, as after a restore: no index was changed or removed; begin it anew"
 
 
+Report = Callable[[Sequence[int]], object]
+"""Is told the ids of the rows that a step has changed, as soon as it is committed."""
+
+
+def _no_report(_ids: Sequence[int]) -> None:
+    """Nobody asks for them."""
+
+
 class Move(NamedTuple):
     """The rows of the index `name` go to the physical index `new` instead of `old`."""
 
@@ -112,7 +120,14 @@ def selected(
     return condition, {**given, "ids": list(ids), "written_before": written_before, "up_to": up_to}
 
 
-def retry_dead(store: Store, ids: Iterable[int], now: int, pause: Callable[[float], object] = time.sleep) -> Retried:
+def retry_dead(
+    store: Store,
+    ids: Iterable[int],
+    now: int,
+    pause: Callable[[float], object] = time.sleep,
+    *,
+    report: Report = _no_report,
+) -> Retried:
     """Put dead rows back to pending, at their old place in the order, where that still means something. In steps.
 
     A row whose document has moved on stays dead as `overtaken`, with the later row's id in its error: delivered
@@ -132,10 +147,11 @@ def retry_dead(store: Store, ids: Iterable[int], now: int, pause: Callable[[floa
         highest = store.watermark()
         with store.write(durable=True, alone=True):  # a claim beside it would take later rows of the same documents
             _note_rows(store, noted)
-            one = _retry(store, step, now)
+            again, late, left = _retry(store, step, now)
+        report([*again, *late])
         noted = highest
-        pending, superseded = pending + one.pending, superseded + one.superseded
-        overtaken.update(one.overtaken)
+        pending, superseded = pending + len(again), superseded + len(late)
+        overtaken.update(left)
     store.run("DELETE FROM retried")
     return Retried(pending, superseded, overtaken)
 
@@ -167,8 +183,8 @@ def _note_rows(store: Store, since: int) -> None:
     )
 
 
-def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
-    """One step of `retry_dead`, inside `write`.
+def _retry(store: Store, ids: Sequence[int], now: int) -> tuple[list[int], list[int], dict[int, int]]:
+    """One step of `retry_dead`, inside `write`. Returns the rows that are pending, superseded, overtaken.
 
     A document has moved on if a later row is claimed, or was delivered by a later claim than the dead one; or if an
     update that comes again may have been applied, which has to find the document as it left it. (A row that was
@@ -211,17 +227,18 @@ def _retry(store: Store, ids: Sequence[int], now: int) -> Retried:
         f" WHERE id {among('overtaken')} AND error_type <> :type",
         {**given, "by": list(overtaken.items())},
     )
-    retried = store.run(
+    pending_again = store.run(
         "UPDATE outbox_events SET state = 'pending', attempts = 0, available_at = :now, finished_at = NULL,"
-        f" version = NULL WHERE state = 'dead' AND id {among('ids')} AND id {store.dialect.outside('overtaken')}",
+        f" version = NULL WHERE state = 'dead' AND id {among('ids')} AND id {store.dialect.outside('overtaken')}"
+        " RETURNING id",
         given,
-    ).rowcount
-    return Retried(retried, len(superseded), overtaken)
+    )
+    return [row[0] for row in pending_again], superseded, overtaken
 
 
-def discard_dead(store: Store, ids: Sequence[int]) -> int:
+def discard_dead(store: Store, ids: Sequence[int], report: Report = _no_report) -> int:
     """Remove dead rows for good, in steps. Returns their number."""
-    return _remove(store, ids, "state = :dead", dead=State.DEAD.value)
+    return _remove(store, ids, report, "state = :dead", dead=State.DEAD.value)
 
 
 def pending(store: Store, **selection: Unpack[Selection]) -> list[int]:
@@ -235,19 +252,22 @@ def pending(store: Store, **selection: Unpack[Selection]) -> list[int]:
     return [row[0] for row in found]
 
 
-def purge(store: Store, ids: Sequence[int]) -> int:
+def purge(store: Store, ids: Sequence[int], report: Report = _no_report) -> int:
     """Remove rows that are pending for good, in steps. Returns their number."""
-    return _remove(store, ids, "state = :pending", pending=State.PENDING.value)
+    return _remove(store, ids, report, "state = :pending", pending=State.PENDING.value)
 
 
-def _remove(store: Store, ids: Sequence[int], condition: str, **given: str) -> int:
+def _remove(store: Store, ids: Sequence[int], report: Report, condition: str, **given: str) -> int:
     """Delete those of the rows for which the condition holds when their turn comes. Returns their number."""
     removed = 0
     for step in _steps(store, ids):
         with store.write(durable=True, alone=True):  # nobody claims or retries one of them meanwhile
             among = store.dialect.among("ids")
             listed = store.run(f"SELECT id FROM outbox_events WHERE {condition} AND id {among}", ids=step, **given)
-            removed += versions.remove(store, [row[0] for row in listed])
+            removable = [row[0] for row in listed]
+            versions.remove(store, removable)
+        report(removable)
+        removed += len(removable)
     return removed
 
 
@@ -281,11 +301,11 @@ def documents_of_tenant(store: Store, tenants: tuple[str, ...]) -> dict[str, set
     return found
 
 
-def remove_rows_of_tenant(store: Store, tenants: tuple[str, ...]) -> int:
+def remove_rows_of_tenant(store: Store, tenants: tuple[str, ...], report: Report = _no_report) -> int:
     """Remove all rows of a tenant but those that a relay has in its hands, in steps. Returns their number."""
     mine, given = of_tenants(tenants)
     found = store.run(f"SELECT id FROM outbox_events WHERE {mine}", given)
-    return _remove(store, [row[0] for row in found], "state <> :claimed", claimed=State.CLAIMED.value)
+    return _remove(store, [row[0] for row in found], report, "state <> :claimed", claimed=State.CLAIMED.value)
 
 
 def write_deletes(store: Store, index: str, document_ids: Sequence[str], tenant: str, now: int) -> int:
