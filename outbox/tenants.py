@@ -13,6 +13,7 @@ from outbox.entities.spelling import MOST_NAMED, is_known, some_tenants, tenant_
 from outbox.errors import OutboxError
 from outbox.store import figures, operators
 from outbox.store.models import now_ms
+from outbox.store.operators import Report, no_report
 from outbox.store.store import Store
 
 PAGE = 1_000
@@ -42,19 +43,30 @@ class Holdings:
     documents: dict[str, list[str]]  # index → ids, in indexes that it shares with others
 
 
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What became of it. `indexes`: physical ones."""
+
+    rows: int
+    indexes: list[str]
+    deletes: int  # rows that a relay has to deliver now
+    left: int  # rows that a relay had in its hands
+
+
 def holdings(store: Store, destination: Destination, registry: EntityRegistry | None, tenant: object) -> Holdings:
     """What `drop` would remove of a tenant, however it is spelled. Changes nothing.
 
-    Of the indexes that rows go to, a tenant owns those that the registry names after it. In all others its documents
-    are those with its `tenantId`, and those without one that have rows of the tenant.
+    Of the indexes that rows go to, or name, a tenant owns those that the registry names after it. In all others its
+    documents are those with its `tenantId`, and those without one that have rows of the tenant.
     Raises `InvalidName` for what is no tenant id, `UnknownTenant` if there is nothing, and `DestinationError`.
     """
     documents.tenant_text(tenant)
     tenants = tenant_texts(tenant, registry or ())
     targets = store.targets()
     apart = [entity.index for entity in registry or () if entity.tenancy is Tenancy.INDEX]
-    own = sorted(name for name in targets if any(is_tenant_index(name, each, tenants) for each in apart))
     of_rows = operators.documents_of_tenant(store, tenants)
+    named = {*targets, *of_rows}
+    own = sorted(name for name in named if any(is_tenant_index(name, each, tenants) for each in apart))
     found: dict[str, list[str]] = {}
     for name, target in targets.items():
         if name in own:
@@ -72,20 +84,32 @@ def holdings(store: Store, destination: Destination, registry: EntityRegistry | 
     return Holdings(tenants, rows, own, found)
 
 
-def drop(store: Store, destination: Destination, held: Holdings, tenant: str, *, timeout: float = 60.0) -> int:
-    """Remove what was found. Returns the number of delete rows that a relay has to deliver now.
+def drop(
+    store: Store,
+    destination: Destination,
+    held: Holdings,
+    tenant: str,
+    *,
+    timeout: float = 60.0,
+    report: Report = no_report,
+) -> Dropped:
+    """Remove what was found. `report`: of rows.
 
     Documents in shared indexes are removed by `delete` rows, in the order of all rows, so that no document of the
-    tenant that a relay is just delivering comes back. An index of its own is removed as soon as no relay delivers to
-    it. The application must have stopped writing for the tenant.
+    tenant that a relay is just delivering comes back, not even as the first of its index. An index of its own is
+    removed as soon as no relay delivers to it. The application must have stopped writing for the tenant.
     Raises `OutboxError` if a relay still delivers to such an index after `timeout` seconds, and `DestinationError` if
     one cannot be removed; what is left is found again then.
     """
-    operators.remove_rows_of_tenant(store, held.tenants)
-    written = 0
-    for name, ids in held.documents.items():
+    removed = operators.remove_rows_of_tenant(store, held.tenants, report)
+    left = operators.rows_of_tenant(store, held.tenants)
+    under_way = operators.documents_of_tenant(store, held.tenants)
+    deletes = 0
+    for name in sorted({*held.documents, *under_way}.difference(held.own_indexes)):
+        ids = sorted({*held.documents.get(name, ()), *under_way.get(name, ())})
         for start in range(0, len(ids), PAGE):
-            written += operators.write_deletes(store, name, ids[start : start + PAGE], tenant, now_ms())
+            deletes += operators.write_deletes(store, name, ids[start : start + PAGE], tenant, now_ms())
+    indexes: list[str] = []
     deadline = time.monotonic() + timeout
     for name in held.own_indexes:
         while (targets := operators.targets_at_rest(store, name)) is None:
@@ -97,5 +121,6 @@ def drop(store: Store, destination: Destination, held: Holdings, tenant: str, *,
             time.sleep(LOOK_EVERY_S)
         for target in targets:
             destination.drop_index(target)  # before it is forgotten: if it fails, the next run finds it again
+            indexes.append(target)
         operators.forget_index(store, name)
-    return written
+    return Dropped(removed, indexes, deletes, left)

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from outbox import EntityRegistry, InvalidName, OutboxError, OutboxRepository, tenants
+from outbox.cli import main
 from outbox.destinations.embedded.destination import EmbeddedDestination
 from outbox.errors import DestinationError
-from outbox.store import claims
+from outbox.relay.relay import Relay
+from outbox.relay.requests import Request
+from outbox.store import audit, claims
 from outbox.store.models import now_ms
 from tests.support.models import Base, Contact
 from tests.support.outbox import Outbox
@@ -53,7 +57,7 @@ def test_documents_in_a_shared_index_go_and_those_of_others_stay(
     assert (held.rows, held.own_indexes, {name: len(ids) for name, ids in held.documents.items()}) == (
         2, [], {"contacts": 2}
     )  # fmt: skip
-    assert tenants.drop(outbox.store(), embedded, held, "acme") == 2
+    assert tenants.drop(outbox.store(), embedded, held, "acme").deletes == 2
     deliver(outbox, embedded, registry)
     assert found(embedded, "contacts") == left
     assert [row["action"] for row in outbox.store().events() if row["tenant_id"] == "acme"] == ["delete", "delete"]
@@ -122,6 +126,73 @@ def test_row_in_the_hands_of_a_relay_brings_nothing_back(outbox: Outbox, embedde
     slow._settle(slow._send(request), now_ms())
     outbox.drain(embedded)
     assert found(embedded, "contacts") == []
+
+
+def finish(relay: Relay, request: Request | None) -> None:
+    """Send what a relay has in its hands, and what has to follow it: the first request of an index asks where it is."""
+    assert request is not None
+    for following in relay._settle(relay._send(request), now_ms()):
+        finish(relay, following)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_row_that_a_relay_takes_while_the_command_asks_is_said_to_be_left_and_brings_nothing_back(
+    outbox: Outbox, embedded: EmbeddedDestination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    if known:
+        outbox.index("contacts", "c0", {}, tenant_id="other")
+        outbox.drain(embedded)
+    outbox.index("contacts", "c1", {"tenantId": "acme"}, tenant_id="acme")
+    slow, started = outbox.relay(embedded), []
+
+    def meanwhile(*_: object, **__: object) -> None:
+        started.append(slow._next_request(now_ms()))
+        outbox.index("contacts", "c2", {"tenantId": "acme"}, tenant_id="acme")
+
+    monkeypatch.setattr("click.confirm", meanwhile)
+    environment = {
+        "OUTBOX_DATABASE_URL": outbox.url,
+        "OUTBOX_DESTINATION": "embedded",
+        "OUTBOX_EMBEDDED_PATH": str(tmp_path / "search.db"),
+    }
+    dropped = CliRunner().invoke(main, ["tenant", "drop", "acme"], env=environment)
+    assert (dropped.exit_code, "1 row is removed" in dropped.stdout) == (1, True)
+    assert "1 row was not removed, in the hands of a relay" in dropped.stderr
+    assert "dropped: 1 row removed for good by" in dropped.stderr
+    (noted,) = audit.newest(outbox.store(), 10)
+    assert (noted["about"], noted["affected"]) == ("tenant=acme", 1)
+    finish(slow, started[0])
+    assert "c1" in found(embedded, "contacts")
+    outbox.drain(embedded)
+    assert found(embedded, "contacts") == (["c0"] if known else [])
+
+
+def test_document_under_way_that_a_later_row_gives_to_another_tenant_stays(
+    outbox: Outbox, embedded: EmbeddedDestination
+) -> None:
+    outbox.index("contacts", "c1", {"tenantId": "acme"}, tenant_id="acme")
+    slow = outbox.relay(embedded)
+    request = slow._next_request(now_ms())
+    outbox.index("contacts", "c1", {"tenantId": "other"}, tenant_id="other")
+    store = outbox.store()
+    dropped = tenants.drop(store, embedded, tenants.holdings(store, embedded, None, "acme"), "acme")
+    assert (dropped.rows, dropped.deletes, dropped.left) == (0, 0, 1)
+    finish(slow, request)
+    outbox.drain(embedded)
+    assert found(embedded, "contacts") == ["c1"]
+
+
+def test_index_of_its_own_that_a_first_row_is_just_making_is_waited_for(
+    outbox: Outbox, embedded: EmbeddedDestination
+) -> None:
+    outbox.put_raw("acme_contacts", "1", '{"name":"Ada"}')
+    outbox.raw("UPDATE outbox_events SET tenant_id = 'acme'")
+    slow = outbox.relay(embedded)
+    assert slow._next_request(now_ms()) is not None
+    held = tenants.holdings(outbox.store(), embedded, registered("index"), "acme")
+    with pytest.raises(OutboxError, match="acme_contacts was not removed: a relay still delivers"):
+        tenants.drop(outbox.store(), embedded, held, "acme", timeout=0)
+    assert outbox.counts()["pending"] == 0  # no delete row that would make the index anew
 
 
 def test_document_that_is_another_tenants_by_now_stays(outbox: Outbox, embedded: EmbeddedDestination) -> None:

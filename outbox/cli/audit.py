@@ -18,7 +18,6 @@ from outbox.cli.signals import unwound_on_sigterm
 from outbox.cli.wiring import load_settings, open_store
 from outbox.store import audit
 from outbox.store.audit import Note
-from outbox.store.models import State
 from outbox.store.shown import moment
 from outbox.store.store import Store
 
@@ -34,15 +33,18 @@ def operator_name() -> str:
 
 
 @contextmanager
-def removal(store: Store, action: str, what: str, state: State, selection: Mapping[str, object]) -> Iterator[Note]:
-    """Rows that are removed for good: noted, and logged with their number, also where that is interrupted."""
+def removal(store: Store, action: str, what: str, kind: str, selection: Mapping[str, object]) -> Iterator[Note]:
+    """Rows that are removed for good: noted, and logged with their number, also where that is interrupted.
+
+    `kind` as for `logs.rows`.
+    """
     with unwound_on_sigterm(), audit.noted(store, operator_name(), action, audit.described(selection)) as note:
         note.affected = 0
         try:
             yield note
         finally:
             if note.ids:
-                log_removal(f"{what}: {logs.rows(len(note.ids), kind=state)}", **selection)
+                log_removal(f"{what}: {logs.rows(len(note.ids), kind=kind)}", **selection)
 
 
 def log_removal(what: str, **selection: object) -> None:

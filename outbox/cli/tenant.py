@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from outbox import logs, tenants
-from outbox.cli.audit import log_removal, operator_name
+from outbox.cli.audit import log_removal, removal
 from outbox.cli.entities import registry_of
 from outbox.cli.options import database_option, yes_option
 from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
-from outbox.store import audit
 
 
 @click.group()
@@ -29,7 +30,8 @@ def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> 
     First have the application delete the tenant's rows in its own tables, and stop writing for the tenant.
     OUTBOX_ENTITIES tells which indexes belong to one tenant only. Documents in shared indexes are removed by delete
     rows, which a relay delivers. Those rows, statistics and records of past reindexes keep the tenant's name for as
-    long as they are kept. Exits 1 if there is nothing of the tenant.
+    long as they are kept. Rows that a relay has in its hands stay: it exits 1 then, and has to be run again. Exits 1
+    also if there is nothing of the tenant.
 
     \b
     Examples:
@@ -51,14 +53,23 @@ def drop(tenant_id: str, dry_run: bool, yes: bool, database_url: str | None) -> 
                 return
             if not yes:
                 click.confirm(f"Remove all this of tenant {tenant_id} for good?", abort=True)
-            with audit.noted(store, operator_name(), "tenant drop", f"tenant={tenant_id}") as note:
-                written = tenants.drop(store, destination, held, tenant_id)
-                note.affected = held.rows
-            log_removal(f"tenant {tenant_id}: {logs.rows(held.rows)} and {len(held.own_indexes)} indexes")
-            waiting = logs.rows(written, "waits", "wait", kind="delete")
-            click.echo(f"{waiting} for a relay" if written else "all is removed")
+            with removal(store, "tenant drop", "dropped", "", {"tenant": tenant_id}) as note:
+                dropped = tenants.drop(store, destination, held, tenant_id, report=note.add)
+            for name in dropped.indexes:
+                log_removal(f"index {name}", tenant=tenant_id)
+            click.echo(f"{logs.rows(dropped.rows, 'is', 'are')} removed")
+            if dropped.deletes:
+                click.echo(f"{logs.rows(dropped.deletes, 'waits', 'wait', kind='delete')} for a relay")
     finally:
         destination.close()
+    if dropped.left:
+        left = logs.rows(dropped.left, "was", "were")
+        click.echo(
+            f"{left} not removed, in the hands of a relay: run the command again once 'outbox-relay status' shows none "
+            "in flight",
+            err=True,
+        )
+        sys.exit(1)
 
 
 commands = [tenant]

@@ -23,7 +23,7 @@ Report = Callable[[Sequence[int]], object]
 """Is told the ids of the rows that a step has changed, as soon as it is committed."""
 
 
-def _no_report(_ids: Sequence[int]) -> None:
+def no_report(_ids: Sequence[int]) -> None:
     """Nobody asks for them."""
 
 
@@ -126,7 +126,7 @@ def retry_dead(
     now: int,
     pause: Callable[[float], object] = time.sleep,
     *,
-    report: Report = _no_report,
+    report: Report = no_report,
 ) -> Retried:
     """Put dead rows back to pending, at their old place in the order, where that still means something. In steps.
 
@@ -236,7 +236,7 @@ def _retry(store: Store, ids: Sequence[int], now: int) -> tuple[list[int], list[
     return [row[0] for row in pending_again], superseded, overtaken
 
 
-def discard_dead(store: Store, ids: Sequence[int], report: Report = _no_report) -> int:
+def discard_dead(store: Store, ids: Sequence[int], report: Report = no_report) -> int:
     """Remove dead rows for good, in steps. Returns their number."""
     return _remove(store, ids, report, "state = :dead", dead=State.DEAD.value)
 
@@ -252,7 +252,7 @@ def pending(store: Store, **selection: Unpack[Selection]) -> list[int]:
     return [row[0] for row in found]
 
 
-def purge(store: Store, ids: Sequence[int], report: Report = _no_report) -> int:
+def purge(store: Store, ids: Sequence[int], report: Report = no_report) -> int:
     """Remove rows that are pending for good, in steps. Returns their number."""
     return _remove(store, ids, report, "state = :pending", pending=State.PENDING.value)
 
@@ -291,17 +291,21 @@ def rows_of_tenant(store: Store, tenants: tuple[str, ...]) -> int:
 
 
 def documents_of_tenant(store: Store, tenants: tuple[str, ...]) -> dict[str, set[str]]:
-    """The ids of the documents that rows of a tenant speak of, by index."""
-    mine, given = of_tenants(tenants)
+    """The ids of the documents that rows of a tenant speak of, by index; not those that a later row makes another's."""
+    mine, given = of_tenants(tenants, "e.tenant_id")
+    ours, _ = of_tenants(tenants, "l.tenant_id")
     found: dict[str, set[str]] = defaultdict(set)
     for index_name, document_id in store.run(
-        f"SELECT DISTINCT index_name, document_id FROM outbox_events WHERE {mine}", given
+        f"SELECT DISTINCT e.index_name, e.document_id FROM outbox_events AS e WHERE {mine} AND NOT EXISTS ("
+        f"  SELECT 1 FROM outbox_events AS l {store.dialect.indexed('held')} WHERE ({unfinished('l')})"
+        f"  AND l.index_name = e.index_name AND l.document_id = e.document_id AND l.id > e.id AND NOT {ours})",
+        given,
     ):
         found[index_name].add(document_id)
     return found
 
 
-def remove_rows_of_tenant(store: Store, tenants: tuple[str, ...], report: Report = _no_report) -> int:
+def remove_rows_of_tenant(store: Store, tenants: tuple[str, ...], report: Report = no_report) -> int:
     """Remove all rows of a tenant but those that a relay has in its hands, in steps. Returns their number."""
     mine, given = of_tenants(tenants)
     found = store.run(f"SELECT id FROM outbox_events WHERE {mine}", given)
