@@ -183,6 +183,17 @@ def test_tenant_typed_otherwise_than_rows_have_it_is_held_counted_and_named(
     assert outbox.counts()["done"] == 1
 
 
+def test_tenant_of_an_application_that_cannot_be_imported_is_paused_as_it_is_written(
+    outbox: Outbox, call: Call
+) -> None:
+    four(outbox)
+    broken = {"OUTBOX_ENTITIES": "broken_by_the_last_deploy:registry"}
+    paused = call("pause", "--tenant", "acme", "--reason", "import", **broken)
+    assert (paused.exit_code, "OUTBOX_ENTITIES=broken_by_the_last_deploy" in paused.stderr) == (0, True)
+    assert "import; 2 rows wait" in call("status").stdout
+    assert call("resume", "--tenant", "acme", **broken).stdout == "resumed\n"
+
+
 def test_each_who_asks_is_told_what_is_paused_by_whom_and_how_to_end_it(outbox: Outbox, call: Call) -> None:
     four(outbox)
     call("pause", "--index", "contacts", "--tenant", "acme", "--reason", "new\nmappings")

@@ -10,12 +10,13 @@ from outbox.cli.entities import registry_of
 from outbox.cli.options import database_option
 from outbox.cli.selection import index_option, tenant_option
 from outbox.cli.wiring import load_settings, open_store
+from outbox.entities.registry import EntityRegistry
 from outbox.entities.spelling import tenant_texts
+from outbox.errors import ConfigurationError
 from outbox.settings import Settings
 from outbox.store import audit, pauses
 from outbox.store.models import now_ms
 from outbox.store.pauses import Pause
-from outbox.store.store import Store
 
 
 @click.command()
@@ -42,7 +43,10 @@ def pause(reason: str, index: str | None, tenant: str | None, database_url: str 
     with open_store(loaded) as store:
         if index is not None:
             pauses.require_index(store, index)
-        spelled = () if tenant is None else _known(store, loaded, tenant)
+        registry = None if tenant is None else _registry_if_any(loaded)
+        spelled = () if tenant is None else tenant_texts(tenant, registry or ())
+        if tenant is not None:
+            tenants.require(store, registry, tenant)
         paused = Pause(index, tenant, now_ms(), operator_name(), reason)
         told = audit.described({"index": index, "tenant": tenant, "reason": reason})
         with audit.noted(store, paused.by, "pause", told):
@@ -67,7 +71,7 @@ def resume(index: str | None, tenant: str | None, database_url: str | None) -> N
     """
     loaded = load_settings(database_url=database_url)
     with open_store(loaded) as store:
-        spelled = () if tenant is None else tenant_texts(tenant, registry_of(loaded) or ())
+        spelled = () if tenant is None else tenant_texts(tenant, _registry_if_any(loaded) or ())
         with audit.noted(store, operator_name(), "resume", audit.described({"index": index, "tenant": tenant})):
             resumed = pauses.resume(store, index=index, tenants=spelled)
         still = pauses.current(store.run)
@@ -76,11 +80,14 @@ def resume(index: str | None, tenant: str | None, database_url: str | None) -> N
         click.echo(logs.safe(f"{each.what} is still paused by {each.by}: {each.reason}  → {each.remedy}"))
 
 
-def _known(store: Store, loaded: Settings, tenant: str) -> tuple[str, ...]:
-    """All spellings of a tenant. Raises `UnknownTenant`."""
-    registry = registry_of(loaded)
-    tenants.require(store, registry, tenant)
-    return tenant_texts(tenant, registry or ())
+def _registry_if_any(loaded: Settings) -> EntityRegistry | None:
+    """What knows how rows spell a tenant. None as well where the application cannot be imported: a pause may be needed
+    for just that."""
+    try:
+        return registry_of(loaded)
+    except ConfigurationError as error:
+        click.echo(f"{logs.safe(str(error))}; so the tenant is taken as it is written here", err=True)
+        return None
 
 
 commands = [pause, resume]
