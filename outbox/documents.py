@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -28,6 +28,9 @@ TENANT_FIELD = "tenantId"
 MAX_ID_BYTES = 512
 MAX_INDEX_NAME_BYTES = 255
 MAX_DEPTH = 100
+DEEPEST: Final = 250
+"""Levels of JSON that are read, whoever has written them. orjson, which writes what partial updates make, ends after
+254; Python's parser, and what walks through documents, after some 990 less the calls above. Elasticsearch: 1,000."""
 
 _ILLEGAL_IN_INDEX = re.compile(r'[\\/*?"<>| ,#:\x00-\x1f\x7f]')
 _UUID_DIGITS = re.compile("[0-9a-f]{32}", re.IGNORECASE)
@@ -273,11 +276,27 @@ class Numeral(str):
 
 
 def read_exactly(text: str, number: Callable[[str], Any] = Numeral) -> Any:
-    """JSON as Python has it, but for its numbers, which `number` makes of their text. Raises `ValueError`."""
-    try:
-        return json.loads(text, parse_float=number, parse_int=number, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    """JSON as Python has it, but for its numbers, which `number` makes of their text. Raises `ValueError`.
+
+    What is too deep is refused before: at the end of the stack, finalizers that happen to be due fail, too.
+    """
+    if is_too_deep(text):
+        raise ValueError(f"nested more than {DEEPEST} levels deep")
+    return json.loads(text, parse_float=number, parse_int=number, parse_constant=_refuse_constant)
+
+
+def is_too_deep(text: str) -> bool:
+    """Whether JSON has more than `DEEPEST` levels: one pass for each level, since a call for each could fail.
+
+    Raises `ValueError` for what is no JSON, if it may have as many.
+    """
+    if text.count("{") + text.count("[") <= DEEPEST:  # as nearly always
+        return False
+    level = [orjson.loads(text)]
+    for _ in range(DEEPEST):
+        inner = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+        level = [each for each in inner if isinstance(each, (dict, list))]
+    return bool(level)
 
 
 def _refuse_constant(name: str) -> Any:

@@ -48,3 +48,13 @@ def test_what_is_no_object_is_refused(text: bytes) -> None:
 def test_lone_surrogate_is_refused() -> None:
     with pytest.raises(ValueError, match=r"surrogate|UTF-8"):
         merged(b"{}", [b'{"a":"\\ud800"}'])
+
+
+@pytest.mark.parametrize(("levels", "is_read"), [(250, True), (251, False), (1_010, False), (100_000, False)])
+def test_nesting_ends_where_the_stack_is_far_from_its_end(levels: int, is_read: bool) -> None:
+    deep = b'{"n":' * levels + b"1" + b"}" * levels
+    if is_read:
+        assert merged(deep, [b'{"m":1}']).startswith(b'{"n":{"n":')
+    else:
+        with pytest.raises(ValueError):  # in words of its own, or of orjson
+            merged(deep, [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -24,6 +24,7 @@ from outbox.destinations.base import (
 )
 from outbox.destinations.embedded import indexes, mapping
 from outbox.destinations.same import is_held
+from outbox.documents import DEEPEST, is_too_deep
 
 _STORE = """
 INSERT INTO documents (number, index_name, document_id, version, deleted, source) VALUES (?, ?, ?, ?, ?, ?)
@@ -37,10 +38,6 @@ WHERE index_name = :index AND document_id > :after AND NOT deleted AND number % 
 ORDER BY document_id LIMIT :size
 """
 
-
-DEEPEST: Final = 250
-"""Levels of a document. orjson, which writes what partial updates make, ends after 254; Python's parser, and what walks
-through documents here, after some 990 less the calls above. Elasticsearch takes 1,000, an application's write 100."""
 
 _APPLIED = Outcome(OutcomeKind.APPLIED)
 _UNCHANGED = Outcome(OutcomeKind.UNCHANGED)
@@ -69,21 +66,9 @@ def _read(document: bytes) -> dict[str, Any] | Outcome:
         return rejected("document_parsing_exception", f"failed to parse: {error}")
     if not isinstance(content, dict):
         return rejected(ILLEGAL_DOCUMENT, "the stored document is no JSON object")
-    if is_too_deep(document, content):
+    if is_too_deep(document.decode()):
         return rejected("document_parsing_exception", f"failed to parse: nested more than {DEEPEST} levels deep")
     return content
-
-
-def is_too_deep(written: bytes, content: Any) -> bool:
-    """Whether a document, as it is written and parsed, has more than `DEEPEST` levels: one pass for each level, since a
-    call for each could fail."""
-    if written.count(b"{") + written.count(b"[") <= DEEPEST:  # as nearly always
-        return False
-    level = [content]
-    for _ in range(DEEPEST):
-        inner = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
-        level = [each for each in inner if isinstance(each, (dict, list))]
-    return bool(level)
 
 
 def apply(

@@ -13,11 +13,12 @@ import orjson
 
 from outbox.destinations.base import TENANT_FIELD, Found, Hit
 from outbox.destinations.embedded import fields, indexes
-from outbox.destinations.embedded.documents import content_of, is_too_deep
+from outbox.destinations.embedded.documents import content_of
 from outbox.destinations.embedded.file import File
 from outbox.destinations.embedded.words import Marker, edits, errors_allowed, folded, words_of
 from outbox.destinations.passages import chosen, passage, values_at
 from outbox.destinations.query import Query
+from outbox.documents import is_too_deep
 
 WORDS_AT_ONCE = 1_000
 MOST_MISSPELT = 50
@@ -81,12 +82,11 @@ def _take_up(connection: sqlite3.Connection) -> None:
 
 def _readable(source: str) -> dict[str, Any]:
     """A document; empty if it cannot be read: earlier versions took some, and one must not fail all searches."""
-    written = source.encode()
     try:
-        content: dict[str, Any] = orjson.loads(written)
+        content: dict[str, Any] = orjson.loads(source)
     except orjson.JSONDecodeError:
         return {}
-    return {} if is_too_deep(written, content) else content
+    return {} if is_too_deep(source) else content
 
 
 def _texts(value: Any, has_words: Callable[[str], bool], path: str = "") -> Iterator[str]:
