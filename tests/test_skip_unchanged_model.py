@@ -155,7 +155,14 @@ class History(RuleBasedStateMachine):
         )
 
     @precondition(lambda self: self.place.wire)
-    @rule(fault=st.sampled_from([refuse, swallow, reply(503), reply(413)]), times=st.integers(1, 2))
+    @rule()
+    def requests_of_several_operations_are_too_large(self) -> None:
+        """One that is too large by itself dies, and its document is not as the database says any more."""
+        assert self.place.wire
+        self.place.wire.on(lambda request: request.is_bulk and request.body.count(b'"_id"') > 1, reply(413), times=1)
+
+    @precondition(lambda self: self.place.wire)
+    @rule(fault=st.sampled_from([refuse, swallow, reply(503)]), times=st.integers(1, 2))
     def requests_fail(self, fault: Any, times: int) -> None:
         assert self.place.wire
         self.place.wire.on(bulk, fault, times=times)

@@ -296,8 +296,9 @@ class Dialect(Protocol):
     def schema_token_in(self, connection: Connection) -> int:
         """`schema_token`, as the transaction sees it. Raises `DatabaseUnavailable`."""
 
-    def highest_id_in(self, connection: Connection) -> int:
-        """`highest_id`, as the transaction sees it. Raises `DatabaseUnavailable`."""
+    def highest_id_in(self, connection: Connection) -> int | None:
+        """The highest id before the transaction wrote, or a lower one; None if its role may not ask. Raises
+        `DatabaseUnavailable`."""
 
     def written_since(self, connection: Connection, highest_id: int) -> Sequence[int]:
         """Ids of the rows above that one which the transaction has written, whether by statements or triggers;

@@ -2,11 +2,11 @@
 
 The rule. An entity that has all of its triggers in a database is noted by them, and by no session. Which entities those
 are depends on the schema alone, and the database numbers its schemas: they are looked up once for a number, and a flush
-only asks for the number. What is remembered for an engine is what was seen at the beginning of a transaction, since a
-number that a transaction gives to a schema of its own is given to another one if it is rolled back; a transaction with
+only asks for the number. What is remembered for an engine of SQLite is what was seen at the beginning of a transaction,
+since a number that a transaction gives to a schema of its own is given to another one if it is rolled back; one with
 another number than the remembered one looks them up at each flush. Where there are triggers, a transaction remembers
-the highest id of the moment when it took the write lock: rows beyond it are its own, and `wait_until_synced` waits for
-them too.
+the highest id of the moment when it took the write lock (on PostgreSQL, an id below all that it has written): rows
+beyond it are its own, and `wait_until_synced` waits for them too.
 """
 
 from __future__ import annotations
@@ -54,12 +54,15 @@ class Coverage:
         self._schemas: WeakKeyDictionary[Engine, _Schema] = WeakKeyDictionary()
 
     def begun(self, session: Session, transaction: Any, connection: Connection) -> None:
-        """Note what the database is like before this transaction, if it had triggers or was not looked at of late."""
+        """Note what the database is like before this transaction, if it had triggers or was not looked at of late.
+
+        Where many write at a time nothing is asked here: the application's own statement may have to be the first of
+        the transaction, as `SET TRANSACTION` and `LOCK TABLE` have to; see `committing`.
+        """
         if not is_supported(connection):
             return
         journals.begun(session, transaction, connection)
-        schema = self._schema(connection.engine)
-        if schema and not schema.covered and time.monotonic() - schema.at < LOOK_EVERY_S:
+        if not dialect_of(connection).ids_follow_commits or self._was_bare(connection.engine):
             return
         try:
             bind = journals.bind_of(session)
@@ -80,12 +83,20 @@ class Coverage:
         if covered:
             dialect.when_locked(connection, lambda: self._note_beginning(session, root, connection))
 
+    def _was_bare(self, engine: Engine) -> bool:
+        """Whether its database had no triggers a moment ago."""
+        schema = self._schema(engine)
+        return schema is not None and not schema.covered and time.monotonic() - schema.at < LOOK_EVERY_S
+
     def _note_beginning(self, session: Session, root: Any, connection: Connection) -> None:
         """Rows beyond the highest id are the transaction's own, once no other one can write."""
         session.info[self] = _Beginning(root, dialect_of(connection).highest_id_in(connection))
 
     def committing(self, session: Session) -> None:
         """Note which rows triggers have written in this transaction: `wait_until_synced` waits for them too."""
+        begun = journals.connection_begun(session)
+        if begun and not dialect_of(begun).ids_follow_commits and not self._was_bare(begun.engine):
+            self.of(session)  # it may be the first look, of a transaction of plain SQL alone
         beginning: _Beginning | None = session.info.get(self)
         if beginning is None or beginning.highest_id is None or not beginning.root.is_active:
             return
@@ -103,7 +114,9 @@ class Coverage:
         if not is_supported(connection):
             return frozenset()
         dialect = dialect_of(connection)
-        covered = self._covered(connection, dialect.schema_token_in(connection))
+        # Where many write at a time, what a transaction makes of the schema has a number that no other one is given.
+        look = self._covered if dialect.ids_follow_commits else self._remembered
+        covered = look(connection, dialect.schema_token_in(connection))
         if covered:
             beginning: _Beginning | None = session.info.get(self)
             if beginning is None or beginning.root is not journal.root or beginning.highest_id is None:
@@ -116,7 +129,7 @@ class Coverage:
         return schema if schema and schema.generation == self._registry.generation else None
 
     def _remembered(self, connection: Connection, token: int) -> frozenset[Entity]:
-        """Look at the beginning of a transaction."""
+        """Look, and remember what was seen."""
         schema = self._schema(connection.engine)
         covered = schema.covered if schema and schema.token == token else triggers.covered(connection, self._registry)
         self._schemas[connection.engine] = _Schema(token, covered, self._registry.generation, time.monotonic())

@@ -132,6 +132,17 @@ def begun(session: Session, transaction: Any, connection: Connection) -> None:
     session.info[_BEGUN] = (transaction, connection)
 
 
+def connection_begun(session: Session) -> Connection | None:
+    """The connection to the outbox tables of the transaction that the session is in, if it has begun one there."""
+    _, connection = session.info.get(_BEGUN, _NOTHING_BEGUN)
+    if connection is None or connection.closed or not connection.in_transaction():
+        return None
+    try:
+        return connection if connection.engine is bind_of(session).engine else None
+    except ConfigurationError:
+        return None  # the first change of an entity says so
+
+
 def open_journal(session: Session) -> Journal | None:
     """That of the current transaction, if it has put something into the outbox, or looked for what to put there."""
     journal: Journal | None = session.info.get(_OPEN)

@@ -401,6 +401,29 @@ def test_triggers_of_another_schema_are_left_alone(engine: Engine) -> None:
         assert {each.state for each in triggers.status(connection, registry)} == {"ok"}
 
 
+def test_first_statement_of_a_session_is_the_first_of_its_transaction(world: World_) -> None:
+    """Else `SET TRANSACTION` is refused, and `LOCK TABLE` comes after the snapshot."""
+    made = world(Contact)
+    sessions = made.registry.capture(sessionmaker(made.engine))
+    for _ in range(2):
+        with sessions.begin() as session:
+            session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+            session.add(Contact(name="Ada"))
+
+
+def test_captured_session_of_a_role_without_rights_to_the_outbox_reads_and_writes(world: World_) -> None:
+    made = world(Contact)
+    made.run("DROP ROLE IF EXISTS clerk", "CREATE ROLE clerk", "GRANT SELECT, INSERT, UPDATE ON contacts TO clerk", ADA)
+    sessions = made.registry.capture(sessionmaker(made.engine))
+    with sessions.begin() as session:
+        session.execute(text("SET LOCAL ROLE clerk"))
+        assert [each.name for each in session.query(Contact)] == ["Ada"]
+        session.get_one(Contact, 1).name = "Grace"
+        session.flush()
+        session.execute(text("UPDATE contacts SET name = 'Ada'"))
+    assert made.run("DROP OWNED BY clerk", "DROP ROLE clerk") == [("contacts", "1")] * 2
+
+
 def test_session_takes_rows_of_triggers_for_its_own(world: World_) -> None:
     made = world(Contact)
     sessions = made.registry.capture(sessionmaker(made.engine))

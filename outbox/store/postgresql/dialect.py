@@ -332,7 +332,7 @@ class PostgreSQL:
     def schema_token_in(self, connection: Connection) -> int:
         return inserts.schema_token(connection)
 
-    def highest_id_in(self, connection: Connection) -> int:
+    def highest_id_in(self, connection: Connection) -> int | None:
         return inserts.highest_id(connection)
 
     def written_since(self, connection: Connection, highest_id: int) -> Sequence[int]:
