@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,9 @@ def test_relay_that_is_cut_off_with_its_claims_changes_nothing_when_it_comes_bac
     first.cut()
     if stopped:
         relays.started[0].send_signal(signal.SIGSTOP)
+        # Before: a process that stops a moment later may have taken the lock of the file by then, for good.
+        status = Path(f"/proc/{relays.started[0].pid}/status")
+        until(lambda: "State:\tT" in status.read_text(), "the first relay is stopped")
     place.back()
     start(second)
     write("new")
