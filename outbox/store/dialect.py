@@ -281,6 +281,11 @@ class Dialect(Protocol):
     def when_locked(self, connection: Connection, call: Callable[[], None]) -> None:
         """Have `call` called when the transaction takes it: now, if it has it or there is none."""
 
+    def require_transaction(self, connection: Connection) -> None:
+        """Raises `ConfigurationError` where the driver begins no transaction, and the application has begun none by
+        itself; before a change, so that it is not committed without its rows. A database that tells only when a
+        statement has been carried out refuses in `insert`."""
+
     def announce_end(self, connection: Connection) -> None:
         """Say that the transaction is about to be committed, see `until_announced_ends`. Nobody waits for anybody."""
 

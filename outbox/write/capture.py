@@ -186,12 +186,17 @@ class Flush:
         """Ask now: what triggers write from here on is theirs, and what is read from here on stays true."""
         journal.lock(self._session)
         plans = self._plans = self._known.plans_without(self._coverage.of(self._session))
+        if any(plans[each] for each in self._classes()):
+            journal.require_transaction(self._session)
         return plans
+
+    def _classes(self) -> set[type[Any]]:
+        """Of the objects that it may write."""
+        return set(map(type, chain(self._dirty, self._session.new, self._session.deleted)))
 
     def is_about_outbox(self) -> bool:
         """Whether it writes to the database of the outbox, of those that the session may have."""
-        session = self._session
-        classes = set(map(type, chain(self._dirty, session.new, session.deleted)))
+        session, classes = self._session, self._classes()
         if any(self._known.plans[each] for each in classes):  # as nearly always: they are there, or an error
             return True
         own = journal.bind_of(session).engine

@@ -127,6 +127,12 @@ def lock(session: Session) -> None:
         dialect_of(connection).lock(connection)
 
 
+def require_transaction(session: Session) -> None:
+    """Raises `ConfigurationError` where a change would be committed before its rows are there."""
+    connection = journal_of(session).connection
+    dialect_of(connection).require_transaction(connection)
+
+
 def begun(session: Session, transaction: Any, connection: Connection) -> None:
     """Remember what the session has begun: to ask it for its connection costs half as much as an INSERT."""
     session.info[_BEGUN] = (transaction, connection)

@@ -70,6 +70,7 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
         touched = [link for link in touched if link.entity not in aside]
         if not own and not touched:
             return None
+    journal.require_transaction(session)
     session._autoflush()  # as SQLAlchemy is about to: not in a flush, whose listeners may execute statements
     if state.is_insert:
         identities, result = _with_keys(state, mapper)

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, create_engine, insert, text, update
+from sqlalchemy import Engine, create_engine, delete, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -173,6 +173,46 @@ def test_session_in_autocommit_is_refused(database: Engine, registry: EntityRegi
     with sessions() as session, pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
         session.add(Contact(id=1, name="Ada", tenant_id="t1"))
         session.flush()
+
+
+def change_by_flush(session: Session) -> None:
+    session.get_one(Contact, 1).name = "Grace"
+    session.flush()
+
+
+def change_by_update(session: Session) -> None:
+    session.execute(update(Contact).values(name="Grace"))
+
+
+def change_by_delete(session: Session) -> None:
+    session.execute(delete(Contact))
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+@pytest.mark.usefixtures("contacts")
+@pytest.mark.parametrize("change", [change_by_flush, change_by_update, change_by_delete])
+def test_session_in_autocommit_is_refused_before_its_change_is_committed(
+    change: Callable[[Session], None], database: Engine, registry: EntityRegistry
+) -> None:
+    sessions = registry.capture(sessionmaker(database))
+    with sessions.begin() as session:
+        session.add(Contact(id=1, name="Ada", tenant_id="t1"))
+    with (
+        sessions(bind=database.execution_options(isolation_level="AUTOCOMMIT")) as session,
+        pytest.raises(ConfigurationError, match="AUTOCOMMIT"),
+    ):
+        change(session)
+    with sessions() as session:
+        assert session.scalars(select(Contact.name)).all() == ["Ada"]
+
+
+@pytest.mark.usefixtures("contacts")
+def test_session_in_autocommit_may_write_what_is_in_no_document(database: Engine, registry: EntityRegistry) -> None:
+    sessions = registry.capture(sessionmaker(database.execution_options(isolation_level="AUTOCOMMIT")))
+    with sessions.begin() as session:
+        session.add(Account(id=1, name="Acme"))
+    with sessions() as session:
+        assert session.scalars(select(Account.name)).all() == ["Acme"]
 
 
 def test_models_that_are_imported_twice_are_noted_once(

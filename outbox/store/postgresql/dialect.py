@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Insert
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import DatabaseUnavailable, in_one_line
-from outbox.store.dialect import Finding, Hold, Row, Run, Sizes, Watch
+from outbox.store.dialect import Finding, Hold, Run, Sizes, Watch
 from outbox.store.models import EPOCH_STEP
 from outbox.store.postgresql import engine as engines
 from outbox.store.postgresql import inserts, nested, statements
@@ -321,13 +321,9 @@ class PostgreSQL:
     def announce_end(self, connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock_shared({ENDING})")
 
-    def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
-        return inserts.insert(connection, rows, contents)
-
-    def insert_selected(
-        self, connection: Connection, statement: Insert, parameters: Mapping[str, Any]
-    ) -> Sequence[int]:
-        return inserts.insert_selected(connection, statement, parameters)
+    require_transaction = staticmethod(inserts.require_transaction)
+    insert = staticmethod(inserts.insert)
+    insert_selected = staticmethod(inserts.insert_selected)
 
     def schema_token_in(self, connection: Connection) -> int:
         return inserts.schema_token(connection)

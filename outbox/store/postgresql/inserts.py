@@ -73,7 +73,7 @@ def insert(connection: Connection, rows: Sequence[Row], contents: Sequence[str] 
     if not rows:
         return range(0)
     with _running(connection) as run:
-        _refuse_autocommit(connection)
+        require_transaction(connection)
         if len(rows) == 1:
             ((id_,),) = run(_ONE_WITH_DOCUMENT if contents else _ONE, (*rows[0], *contents))
             return (id_,)
@@ -85,7 +85,7 @@ def insert(connection: Connection, rows: Sequence[Row], contents: Sequence[str] 
 
 def insert_selected(connection: Connection, statement: Insert, parameters: Mapping[str, Any]) -> Sequence[int]:
     """See `Dialect.insert_selected`."""
-    _refuse_autocommit(connection)
+    require_transaction(connection)
     return sorted(connection.execute(statement.returning(models.events.c.id), parameters).scalars())
 
 
@@ -142,8 +142,8 @@ def _numbered(sql: str) -> str:
     return first + "".join(f"${number}{other}" for number, other in enumerate(others, start=1))
 
 
-def _refuse_autocommit(connection: Connection) -> None:
-    """Raises `ConfigurationError` where the driver begins no transaction, and the session has begun none by itself."""
+def require_transaction(connection: Connection) -> None:
+    """See `Dialect.require_transaction`."""
     driver: Any = connection.connection.driver_connection
     if connection.dialect.driver == "asyncpg":
         adapted: Any = connection.connection.dbapi_connection

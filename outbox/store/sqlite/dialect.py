@@ -269,6 +269,9 @@ class SQLite:
         else:  # its driver begins by itself, and no listener hears of it
             call()
 
+    def require_transaction(self, connection: Connection) -> None:
+        """See `insert`."""
+
     def announce_end(self, connection: Connection) -> None:
         """Nobody writes beside it."""
 
