@@ -21,7 +21,6 @@ elif (given := context.config.attributes.get("connection")) is not None:
 else:
     engine = create_engine(settings.load().database_url or "sqlite:///outbox.db")
     dialect_of(engine).prepare(engine)
-    with engine.begin() as connection:
-        dialect_of(connection).migrating(connection)
+    with dialect_of(engine).migrating(engine) as connection:
         context.configure(connection=connection, **options)
         context.run_migrations()

@@ -46,8 +46,7 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
     _refuse_newer(engine, before)
     try:
         # With the lock before the look: of several that start together one migrates, and the others find it done.
-        with engine.begin() as connection:
-            dialect_of(connection).migrating(connection)
+        with dialect_of(engine).migrating(engine) as connection:
             command.upgrade(_config(connection=connection), "head")
     except DBAPIError as error:
         raise DatabaseUnavailable(

@@ -444,8 +444,8 @@ def _raise_epoch(store: Store) -> None:
 
 
 def _migrate(store: Store) -> None:
-    with store.connection.engine.begin() as connection:
-        dialect_of(connection).migrating(connection)
+    engine = store.connection.engine
+    with dialect_of(engine).migrating(engine) as connection:
         connection.execute(text("LOCK TABLE outbox_events IN ACCESS EXCLUSIVE MODE"))
 
 

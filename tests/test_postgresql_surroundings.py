@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine, ForeignKey, create_engine, text
+from sqlalchemy import URL, Connection, Engine, ForeignKey, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 from sqlalchemy.pool import NullPool
 
@@ -164,6 +165,22 @@ def test_applications_that_read_one_snapshot_migrate_side_by_side(postgres: Post
 
     with postgres.database(empty=True) as url, ThreadPoolExecutor(4) as threads:
         assert {after for _, after in threads.map(start, [url] * 4)} == {schema.head()}
+
+
+def test_migration_that_ends_half_way_leaves_nothing_even_of_an_engine_in_autocommit(postgres: Postgres) -> None:
+    with postgres.database(empty=True) as url:
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+
+        @event.listens_for(engine, "after_cursor_execute")
+        def on_executed(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+            if "CREATE INDEX" in statement:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            schema.upgrade(engine)
+        event.remove(engine, "after_cursor_execute", on_executed)
+        assert schema.upgrade(engine) == (None, schema.head())
+        engine.dispose()
 
 
 def test_id_that_no_column_can_hold_delays_no_other_document(

@@ -265,8 +265,8 @@ class Dialect(Protocol):
 
     # -- in the transaction of an application, through its own connection, and as cheap as can be ----------------
 
-    def migrating(self, connection: Connection) -> None:
-        """Until the transaction ends no other one migrates the tables, none writes `alone`, and none is `recording`."""
+    def migrating(self, engine: Engine) -> AbstractContextManager[Connection]:
+        """A transaction: until it ends no other one migrates the tables, none writes `alone`, none is `recording`."""
 
     def engine_within(self, connection: Connection) -> Engine:
         """An engine over this connection, whose transactions are savepoints where it has one open."""

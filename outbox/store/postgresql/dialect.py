@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
@@ -54,10 +54,6 @@ _TAKE_TURN: Final = f"SELECT pg_advisory_xact_lock({ALONE})"
 _SETTLED: Final = f"SELECT pg_advisory_xact_lock({RECORDING})"
 _TAKE_TURN_SETTLED: Final = f"{_SETTLED}; {_TAKE_TURN}"
 
-# One by one: asyncpg takes no several at once. The first for engines of applications: with a snapshot of its own, one
-# that has waited would not see the tables that another has just made.
-_MIGRATING: Final = ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", _SETTLED, _TAKE_TURN)
-
 # Who has the table open for writing. A prepared transaction has no process, but a lock on its own number.
 _WRITERS: Final = (
     "SELECT l.virtualtransaction, coalesce('process ' || l.pid, 'prepared as ' || quote_literal((SELECT x.gid"
@@ -96,8 +92,7 @@ class PostgreSQL:
 
     # -- a statement ----------------------------------------------------------------------------------------------
 
-    def prepared(self, sql: str, parameters: Mapping[str, Any]) -> tuple[str, Any]:
-        return statements.prepared(sql, parameters)
+    prepared = staticmethod(statements.prepared)
 
     def cursor(self, driver: Any, parameters: Any) -> Any:
         """Documents come as they are, and not in hexadecimal; not for several statements at once, which are text."""
@@ -303,9 +298,14 @@ class PostgreSQL:
 
     # -- in the transaction of an application ---------------------------------------------------------------------
 
-    def migrating(self, connection: Connection) -> None:
-        for statement in _MIGRATING:
-            connection.exec_driver_sql(statement)
+    @contextmanager
+    def migrating(self, engine: Engine) -> Iterator[Connection]:
+        """Whatever the engine of an application does: with a snapshot of its own, one that has waited would not see the
+        tables that another has just made, and one in AUTOCOMMIT would neither wait nor be undone as a whole."""
+        with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            for statement in (_SETTLED, _TAKE_TURN):  # one by one: asyncpg takes no several at once
+                connection.exec_driver_sql(statement)
+            yield connection
 
     engine_within = staticmethod(nested.engine_within)
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection, Engine, Insert, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import DatabaseUnavailable
 from outbox.files import beside
-from outbox.store.dialect import Finding, Hold, Row, Run, Sizes, Watch
+from outbox.store.dialect import Finding, Hold, Run, Sizes, Watch
 from outbox.store.models import EPOCH_STEP
 from outbox.store.sqlite import engine as engines
 from outbox.store.sqlite import inserts, lock, malformed, nested
@@ -251,11 +251,13 @@ class SQLite:
 
     # -- in the transaction of an application ---------------------------------------------------------------------
 
-    def migrating(self, connection: Connection) -> None:
-        engines.take_for(connection)
+    @contextlib.contextmanager
+    def migrating(self, engine: Engine) -> Iterator[Connection]:
+        with engine.begin() as connection:
+            engines.take_for(connection)
+            yield connection
 
-    def engine_within(self, connection: Connection) -> Engine:
-        return nested.engine_within(connection)
+    engine_within = staticmethod(nested.engine_within)
 
     def lock(self, connection: Connection) -> None:
         engines.take_for(connection)
@@ -275,13 +277,8 @@ class SQLite:
     def announce_end(self, connection: Connection) -> None:
         """Nobody writes beside it."""
 
-    def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
-        return inserts.insert(connection, rows, contents)
-
-    def insert_selected(
-        self, connection: Connection, statement: Insert, parameters: Mapping[str, Any]
-    ) -> Sequence[int]:
-        return inserts.insert_selected(connection, statement, parameters)
+    insert = staticmethod(inserts.insert)
+    insert_selected = staticmethod(inserts.insert_selected)
 
     def schema_token_in(self, connection: Connection) -> int:
         return inserts.schema_token(connection)
