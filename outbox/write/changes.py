@@ -40,6 +40,7 @@ def note(session: Session, places: Sequence[Place]) -> None:
         return
     journal, created_at = journal_of(session), now_ms()
     for entity in {entity for entity, _ in places}:
+        refuse_translated(journal.connection.get_execution_options(), entity.mapper)
         _require_one_database(session, journal, entity)
     wanted = {
         (entity.name, key[0], key[1]): (_REFRESH, key[0], key[1], key[2], entity.name, 0, created_at)
@@ -56,6 +57,7 @@ def note_dependents(
     `moved`: those of which other documents may be made than at their last change in this transaction.
     """
     journal = journal_of(session)
+    refuse_translated(journal.connection.get_execution_options(), link.target)
     _require_one_database(session, journal, link.entity)
     number = journal.overruled.setdefault(link, 0)
     journal.forget((link, identity, number) for identity in moved)
@@ -116,6 +118,18 @@ def _require_one_database(session: Session, journal: Journal, entity: Entity) ->
         )
     _check_view(journal.connection, entity)
     together.add(entity)
+
+
+def refuse_translated(options: Mapping[str, Any], mapper: Mapper[Any]) -> None:
+    """Raises `ConfigurationError` where execution options put a class, or the outbox, where no relay looks."""
+    if translated := options.get("schema_translate_map"):
+        for schema in (None, *(table.schema for table in mapper.tables)):
+            if (other := translated.get(schema, schema)) != schema:
+                raise ConfigurationError(
+                    f"{mapper.class_.__name__} is written with the schema_translate_map {{{schema!r}: {other!r}}}, of "
+                    "which relays know nothing: they would look for its rows in another schema; name the schema in its "
+                    "model, or set the search_path of application and relay"
+                )
 
 
 def where_written(mapper: Mapper[Any]) -> dict[str, Any]:

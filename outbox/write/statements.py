@@ -40,6 +40,7 @@ from outbox.write.changes import (
     note,
     note_dependents,
     places_of,
+    refuse_translated,
     tenant_of,
 )
 from outbox.write.coverage import Coverage
@@ -71,6 +72,7 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
         if not own and not touched:
             return None
     journal.require_transaction(session)
+    refuse_translated(state.execution_options, mapper)
     session._autoflush()  # as SQLAlchemy is about to: not in a flush, whose listeners may execute statements
     if state.is_insert:
         identities, result = _with_keys(state, mapper)

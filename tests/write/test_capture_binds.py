@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, select
+from sqlalchemy import Engine, create_engine, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 from outbox import ConfigurationError, EntityRegistry, OutboxRepository, sqlite
 from outbox.models import events, metadata
 from tests.support.watching import Rows
 from tests.write import ON_SQLITE
-from tests.write.models import Base, Contact
+from tests.write.models import Account, Base, Contact
 
 OUTBOX = metadata.sorted_tables
 
@@ -94,6 +94,57 @@ def test_entity_whose_outbox_is_in_another_database_is_refused_by_name(
     for engine in (database, elsewhere):
         with Session(engine) as session:
             assert session.execute(select(events.c.id)).all() == []
+
+
+TRANSLATED = {"schema_translate_map": {None: "acme"}}
+
+
+def add_of_an_engine(sessions: sessionmaker[Session], database: Engine) -> None:
+    with sessions.begin() as session:
+        session.bind = database.execution_options(**TRANSLATED)
+        session.add(Contact(id=2, name="Grace", tenant_id="t1"))
+
+
+def add_of_a_later_connection(sessions: sessionmaker[Session], _database: Engine) -> None:
+    with sessions.begin() as session:
+        session.add(Contact(id=2, name="Grace", tenant_id="t1"))
+    with sessions.begin() as session:
+        session.connection(execution_options=TRANSLATED)
+        session.add(Contact(id=2, name="Grace", tenant_id="t1"))
+
+
+def update_of_a_statement(sessions: sessionmaker[Session], _database: Engine) -> None:
+    with sessions.begin() as session:
+        session.execute(update(Contact).values(name="Grace"), execution_options=TRANSLATED)
+
+
+def change_of_what_documents_are_made_of(sessions: sessionmaker[Session], database: Engine) -> None:
+    with sessions.begin() as session:
+        session.bind = database.execution_options(**TRANSLATED)
+        session.add(Account(id=1, name="Acme"))
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    "change",
+    [add_of_an_engine, add_of_a_later_connection, update_of_a_statement, change_of_what_documents_are_made_of],
+)
+def test_entity_that_is_written_to_another_schema_than_relays_read_is_refused(
+    change: Callable[[sessionmaker[Session], Engine], None], database: Engine, registry: EntityRegistry
+) -> None:
+    with database.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA acme")
+        for table in ("contacts", "accounts"):
+            connection.exec_driver_sql(f"CREATE TABLE acme.{table} (LIKE {table})")
+        connection.exec_driver_sql(
+            "INSERT INTO acme.contacts (id, name, tenant_id, archived) VALUES (1, 'Ada', 't1', false)"
+        )
+    registry.add(Contact, index="contacts", fields=["name", "account.name"], tenant="tenant_id")
+    sessions = registry.capture(sessionmaker(database))
+    with pytest.raises(ConfigurationError, match=r"schema_translate_map \{None: 'acme'\}.* set the search_path"):
+        change(sessions, database)
+    with database.connect() as connection:
+        assert connection.exec_driver_sql("SELECT name FROM acme.contacts").scalars().all() == ["Ada"]
 
 
 def test_scoped_session_is_that_of_the_moment(database: Engine) -> None:
