@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Connection, Engine, ForeignKey, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, ForeignKey, create_engine, event, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 from sqlalchemy.pool import NullPool
 
@@ -288,6 +289,39 @@ def test_rebuild_whose_session_was_ended_is_not_taken_for_a_killed_one(
     (job,) = jobs.open_jobs(store)
     assert store.presence.live("reindex", [job.lease_token]) == [job.lease_token]
     steps.close()
+
+
+def test_transaction_whose_connection_was_lost_is_tried_again_as_any_other(engine: Engine) -> None:
+    with Sessions(bind=engine) as session:
+        session.add(Contact(id=1, name="Ada"))
+        pid = session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        administer(engine.url, f"SELECT pg_terminate_backend({pid}, 10000)")
+        with pytest.raises(OperationalError) as lost:
+            session.commit()
+        assert lost.value.connection_invalidated
+        session.rollback()
+        session.add(Contact(id=1, name="Ada"))
+        session.commit()
+
+
+def test_serialization_failure_of_an_outbox_statement_is_that_of_the_application(engine: Engine) -> None:
+    with Sessions(bind=engine) as session, session.begin():
+        session.add_all([Contact(id=1, name="Ada"), Contact(id=2, name="Grace")])
+    serializable = engine.execution_options(isolation_level="SERIALIZABLE")
+    with Session(serializable) as first, Sessions(bind=serializable) as second:
+        for session in (first, second):
+            session.scalars(select(Contact)).all()
+
+        @event.listens_for(serializable, "after_cursor_execute")
+        def on_executed(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+            if statement.startswith("UPDATE contacts") and first.in_transaction():
+                first.execute(text("UPDATE ONLY contacts SET name = 'Augusta' WHERE id = 1"))
+                first.commit()
+
+        second.get_one(Contact, 2).name = "Hopper"
+        with pytest.raises(OperationalError) as refused:
+            second.commit()
+        assert getattr(refused.value.orig, "sqlstate", None) == "40001"
 
 
 def test_session_in_autocommit_changes_nothing_that_other_documents_are_made_of(engine: Engine) -> None:

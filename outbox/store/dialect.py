@@ -291,7 +291,9 @@ class Dialect(Protocol):
 
     def insert(self, connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
         """Insert rows of one `created_at`, and their documents if any. Returns their ids, ascending, in the order of
-        the rows. Raises `DatabaseUnavailable` or `SchemaError`, and `ConfigurationError` in AUTOCOMMIT."""
+        the rows. Raises `DatabaseUnavailable` or `SchemaError`, and `ConfigurationError` in AUTOCOMMIT. What says that
+        the transaction is to be tried again (a deadlock, a lost connection) comes as SQLAlchemy raises it, where the
+        database has such errors."""
 
     def insert_selected(
         self, connection: Connection, statement: Insert, parameters: Mapping[str, Any]

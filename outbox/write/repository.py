@@ -42,7 +42,8 @@ class OutboxRepository:
 
     Every method checks its input before anything is stored; after an `InvalidInput` the session is still usable.
     `DatabaseUnavailable` (locked, full) and `SchemaError` (no outbox tables) come where the rows are stored: roll the
-    transaction back then.
+    transaction back then. On PostgreSQL a lost connection, a deadlock and a serialization failure come as of any other
+    statement, as SQLAlchemy's `DBAPIError`, so that what tries transactions again does so.
     With `OUTBOX_ENABLED=false` the methods check nothing, store nothing and return None or an empty list.
     """
 

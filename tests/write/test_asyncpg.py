@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from sqlalchemy import Engine, delete, insert, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from outbox import EntityRegistry, OutboxRepository
@@ -95,6 +96,23 @@ def test_change_of_what_documents_are_made_of_is_noted_for_each_of_them(engine: 
             await session.execute(update(Account).values(name="Acme"))
 
     assert written_by(engine, write) == [f"refresh contacts/{id_}" for id_ in (1, 2, 1, 2, 1, 2)]
+
+
+def test_transaction_whose_connection_was_lost_is_tried_again_as_any_other(engine: Engine) -> None:
+    async def write(_engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession]) -> None:
+        async with sessions() as session:
+            session.add(Contact(id=1, name="Ada"))
+            pid = (await (await session.connection()).exec_driver_sql("SELECT pg_backend_pid()")).scalar_one()
+            with engine.connect() as connection:
+                connection.exec_driver_sql(f"SELECT pg_terminate_backend({pid}, 10000)")
+            with pytest.raises(DBAPIError) as lost:
+                await session.commit()
+            assert lost.value.connection_invalidated
+            await session.rollback()
+            session.add(Contact(id=1, name="Ada"))
+            await session.commit()
+
+    assert written_by(engine, write) == ["refresh contacts/1"]
 
 
 def test_session_that_commits_each_statement_by_itself_is_refused(engine: Engine) -> None:

@@ -66,6 +66,8 @@ _WRITTEN: Final = (  # who has only read looks at no row
 )
 
 _UNDEFINED_TABLE: Final = "42P01"
+_ROLLED_BACK: Final = "40"
+"""The class of what says that a transaction may succeed if it is tried again: deadlocks, serialization failures."""
 
 
 def insert(connection: Connection, rows: Sequence[Row], contents: Sequence[str] = ()) -> Sequence[int]:
@@ -128,8 +130,12 @@ def _running(connection: Connection) -> Iterator[Callable[..., Sequence[Any]]]:
     try:
         yield run
     except connection.dialect.loaded_dbapi.Error as error:
-        if getattr(error, "sqlstate", None) == _UNDEFINED_TABLE:
+        state = getattr(error, "sqlstate", None) or ""
+        if state == _UNDEFINED_TABLE:
             raise SchemaError(f"the database has no outbox tables ({error}): run 'outbox-relay migrate'") from error
+        if state.startswith(_ROLLED_BACK) or connection.dialect.is_disconnect(error, connection.connection, cursor):
+            # As of a statement of the application, which tries again on this error, and on no other.
+            connection._handle_dbapi_exception(error, None, None, cursor, None)
         raise DatabaseUnavailable(f"the outbox row cannot be stored: {error}; roll the transaction back") from error
     finally:
         cursor.close()
