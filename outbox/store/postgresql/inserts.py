@@ -134,7 +134,8 @@ def _running(connection: Connection) -> Iterator[Callable[..., Sequence[Any]]]:
         if state == _UNDEFINED_TABLE:
             raise SchemaError(f"the database has no outbox tables ({error}): run 'outbox-relay migrate'") from error
         if state.startswith(_ROLLED_BACK) or connection.dialect.is_disconnect(error, connection.connection, cursor):
-            # As of a statement of the application, which tries again on this error, and on no other.
+            # As of a statement of the application, which tries again on this error, and on no other. Nothing public
+            # judges and wraps an error; this is the same in SQLAlchemy 2.0 and 2.1.
             connection._handle_dbapi_exception(error, None, None, cursor, None)
         raise DatabaseUnavailable(f"the outbox row cannot be stored: {error}; roll the transaction back") from error
     finally:
