@@ -18,6 +18,7 @@ from outbox.store.models import (
     Result,
     State,
     Transition,
+    unfinished,
 )
 from outbox.store.store import Store, dialect_of
 from tests.support import LIMIT_S
@@ -75,8 +76,9 @@ class Database:
             found = connection.execute(
                 text(
                     "SELECT c.index_name, c.document_id, c.id, e.id, e.state FROM outbox_events AS c"
-                    " JOIN outbox_events AS e ON e.index_name = c.index_name AND e.document_id = c.document_id"
-                    " WHERE c.state = 'claimed' AND e.id < c.id"
+                    f" JOIN outbox_events AS e {dialect_of(connection).indexed('held')}"
+                    " ON e.index_name = c.index_name AND e.document_id = c.document_id"
+                    f" WHERE c.state = 'claimed' AND e.id < c.id AND ({unfinished('e')})"
                     " AND (e.state = 'pending' OR e.state = 'claimed' AND e.claim_token <> c.claim_token)"
                 )
             )
