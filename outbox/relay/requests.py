@@ -152,7 +152,7 @@ def leased(store: Store, request: Request, now: int, least_ms: int, lease_ms: in
     if not (claim and _may_make(store, request)):
         logger.warning("a lease ended before its rows were sent; the relay that has them now delivers them")
         return None
-    return replace(request, claim=claim)
+    return request if claim is request.claim else replace(request, claim=claim)  # which knows its size no more
 
 
 def _may_make(store: Store, request: Request) -> bool:
