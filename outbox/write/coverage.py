@@ -94,11 +94,13 @@ class Coverage:
 
     def committing(self, session: Session) -> None:
         """Note which rows triggers have written in this transaction: `wait_until_synced` waits for them too."""
-        begun = journals.connection_begun(session)
-        if begun and not dialect_of(begun).ids_follow_commits and not self._was_bare(begun.engine):
-            self.of(session)  # it may be the first look, of a transaction of plain SQL alone
-        beginning: _Beginning | None = session.info.get(self)
-        if beginning is None or beginning.highest_id is None or not beginning.root.is_active:
+        beginning = self._beginning(session)
+        if beginning is None:  # no look so far, in a transaction of plain SQL alone
+            begun = journals.connection_begun(session)
+            if begun and not dialect_of(begun).ids_follow_commits and not self._was_bare(begun.engine):
+                self.of(session)
+                beginning = self._beginning(session)
+        if beginning is None or beginning.highest_id is None:
             return
         journal = journals.journal_of(session)
         if journal.root is beginning.root:
@@ -106,6 +108,11 @@ class Coverage:
             if ids := dialect_of(connection).written_since(connection, beginning.highest_id):
                 journal.add(ids, None)
                 session.info[self] = _Beginning(journal.root, ids[-1])
+
+    def _beginning(self, session: Session) -> _Beginning | None:
+        """What is noted of the transaction that goes on."""
+        beginning: _Beginning | None = session.info.get(self)
+        return beginning if beginning and beginning.root.is_active else None
 
     def of(self, session: Session) -> frozenset[Entity]:
         """The entities whose changes the database of a session notes by itself."""
