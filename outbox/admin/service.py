@@ -28,7 +28,7 @@ from outbox.store.models import State, now_ms
 from outbox.store.operators import Report, Retried
 from outbox.store.pauses import Pause
 from outbox.store.store import Store
-from outbox.verify import Verification, lens
+from outbox.verify import Verification, lens, share
 from outbox.verify.lens import Look
 
 LONGEST_START_S: Final = 10.0
@@ -273,10 +273,10 @@ class AdminService:
         with self._database.store() as store:
             verification(store)  # raises for what does not exist, before the request is answered
 
-        drawn = f"{sample:.1%}" if sample < 1 else None
+        told = {"entity": entity, "tenant": tenant, "sample": share(sample), "repair": repair}
 
         def work() -> None:
-            with self._noted(by, "verify", entity=entity, tenant=tenant, sample=drawn, repair=repair) as (store, _):
+            with self._noted(by, "verify", **told) as (store, _):
                 self.followed.follow(verification(store), by, stopping=lambda: self._background.stopping)
 
         compared = entity or "all entities"

@@ -43,10 +43,11 @@ def pause(reason: str, index: str | None, tenant: str | None, database_url: str 
     with open_store(loaded) as store:
         if index is not None:
             pauses.require_index(store, index)
-        registry = None if tenant is None else _registry_if_any(loaded)
-        spelled = () if tenant is None else tenant_texts(tenant, registry or ())
+        spelled: tuple[str, ...] = ()
         if tenant is not None:
+            registry = _registry_if_any(loaded)
             tenants.require(store, registry, tenant)
+            spelled = tenant_texts(tenant, registry or ())
         paused = Pause(index, tenant, now_ms(), operator_name(), reason)
         told = audit.described({"index": index, "tenant": tenant, "reason": reason})
         with audit.noted(store, paused.by, "pause", told):

@@ -20,7 +20,7 @@ from outbox.cli.wiring import load_settings, open_store
 from outbox.destinations import destination_of
 from outbox.store import audit
 from outbox.store.drift import DriftKind
-from outbox.verify import MOST_SHARES, Checked, Drift, Totals, Verification, lost
+from outbox.verify import MOST_SHARES, Checked, Drift, Totals, Verification, lost, share
 
 LINE_EVERY_S = 5.0
 
@@ -83,8 +83,8 @@ def verify(
             )
             if not entities:
                 warn_of_unregistered(store, registry, "is not compared")
-            drawn = f"{sample:.1%}" if sample < 1 else None
-            by, told = operator_name(), {"entity": entities, "tenant": tenant, "sample": drawn, "repair": repair}
+            by = operator_name()
+            told = {"entity": entities, "tenant": tenant, "sample": share(sample), "repair": repair}
             with (
                 audit.noted(store, by, "verify", audit.described(told)) as note,
                 _progress() as show,

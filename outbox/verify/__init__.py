@@ -2,6 +2,6 @@
 
 from outbox.verify.drift import Drift
 from outbox.verify.repair import lost
-from outbox.verify.verification import MOST_SHARES, Checked, Totals, Verification
+from outbox.verify.verification import MOST_SHARES, Checked, Totals, Verification, share
 
-__all__ = ["MOST_SHARES", "Checked", "Drift", "Totals", "Verification", "lost"]
+__all__ = ["MOST_SHARES", "Checked", "Drift", "Totals", "Verification", "lost", "share"]

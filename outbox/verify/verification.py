@@ -54,6 +54,11 @@ _LARGEST_READ = 5_000_000
 """Bytes of documents that are compared at a time: the index answers with about as much."""
 
 
+def share(sample: float) -> str | None:
+    """How large a sample is, for the audit; None: it is all of them."""
+    return f"{sample:.1%}" if sample < 1 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """How many documents were compared so far. `total` may be off by what is written meanwhile."""
