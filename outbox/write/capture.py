@@ -133,8 +133,8 @@ class Capture:
             return
         flush = session.info[self._flush] = Flush(self._coverage, known, session)
         flush.remember()
-        if session.bind is not None and flush.is_about_outbox():
-            flush.ask()
+        if session.bind is not None and flush.is_about_outbox(classes := flush.classes()):
+            flush.ask(classes)
         if known.looks_before:
             flush.look()
 
@@ -182,23 +182,23 @@ class Flush:
             plans = self.ask()
         return plans[class_]
 
-    def ask(self) -> Memo:
+    def ask(self, classes: Collection[type[Any]] | None = None) -> Memo:
         """Ask now: what triggers write from here on is theirs, and what is read from here on stays true."""
-        journal.lock(self._session)
+        connection = journal.lock(self._session)
         plans = self._plans = self._known.plans_without(self._coverage.of(self._session))
-        if any(plans[each] for each in self._classes()):
-            journal.require_transaction(self._session)
+        if any(map(plans.__getitem__, classes or self.classes())):
+            journal.require_transaction(connection)
         return plans
 
-    def _classes(self) -> set[type[Any]]:
+    def classes(self) -> Collection[type[Any]]:
         """Of the objects that it may write."""
         return set(map(type, chain(self._dirty, self._session.new, self._session.deleted)))
 
-    def is_about_outbox(self) -> bool:
+    def is_about_outbox(self, classes: Collection[type[Any]]) -> bool:
         """Whether it writes to the database of the outbox, of those that the session may have."""
-        session, classes = self._session, self._classes()
-        if any(self._known.plans[each] for each in classes):  # as nearly always: they are there, or an error
+        if any(map(self._known.plans.__getitem__, classes)):  # as nearly always: they are there, or an error
             return True
+        session = self._session
         own = journal.bind_of(session).engine
         return any(session.get_bind(**where_written(class_mapper(each))).engine is own for each in classes)
 

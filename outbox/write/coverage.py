@@ -97,7 +97,12 @@ class Coverage:
         beginning = self._beginning(session)
         if beginning is None:  # no look so far, in a transaction of plain SQL alone
             begun = journals.connection_begun(session)
-            if begun and not dialect_of(begun).ids_follow_commits and not self._was_bare(begun.engine):
+            if (
+                begun
+                and not dialect_of(begun).ids_follow_commits
+                and not self._was_bare(begun.engine)
+                and journals.leads_to_outbox(session, begun)  # last, as it takes longest
+            ):
                 self.of(session)
                 beginning = self._beginning(session)
         if beginning is None or beginning.highest_id is None:

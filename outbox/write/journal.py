@@ -120,16 +120,18 @@ def journal_on(session: Session, transaction: Any, connection: Connection) -> Jo
     return journal
 
 
-def lock(session: Session) -> None:
-    """Take the write lock of the outbox's database, where it has one: what is read from here on stays true."""
+def lock(session: Session) -> Connection:
+    """Take the write lock of the outbox's database, where it has one: what is read from here on stays true.
+
+    Returns the connection to it."""
     connection = journal_of(session).connection
     if is_supported(connection):
         dialect_of(connection).lock(connection)
+    return connection
 
 
-def require_transaction(session: Session) -> None:
+def require_transaction(connection: Connection) -> None:
     """Raises `ConfigurationError` where a change would be committed before its rows are there."""
-    connection = journal_of(session).connection
     dialect_of(connection).require_transaction(connection)
 
 
@@ -139,14 +141,17 @@ def begun(session: Session, transaction: Any, connection: Connection) -> None:
 
 
 def connection_begun(session: Session) -> Connection | None:
-    """The connection to the outbox tables of the transaction that the session is in, if it has begun one there."""
+    """The connection on which the session has begun the transaction that goes on, to whichever database, if it has."""
     _, connection = session.info.get(_BEGUN, _NOTHING_BEGUN)
-    if connection is None or connection.closed or not connection.in_transaction():
-        return None
+    return connection if connection is not None and not connection.closed and connection.in_transaction() else None
+
+
+def leads_to_outbox(session: Session, connection: Connection) -> bool:
+    """Whether the outbox tables of a session are in the database of this connection."""
     try:
-        return connection if connection.engine is bind_of(session).engine else None
+        return bool(connection.engine is bind_of(session).engine)
     except ConfigurationError:
-        return None  # the first change of an entity says so
+        return False  # the first change of an entity says so
 
 
 def open_journal(session: Session) -> Journal | None:

@@ -65,13 +65,14 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
     if not own and not touched:
         return None
     session = state.session
-    journal.lock(session)  # before the first look: what is read here must be true when the statement is carried out
+    # Before the first look: what is read here must be true when the statement is carried out.
+    connection = journal.lock(session)
     if aside := coverage.of(session):
         own = [each for each in own if each.entity not in aside]
         touched = [link for link in touched if link.entity not in aside]
         if not own and not touched:
             return None
-    journal.require_transaction(session)
+    journal.require_transaction(connection)
     refuse_translated(state.execution_options, mapper)
     session._autoflush()  # as SQLAlchemy is about to: not in a flush, whose listeners may execute statements
     if state.is_insert:
