@@ -32,6 +32,7 @@ from outbox.entities.links import Link
 from outbox.entities.registry import EntityRegistry
 from outbox.errors import ConfigurationError, InvalidName, shortened
 from outbox.settings import write_settings
+from outbox.store.store import dialect_of
 from outbox.write import journal
 from outbox.write.changes import (
     UNLOADED,
@@ -183,11 +184,13 @@ class Flush:
         return plans[class_]
 
     def ask(self, classes: Collection[type[Any]] | None = None) -> Memo:
-        """Ask now: what triggers write from here on is theirs, and what is read from here on stays true."""
+        """Ask now: what triggers write from here on is theirs, and what is read from here on stays true.
+
+        `classes`: what `classes()` has just said, if that was asked."""
         connection = journal.lock(self._session)
         plans = self._plans = self._known.plans_without(self._coverage.of(self._session))
         if any(map(plans.__getitem__, classes or self.classes())):
-            journal.require_transaction(connection)
+            dialect_of(connection).require_transaction(connection)
         return plans
 
     def classes(self) -> Collection[type[Any]]:

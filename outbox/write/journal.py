@@ -130,11 +130,6 @@ def lock(session: Session) -> Connection:
     return connection
 
 
-def require_transaction(connection: Connection) -> None:
-    """Raises `ConfigurationError` where a change would be committed before its rows are there."""
-    dialect_of(connection).require_transaction(connection)
-
-
 def begun(session: Session, transaction: Any, connection: Connection) -> None:
     """Remember what the session has begun: to ask it for its connection costs half as much as an INSERT."""
     session.info[_BEGUN] = (transaction, connection)

@@ -26,6 +26,7 @@ from outbox.entities.entity import Entity
 from outbox.entities.kinds import kind_attributes, same_hierarchy
 from outbox.entities.links import Link
 from outbox.errors import ConfigurationError, DatabaseUnavailable, InvalidName
+from outbox.store.store import dialect_of
 from outbox.write import journal
 from outbox.write.changes import (
     Identity,
@@ -72,7 +73,7 @@ def note_statement(known: Known, coverage: Coverage, state: ORMExecuteState) -> 
         touched = [link for link in touched if link.entity not in aside]
         if not own and not touched:
             return None
-    journal.require_transaction(connection)
+    dialect_of(connection).require_transaction(connection)
     refuse_translated(state.execution_options, mapper)
     session._autoflush()  # as SQLAlchemy is about to: not in a flush, whose listeners may execute statements
     if state.is_insert:
